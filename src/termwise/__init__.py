@@ -1,0 +1,8 @@
+"""Pure, typed loss functions for PyTorch, and every term has a name."""
+
+from ._contract import ContractError as ContractError
+from ._contract import contract as contract
+from ._terms import Terms as Terms
+from ._terms import terms as terms
+
+__version__ = "0.1.0"

@@ -1,0 +1,393 @@
+"""One decorator that makes a signature's shapes and dtypes binding, in eager and compiled."""
+
+import builtins
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
+
+import torch
+from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
+from torch import Tensor
+
+from ._terms import Terms
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argument that fixed it)
+
+# An int where a float is declared is what every caller means by `gamma=1`.
+_BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
+
+_DTYPE_NAMES: Final = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+
+
+class ContractError(TypeCheckError):
+    """An argument or a result does not have the shape, the dtype or the type its annotation asks.
+
+    A subclass of jaxtyping's `TypeCheckError`, hence of `TypeError`. The message is one sentence:
+    the function, the argument, the annotation, what came, and which argument had fixed the axis.
+    """
+
+
+def contract(fn: Callable[P, R]) -> Callable[P, R]:
+    """Enforce a function's jaxtyping annotations on every call.
+
+    In eager, jaxtyping and beartype check the arguments before the body runs; then the result is
+    checked, and where it is a [`Terms`][termwise.Terms] record its fields are, in the same axis
+    bindings. While `torch.compile` or `torch.export` traces, jaxtyping cannot run, so rank, axis
+    sizes, dtype family and literals are compared in plain Python: once, at trace time, with no
+    trace left in the graph. A compiled call pays nothing for it.
+
+    `JAXTYPING_DISABLE=1` in the environment turns all of it off.
+
+    Args:
+        fn: a function or method. Annotate tensors with jaxtyping types
+            (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
+            call. Every other annotation is enforced too (`Literal`, `float`, classes, unions).
+            Axes computed from argument values (`"{k}+1"`) are compared in eager only.
+
+    Returns:
+        The same function, checked. Its name, signature, docstring and static type are kept.
+
+    Raises:
+        ContractError: at the call, naming what did not fit. `torch.compile(fullgraph=True)`
+            reports it as an error of its own with this one's text inside.
+
+    Example:
+        >>> import torch
+        >>> from jaxtyping import Float
+        >>> from torch import Tensor
+        >>> import termwise as tw
+        >>> @tw.contract
+        ... def squared_distance(x: Float[Tensor, "batch dim"], y: Float[Tensor, "batch dim"]):
+        ...     return (x - y).square().sum()
+        >>> squared_distance(torch.zeros(8, 4), torch.zeros(1, 4))
+        Traceback (most recent call last):
+        termwise.ContractError: squared_distance: y needs Float[Tensor, "batch dim"], got
+        float32[1, 4]: axis batch is 1, but it is 8 in x
+    """
+    signature = inspect.signature(fn)
+    hints = typing.get_type_hints(fn, include_extras=True)
+    returns = hints.pop("return", Any)
+    name = fn.__qualname__.rpartition("<locals>.")[2]
+    expected = {parameter: _Expected(hint) for parameter, hint in hints.items()}
+    # A result is a record, a tuple, or one value; its parts are checked in the same axes.
+    results = _expected_parts(returns)
+    whole = None if results else _Expected(returns)
+    kind = typing.get_origin(returns) or returns
+    if not isinstance(kind, type) or kind is Any or _is_array(kind):
+        kind = object
+    positions = list(signature.parameters)
+    run = _under_beartype(fn, computed=any("{" in e.spelled for e in expected.values()))
+
+    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Axes:
+        axes: Axes = {}
+        for parameter, value in (*zip(positions, args, strict=False), *kwargs.items()):
+            if parameter in expected:
+                problem = expected[parameter].problem(value, parameter, axes)
+                if problem:
+                    raise ContractError(f"{name}: {parameter} {problem}")
+        return axes
+
+    def check_result(result: Any, axes: Axes) -> None:
+        if not isinstance(result, kind):
+            raise ContractError(f"{name}: the result needs {_spell(returns)}, got {_show(result)}")
+        for part, expectation in results.items():
+            value = getattr(result, part) if isinstance(part, str) else result[part]
+            problem = expectation.problem(value, f"{part}", axes)
+            if problem:
+                raise ContractError(f"{name}: the result's {part} {problem}")
+        if whole is not None:
+            problem = whole.problem(result, "the result", axes)
+            if problem:
+                raise ContractError(f"{name}: the result {problem}")
+
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+        axes = bind(args, kwargs)
+        result = fn(*args, **kwargs)
+        check_result(result, axes)
+        return result
+
+    def eager(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jaxtyped("context"):
+            try:
+                result = run(*args, **kwargs)
+            except (BeartypeCallHintViolation, TypeCheckError) as violation:
+                message = _explain(name, signature, hints, args, kwargs)
+                if message is None:  # it is about a call that the body made
+                    raise
+                raise ContractError(message) from violation.__cause__
+            check_result(result, bind(args, kwargs))
+        return result
+
+    # Where Dynamo has given up on a caller it still tries each frame below, and there it answers
+    # isinstance(x, Float[...]) with False. To ask for the shield imports Dynamo, which takes a
+    # second: it is asked for only where Dynamo is there.
+    @functools.cache
+    def shielded() -> Callable[P, R]:
+        return torch.compiler.disable(eager)  # pyright: ignore
+
+    @functools.wraps(fn)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if config.jaxtyping_disable:
+            return fn(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return traced(*args, **kwargs)
+        if "torch._dynamo" in sys.modules:
+            return shielded()(*args, **kwargs)
+        return eager(*args, **kwargs)
+
+    # Dynamo keeps its caches and its recompile limit by code object, and closures share one:
+    # without a copy for each function, the ninth loss compiled in a process would fail.
+    unshared = cast("types.FunctionType", checked)
+    unshared.__code__ = unshared.__code__.replace(co_name=fn.__name__)
+    return checked
+
+
+ContractError.__module__ = "termwise"  # as users import it, and as tracebacks print it
+
+
+def _under_beartype(fn: Callable[P, R], *, computed: bool) -> Callable[P, R]:
+    """Give fn with its arguments checked by beartype; the result is checked by `contract`."""
+    arguments_only = types.FunctionType(
+        fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__
+    )
+    arguments_only.__kwdefaults__ = fn.__kwdefaults__
+    arguments_only.__qualname__, arguments_only.__module__ = fn.__qualname__, fn.__module__
+    arguments_only.__annotations__ = {
+        parameter: hint for parameter, hint in fn.__annotations__.items() if parameter != "return"
+    }
+    typechecker = beartype(conf=_BEARTYPE)
+    # Only jaxtyping's own decorator knows the arguments that an axis "{k}+1" needs. The context
+    # that all others run in costs a third as much.
+    return (
+        jaxtyped(arguments_only, typechecker=typechecker)
+        if computed
+        else typechecker(arguments_only)
+    )
+
+
+def _expected_parts(returns: Any) -> dict[str | int, "_Expected"]:
+    """List what is known of a result: the fields of a record, or the elements of a tuple."""
+    if isinstance(returns, type) and issubclass(returns, Terms):
+        return {field: _Expected(hint) for field, hint in typing.get_type_hints(returns).items()}
+    if typing.get_origin(returns) is tuple and Ellipsis not in typing.get_args(returns):
+        return {index: _Expected(hint) for index, hint in enumerate(typing.get_args(returns))}
+    return {}
+
+
+def _explain(
+    name: str,
+    signature: inspect.Signature,
+    hints: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> str | None:
+    """Find the first argument that does not fit; None if all of them do."""
+    axes: Axes = {}
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    for parameter, value in bound.arguments.items():
+        if parameter not in hints:
+            continue
+        expected = _Expected(_filled_in(hints[parameter], bound.arguments))
+        problem = expected.problem(value, parameter, axes)
+        if (
+            not problem
+            and not expected.shapes
+            and not is_bearable(value, hints[parameter], conf=_BEARTYPE)
+        ):
+            problem = f"needs {expected.spelled}, got {_show(value)}"
+        if problem:
+            return f"{name}: {parameter} {problem}"
+    return None
+
+
+def _filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
+    """Put argument values into a shape string, as jaxtyping does: "{k}+1" becomes "3+1"."""
+    if not _is_array(hint) or "{" not in hint.dim_str:
+        return hint
+    shape = eval(f"f{hint.dim_str!r}", dict(arguments))
+    return hint.dtype[hint.array_type, shape]
+
+
+class _Expected:
+    """One annotation, parsed once, for the check that Dynamo can trace."""
+
+    def __init__(self, hint: Any) -> None:
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        options = typing.get_args(hint) if union else (hint,)
+        self.spelled = _spell(hint)
+        self.shapes = tuple(_Shape(option) for option in options if _is_array(option))
+        self.literals = tuple(
+            value
+            for option in options
+            if typing.get_origin(option) is Literal
+            for value in typing.get_args(option)
+        )
+        self.optional = type(None) in options
+        # What is neither an array nor a literal is left to beartype.
+        self.judged = all(
+            _is_array(option) or typing.get_origin(option) is Literal or option is type(None)
+            for option in options
+        )
+
+    def problem(self, value: Any, owner: str, axes: Axes) -> str:
+        """Say why a value does not fit, or "" and bind its axes."""
+        if value is None and self.optional:
+            return ""
+        reason = ""
+        for shape in self.shapes:
+            reason = shape.mismatch(value, owner, axes)
+            if not reason:
+                return ""
+        if not self.judged or (not isinstance(value, Tensor) and value in self.literals):
+            return ""
+        only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
+        return f"needs {self.spelled}, got {_show(value)}{': ' if only else ''}{only}"
+
+
+class _Shape:
+    """A jaxtyping annotation such as `Float[Tensor, "*batch dim"]`, parsed."""
+
+    def __init__(self, hint: Any) -> None:
+        self.array_type: type = hint.array_type
+        self.family: str = hint.dtype.__name__
+        # A tuple of names, or an object that stands for any dtype at all.
+        known: Any = hint.dtypes
+        if not isinstance(known, tuple):
+            known = ()
+        self.dtypes = frozenset(d for d, label in _DTYPE_NAMES.items() if label in known)
+        self.any_dtype = not known
+        self.axes = tuple(_Axis(word) for word in hint.dim_str.split())
+        several = [index for index, axis in enumerate(self.axes) if axis.variadic]
+        self.before = several[0] if several else len(self.axes)
+        self.after = len(self.axes) - self.before - 1 if several else 0
+        self.variadic = bool(several)
+
+    def mismatch(self, value: Any, owner: str, axes: Axes) -> str:
+        """Say why a value does not fit this shape, or "" and bind its axes."""
+        if not isinstance(value, self.array_type) or not isinstance(value, Tensor):
+            return f"not a {self.array_type.__name__}"
+        if not self.any_dtype and value.dtype not in self.dtypes:
+            return f"{_DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
+        sizes = list(value.shape)
+        needed = self.before + self.after
+        if len(sizes) < needed or (len(sizes) > needed and not self.variadic):
+            least = "at least " if self.variadic else ""
+            return f"{len(sizes)} {'axis' if len(sizes) == 1 else 'axes'}, not {least}{needed}"
+        middle = len(sizes) - self.after
+        found: Axes = {}
+        parts: list[Any] = [*sizes[: self.before]]
+        if self.variadic:
+            parts.append(tuple(sizes[self.before : middle]))
+            parts.extend(sizes[middle:])
+        for axis, size in zip(self.axes, parts, strict=True):
+            reason = axis.mismatch(size, owner, axes, found)
+            if reason:
+                return reason
+        axes.update(found)
+        return ""
+
+
+class _Axis:
+    """One word of a shape string."""
+
+    def __init__(self, word: str) -> None:
+        prefix = ""
+        while word[:1] in tuple("#*?_") or (word.count("=") == 1 and "==" not in word):
+            if word[0] in "#*?_":
+                prefix, word = prefix + word[0], word[1:]
+            else:
+                word = word.partition("=")[2]
+        self.name = word
+        self.variadic = "*" in prefix or word == "..."
+        self.stretches = "#" in prefix  # a size of 1 broadcasts
+        self.free = (
+            "_" in prefix or "?" in prefix or word == "..." or (self.variadic and self.stretches)
+        )
+        self.fixed = int(word) if word.lstrip("-").isdigit() else None
+        self.formula: Any = None
+        if not self.free and self.fixed is None and not word.isidentifier():
+            # Axes computed from argument values, "{k}+1", are jaxtyping's to compare, in eager.
+            self.free = "{" in word
+            if not self.free:
+                self.needs = compile(word, "<axis>", "eval").co_names
+                self.formula = eval(
+                    f"lambda {', '.join(self.needs)}: {word}", vars(builtins).copy()
+                )
+
+    def mismatch(self, size: Any, owner: str, axes: Axes, found: Axes) -> str:
+        if self.free or (self.stretches and size == 1):
+            return ""
+        if self.fixed is not None:
+            return "" if size == self.fixed else f"an axis is {size}, not {self.fixed}"
+        if self.formula is not None:
+            known = {**axes, **found}
+            if any(name not in known for name in self.needs):
+                return ""
+            wanted = self.formula(*[known[name][0] for name in self.needs])
+            if size == wanted:
+                return ""
+            fixer = ", ".join(
+                f"{name} is {known[name][0]} in {known[name][1]}" for name in self.needs
+            )
+            because = f", as {fixer}" if fixer else ""
+            return f"axis {self.name} is {size}, but it needs {wanted}{because}"
+        bound = found.get(self.name) or axes.get(self.name)
+        if bound is None:
+            found[self.name] = (size, owner)
+            return ""
+        if size == bound[0]:
+            return ""
+        shown = [list(s) if self.variadic else s for s in (size, bound[0])]
+        return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {bound[1]}"
+
+
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
+def _spell(hint: Any) -> str:
+    """Write an annotation as it stands in the source."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(_spell(option) for option in typing.get_args(hint))
+    if _is_array(hint):
+        shape = f" {hint.dim_str}" if hint.dim_str.isidentifier() else hint.dim_str
+        return f'{hint.dtype.__name__}[{hint.array_type.__name__}, "{shape}"]'
+    if typing.get_origin(hint) is Literal:
+        return f"Literal[{', '.join(_quote(value) for value in typing.get_args(hint))}]"
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _show(value: Any) -> str:
+    """Write a value in a few words: a tensor by dtype and shape."""
+    if isinstance(value, Tensor):
+        return f"{_DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    if isinstance(value, (bool, int, float, complex, str)):
+        return f"{kind} {_quote(value)}"
+    # Dynamo does not trace a look into other arrays.
+    if not torch.compiler.is_compiling() and hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__module__}.{kind} {value.dtype}{list(value.shape)}"
+    return kind
+
+
+def _quote(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -1,0 +1,374 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import jaxtyping
+import numpy
+import pytest
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+import termwise as tw
+
+
+@tw.terms
+class PairTerms(tw.Terms):
+    distance: Float[Tensor, ""]
+    mean: Float[Tensor, " dim"]
+
+
+@tw.contract
+def pair_loss(
+    x: Float[Tensor, "batch dim"],
+    y: Float[Tensor, "batch dim"],
+    *,
+    weight: float = 1.0,
+    reduction: Literal["sum", "mean"] = "sum",
+    mask: Bool[Tensor, " batch"] | None = None,
+) -> PairTerms:
+    """Pair distance."""
+    distance = (x - y).square().sum()
+    return PairTerms(loss=weight * distance, distance=distance, mean=x.mean(0))
+
+
+x = torch.zeros(8, 4)
+
+# (what is wrong, positional arguments, keyword arguments, the whole message)
+WRONG = {
+    "size": (
+        (x, x[:1]),
+        {},
+        'pair_loss: y needs Float[Tensor, "batch dim"], got float32[1, 4]: '
+        "axis batch is 1, but it is 8 in x",
+    ),
+    "rank": (
+        (x[0], x),
+        {},
+        'pair_loss: x needs Float[Tensor, "batch dim"], got float32[4]: 1 axis, not 2',
+    ),
+    "rank three": (
+        (x, x[None]),
+        {},
+        'pair_loss: y needs Float[Tensor, "batch dim"], got float32[1, 8, 4]: 3 axes, not 2',
+    ),
+    "integers": (
+        (x.long(), x),
+        {},
+        'pair_loss: x needs Float[Tensor, "batch dim"], got int64[8, 4]: '
+        "int64 is not a dtype of Float",
+    ),
+    "complex": (
+        (x, x.to(torch.complex64)),
+        {},
+        'pair_loss: y needs Float[Tensor, "batch dim"], got complex64[8, 4]: '
+        "complex64 is not a dtype of Float",
+    ),
+    "a list": (([1.0], x), {}, 'pair_loss: x needs Float[Tensor, "batch dim"], got list'),
+    "None": ((x, None), {}, 'pair_loss: y needs Float[Tensor, "batch dim"], got None'),
+    "literal": (
+        (x, x),
+        {"reduction": "avg"},
+        'pair_loss: reduction needs Literal["sum", "mean"], got str "avg"',
+    ),
+    "optional": (
+        (x, x),
+        {"mask": x[:3, 0] > 0},
+        'pair_loss: mask needs Bool[Tensor, " batch"] | None, got bool[3]: '
+        "axis batch is 3, but it is 8 in x",
+    ),
+    "optional dtype": (
+        (x, x),
+        {"mask": x[:, 0]},
+        'pair_loss: mask needs Bool[Tensor, " batch"] | None, got float32[8]: '
+        "float32 is not a dtype of Bool",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "kwargs", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_refused_in_one_sentence(args, kwargs, message):
+    with pytest.raises(tw.ContractError) as caught:
+        pair_loss(*args, **kwargs)
+    assert str(caught.value) == message
+    assert isinstance(caught.value, jaxtyping.TypeCheckError)
+    assert isinstance(caught.value, TypeError)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("args", "kwargs", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_refused_compiled_with_the_same_text(args, kwargs, message):
+    compiled = torch.compile(pair_loss, fullgraph=True, backend="eager", dynamic=False)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        compiled(*args, **kwargs)
+    assert message in str(caught.value)
+
+
+def test_without_fullgraph_a_compiled_call_raises_the_error_itself():
+    compiled = torch.compile(pair_loss, backend="eager")
+    with pytest.raises(tw.ContractError, match="axis batch is 1, but it is 8 in x"):
+        compiled(x, x[:1])
+
+
+def test_a_call_below_a_frame_that_dynamo_gave_up_is_no_false_alarm():
+    def step(x):
+        torch._dynamo.graph_break()
+        with torch.no_grad(), pytest.MonkeyPatch.context():
+            print("", end="")
+            return pair_loss(x, x, reduction="mean").loss
+
+    assert torch.compile(step, backend="eager")(x) == 0
+    with pytest.raises(tw.ContractError, match="axis dim is 2, but it is 4 in x"):
+        torch.compile(lambda x: step(x) + pair_loss(x, x[:, :2]).loss, backend="eager")(x)
+
+
+def test_a_compiled_shape_that_changes_is_checked_anew():
+    compiled = torch.compile(pair_loss, fullgraph=True, backend="eager")
+    for n in (8, 5, 3, 2):
+        assert compiled(torch.ones(n, 4), torch.zeros(n, 4)).loss == 4 * n
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError"):
+        compiled(torch.ones(5, 4), torch.ones(1, 4))
+
+
+def test_the_check_leaves_nothing_in_the_graph():
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(pair_loss, fullgraph=True, backend=keep)(x, x)
+    targets = {node.target for node in graphs[0].graph.nodes if node.op == "call_function"}
+    assert not any("assert" in str(target) for target in targets)
+
+
+def test_export_refuses_a_wrong_shape():
+    class Pair(torch.nn.Module):
+        def forward(self, x, y):
+            return pair_loss(x, y)
+
+    torch.export.export(Pair(), (x, x))
+    with pytest.raises(Exception, match="axis batch is 1, but it is 8 in x"):
+        torch.export.export(Pair(), (x, x[:1]))
+
+
+def test_other_arrays_and_types():
+    with pytest.raises(tw.ContractError, match=r"y needs .*, got numpy.ndarray float32\[8, 4\]$"):
+        pair_loss(x, x.numpy())
+    with pytest.raises(tw.ContractError, match='^pair_loss: weight needs float, got str "1"$'):
+        pair_loss(x, x, weight="1")
+    pair_loss(x, x, weight=1)
+
+
+def test_missing_and_unknown_arguments_are_pythons_own_errors():
+    with pytest.raises(TypeError, match=r"pair_loss\(\) missing 1 required positional argument"):
+        pair_loss(x)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weigth'"):
+        pair_loss(x, x, weigth=1.0)
+
+
+def test_name_docstring_signature_are_kept():
+    assert pair_loss.__name__ == "pair_loss"
+    assert pair_loss.__doc__ == "Pair distance."
+    assert pair_loss.__wrapped__.__annotations__["return"] is PairTerms
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"loss": x[0]},
+            r'broken: the result\'s loss needs Float[Tensor, ""], got float32[4]: 1 axis, not 0',
+        ),
+        (
+            {"mean": x[:, 0]},
+            r"broken: the result's mean needs Float[Tensor, \" dim\"], got float32[8]: "
+            "axis dim is 8, but it is 4 in x",
+        ),
+        ({"distance": x.sum().long()}, "int64 is not a dtype of Float"),
+    ],
+)
+def test_fields_of_the_record_are_checked_in_the_axes_of_the_call(fields, message, compiled):
+    @tw.contract
+    def broken(x: Float[Tensor, "batch dim"]) -> PairTerms:
+        parts = {"loss": x.sum(), "distance": x.sum(), "mean": x[0], **fields}
+        return PairTerms(**parts)
+
+    call = torch.compile(broken, fullgraph=True, backend="eager") if compiled else broken
+    kind = torch._dynamo.exc.Unsupported if compiled else tw.ContractError
+    with pytest.raises(kind) as caught:
+        call(x)
+    assert message.replace("\\", "") in str(caught.value).replace("\\", "")
+
+
+def test_a_result_of_another_type_is_refused():
+    @tw.contract
+    def scalar(x: Float[Tensor, " n"]) -> PairTerms:
+        return x.sum()
+
+    with pytest.raises(
+        tw.ContractError, match=r"scalar: the result needs PairTerms, got float32\[\]"
+    ):
+        scalar(x[0])
+
+    @tw.contract
+    def rows(x: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        return x.sum(0)
+
+    with pytest.raises(tw.ContractError, match="rows: the result needs .* axis n is 4, but it is"):
+        rows(x)
+
+    @tw.contract
+    def both(x: Float[Tensor, "n m"]) -> tuple[Float[Tensor, " n"], Int[Tensor, ""]]:
+        return x.sum(1), x.sum()
+
+    with pytest.raises(tw.ContractError, match="both: the result's 1 needs .* not a dtype of Int"):
+        both(x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_grammar_of_axes(compiled):
+    @tw.contract
+    def shapes(
+        a: Shaped[Tensor, "*lead n"],
+        b: Float[Tensor, "... n-1"],
+        c: Float[Tensor, "_ 3 #n rows=2"],
+        d: Float[Tensor, "*lead"] | Float[Tensor, ""],
+    ) -> None:
+        return None
+
+    call = torch.compile(shapes, fullgraph=True, backend="eager", dynamic=False)
+    call = call if compiled else shapes
+    good = {
+        "a": torch.zeros(2, 3, 5),
+        "b": torch.zeros(7, 4),
+        "c": torch.zeros(9, 3, 1, 2),
+        "d": torch.zeros(2, 3),
+    }
+    call(**good)
+    call(**{**good, "c": torch.zeros(9, 3, 5, 2), "d": torch.zeros(())})
+    for name, shape, reason in [
+        ("a", (), "0 axes, not at least 1"),
+        ("b", (7, 5), "axis n-1 is 5, but it needs 4, as n is 5 in a"),
+        ("c", (9, 4, 1, 2), "an axis is 4, not 3"),
+        ("c", (9, 3, 2, 2), "axis n is 2, but it is 5 in a"),
+        ("c", (9, 3, 1, 1), "an axis is 1, not 2"),
+        ("d", (3, 2), ""),
+    ]:
+        with pytest.raises((tw.ContractError, torch._dynamo.exc.Unsupported)) as caught:
+            call(**{**good, name: torch.zeros(shape)})
+        assert f"{name} needs" in str(caught.value)
+        assert reason in str(caught.value)
+
+
+def test_axes_computed_from_arguments_hold_in_eager():
+    @tw.contract
+    def windows(x: Float[Tensor, "n {k}+1"], *, k: int = 2) -> Float[Tensor, " n"]:
+        return x[:, 0]
+
+    windows(torch.zeros(4, 3))
+    windows(torch.zeros(4, 6), k=5)
+    with pytest.raises(
+        tw.ContractError,
+        match=r"windows: x needs .*, got float32\[4, 3\]: axis 5\+1 is 3, but it needs 6",
+    ):
+        windows(torch.zeros(4, 3), k=5)
+
+
+def test_an_error_from_inside_the_body_is_left_as_it_is():
+    @beartype
+    def inner(number: int):
+        return number
+
+    @tw.contract
+    def outer(x: Float[Tensor, " n"]):
+        return inner("one")
+
+    with pytest.raises(BeartypeCallHintViolation, match="inner"):
+        outer(x[0])
+
+    @tw.contract
+    def nested(x: Float[Tensor, "batch dim"]):
+        return pair_loss(x, x[:1])
+
+    with pytest.raises(tw.ContractError, match="^pair_loss: y needs"):
+        nested(x)
+
+
+def test_callables_and_classes_are_enforced():
+    @tw.contract
+    def apply(energy: Callable[[Tensor], Tensor], x: Float[Tensor, " n"], flag: bool = False):
+        return energy(x)
+
+    apply(torch.sin, x[0])
+    with pytest.raises(tw.ContractError, match="apply: energy needs .*Callable.*, got int 3"):
+        apply(3, x[0])
+    with pytest.raises(tw.ContractError, match="apply: flag needs bool, got int 1"):
+        apply(torch.sin, x[0], flag=1)
+
+
+def test_a_method_is_checked_and_vmapped():
+    class Holder:
+        @tw.contract
+        def norm(self, x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+            return (x * y).sum()
+
+    holder = Holder()
+    assert torch.vmap(holder.norm)(torch.ones(3, 4), torch.ones(3, 4)).tolist() == [4, 4, 4]
+    with pytest.raises(tw.ContractError, match="^Holder.norm: y needs"):
+        holder.norm(torch.ones(3), torch.ones(4))
+
+
+def test_functions_transform():
+    (gradient, aux) = torch.func.grad(
+        lambda x, y: (lambda terms: (terms.loss, terms))(pair_loss(x, y)), has_aux=True
+    )(x + 1, x)
+    torch.testing.assert_close(gradient, torch.full((8, 4), 2.0))
+    assert isinstance(aux, PairTerms)
+    batched = torch.vmap(pair_loss)(torch.ones(3, 8, 4), torch.zeros(3, 8, 4))
+    assert batched.loss.tolist() == [32.0] * 3
+    assert batched.mean.shape == (3, 4)
+    with pytest.raises(tw.ContractError, match="axis batch is 1, but it is 8 in x"):
+        torch.vmap(pair_loss)(torch.ones(3, 8, 4), torch.zeros(3, 1, 4))
+
+
+def test_twelve_functions_compile_in_one_process():
+    for index in range(12):
+
+        @tw.contract
+        def scaled(x: Float[Tensor, " n"], scale: int = index) -> Float[Tensor, ""]:
+            return x.sum() * scale
+
+        scaled.__wrapped__.__name__ = f"scaled_{index}"
+        compiled = torch.compile(scaled, fullgraph=True, backend="eager")
+        assert compiled(torch.ones(3)) == 3 * index
+
+
+def test_it_can_be_switched_off():
+    source = (
+        "import torch, termwise as tw\n"
+        "from jaxtyping import Float\n"
+        "from torch import Tensor\n"
+        "@tw.contract\n"
+        "def f(x: Float[Tensor, 'n']): return x.shape\n"
+        "print(f(torch.zeros(2, 2)))\n"
+        "torch.compile(f, fullgraph=True, backend='eager')(torch.zeros(2, 2))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env={"JAXTYPING_DISABLE": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "torch.Size([2, 2])\n", done.stderr
+
+
+def test_numpy_is_not_a_tensor():
+    with pytest.raises(tw.ContractError):
+        pair_loss(numpy.zeros((8, 4), dtype="float32"), x)
