@@ -1,5 +1,7 @@
 """Pure, typed loss functions for PyTorch, and every term has a name."""
 
+from . import joint_embedding as joint_embedding
+from . import lm as lm
 from ._contract import ContractError as ContractError
 from ._contract import contract as contract
 from ._terms import Terms as Terms

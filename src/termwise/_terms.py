@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ._numbers import accumulator
+
 T = TypeVar("T", bound="Terms")
 
 
@@ -42,8 +44,7 @@ class Terms:
         the device.
         """
         kept = [(name, value.detach()) for name, value in self.items() if value.ndim <= 1]
-        # float64 holds a float32 and a count below 2**53 exactly; Metal has no float64.
-        wide = torch.float32 if self.loss.device.type == "mps" else torch.float64
+        wide = accumulator(self.loss)  # float64 holds a float32, and a count below 2**53, exactly
         flat = torch.cat([value.reshape(-1).to(wide) for _, value in kept])
         numbers = cast("list[float]", flat.tolist())  # pyright: ignore[reportUnknownMemberType]
         names = [

@@ -1,0 +1,159 @@
+"""Sums over a process group that the caller passes; the only file that imports torch.distributed.
+
+A group of None means this rank alone: nothing is sent, and no global state is looked at. Every
+function takes its part on each rank of the group, in the same order.
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from torch import Tensor
+from torch.distributed import ProcessGroup as ProcessGroup
+
+GradReduction = Literal["mean", "sum"]
+
+
+def gradient_scale(group: ProcessGroup | None, grad_reduction: GradReduction) -> float:
+    """Give the factor that a rank's gradient needs, so that its trainer's reduction is exact.
+
+    A trainer that averages gradients over ranks divides by their number; the terms of a loss add
+    over ranks, so each rank's share is scaled by that number first.
+    """
+    return float(group.size()) if group is not None and grad_reduction == "mean" else 1.0
+
+
+def terminal_sum(x: Tensor, group: ProcessGroup | None, scale: float) -> Tensor:
+    """Sum x over ranks, where all that follows is the same on every rank.
+
+    Forward: the sum, on every rank. Backward: scale * gradient, nothing sent; the second
+    derivative is refused, for it would need the other ranks' gradients.
+    """
+    if group is None:
+        return x
+    return cast("Tensor", _TerminalSum.apply(x, group.group_name, scale))
+
+
+def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Sum x over ranks, where what follows differs from rank to rank.
+
+    Forward and backward both sum over ranks; derivatives of any order are right.
+    """
+    if group is None:
+        return x
+    return cast("Tensor", _SumOverRanks.apply(x, group.group_name))
+
+
+def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
+    """Give each rank's number of rows as an int64 vector, the same on every rank."""
+    if group is None:
+        return None
+    places = torch.arange(group.size(), device=x.device)
+    return all_reduce(torch.where(places == group.rank(), x.shape[0], 0), group.group_name)
+
+
+def all_reduce(x: Tensor, group_name: str) -> Tensor:
+    """Sum over ranks, without a gradient, as an operator that compiles."""
+    reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group_name)
+    return torch.ops._c10d_functional.wait_tensor(reduced)
+
+
+def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
+    """Trade rows of all columns for a share of the columns with all rows, in the order of ranks."""
+    group = _resolved(group_name)
+    shares = _column_shares(rows.shape[1], len(counts))
+    parts = cast("tuple[Tensor, ...]", rows.split(shares, dim=1))
+    sent = torch.cat([part.reshape(-1) for part in parts])
+    own = shares[group.rank()]
+    received = rows.new_empty(sum(counts) * own)
+    dist.all_to_all_single(
+        received,
+        sent,
+        [count * own for count in counts],
+        [rows.shape[0] * share for share in shares],
+        group=group,
+    )
+    return received.view(sum(counts), own)
+
+
+def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: str) -> Tensor:
+    """Undo `rows_to_columns`: width is the number of columns over all ranks."""
+    group = _resolved(group_name)
+    shares = _column_shares(width, len(counts))
+    own = counts[group.rank()]
+    received = columns.new_empty(own * width)
+    dist.all_to_all_single(
+        received,
+        columns.reshape(-1),
+        [own * share for share in shares],
+        [count * columns.shape[1] for count in counts],
+        group=group,
+    )
+    parts = cast("tuple[Tensor, ...]", received.split([own * share for share in shares]))
+    return torch.cat(
+        [part.view(own, share) for part, share in zip(parts, shares, strict=True)], dim=1
+    )
+
+
+def _column_shares(width: int, ranks: int) -> list[int]:
+    return [width // ranks + (rank < width % ranks) for rank in range(ranks)]
+
+
+def _resolved(group_name: str) -> ProcessGroup:
+    return c10d._resolve_process_group(cast("Any", group_name))  # pyright: ignore
+
+
+class _TerminalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, group_name: str, scale: float) -> Tensor:
+        return all_reduce(x, group_name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str, float], output: Tensor) -> None:
+        ctx.scale = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return cast("Tensor", _Once.apply(gradients[0], ctx.scale)), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return cast("Tensor", _TerminalSum.apply(*args)), in_dims[0]
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, scale: float) -> Tensor:
+        return gradient * scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        raise NotImplementedError(
+            "a loss over a process group has no second derivative: "
+            "it would need the gradients of the other ranks"
+        )
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, group_name: str) -> Tensor:
+        return all_reduce(x, group_name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.group_name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return cast("Tensor", _SumOverRanks.apply(gradients[0], ctx.group_name)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return cast("Tensor", _SumOverRanks.apply(*args)), in_dims[0]

@@ -1,0 +1,205 @@
+r"""Column means, variances and the covariance energy of a batch: what second-moment losses share.
+
+For rows z of a batch of N with column means m, and Z = z - m:
+
+    variance_j = sum_i Z_ij^2 / (N - 1)
+    energy     = sum_{j != k} C_jk^2,    C = Z^T Z / (N - 1)
+
+The energy is taken without a dim x dim matrix in memory, by one of two paths. *Covariance*: the
+upper triangle of C in strips, with the diagonal set to zero before squaring. *Gram*: since
+||Z^T Z|| = ||Z Z^T||, the smaller N x N matrix in strips, less the squared diagonal of C. The
+difference cancels at most (off + diagonal) / off, and off / diagonal >= dim / (N - 1) - 1 where
+the variances are equal, so the path is the automatic choice only where 2 N <= dim.
+
+Each strip S of the triangle serves three purposes while it is in cache: its share of the energy,
+and its and its transpose's share of the gradient 4 (Z C - Z diag C) / (N - 1). That is three
+products of N dim^2 in all (or N^2 dim), where energy and gradient one after the other take four.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from . import _groups
+from ._groups import GradReduction, ProcessGroup
+from ._numbers import accumulator, lifted, looped
+
+CovariancePath = Literal["auto", "gram", "covariance"]
+
+# Rows of a strip: enough for the matrix product's full speed, few enough to keep memory small.
+_STRIP = 256
+
+
+def second_moments(
+    z: Tensor,
+    counts: Tensor | None,
+    *,
+    path: CovariancePath,
+    group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+    caller: str,
+) -> tuple[Tensor, Tensor]:
+    """Give the unbiased variance of each column, and the energy of the off-diagonal covariance.
+
+    Args:
+        z: this rank's rows, "batch dim". Halves are lifted to float32.
+        counts: `_groups.row_counts(z, group)`.
+        path: which product to form; "auto" takes the smaller one.
+        group: ranks that hold other rows of the batch. The values are those of all rows. Reading
+            the counts waits for the device, once; without a group nothing waits.
+        grad_reduction: how the trainer combines the ranks' gradients.
+        caller: the loss that an error names.
+
+    Returns:
+        Variance " dim" and energy "", both differentiable: twice without a group, once with one.
+    """
+    group_name = "" if group is None else group.group_name
+    scale = _groups.gradient_scale(group, grad_reduction)
+    _, variance, energy, _ = cast(
+        "tuple[Tensor, ...]",
+        _SecondMoments.apply(z, counts, path, torch.is_grad_enabled(), group_name, caller, scale),
+    )
+    return variance, energy
+
+
+class _SecondMoments(torch.autograd.Function):
+    """Outputs mean, variance, energy and P = d energy / d z; P's own derivative is the Hessian."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        z: Tensor,
+        counts: Tensor | None,
+        path: str,
+        gradient: bool,
+        group_name: str,
+        caller: str,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _forward(z, counts, path, gradient, group_name, caller)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, counts, _, _, _, _, ctx.scale = inputs
+        mean, _, _, gradient = output
+        ctx.save_for_backward(z, counts, mean, gradient)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        z, counts, mean, energy_gradient = ctx.saved_tensors
+        for_mean, for_variance, for_energy, for_gradient = gradients
+        if counts is not None and (for_mean is not None or for_gradient is not None):
+            raise NotImplementedError(
+                "a loss over a process group has no second derivative: "
+                "it would need the gradients of the other ranks"
+            )
+        rows = z.shape[0] if counts is None else counts.sum().to(mean.dtype)
+        total: Tensor | None = None
+        if for_energy is not None:
+            total = energy_gradient * for_energy
+        if for_variance is not None:
+            factor = for_variance * (2.0 / (rows - 1))
+            centred = z - mean
+            total = centred * factor if total is None else torch.addcmul(total, centred, factor)
+        if for_mean is not None:
+            share = for_mean / rows
+            total = share.expand(z.shape) if total is None else total + share
+        if for_gradient is not None:
+            curvature = _energy_hessian_product(z - mean, for_gradient)
+            total = curvature if total is None else total + curvature
+        if total is not None:
+            total = (total if ctx.scale == 1.0 else total * ctx.scale).to(z.dtype)
+        return total, None, None, None, None, None, None
+
+
+def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
+    """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
+    product = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
+    with torch.autocast(v.device.type, enabled=False):
+        whole = (
+            product((v, centred.T, centred))
+            + product((centred, v.T, centred))
+            + product((centred, centred.T, v))
+        )
+        diagonal = v * centred.square().sum(0) + 2 * centred * (v * centred).sum(0)
+        change = (whole - diagonal) * (4.0 / (centred.shape[0] - 1) ** 2)
+        return change - change.mean(0)
+
+
+@torch.library.custom_op("termwise::second_moments", mutates_args=())
+def _forward(
+    z: Tensor, counts: Tensor | None, path: str, gradient: bool, group_name: str, caller: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute mean, variance, energy, and the energy's gradient (or an empty tensor)."""
+    rows = lifted(z.detach())
+    each = [z.shape[0]] if counts is None else cast("list[int]", counts.tolist())
+    n, dim = sum(each), z.shape[1]
+    if n < 2:
+        raise ValueError(f"{caller} needs at least 2 rows over all ranks, got {n}")
+
+    def over_ranks(x: Tensor) -> Tensor:
+        return x if counts is None else _groups.all_reduce(x, group_name)
+
+    with torch.autocast(z.device.type, enabled=False):
+        mean = (over_ranks(rows.sum(0, dtype=accumulator(rows))) / n).to(rows.dtype)
+        centred = rows - mean
+        squares = over_ranks(centred.square().sum(0))
+        if path == "gram" or (path == "auto" and 2 * n <= dim):
+            if counts is not None:  # a share of the columns, with the rows of all ranks
+                centred = _groups.rows_to_columns(centred, each, group_name)
+            energy, ascent = _triangle(centred, over_ranks, gradient, zero_diagonal=False)
+            energy = energy - squares.to(energy.dtype).square().sum()
+            if gradient:
+                own = squares if counts is None else centred.square().sum(0)
+                ascent.addcmul_(centred, own, value=-1)
+                if counts is not None:
+                    ascent = _groups.columns_to_rows(ascent, each, dim, group_name)
+        else:
+            energy, ascent = _triangle(centred.T, over_ranks, gradient, zero_diagonal=True)
+            ascent = ascent.T if gradient else ascent
+        if gradient:
+            ascent.mul_(4 / (n - 1) ** 2)
+        return mean, squares / (n - 1), (energy / (n - 1) ** 2).to(rows.dtype), ascent
+
+
+@_forward.register_fake
+def _(
+    z: Tensor, counts: Tensor | None, path: str, gradient: bool, group_name: str, caller: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = lifted(z.new_empty(())).dtype
+    columns = z.new_empty(z.shape[1], dtype=wide)
+    ascent = z.new_empty(z.shape if gradient else 0, dtype=wide)
+    return columns, torch.empty_like(columns), z.new_empty((), dtype=wide), ascent
+
+
+_forward.register_vmap(looped(_forward))
+
+
+def _triangle(
+    rows: Tensor, over_ranks: Callable[[Tensor], Tensor], gradient: bool, *, zero_diagonal: bool
+) -> tuple[Tensor, Tensor]:
+    """Give ||S||^2 and S rows, for S = rows rows^T summed over ranks, from its upper triangle."""
+    energy = rows.new_zeros((), dtype=accumulator(rows))
+    # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
+    product = torch.zeros_like(rows if gradient else rows[:0])
+    for start in range(0, len(rows), _STRIP):
+        stop = min(start + _STRIP, len(rows))
+        strip = over_ranks(rows[start:stop] @ rows[start:].T)
+        if zero_diagonal:
+            strip.diagonal().zero_()
+        # A block right of the diagonal one counts twice, for itself and for its mirror image.
+        energy += 2 * _squares(strip) - _squares(strip[:, : stop - start])
+        if gradient:
+            product[start:stop].addmm_(strip, rows[start:])
+            product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
+    return energy, product
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sum squares: each row in its own type, the rows in the wider one. Ten times norm's speed."""
+    rows = cast("Tensor", torch.linalg.vecdot(x, x))
+    return rows.sum(dtype=accumulator(x))

@@ -1,0 +1,234 @@
+"""VICReg: variance, invariance and covariance of two views."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import _groups, _moments
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._moments import CovariancePath
+from .._numbers import lifted
+from .._terms import Terms, terms
+
+Views = Literal["sum", "mean"]
+
+
+@terms
+class VICRegTerms(Terms):
+    """Terms of [`vicreg_loss`][termwise.joint_embedding.vicreg_loss]."""
+
+    loss: Float[Tensor, ""]
+    """sim_weight * sim + var_weight * var + cov_weight * cov."""
+    sim: Float[Tensor, ""]
+    """Invariance: squared difference of the views, mean over batch and dim."""
+    var: Float[Tensor, ""]
+    """Hinge on the standard deviation: mean over dim, summed (or averaged) over the views."""
+    cov: Float[Tensor, ""]
+    """Squared off-diagonal covariance: sum over pairs / dim, summed (or averaged) over views."""
+    std: Float[Tensor, ""]
+    """Standard deviation of a column, mean over dim and both views; detached. Near 0: collapse."""
+
+
+@contract
+def vicreg_loss(
+    z1: Float[Tensor, "batch dim"],
+    z2: Float[Tensor, "batch dim"],
+    *,
+    sim_weight: float = 25.0,
+    var_weight: float = 25.0,
+    cov_weight: float = 1.0,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    variance_views: Views = "sum",
+    covariance_views: Views = "sum",
+    covariance_path: CovariancePath = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> VICRegTerms:
+    r"""Pull two views together while each column keeps its variance and columns decorrelate.
+
+    $$
+    \begin{aligned}
+    \mathrm{sim} &= \frac{1}{n d} \sum_{ij} (z^1_{ij} - z^2_{ij})^2 \\
+    \mathrm{var} &= \sum_{v} \frac{1}{d} \sum_j
+        \max\!\Big(0,\ \gamma - \sqrt{\mathrm{Var}(z^v_j) + \epsilon}\Big) \\
+    \mathrm{cov} &= \sum_{v} \frac{1}{d} \sum_{j \ne k} C(z^v)_{jk}^2, \qquad
+        C(z) = \frac{1}{n-1} \sum_i (z_i - \bar z)(z_i - \bar z)^\top
+    \end{aligned}
+    $$
+
+    with the unbiased variance, n - 1. `loss = sim_weight * sim + var_weight * var + cov_weight *
+    cov`.
+
+    No dim x dim matrix is held: see `covariance_path`. Inputs in half precision are lifted to
+    float32 before anything is subtracted or squared, with or without autocast; the terms of
+    float64 inputs are float64. A value that is not finite makes terms that are not finite.
+
+    Args:
+        z1: embeddings of the first view, a row for each sample. Not normalised: the variance term
+            is what sets their scale.
+        z2: embeddings of the second view, in the same order.
+        sim_weight: weight of `sim`; 25 in the paper (lambda).
+        var_weight: weight of `var`; 25 in the paper (mu).
+        cov_weight: weight of `cov`; 1 in the paper (nu).
+        gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.
+        eps: added to the variance under the root, in squared units of z; 1e-4 in the paper. At 0 a
+            constant column has an infinite gradient.
+        variance_views: "sum" over the views as in the paper, or "mean", half of it: what the
+            authors' code and lightly do.
+        covariance_views: "sum" over the views as in the paper and the authors' code, or "mean".
+        covariance_path: form the dim x dim covariance ("covariance") or the batch x batch Gram
+            matrix ("gram"), each as strips of its upper triangle. The terms are equal up to
+            rounding: "gram" has an error of about 1e-9 * (off + diagonal) / off of the squared
+            entries. "auto": gram where 2 * batch <= dim, with the batch over all ranks.
+        batch_group: ranks that hold other samples of the batch, in any numbers, 0 included. None:
+            this rank alone, nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of the whole batch, the same on every rank. Gradient: combined over ranks as
+        `grad_reduction` says, the ranks' parameter gradients are the gradient of one process that
+        holds all rows. Second derivatives are right without a group, and refused with one
+        (`NotImplementedError`).
+
+        Sent by each rank, for d = dim, N = rows over all ranks, n = rows here, W = ranks, in
+        elements of the lifted dtype: 4 sums of d and one of 1, and for each view either sums of
+        about d * (d + 256) / 2 elements (covariance), or sums of about N * (N + 256) / 2 and two
+        exchanges of rows for columns, n * d out and N * d / W in (gram; one without gradients).
+        The whole batch is on no rank. To agree on the path, the numbers of rows are read on the
+        host: with a group a call waits for the device once for each view.
+
+    Raises:
+        ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
+        ValueError: fewer than 2 rows over all ranks, dim of 0, or gamma or eps negative.
+
+    References:
+        Bardes, Ponce, LeCun, VICReg (2022), https://arxiv.org/abs/2105.04906, equations 1-6. Its
+        equation 5 divides the squared distance by n alone; the authors' code
+        (https://github.com/facebookresearch/vicreg) by n * d, which is what the weights 25, 25, 1
+        belong to: we side with the code. The paper sums the variance term over the views, the
+        code averages it: the default sides with the paper, `variance_views="mean"` with the code.
+
+    Example:
+        >>> import torch
+        >>> from termwise.joint_embedding import vicreg_loss
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> vicreg_loss(z, z).metrics()
+        {'loss': 0.0, 'sim': 0.0, 'var': 0.0, 'cov': 0.0, 'std': 1.154...}
+    """
+    if not (gamma >= 0 and eps >= 0):
+        raise ValueError(f"vicreg_loss needs gamma >= 0 and eps >= 0, got {gamma} and {eps}")
+    if z1.shape[1] == 0:
+        raise ValueError("vicreg_loss needs dim >= 1, got 0")
+    if batch_group is None and z1.shape[0] < 2:
+        raise ValueError(f"vicreg_loss needs a batch of at least 2 rows, got {z1.shape[0]}")
+
+    counts = _groups.row_counts(z1, batch_group)
+    rows = z1.shape[0] if counts is None else counts.sum()
+    scale = _groups.gradient_scale(batch_group, grad_reduction)
+    distance = F.mse_loss(lifted(z1), lifted(z2), reduction="sum")
+    sim = _groups.terminal_sum(distance, batch_group, scale) / (rows * z1.shape[1])
+
+    variances: list[Tensor] = []
+    energies: list[Tensor] = []
+    for z in (z1, z2):
+        variance, energy = _moments.second_moments(
+            z,
+            counts,
+            path=covariance_path,
+            group=batch_group,
+            grad_reduction=grad_reduction,
+            caller="vicreg_loss",
+        )
+        variances.append(variance)
+        energies.append(energy)
+    hinges = [F.relu(gamma - torch.sqrt(variance + eps)).mean() for variance in variances]
+    var = (hinges[0] + hinges[1]) / (1 if variance_views == "sum" else 2)
+    cov = (energies[0] + energies[1]) / (z1.shape[1] * (1 if covariance_views == "sum" else 2))
+    std = (variances[0].detach().sqrt().mean() + variances[1].detach().sqrt().mean()) / 2
+    return VICRegTerms(
+        loss=sim_weight * sim + var_weight * var + cov_weight * cov,
+        sim=sim,
+        var=var,
+        cov=cov,
+        std=std,
+    )
+
+
+class VICRegLoss(nn.Module):
+    """[`vicreg_loss`][termwise.joint_embedding.vicreg_loss] with its numbers held.
+
+    Has no parameters and holds no process group: the group comes with each call.
+
+    Example:
+        >>> import torch
+        >>> from termwise.joint_embedding import VICRegLoss
+        >>> loss_fn = VICRegLoss(cov_weight=0.04)
+        >>> loss_fn(torch.zeros(8, 3), torch.zeros(8, 3)).metrics()["var"]  # 2 (gamma - sqrt(eps))
+        1.98...
+    """
+
+    @contract
+    def __init__(
+        self,
+        *,
+        sim_weight: float = 25.0,
+        var_weight: float = 25.0,
+        cov_weight: float = 1.0,
+        gamma: float = 1.0,
+        eps: float = 1e-4,
+        variance_views: Views = "sum",
+        covariance_views: Views = "sum",
+        covariance_path: CovariancePath = "auto",
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.sim_weight = sim_weight
+        self.var_weight = var_weight
+        self.cov_weight = cov_weight
+        self.gamma = gamma
+        self.eps = eps
+        self.variance_views: Views = variance_views
+        self.covariance_views: Views = covariance_views
+        self.covariance_path: CovariancePath = covariance_path
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        z1: Float[Tensor, "batch dim"],
+        z2: Float[Tensor, "batch dim"],
+        *,
+        batch_group: ProcessGroup | None = None,
+    ) -> VICRegTerms:
+        """Compute the terms of the loss of two views."""
+        return vicreg_loss(
+            z1,
+            z2,
+            sim_weight=self.sim_weight,
+            var_weight=self.var_weight,
+            cov_weight=self.cov_weight,
+            gamma=self.gamma,
+            eps=self.eps,
+            variance_views=self.variance_views,
+            covariance_views=self.covariance_views,
+            covariance_path=self.covariance_path,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"sim_weight={self.sim_weight}, var_weight={self.var_weight}, "
+            f"cov_weight={self.cov_weight}, gamma={self.gamma}, eps={self.eps}, "
+            f"variance_views={self.variance_views!r}, covariance_views={self.covariance_views!r}, "
+            f"covariance_path={self.covariance_path!r}, grad_reduction={self.grad_reduction!r}"
+        )

@@ -1,0 +1,225 @@
+"""Targeted variance: word embeddings whose rows keep a chosen variance."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import _groups
+from .._contract import contract
+from .._groups import ProcessGroup
+from .._numbers import accumulator, lifted, looped
+from .._terms import Terms, terms
+
+
+@terms
+class TargetedVarianceTerms(Terms):
+    """Terms of [`targeted_variance_loss`][termwise.lm.targeted_variance_loss]."""
+
+    loss: Float[Tensor, ""]
+    """coefficient * squared_error."""
+    squared_error: Float[Tensor, ""]
+    """(variance - target)^2, in units of weight to the fourth."""
+    variance: Float[Tensor, ""]
+    """Biased variance of a row over its dim, mean over all counted rows on all ranks."""
+
+
+@contract
+def targeted_variance_loss(
+    weight: Float[Tensor, "vocab dim"],
+    *,
+    coefficient: float = 0.1,
+    target: float = 1.0,
+    valid_rows: Bool[Tensor, " vocab"] | None = None,
+    vocab_group: ProcessGroup | None = None,
+) -> TargetedVarianceTerms:
+    r"""Draw the mean variance of the rows of an embedding matrix to a target.
+
+    $$
+    \mathrm{loss} = c\,(V - t)^2, \qquad
+    V = \frac{1}{|R|} \sum_{r \in R} \frac{1}{d} \sum_j (w_{rj} - \bar w_r)^2
+    $$
+
+    over all counted rows R on all ranks, with the biased variance of each row. Inputs in half
+    precision are lifted to float32, block by block: in bfloat16 itself a variance of 1.002 is 1
+    and gives neither loss nor gradient. One pass reads the weight, another writes its gradient;
+    there is no other tensor of its size.
+
+    Args:
+        weight: embeddings, a row for each word. A row of width 0 has variance 0.
+        coefficient: weight of the squared error.
+        target: variance to hold, in squared units of weight; not negative.
+        valid_rows: rows that count. Others (padding up to a round number of rows) enter neither
+            value nor gradient, whatever they hold. None: all rows. If no row counts, on any rank,
+            the terms are NaN.
+        vocab_group: ranks that hold other rows of the matrix, in any numbers, 0 included. None:
+            this rank alone, nothing is sent.
+
+    Returns:
+        The terms of the whole matrix, the same on every rank. Gradient: each rank's is its shard
+        of the whole matrix's gradient; nothing is to be averaged. Second derivatives are right
+        without a group, and refused with one (`NotImplementedError`). Sent by each rank: one sum
+        of 2 float64 elements. Nothing waits for the device.
+
+    Raises:
+        ContractError: weight is not a floating "vocab dim" tensor, or valid_rows not a mask of it.
+        ValueError: target is negative, or there is no row and no group.
+
+    References:
+        BioNeMo's `SquaredErrorTargetedVarianceLoss` (https://github.com/NVIDIA/bionemo-framework),
+        for Evo 2. It takes the mean of the ranks' means, which weighs rows of a shorter shard more
+        and an empty shard as variance 0; ours is the mean over rows, equal on even shards.
+
+    Example:
+        >>> import torch
+        >>> from termwise.lm import targeted_variance_loss
+        >>> targeted_variance_loss(torch.tensor([[1.0, 3.0], [0.0, 4.0]]), target=0.5).metrics()
+        {'loss': 0.400..., 'squared_error': 4.0, 'variance': 2.5}
+    """
+    if not target >= 0:
+        raise ValueError(f"targeted_variance_loss needs target >= 0, got {target}")
+    if vocab_group is None and weight.shape[0] == 0:
+        raise ValueError("targeted_variance_loss needs at least 1 row, got 0")
+
+    total, _ = cast("tuple[Tensor, Tensor]", _SumOfVariances.apply(weight, valid_rows))
+    count = total.new_tensor(weight.shape[0]) if valid_rows is None else valid_rows.sum()
+    sums = torch.stack([total, count.to(total.dtype)])
+    sums = _groups.terminal_sum(sums, vocab_group, 1.0)
+    variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)
+    squared_error = (variance - target).square()
+    return TargetedVarianceTerms(
+        loss=coefficient * squared_error, squared_error=squared_error, variance=variance
+    )
+
+
+class TargetedVarianceLoss(nn.Module):
+    """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] with its numbers held.
+
+    Example:
+        >>> import torch
+        >>> from termwise.lm import TargetedVarianceLoss
+        >>> embedding = torch.nn.Embedding(10, 4)
+        >>> loss_fn = TargetedVarianceLoss(coefficient=0.1)
+        >>> loss_fn(embedding.weight).loss.backward()
+    """
+
+    @contract
+    def __init__(self, *, coefficient: float = 0.1, target: float = 1.0) -> None:
+        super().__init__()
+        self.coefficient = coefficient
+        self.target = target
+
+    def forward(
+        self,
+        weight: Float[Tensor, "vocab dim"],
+        *,
+        valid_rows: Bool[Tensor, " vocab"] | None = None,
+        vocab_group: ProcessGroup | None = None,
+    ) -> TargetedVarianceTerms:
+        """Compute the terms of the loss of an embedding matrix."""
+        return targeted_variance_loss(
+            weight,
+            coefficient=self.coefficient,
+            target=self.target,
+            valid_rows=valid_rows,
+            vocab_group=vocab_group,
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"coefficient={self.coefficient}, target={self.target}"
+
+
+class _SumOfVariances(torch.autograd.Function):
+    """Outputs the sum of the rows' variances and, for the backward pass, the rows' means."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, valid_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        variances, means = _row_variances(weight)
+        if valid_rows is not None:
+            variances = variances.where(valid_rows, 0)
+        return variances.sum(dtype=accumulator(variances)), means
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight, valid_rows, means = ctx.saved_tensors
+        factor = gradients[0] * (2.0 / max(weight.shape[1], 1))
+        if not torch.is_grad_enabled():
+            return _centred_times(weight, means, valid_rows, factor), None
+        # The same in one differentiable expression, for a derivative of the gradient.
+        wide = lifted(weight)
+        gradient = (wide - wide.mean(1, keepdim=True)) * factor.to(wide.dtype)
+        if valid_rows is not None:
+            gradient = gradient.where(valid_rows[:, None], 0)
+        return gradient.to(weight.dtype), None
+
+
+@torch.library.custom_op("termwise::row_variances", mutates_args=())
+def _row_variances(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the biased variance and the mean of each row, in one pass over blocks in cache."""
+    weight = weight.detach()
+    vocab, dim = weight.shape
+    means = torch.zeros(vocab, dtype=lifted(weight[:0]).dtype, device=weight.device)
+    variances = torch.zeros_like(means)
+    if dim == 0:
+        return variances, means
+    step = _rows_of_a_block(dim)
+    centred = means.new_empty(min(step, vocab), dim)
+    for start in range(0, vocab, step):
+        block, mean = lifted(weight[start : start + step]), means[start : start + step]
+        torch.mean(block, 1, out=mean)
+        rows = torch.sub(block, mean[:, None], out=centred[: len(block)])
+        torch.linalg.vecdot(rows, rows, out=variances[start : start + step])
+    return variances.div_(dim), means
+
+
+@_row_variances.register_fake
+def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = weight.new_empty(weight.shape[0], dtype=lifted(weight.new_empty(())).dtype)
+    return rows, torch.empty_like(rows)
+
+
+_row_variances.register_vmap(looped(_row_variances))
+
+
+@torch.library.custom_op("termwise::centred_times", mutates_args=())
+def _centred_times(
+    weight: Tensor, means: Tensor, valid_rows: Tensor | None, factor: Tensor
+) -> Tensor:
+    """Give (weight - means) * factor, 0 in rows that do not count, with nothing else so large."""
+    product = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    step = _rows_of_a_block(weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        here = slice(start, start + step)
+        block = lifted(weight[here])
+        if block.dtype == weight.dtype:
+            rows = torch.sub(block, means[here, None], out=product[here]).mul_(factor)
+        else:
+            rows = product[here].copy_((block - means[here, None]).mul_(factor))
+        if valid_rows is not None:
+            rows.masked_fill_(~valid_rows[here, None], 0)
+    return product
+
+
+@_centred_times.register_fake
+def _(weight: Tensor, means: Tensor, valid_rows: Tensor | None, factor: Tensor) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+_centred_times.register_vmap(looped(_centred_times))
+
+
+def _rows_of_a_block(dim: int) -> int:
+    """Take blocks of about 1 MiB in float32, which stay in cache from one step to the next."""
+    return max(1, 2**18 // max(dim, 1))
