@@ -92,6 +92,10 @@ class _SecondMoments(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         z, counts, mean, energy_gradient = ctx.saved_tensors
         for_mean, for_variance, for_energy, for_gradient = gradients
+        if torch.compiler.is_compiling():
+            # A compiled graph has no second derivative, but Dynamo traces one all the same, and
+            # with zeros for these two the Hessian below would run in every backward pass.
+            for_mean = for_gradient = None
         if counts is not None and (for_mean is not None or for_gradient is not None):
             raise NotImplementedError(
                 "a loss over a process group has no second derivative: "

@@ -93,8 +93,8 @@ def vicreg_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over ranks as
         `grad_reduction` says, the ranks' parameter gradients are the gradient of one process that
-        holds all rows. Second derivatives are right without a group, and refused with one
-        (`NotImplementedError`).
+        holds all rows. Second derivatives, in eager and in reverse mode, are right without a group
+        and refused with one (`NotImplementedError`); PyTorch refuses forward mode.
 
         Sent by each rank, for d = dim, N = rows over all ranks, n = rows here, W = ranks, in
         elements of the lifted dtype: 4 sums of d and one of 1, and for each view either sums of

@@ -1,0 +1,293 @@
+"""What holds for every loss: it compiles, transforms, exports, copies, and waits for no device."""
+
+import copy
+import dataclasses
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import termwise as tw
+from termwise.joint_embedding import VICRegLoss, vicreg_loss
+from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A loss, its module with the same numbers, and inputs of shape (rows, columns)."""
+
+    function: Callable[..., tw.Terms]
+    module: nn.Module
+    options: dict[str, Any]
+    inputs: int = 1
+    masks: tuple[str, ...] = ()
+
+    def tensors(self, rows: int = 7, columns: int = 3, seed: int = 0) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(rows, columns, generator=generator) for _ in range(self.inputs)]
+
+    def extra(self, rows: int = 7) -> dict[str, Tensor]:
+        return {name: torch.arange(rows) % 3 != 1 for name in self.masks}
+
+
+VICREG = {"sim_weight": 5.0, "gamma": 2.0, "eps": 0.01}
+VARIANCE = {"coefficient": 0.7, "target": 2.0}
+CASES = {
+    "vicreg": Case(vicreg_loss, VICRegLoss(**VICREG), VICREG, inputs=2),
+    "vicreg gram": Case(
+        vicreg_loss,
+        VICRegLoss(covariance_path="gram", variance_views="mean"),
+        {"covariance_path": "gram", "variance_views": "mean"},
+        inputs=2,
+    ),
+    "targeted variance": Case(targeted_variance_loss, TargetedVarianceLoss(**VARIANCE), VARIANCE),
+    "targeted variance, masked": Case(
+        targeted_variance_loss,
+        TargetedVarianceLoss(**VARIANCE),
+        VARIANCE,
+        masks=("valid_rows",),
+    ),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    return request.param
+
+
+def gradients(terms: tw.Terms, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(terms.loss, inputs)
+
+
+def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
+    assert type(ours) is type(theirs)
+    torch.testing.assert_close(dict(ours.items()), dict(theirs.items()))
+
+
+@pytest.mark.parametrize("form", ["function", "module"])
+def test_compiled_is_eager_whole(case, form):
+    eager = getattr(case, form)
+    options = case.options if form == "function" else {}
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    for rows in (7, 9, 4):  # the second recompiles with a dynamic batch
+        inputs = [x.requires_grad_() for x in case.tensors(rows)]
+        ours = compiled(*inputs, **options, **case.extra(rows))
+        theirs = eager(*inputs, **options, **case.extra(rows))
+        assert_same(ours, theirs)
+        torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
+
+
+@pytest.mark.parametrize("form", ["function", "module"])
+def test_compiled_refuses_a_wrong_shape(case, form):
+    compiled = torch.compile(getattr(case, form), fullgraph=True, backend="eager")
+    first, *others = case.tensors()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*1 axis, not 2"):
+        compiled(first[0], *others, **case.extra())
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="int64 is not a dtype of Float"):
+        compiled(first.long(), *others, **case.extra())
+
+
+def test_compiled_refuses_what_would_broadcast():
+    z1, z2 = CASES["vicreg"].tensors()
+    compiled = torch.compile(vicreg_loss, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="batch is 1, but it is 7 in z1"):
+        compiled(z1, z2[:1])
+
+
+@pytest.mark.parametrize("form", ["function", "module"])
+def test_the_module_is_the_function(case, form):
+    inputs = case.tensors()
+    ours = case.module(*inputs, **case.extra())
+    assert_same(ours, case.function(*inputs, **case.options, **case.extra()))
+
+
+def test_vmap_is_a_loop(case):
+    batches = [
+        torch.stack(xs) for xs in zip(*[case.tensors(seed=s) for s in range(3)], strict=True)
+    ]
+    masks = case.extra()
+
+    def loss(*inputs):
+        return case.function(*inputs, **case.options, **masks)
+
+    ours = torch.vmap(loss)(*batches)
+    last = torch.vmap(loss, in_dims=2)(*[x.movedim(0, 2) for x in batches])
+    assert_same(ours, last)
+    for index in range(3):
+        expected = loss(*[x[index] for x in batches])
+        torch.testing.assert_close(
+            {name: value[index] for name, value in ours.items()}, dict(expected.items())
+        )
+
+
+def test_vmap_and_grad_in_either_order(case):
+    batch, *others = [torch.stack([x, x + 1, x * 2]) for x in case.tensors()]
+
+    def loss(*inputs):
+        return case.function(*inputs, **case.options, **case.extra()).loss
+
+    inside = torch.vmap(torch.func.grad(loss))(batch, *others)
+    outside = torch.func.grad(lambda *xs: torch.vmap(loss)(*xs).sum())(batch, *others)
+    batch.requires_grad_()
+    total = sum(loss(*xs) for xs in zip(batch, *others, strict=True))
+    (expected,) = torch.autograd.grad(total, batch)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(outside, expected)
+
+
+def test_batched_gradients_through_a_retained_graph(case):
+    inputs = [x.requires_grad_() for x in case.tensors()]
+    terms = case.function(*inputs, **case.options, **case.extra())
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    (batched,) = torch.autograd.grad(
+        terms.loss, inputs[:1], weights, is_grads_batched=True, retain_graph=True
+    )
+    (single,) = torch.autograd.grad(terms.loss, inputs[:1])
+    torch.testing.assert_close(batched, weights[:, None, None] * single)
+
+
+def test_grad_has_aux(case):
+    inputs = case.tensors()
+
+    def loss(*inputs):
+        terms = case.function(*inputs, **case.options, **case.extra())
+        return terms.loss, terms
+
+    gradient, terms = torch.func.grad(loss, has_aux=True)(*inputs)
+    assert isinstance(terms, tw.Terms)
+    inputs = [x.requires_grad_() for x in inputs]
+    expected = case.function(*inputs, **case.options, **case.extra())
+    assert_same(terms, expected)
+    torch.testing.assert_close(gradient, gradients(expected, inputs)[0])
+
+
+class Trained(nn.Module):
+    """A model that returns the terms of its own loss."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.case = case
+        self.loss_fn = case.module
+
+    def forward(self, *inputs: Tensor) -> tw.Terms:
+        rows = inputs[0].shape[0]
+        return self.loss_fn(*[self.linear(x) for x in inputs], **self.case.extra(rows))
+
+
+def test_functional_call(case):
+    model, inputs = Trained(case), case.tensors()
+    parameters = {name: p.detach() * 2 for name, p in model.named_parameters()}
+
+    def loss(parameters):
+        terms = torch.func.functional_call(model, parameters, tuple(inputs))
+        return terms.loss, terms
+
+    gradient, terms = torch.func.grad(loss, has_aux=True)(parameters)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    expected = model(*inputs)
+    assert_same(terms, expected)
+    expected.loss.backward()
+    torch.testing.assert_close(gradient["linear.weight"], model.linear.weight.grad)
+
+
+def test_export_saves_and_loads(case, tmp_path):
+    model, inputs = Trained(case), case.tensors()
+    with torch.no_grad():
+        exported = torch.export.export(model, tuple(inputs))
+        torch.export.save(exported, tmp_path / "loss.pt2")
+        loaded = torch.export.load(tmp_path / "loss.pt2").module()
+        assert_same(loaded(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("copier", ["deepcopy", "pickle", "torch.save"])
+def test_a_module_copies(case, copier):
+    model = case.module
+    if copier == "deepcopy":
+        copied = copy.deepcopy(model)
+    elif copier == "pickle":
+        copied = pickle.loads(pickle.dumps(model))
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        copied = torch.load(buffer, weights_only=False)
+    inputs = case.tensors()
+    assert repr(copied) == repr(model)
+    assert_same(copied(*inputs, **case.extra()), model(*inputs, **case.extra()))
+
+
+def test_nothing_waits_for_the_device(case):
+    # A fake tensor has no data: .item(), a boolean index or nonzero would raise.
+    with FakeTensorMode() as mode:
+        inputs = [mode.from_tensor(x).requires_grad_() for x in case.tensors()]
+        masks = {name: mode.from_tensor(mask) for name, mask in case.extra().items()}
+        terms = case.function(*inputs, **case.options, **masks)
+        terms.loss.backward()
+        assert all(x.grad.shape == x.shape for x in inputs)
+
+
+def test_no_grad_gives_the_same_terms(case):
+    inputs = [x.requires_grad_() for x in case.tensors()]
+    with torch.no_grad():
+        quiet = case.function(*inputs, **case.options, **case.extra())
+    assert not quiet.loss.requires_grad
+    assert_same(quiet, case.function(*inputs, **case.options, **case.extra()).detach())
+    with torch.inference_mode():
+        assert_same(quiet, case.function(*inputs, **case.options, **case.extra()))
+
+
+@tw.terms
+class PoweredTerms(tw.Terms):
+    base: Float[Tensor, ""]
+
+
+def test_twelve_losses_compile_one_by_one():
+    # Each is a function of its own; with one shared code object the ninth would fail.
+    functions = [vicreg_loss, targeted_variance_loss]
+    for power in range(1, 11):
+
+        @tw.contract
+        def powered(x: Float[Tensor, "batch dim"], *, power: int = power) -> PoweredTerms:
+            base = targeted_variance_loss(x).loss
+            return PoweredTerms(loss=base**power, base=base)
+
+        functions.append(powered)
+    x, y = CASES["vicreg"].tensors()
+    for function in functions:
+        inputs = (x, y) if function is vicreg_loss else (x,)
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        assert_same(compiled(*inputs), function(*inputs))
+
+
+def test_no_public_loss_is_left_out():
+    families = [tw.joint_embedding, tw.lm]
+    public = {name: value for family in families for name, value in vars(family).items()}
+    functions = {value for name, value in public.items() if name.endswith("_loss")}
+    modules = {value for name, value in public.items() if name.endswith("Loss")}
+    assert functions == {case.function for case in CASES.values()}
+    assert modules == {type(case.module) for case in CASES.values()}
+
+
+def test_a_compiled_backward_pass_has_no_hessian_in_it():
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    inputs = [x.requires_grad_() for x in CASES["vicreg"].tensors()]
+    torch.compile(vicreg_loss, fullgraph=True, backend=backend)(*inputs).loss.backward()
+    assert len(graphs) == 2
+    assert not any("mm" in str(node.target) for graph in graphs for node in graph.graph.nodes)
