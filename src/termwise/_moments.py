@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import _groups
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import accumulator, lifted, looped
+from ._numbers import accumulator, blocks, lifted, looped
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
@@ -102,22 +102,22 @@ class _SecondMoments(torch.autograd.Function):
                 "it would need the gradients of the other ranks"
             )
         rows = z.shape[0] if counts is None else counts.sum().to(mean.dtype)
-        total: Tensor | None = None
-        if for_energy is not None:
-            total = energy_gradient * for_energy
-        if for_variance is not None:
-            factor = for_variance * (2.0 / (rows - 1))
-            centred = z - mean
-            total = centred * factor if total is None else torch.addcmul(total, centred, factor)
+        parts: list[Tensor] = []
+        if for_variance is not None and for_energy is not None:
+            factor = for_variance * (2.0 * ctx.scale / (rows - 1))
+            push = for_energy * ctx.scale
+            if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+                return _combined(z, mean, factor, energy_gradient, push), *[None] * 6
+            parts.append(torch.addcmul(energy_gradient * push, z - mean, factor))
+        elif for_variance is not None:
+            parts.append((z - mean) * (for_variance * (2.0 * ctx.scale / (rows - 1))))
+        elif for_energy is not None:
+            parts.append(energy_gradient * (for_energy * ctx.scale))
         if for_mean is not None:
-            share = for_mean / rows
-            total = share.expand(z.shape) if total is None else total + share
+            parts.append((for_mean / rows).expand(z.shape))
         if for_gradient is not None:
-            curvature = _energy_hessian_product(z - mean, for_gradient)
-            total = curvature if total is None else total + curvature
-        if total is not None:
-            total = (total if ctx.scale == 1.0 else total * ctx.scale).to(z.dtype)
-        return total, None, None, None, None, None, None
+            parts.append(_energy_hessian_product(z - mean, for_gradient))
+        return sum(parts[1:], parts[0]).to(z.dtype) if parts else None, *[None] * 6
 
 
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
@@ -149,17 +149,17 @@ def _forward(
         return x if counts is None else _groups.all_reduce(x, group_name)
 
     with torch.autocast(z.device.type, enabled=False):
-        mean = (over_ranks(rows.sum(0, dtype=accumulator(rows))) / n).to(rows.dtype)
+        mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
-        squares = over_ranks(centred.square().sum(0))
+        squares = over_ranks(_column_sums(centred, torch.square)).to(rows.dtype)
         if path == "gram" or (path == "auto" and 2 * n <= dim):
             if counts is not None:  # a share of the columns, with the rows of all ranks
                 centred = _groups.rows_to_columns(centred, each, group_name)
             energy, ascent = _triangle(centred, over_ranks, gradient, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
             if gradient:
-                own = squares if counts is None else centred.square().sum(0)
-                ascent.addcmul_(centred, own, value=-1)
+                own = squares if counts is None else _column_sums(centred, torch.square)
+                ascent.addcmul_(centred, own.to(rows.dtype), value=-1)
                 if counts is not None:
                     ascent = _groups.columns_to_rows(ascent, each, dim, group_name)
         else:
@@ -183,6 +183,27 @@ def _(
 _forward.register_vmap(looped(_forward))
 
 
+@torch.library.custom_op("termwise::second_moments_gradient", mutates_args=())
+def _combined(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
+    """Give (z - mean) * factor + gradient * push, with nothing else so large."""
+    total = torch.empty_like(z, memory_format=torch.contiguous_format)
+    for here in blocks(z):
+        rows = lifted(z[here])
+        own = total[here] if rows.dtype == z.dtype else torch.empty_like(rows)
+        torch.sub(rows, mean, out=own).mul_(factor).addcmul_(gradient[here], push)
+        if rows.dtype != z.dtype:
+            total[here] = own
+    return total
+
+
+@_combined.register_fake
+def _(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+_combined.register_vmap(looped(_combined))
+
+
 def _triangle(
     rows: Tensor, over_ranks: Callable[[Tensor], Tensor], gradient: bool, *, zero_diagonal: bool
 ) -> tuple[Tensor, Tensor]:
@@ -201,6 +222,17 @@ def _triangle(
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
     return energy, product
+
+
+def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum each column: blocks in their own type, their sums in the wider one.
+
+    `x.sum(0, dtype=...)` would copy all of x into the wider type first.
+    """
+    total = x.new_zeros(x.shape[1], dtype=accumulator(x))
+    for here in blocks(x):
+        total += of(x[here]).sum(0)
+    return total
 
 
 def _squares(x: Tensor) -> Tensor:

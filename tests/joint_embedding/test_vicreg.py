@@ -368,4 +368,4 @@ def test_collapse_shows_in_std():
     z = torch.randn(32, 8)
     assert vicreg_loss(z, z).std.item() > 0.5
     constant: Tensor = z[:1].expand(32, 8)
-    assert vicreg_loss(constant, constant).std.item() == 0
+    assert vicreg_loss(constant, constant).std.item() < 1e-6

@@ -1,6 +1,6 @@
 """VICReg: variance, invariance and covariance of two views."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from .. import _groups, _moments
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._moments import CovariancePath
-from .._numbers import lifted
+from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
 
 Views = Literal["sum", "mean"]
@@ -131,8 +131,8 @@ def vicreg_loss(
     counts = _groups.row_counts(z1, batch_group)
     rows = z1.shape[0] if counts is None else counts.sum()
     scale = _groups.gradient_scale(batch_group, grad_reduction)
-    distance = F.mse_loss(lifted(z1), lifted(z2), reduction="sum")
-    sim = _groups.terminal_sum(distance, batch_group, scale) / (rows * z1.shape[1])
+    distance = _groups.terminal_sum(_squared_distance(z1, z2), batch_group, scale)
+    sim = distance / (rows * z1.shape[1])
 
     variances: list[Tensor] = []
     energies: list[Tensor] = []
@@ -232,3 +232,31 @@ class VICRegLoss(nn.Module):
             f"variance_views={self.variance_views!r}, covariance_views={self.covariance_views!r}, "
             f"covariance_path={self.covariance_path!r}, grad_reduction={self.grad_reduction!r}"
         )
+
+
+def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:
+    """Sum the squared difference, without a tensor of its size in the forward pass."""
+    if torch.compiler.is_compiling():  # a compiler fuses it
+        return F.mse_loss(lifted(z1), lifted(z2), reduction="sum")
+    return cast("Tensor", _SquaredDistance.apply(z1, z2))
+
+
+class _SquaredDistance(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z1: Tensor, z2: Tensor) -> Tensor:
+        total = z1.new_zeros((), dtype=accumulator(z1))
+        for here in blocks(z1):
+            total = total + F.mse_loss(lifted(z1[here]), lifted(z2[here]), reduction="sum")
+        return total.to(lifted(z1[:0]).dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        z1, z2 = ctx.saved_tensors
+        gradient = (lifted(z1) - lifted(z2)) * (2 * gradients[0])
+        return gradient.to(z1.dtype), -gradient.to(z2.dtype)

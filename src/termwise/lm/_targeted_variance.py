@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import accumulator, lifted, looped
+from .._numbers import accumulator, blocks, lifted, looped
 from .._terms import Terms, terms
 
 
@@ -175,13 +175,11 @@ def _row_variances(weight: Tensor) -> tuple[Tensor, Tensor]:
     variances = torch.zeros_like(means)
     if dim == 0:
         return variances, means
-    step = _rows_of_a_block(dim)
-    centred = means.new_empty(min(step, vocab), dim)
-    for start in range(0, vocab, step):
-        block, mean = lifted(weight[start : start + step]), means[start : start + step]
+    for here in blocks(weight):
+        block, mean = lifted(weight[here]), means[here]
         torch.mean(block, 1, out=mean)
-        rows = torch.sub(block, mean[:, None], out=centred[: len(block)])
-        torch.linalg.vecdot(rows, rows, out=variances[start : start + step])
+        centred = block - mean[:, None]
+        torch.linalg.vecdot(centred, centred, out=variances[here])
     return variances.div_(dim), means
 
 
@@ -200,9 +198,7 @@ def _centred_times(
 ) -> Tensor:
     """Give (weight - means) * factor, 0 in rows that do not count, with nothing else so large."""
     product = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    step = _rows_of_a_block(weight.shape[1])
-    for start in range(0, weight.shape[0], step):
-        here = slice(start, start + step)
+    for here in blocks(weight):
         block = lifted(weight[here])
         if block.dtype == weight.dtype:
             rows = torch.sub(block, means[here, None], out=product[here]).mul_(factor)
@@ -219,8 +215,3 @@ def _(weight: Tensor, means: Tensor, valid_rows: Tensor | None, factor: Tensor) 
 
 
 _centred_times.register_vmap(looped(_centred_times))
-
-
-def _rows_of_a_block(dim: int) -> int:
-    """Take blocks of about 1 MiB in float32, which stay in cache from one step to the next."""
-    return max(1, 2**18 // max(dim, 1))
