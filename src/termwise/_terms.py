@@ -46,7 +46,7 @@ class Terms:
         kept = [(name, value.detach()) for name, value in self.items() if value.ndim <= 1]
         wide = accumulator(self.loss)  # float64 holds a float32, and a count below 2**53, exactly
         flat = torch.cat([value.reshape(-1).to(wide) for _, value in kept])
-        numbers = cast("list[float]", flat.tolist())  # pyright: ignore[reportUnknownMemberType]
+        numbers = cast("list[float]", flat.tolist())
         names = [
             label
             for name, value in kept

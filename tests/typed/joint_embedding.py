@@ -1,0 +1,40 @@
+"""What a type checker knows of the joint-embedding losses. Never run: pyright reads it."""
+
+from typing import assert_type
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from termwise.joint_embedding import VICRegLoss, VICRegTerms, vicreg_loss
+
+
+def functions(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
+    terms = vicreg_loss(z1, z2, variance_views="mean", batch_group=group)
+    assert_type(terms, VICRegTerms)
+    assert_type(terms.metrics(), dict[str, float])
+    assert_type(terms.detach(), VICRegTerms)
+    for name, value in terms.items():
+        assert_type(name, str)
+        assert_type(value, Tensor)
+    for field in (terms.loss, terms.sim, terms.var, terms.cov, terms.std):
+        assert_type(field, Tensor)
+
+
+def modules(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
+    loss_fn = VICRegLoss(sim_weight=25, covariance_path="gram")
+    assert_type(loss_fn(z1, z2), VICRegTerms)
+    assert_type(loss_fn(z1, z2, batch_group=group), VICRegTerms)
+    assert_type(loss_fn.gamma, float)
+
+
+def wrong_calls(z1: Tensor, z2: Tensor) -> None:
+    # Each ignore is an error that pyright must report: an ignore without one is an error itself.
+    vicreg_loss(z1)  # pyright: ignore[reportCallIssue]
+    vicreg_loss(z1, z2, 25.0)  # pyright: ignore[reportCallIssue]
+    vicreg_loss(z1, "z2")  # pyright: ignore[reportArgumentType]
+    vicreg_loss(z1, z2, variance_views="avg")  # pyright: ignore[reportArgumentType]
+    vicreg_loss(z1, z2, weight=1.0)  # pyright: ignore[reportCallIssue]
+    vicreg_loss(z1, z2).loss = z1  # pyright: ignore[reportAttributeAccessIssue]
+    VICRegLoss(1.0)  # pyright: ignore[reportCallIssue]
+    VICRegLoss()(z1)  # pyright: ignore[reportCallIssue]
+    VICRegTerms(loss=z1)  # pyright: ignore[reportCallIssue]
