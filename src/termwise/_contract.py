@@ -65,7 +65,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
         ContractError: at the call, naming what did not fit. `torch.compile(fullgraph=True)`
             reports it as an error of its own with this one's text inside.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from jaxtyping import Float
         >>> from torch import Tensor

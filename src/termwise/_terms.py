@@ -71,7 +71,7 @@ def terms(cls: type[T]) -> type[T]:
     Raises:
         TypeError: if `cls` is not a subclass of `Terms`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from jaxtyping import Float
         >>> from torch import Tensor

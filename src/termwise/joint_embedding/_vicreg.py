@@ -51,15 +51,13 @@ def vicreg_loss(
 ) -> VICRegTerms:
     r"""Pull two views together while each column keeps its variance and columns decorrelate.
 
-    $$
-    \begin{aligned}
-    \mathrm{sim} &= \frac{1}{n d} \sum_{ij} (z^1_{ij} - z^2_{ij})^2 \\
-    \mathrm{var} &= \sum_{v} \frac{1}{d} \sum_j
-        \max\!\Big(0,\ \gamma - \sqrt{\mathrm{Var}(z^v_j) + \epsilon}\Big) \\
-    \mathrm{cov} &= \sum_{v} \frac{1}{d} \sum_{j \ne k} C(z^v)_{jk}^2, \qquad
-        C(z) = \frac{1}{n-1} \sum_i (z_i - \bar z)(z_i - \bar z)^\top
-    \end{aligned}
-    $$
+    $$\mathrm{sim} = \frac{1}{n d} \sum_{i,j} (z^1_{ij} - z^2_{ij})^2$$
+
+    $$\mathrm{var} = \sum_{v} \frac{1}{d} \sum_j
+    \max \left( 0, \gamma - \sqrt{\mathrm{Var}(z^v_j) + \epsilon} \right)$$
+
+    $$\mathrm{cov} = \sum_{v} \frac{1}{d} \sum_{j \ne k} C(z^v)_{jk}^2, \qquad
+    C(z) = \frac{1}{n-1} \sum_i (z_i - \bar{z})(z_i - \bar{z})^\top$$
 
     with the unbiased variance, n - 1. `loss = sim_weight * sim + var_weight * var + cov_weight *
     cov`.
@@ -114,7 +112,7 @@ def vicreg_loss(
         belong to: we side with the code. The paper sums the variance term over the views, the
         code averages it: the default sides with the paper, `variance_views="mean"` with the code.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from termwise.joint_embedding import vicreg_loss
         >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -165,7 +163,7 @@ class VICRegLoss(nn.Module):
 
     Has no parameters and holds no process group: the group comes with each call.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from termwise.joint_embedding import VICRegLoss
         >>> loss_fn = VICRegLoss(cov_weight=0.04)

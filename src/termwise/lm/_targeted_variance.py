@@ -36,10 +36,8 @@ def targeted_variance_loss(
 ) -> TargetedVarianceTerms:
     r"""Draw the mean variance of the rows of an embedding matrix to a target.
 
-    $$
-    \mathrm{loss} = c\,(V - t)^2, \qquad
-    V = \frac{1}{|R|} \sum_{r \in R} \frac{1}{d} \sum_j (w_{rj} - \bar w_r)^2
-    $$
+    $$\mathrm{loss} = c (V - t)^2, \qquad
+    V = \frac{1}{|R|} \sum_{r \in R} \frac{1}{d} \sum_j (w_{rj} - \bar{w}_r)^2$$
 
     over all counted rows R on all ranks, with the biased variance of each row. Inputs in half
     precision are lifted to float32, block by block: in bfloat16 itself a variance of 1.002 is 1
@@ -72,7 +70,7 @@ def targeted_variance_loss(
         for Evo 2. It takes the mean of the ranks' means, which weighs rows of a shorter shard more
         and an empty shard as variance 0; ours is the mean over rows, equal on even shards.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from termwise.lm import targeted_variance_loss
         >>> targeted_variance_loss(torch.tensor([[1.0, 3.0], [0.0, 4.0]]), target=0.5).metrics()
@@ -97,7 +95,7 @@ def targeted_variance_loss(
 class TargetedVarianceLoss(nn.Module):
     """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] with its numbers held.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from termwise.lm import TargetedVarianceLoss
         >>> embedding = torch.nn.Embedding(10, 4)
