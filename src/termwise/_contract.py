@@ -87,7 +87,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     results = _expected_parts(returns)
     whole = None if results else _Expected(returns)
     kind = typing.get_origin(returns) or returns
-    if not isinstance(kind, type) or kind is Any or _is_array(kind):
+    if not _is_class(kind):
         kind = object
     positions = list(signature.parameters)
     run = _under_beartype(fn, computed=any("{" in e.spelled for e in expected.values()))
@@ -206,7 +206,7 @@ def _explain(
         problem = expected.problem(value, parameter, axes)
         if (
             not problem
-            and not expected.shapes
+            and not expected.judged
             and not is_bearable(value, hints[parameter], conf=_BEARTYPE)
         ):
             problem = f"needs {expected.spelled}, got {_show(value)}"
@@ -237,16 +237,18 @@ class _Expected:
             if typing.get_origin(option) is Literal
             for value in typing.get_args(option)
         )
-        self.optional = type(None) in options
-        # What is neither an array nor a literal is left to beartype.
+        classes = {option for option in options if _is_class(option)}
+        # An int where a float is declared is fine, as _BEARTYPE has it.
+        self.classes = (*classes, int) if float in classes else tuple(classes)
+        # What is neither an array, a literal nor a class is left to beartype.
         self.judged = all(
-            _is_array(option) or typing.get_origin(option) is Literal or option is type(None)
+            _is_array(option) or _is_class(option) or typing.get_origin(option) is Literal
             for option in options
         )
 
     def problem(self, value: Any, owner: str, axes: Axes) -> str:
         """Say why a value does not fit, or "" and bind its axes."""
-        if value is None and self.optional:
+        if isinstance(value, self.classes):
             return ""
         reason = ""
         for shape in self.shapes:
@@ -358,6 +360,16 @@ class _Axis:
 
 def _is_array(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
+def _is_class(hint: Any) -> bool:
+    """Tell whether isinstance answers for a hint."""
+    return (
+        isinstance(hint, type)
+        and hint is not Any
+        and not _is_array(hint)
+        and not getattr(hint, "_is_protocol", False)
+    )
 
 
 def _spell(hint: Any) -> str:

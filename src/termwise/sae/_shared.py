@@ -1,0 +1,161 @@
+"""What the objectives of sparse autoencoders share: latents, and means over the rows that count.
+
+A row is a token. Every term is a mean over the rows that count: those that `mask` keeps (padding
+and BOS tokens are left out), on all ranks of `batch_group`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .. import _groups
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, blocks, lifted
+
+FeatureReduction = Literal["mean", "sum"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class SparseLatents:
+    """The k latents of each row that may be active; all others are zero.
+
+    Every loss that takes latents takes these in place of the dense matrix, and then touches k
+    columns of it instead of all. Within a row, an index stands once; a latent that did not fire
+    holds the value 0 at any index not in use.
+    """
+
+    values: Float[Tensor, "batch k"]
+    """Activations, in the graph."""
+    indices: Int[Tensor, "batch k"]
+    """The column of each activation, int64."""
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.indices.shape:
+            raise ValueError(
+                "SparseLatents needs values and indices of one shape, got "
+                f"{list(self.values.shape)} and {list(self.indices.shape)}"
+            )
+
+
+torch.export.register_dataclass(SparseLatents, serialized_type_name="termwise.sae.SparseLatents")
+
+Latents: TypeAlias = Float[Tensor, "batch d_sae"] | SparseLatents
+Mask: TypeAlias = Bool[Tensor, " batch"] | None
+
+
+def means_over_rows(
+    per_row: Sequence[Tensor],
+    mask: Tensor | None,
+    batch_group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> list[Tensor]:
+    """Average each quantity over the rows that count, on all ranks, with one sum over ranks.
+
+    Each element of per_row is " batch" or "batch n" (which gives " n"). No row counts: NaN.
+    """
+    wide = accumulator(per_row[0])
+    kept = [rows if mask is None else _keep(rows, mask) for rows in per_row]
+    sums = [rows.sum(0, dtype=wide).reshape(-1) for rows in kept]
+    count = sums[0].new_tensor([per_row[0].shape[0]]) if mask is None else mask.sum()[None]
+    scale = _groups.gradient_scale(batch_group, grad_reduction)
+    totals = _groups.terminal_sum(torch.cat([*sums, count.to(wide)]), batch_group, scale)
+    means = cast(
+        "tuple[Tensor, ...]", (totals[:-1] / totals[-1]).split([len(part) for part in sums])
+    )
+    return [
+        mean.reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
+        for mean, rows in zip(means, per_row, strict=True)
+    ]
+
+
+def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
+    """Give x - x_hat, taken after lifting, with 0 in rows that do not count."""
+    difference = lifted(x) - lifted(x_hat)
+    return difference if mask is None else _keep(difference, mask)
+
+
+def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
+    """Square and sum (or average) each row; finite wherever the result is representable."""
+    if feature_reduction == "sum":
+        return cast("Tensor", torch.linalg.vecdot(rows, rows))
+    # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
+    width = rows.shape[-1]
+    scale = 2.0 ** -math.ceil(math.log2(max(width, 1)) / 2)
+    scaled = rows * scale
+    return cast("Tensor", torch.linalg.vecdot(scaled, scaled)) * (1 / (width * scale**2))
+
+
+def check_latents(caller: str, f: Latents, batch: int) -> None:
+    """Check what a contract does not see: the rows of sparse latents."""
+    if isinstance(f, SparseLatents) and f.values.shape[0] != batch:
+        raise ValueError(f"{caller} needs f of {batch} rows, got {f.values.shape[0]}")
+
+
+def counted(f: Latents, mask: Tensor | None) -> Latents:
+    """Give the latents with 0 in rows that do not count, whatever stood there."""
+    if mask is None:
+        return f
+    if isinstance(f, SparseLatents):
+        return SparseLatents(_keep(f.values, mask), f.indices)
+    return _keep(f, mask)
+
+
+def active(f: Latents) -> Tensor:
+    """Count the latents of each row that are not zero: " batch", float."""
+    values = f.values if isinstance(f, SparseLatents) else f
+    return torch.count_nonzero(values, dim=1).to(lifted(values[:0]).dtype)
+
+
+def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
+    """Give sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
+    values = f.values if isinstance(f, SparseLatents) else f
+    if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
+        return cast("Tensor", _RowsL1.apply(values))
+    wide = lifted(values).abs()
+    powered = wide if p == 1.0 else wide.pow(p)
+    if decoder_norm is None:
+        return powered.sum(1)
+    norm = lifted(decoder_norm)
+    if isinstance(f, SparseLatents):
+        return cast("Tensor", torch.linalg.vecdot(powered, norm[f.indices]))
+    return powered @ norm
+
+
+def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
+    """Give f W_dec + b_dec, from the active rows of W_dec alone where f is sparse."""
+    if isinstance(f, SparseLatents):
+        product = F.embedding_bag(
+            f.indices, W_dec, per_sample_weights=f.values.to(W_dec.dtype), mode="sum"
+        )
+        return product if b_dec is None else product + b_dec
+    return f @ W_dec if b_dec is None else torch.addmm(b_dec, f, W_dec)
+
+
+def _keep(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows.where(mask if rows.ndim == 1 else mask[:, None], 0)
+
+
+class _RowsL1(torch.autograd.Function):
+    """Sum |f| over each row. `f.abs()` would keep a tensor as large as f for nothing."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: Tensor) -> Tensor:
+        parts = [lifted(f[here]).abs().sum(1) for here in blocks(f)]
+        return torch.cat(parts) if parts else f.new_zeros(0, dtype=lifted(f).dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (f,) = ctx.saved_tensors
+        return f.sign() * gradients[0][:, None].to(f.dtype)

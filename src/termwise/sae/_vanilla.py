@@ -1,0 +1,197 @@
+"""The vanilla objective: squared error and an Lp penalty on the latents."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._shared import (
+    FeatureReduction,
+    SparseLatents,
+    active,
+    check_latents,
+    counted,
+    means_over_rows,
+    penalty,
+    residual,
+    squared_norm,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Vanilla:
+    """Numbers of the vanilla objective."""
+
+    sparsity_coeff: float = 4e-4
+    """Weight of the penalty."""
+    p: float = 1.0
+    """Exponent of the penalty."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over d_model."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class VanillaTerms(Terms):
+    """Terms of [`vanilla_loss`][termwise.sae.vanilla_loss]."""
+
+    loss: Float[Tensor, ""]
+    """mse + sparsity."""
+    mse: Float[Tensor, ""]
+    """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
+    l0: Float[Tensor, ""]
+    """Latents of a row that are not zero, mean over rows; detached."""
+    l1: Float[Tensor, ""]
+    """sum_j |f_j|, mean over rows, whatever p and decoder_norm; detached where they are set."""
+
+
+@contract
+def vanilla_loss(
+    x: Float[Tensor, "batch d_model"],
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    sparsity_coeff: float,
+    decoder_norm: Float[Tensor, " d_sae"] | None = None,
+    p: float = 1.0,
+    target: Float[Tensor, "batch d_model"] | None = None,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> VanillaTerms:
+    r"""Reconstruct activations, and pay for what is active.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
+    + \lambda \sum_j \nu_j |f_{ij}|^p \right)$$
+
+    over the n rows that count. Half precision is lifted to float32 before any difference is taken.
+
+    Args:
+        x: activations, a row for each token.
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        x_hat: reconstruction of x from f.
+        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+            with "sum" the squared error is d_model times that of "mean", so an equal trade-off
+            needs d_model times the coefficient.
+        decoder_norm: nu, the norms of the decoder's rows, so that the penalty cannot be escaped
+            by small latents and large rows (Anthropic, April 2024). In the graph if given so.
+            None: 1.
+        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        target: what x_hat is compared with, where that is not x: a transcoder. None: x.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over d_model, "mean" (saev) or "sum" (SAELens, dictionary_learning).
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 4 float64 elements. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: p is not positive, or f has another number of rows than x.
+
+    References:
+        Bricken et al., Towards Monosemanticity (2023), and the update of April 2024,
+        https://transformer-circuits.pub/2024/april-update: there the squared error is summed over
+        features. saev, whose names we keep, averages it; it also counts f > 0 and sums f without
+        its absolute value, which is wrong for signed latents and equal for ReLU's.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import vanilla_loss
+        >>> x, f = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, -3.0]])
+        >>> vanilla_loss(x, f, torch.tensor([[1.0, 0.0]]), sparsity_coeff=0.5).metrics()
+        {'loss': 4.0, 'mse': 2.0, 'sparsity': 2.0, 'l0': 2.0, 'l1': 4.0}
+    """
+    if not p > 0:
+        raise ValueError(f"vanilla_loss needs p > 0, got {p}")
+    check_latents("vanilla_loss", f, x.shape[0])
+    f = counted(f, mask)
+    error = residual(x if target is None else target, x_hat, mask)
+    weighed = penalty(f, decoder_norm, p)
+    plain = weighed if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
+    mse, paid, l0, l1 = means_over_rows(
+        [squared_norm(error, feature_reduction), weighed, active(f), plain],
+        mask,
+        batch_group,
+        grad_reduction,
+    )
+    sparsity = sparsity_coeff * paid
+    return VanillaTerms(loss=mse + sparsity, mse=mse, sparsity=sparsity, l0=l0, l1=l1)
+
+
+class VanillaObjective(nn.Module):
+    """[`vanilla_loss`][termwise.sae.vanilla_loss] with its numbers held, as a frozen config.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import Vanilla, get_objective
+        >>> objective = get_objective(Vanilla(sparsity_coeff=4e-4))
+        >>> x, f = torch.ones(4, 3), torch.ones(4, 8)
+        >>> objective(x, f, x).metrics()["l0"]
+        8.0
+    """
+
+    @contract
+    def __init__(self, cfg: Vanilla) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        f: Float[Tensor, "batch d_sae"] | SparseLatents,
+        x_hat: Float[Tensor, "batch d_model"],
+        *,
+        decoder_norm: Float[Tensor, " d_sae"] | None = None,
+        target: Float[Tensor, "batch d_model"] | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> VanillaTerms:
+        """Compute the terms of the objective."""
+        return vanilla_loss(
+            x,
+            f,
+            x_hat,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            decoder_norm=decoder_norm,
+            p=self.cfg.p,
+            target=target,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch d_model"],
+            f: Float[Tensor, "batch d_sae"] | SparseLatents,
+            x_hat: Float[Tensor, "batch d_model"],
+            *,
+            decoder_norm: Float[Tensor, " d_sae"] | None = None,
+            target: Float[Tensor, "batch d_model"] | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> VanillaTerms:
+            """Compute the terms of the objective."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)
