@@ -1,0 +1,255 @@
+"""The command line: reads it, refuses what cannot work before anything is trained, and trains."""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from . import _targeted_variance, _vicreg
+from ._training import Result, Setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    about: str
+    train: Callable[[Setting], Result]
+    steps: int
+    shared: bool
+    """Whether ranks share each batch. If not, rank 0 trains alone."""
+
+
+RUNS = {
+    "vicreg": _Run(
+        about="VICReg on scikit-learn's digits, and how it collapses without var and cov",
+        train=_vicreg.run,
+        steps=200,
+        shared=True,
+    ),
+    "targeted-variance": _Run(
+        about="a next-character model of Python's help, its embedding kept at a target variance",
+        train=_targeted_variance.run,
+        steps=200,
+        shared=False,
+    ),
+}
+
+_EXTRA = ("sklearn", "matplotlib", "rich")
+_EPILOG = """\
+examples:
+  python -m termwise --list
+  python -m termwise vicreg --steps 100 --json terms.json
+  torchrun --nproc-per-node 2 -m termwise vicreg
+"""
+
+
+class _RefusedError(Exception):
+    """Input that cannot work; its text is the line for stderr."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _RefusedError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Ranks:
+    """Where torchrun placed this process; one rank without it."""
+
+    rank: int
+    local_rank: int
+    count: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit code: 2 for input that cannot work."""
+    ranks = _ranks()
+    try:
+        options = _parser().parse_args(arguments)
+        if options.list:
+            _list(ranks)
+            return 0
+        _train(_chosen(options.runs), options, ranks)
+    except _RefusedError as refusal:
+        if ranks.rank == 0:
+            print(f"python -m termwise: {refusal}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m termwise",
+        description=(
+            "Train small models on real data, one run for each loss, and show every term as it\n"
+            "goes: a table, what was learnt as measured on held-out data, and a figure.\n"
+            "Nothing is downloaded, and a run takes seconds on a CPU."
+        ),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="what to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="name the runs and leave")
+    steps = ", ".join(f"{run.steps} for {name}" for name, run in RUNS.items())
+    parser.add_argument("--steps", type=_at_least_one, metavar="N", help=f"default: {steps}")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of data, views and weights (default: 0)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="D", help="such as cuda (default: cpu)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("termwise-demo"),
+        metavar="DIR",
+        help="where figures go (default: termwise-demo)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every curve and measurement there"
+    )
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"needs a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
+def _list(ranks: _Ranks) -> None:
+    if ranks.rank == 0:
+        width = max(len(name) for name in RUNS)
+        for name, run in RUNS.items():
+            print(f"{name:{width}}  {run.about}")
+
+
+def _chosen(names: Sequence[str]) -> dict[str, _Run]:
+    for name in names:
+        if name not in RUNS:
+            raise _RefusedError(f"unknown run {name!r}, there are: {', '.join(RUNS)}")
+    return {name: RUNS[name] for name in names} if names else RUNS
+
+
+def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) -> None:
+    device = _device(options.device, ranks)
+    _check_extra()
+    if ranks.rank == 0:
+        _check_folder(options.out)
+        _check_file(options.json)
+    from rich.console import Console  # after the check: only a run needs the extra
+
+    from . import _report
+
+    torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
+    console = Console(quiet=ranks.rank != 0)
+    results: dict[str, Result] = {}
+    with _process_group(device, ranks) as group:
+        for name, run in runs.items():
+            if group is not None and not run.shared:
+                console.print(f"{name}: rank 0 trains alone, its batches are not shared")
+                if ranks.rank != 0:
+                    continue
+            setting = Setting(
+                steps=options.steps or run.steps,
+                seed=options.seed,
+                device=device,
+                group=group if run.shared else None,
+                follow=functools.partial(_report.following, console),
+            )
+            start = time.perf_counter()
+            result = results[name] = run.train(setting)
+            if ranks.rank == 0:
+                figure = options.out / f"{name}.png"
+                _report.draw(figure, name, result)
+                _report.tell(console, name, result, time.perf_counter() - start, figure)
+    if ranks.rank == 0 and options.json is not None:
+        _report.write_json(options.json, results)
+
+
+def _ranks() -> _Ranks:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _Ranks(rank=0, local_rank=0, count=1)
+    return _Ranks(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        count=int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def _device(text: str, ranks: _Ranks) -> torch.device:
+    """Give the device, one of its own to each rank on CUDA, if it is there."""
+    try:
+        device = torch.device(text)
+        if device.type == "cuda" and ranks.count > 1:
+            device = torch.device("cuda", ranks.local_rank)
+        torch.zeros(1, device=device).cpu()
+    # PyTorch asserts that it was built for a device, and has no operators for some.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise _RefusedError(f"the device {text!r} is not there: {reason}") from error
+    return device
+
+
+def _check_extra() -> None:
+    for module in _EXTRA:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise _RefusedError(
+                f'{module} cannot be imported: pip install "termwise[demo]"'
+            ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _RefusedError(f"cannot write to --out {folder}: {error.strerror}") from error
+
+
+def _check_file(file: Path | None) -> None:
+    if file is None:
+        return
+    is_new = not file.exists()
+    try:
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise _RefusedError(f"cannot write --json {file}: {error.strerror}") from error
+    if is_new:
+        file.unlink()
+
+
+@contextmanager
+def _process_group(
+    device: torch.device, ranks: _Ranks
+) -> Generator[ProcessGroup | None, None, None]:
+    """Join the ranks that torchrun started, and part at the end; None where there is one."""
+    if ranks.count == 1:
+        yield None
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,169 @@
+"""What a run shows: a progress bar with live terms, a table, a line, a figure and JSON."""
+
+import json
+import math
+import textwrap
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+from ._training import Curves, Result, Show
+
+# Okabe and Ito's colours, which stay apart for colour-blind eyes.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
+_COLUMNS = 3
+
+
+@contextmanager
+def following(console: Console, label: str, steps: int) -> Generator[Show, None, None]:
+    """Show a progress bar with live terms, or nothing where it could not be redrawn in place."""
+    progress = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        # What is left of the line: a narrow terminal cuts the terms, not the count.
+        TextColumn("[dim]{task.fields[terms]}", table_column=Column(ratio=1, no_wrap=True)),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_interactive,
+    )
+    with progress:
+        task = progress.add_task(label, total=steps, terms="")
+        yield lambda metrics: progress.update(task, advance=1, terms=_line(metrics))
+
+
+def tell(console: Console, name: str, result: Result, seconds: float, figure: Path) -> None:
+    """Print the table of terms, the line that says what was learnt, and where the figure is."""
+    steps, control_steps = _length(result.terms), _length(result.control)
+    title = f"{name}: {steps} steps ({result.control_name}: {control_steps}), {seconds:.1f} s"
+    table = Table("\nterm", title=title, title_style="bold")
+    for training in ("", result.control_name):
+        for moment in ("first", "last"):
+            table.add_column(f"{training}\n{moment}", justify="right")
+    for term in result.terms:
+        curves = (result.terms[term], result.control[term])
+        table.add_row(term, *(f"{curve[end]:.4g}" for curve in curves for end in (0, -1)))
+    console.print(table)
+    console.print(f"measured: {result.sentence}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"figure: {figure}\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def as_json(result: Result) -> dict[str, object]:
+    """Give every curve and measurement as JSON has them: a number that is not finite is null."""
+    return {
+        "terms": _json_curves(result.terms),
+        "control": {"name": result.control_name, "terms": _json_curves(result.control)},
+        "measured": {name: _finite(value) for name, value in result.measured.items()},
+    }
+
+
+def write_json(path: Path, results: dict[str, Result]) -> None:
+    """Write one object for each run, by its name."""
+    objects = {name: as_json(result) for name, result in results.items()}
+    path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def draw(path: Path, name: str, result: Result) -> None:
+    """Draw a panel for each term, with the control beside it, and one of what was measured."""
+    rows = math.ceil((len(result.terms) + 1) / _COLUMNS)
+    figure = Figure(figsize=(11, 2.7 * rows + 1.3), layout="constrained")
+    grid = figure.add_gridspec(rows, _COLUMNS)
+    panels = [figure.add_subplot(grid[divmod(i, _COLUMNS)]) for i in range(len(result.terms))]
+    for panel, term in zip(panels, result.terms, strict=True):
+        _draw_term(panel, term, result)
+    row, column = divmod(len(panels), _COLUMNS)
+    _draw_bars(figure.add_subplot(grid[row, column:]), result)
+    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
+    sentence = textwrap.wrap(result.sentence, width=140, break_on_hyphens=False)
+    title = "\n".join([f"$\\bf{{{bold}}}$", *sentence])
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_term(panel: Axes, term: str, result: Result) -> None:
+    _draw_curve(panel, result.terms[term], "trained on all terms", _BLUE, "-")
+    if term != "loss":  # the trainings weigh their terms differently: their losses do not compare
+        _draw_curve(panel, result.control[term], result.control_name, _ORANGE, "--")
+    bottom, top = panel.get_ylim()
+    if term in result.levels:
+        called, level = result.levels[term]
+        top = max(top, 1.15 * level)
+        panel.axhline(level, color=_GREY, linewidth=1, linestyle=":", zorder=0)
+        panel.text(
+            1,
+            level,
+            f"{called} {level:g}",
+            transform=panel.get_yaxis_transform(),
+            horizontalalignment="right",
+            verticalalignment="bottom",
+            color=_GREY,
+            fontsize=8,
+        )
+    panel.set_ylim(min(bottom, -0.03 * top), 1.04 * top)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    panel.set_title(result.about[term], fontsize=9)
+    panel.set_xlabel("step", fontsize=8)
+    panel.set_ylabel(term, fontsize=9, fontweight="bold")
+    _tidy(panel)
+
+
+def _draw_curve(panel: Axes, curve: list[float], label: str, color: str, style: str) -> None:
+    marker = "o" if len(curve) == 1 else None  # a line through one point would not be seen
+    steps = range(1, len(curve) + 1)
+    panel.plot(steps, curve, style, color=color, linewidth=1.5, marker=marker, label=label)
+
+
+def _draw_bars(panel: Axes, result: Result) -> None:
+    colors = [_GREY for _ in result.bars]
+    colors[list(result.bars).index(result.control_name)] = _ORANGE
+    colors[-1] = _BLUE
+    values = list(result.bars.values())
+    bars = panel.barh(range(len(values)), values, color=colors, height=0.45)
+    panel.bar_label(bars, [result.bars_format.format(v) for v in values], padding=4, fontsize=9)
+    for place, name in enumerate(result.bars):  # above its bar, where it takes no panel's width
+        panel.text(0, place + 0.27, f" {name}", fontsize=8, verticalalignment="bottom")
+    panel.set_xlim(0, max(values) * 1.2)
+    panel.set_ylim(-0.4, len(values) - 0.3)
+    panel.set_title(result.bars_about, fontsize=9)
+    panel.xaxis.set_visible(False)
+    panel.yaxis.set_visible(False)
+    _tidy(panel)
+    panel.spines["bottom"].set_visible(False)
+
+
+def _tidy(panel: Axes) -> None:
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+
+
+def _json_curves(curves: Curves) -> dict[str, object]:
+    return {
+        term: {
+            "first": _finite(curve[0]),
+            "last": _finite(curve[-1]),
+            "curve": [_finite(value) for value in curve],
+        }
+        for term, curve in curves.items()
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _length(curves: Curves) -> int:
+    return len(next(iter(curves.values())))

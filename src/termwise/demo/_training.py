@@ -1,0 +1,93 @@
+"""What the runs share: where they train, the one loop, and what they hand back."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from .._terms import Terms
+
+Curves = dict[str, list[float]]
+Show = Callable[[dict[str, float]], None]
+
+_WARM_UP = 20  # steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where and how a run trains."""
+
+    steps: int
+    seed: int
+    device: torch.device
+    group: ProcessGroup | None
+    """Ranks that share each batch. None: this process alone."""
+    follow: Callable[[str, int], AbstractContextManager[Show]]
+    """Opens a progress bar (its label, its number of steps) that is shown each step's terms."""
+
+    def generator(self) -> torch.Generator:
+        """Give a fresh generator, on the CPU, so that no draw depends on the device or the rank."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def own_rows(self, batch: Tensor) -> Tensor:
+        """Give the rows of a global batch that are this rank's, on its device."""
+        if self.group is None:
+            return batch.to(self.device)
+        return batch.tensor_split(self.group.size())[self.group.rank()].to(self.device)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run hands back to be shown: two trainings, and what was learnt."""
+
+    terms: Curves
+    """Each term at each step, before that step's update."""
+    control: Curves
+    """The same terms of the training that the first one is compared with."""
+    control_name: str
+    about: dict[str, str]
+    """A few words on each term."""
+    levels: dict[str, tuple[str, float]]
+    """Lines to draw across a term's panel: what the level is called, and its value."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+    bars: dict[str, float]
+    """The measurement to draw, last the one of the training itself."""
+    bars_about: str
+    bars_format: str
+
+
+def train(
+    label: str,
+    setting: Setting,
+    groups: Iterable[tuple[nn.Module, float]],
+    step_terms: Callable[[], Terms],
+) -> Curves:
+    """Train modules, each at its learning rate, on whatever a step's terms call `loss`."""
+    parameters = [{"params": [*module.parameters()], "lr": rate} for module, rate in groups]
+    # eps well above rounding: ranks must not part over gradients that are nothing but rounding.
+    optimizer = torch.optim.AdamW(parameters, eps=1e-6, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, setting.steps))
+    curves: Curves = {}
+    with setting.follow(label, setting.steps) as show:
+        for _ in range(setting.steps):
+            terms = step_terms()
+            optimizer.zero_grad()
+            terms.loss.backward()
+            optimizer.step()
+            schedule.step()
+            metrics = terms.metrics()
+            for name, value in metrics.items():
+                curves.setdefault(name, []).append(value)
+            show(metrics)
+    return curves
+
+
+def _rate(step: int, steps: int) -> float:
+    """Warm up, then follow a cosine down to 0."""
+    return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -1,0 +1,206 @@
+"""VICReg on scikit-learn's handwritten digits, and the collapse that its terms prevent."""
+
+import dataclasses
+import importlib
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..joint_embedding import VICRegLoss, VICRegTerms
+from ._training import Curves, Result, Setting, train
+
+_BATCH = 255  # odd: two ranks hold different numbers of rows, and that is to be shown
+_RATE = 4e-3
+_HELD_OUT = 500  # of 1797 images: neither the network nor the probe is trained on them
+_LABELS = 10  # of each digit, for the probe
+_DRAWS = 10  # of the labels, to be averaged over
+_CONTROL = "without var, cov"
+
+
+def run(setting: Setting) -> Result:
+    """Train with all three terms, then shorter without var and cov, and probe what was learnt."""
+    images, digits = _digits()
+    order = torch.randperm(len(images), generator=setting.generator())
+    held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
+
+    network = _Network(setting)
+    untrained = _represent(network, images, setting)
+    terms = _train("vicreg", network, VICRegLoss(), images[kept], setting)
+    trained = _represent(network, images, setting)
+
+    shorter = dataclasses.replace(setting, steps=max(1, setting.steps // 3))
+    network = _Network(setting)
+    invariance_only = VICRegLoss(var_weight=0.0, cov_weight=0.0)
+    control = _train(_CONTROL, network, invariance_only, images[kept], shorter)
+    collapsed = _represent(network, images, setting)
+
+    accuracies = {
+        name: _probe(features, digits, kept, held_out, setting)
+        for name, features in (
+            ("raw_pixels", images.flatten(1)),
+            ("untrained", untrained),
+            ("collapsed", collapsed),
+            ("trained", trained),
+        )
+    }
+    return Result(
+        terms=terms,
+        control=control,
+        control_name=_CONTROL,
+        about={
+            "loss": "25 sim + 25 var + cov",
+            "sim": "squared distance of the two views",
+            "var": "hinge on the deviation of a column",
+            "cov": "squared covariance of two columns",
+            "std": "deviation of a column (0: collapse)",
+        },
+        levels={"std": ("gamma", 1.0)},
+        measured={f"probe_accuracy_{name}": value for name, value in accuracies.items()},
+        sentence=(
+            f"On {_HELD_OUT} held-out digits, a linear probe on the encoder's output (before the "
+            f"expander) is right on {accuracies['trained']:.1%}; untrained network "
+            f"{accuracies['untrained']:.1%}, raw pixels {accuracies['raw_pixels']:.1%}, {_CONTROL} "
+            f"{accuracies['collapsed']:.1%} ({_LABELS} labels of each digit, mean of {_DRAWS} "
+            "draws of them)."
+        ),
+        bars={
+            _CONTROL: accuracies["collapsed"],
+            "untrained": accuracies["untrained"],
+            "raw pixels": accuracies["raw_pixels"],
+            "trained": accuracies["trained"],
+        },
+        bars_about="held-out accuracy of a linear probe",
+        bars_format="{:.1%}",
+    )
+
+
+class _Network(nn.Module):
+    """A convolutional encoder and, as in VICReg, an expander that only the loss looks at.
+
+    Normalises within a sample: batch normalisation would make a sample's embedding depend on the
+    rank that it lands on.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        torch.manual_seed(setting.seed)  # the same weights on every rank and in both trainings
+        self.encoder = nn.Sequential(
+            *_convolution(1, 32),
+            *_convolution(32, 64),
+            nn.Flatten(),
+            nn.Linear(64 * 2 * 2, 256),
+            nn.LayerNorm(256),
+            nn.ReLU(),
+        )
+        self.expander = nn.Sequential(
+            nn.Linear(256, 128),
+            nn.LayerNorm(128),
+            nn.ReLU(),
+            nn.Linear(128, 128, bias=False),  # no term sees a shift that both views share
+        )
+        self.to(setting.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.expander(self.encoder(images[:, None]))
+
+
+def _convolution(channels: int, width: int) -> list[nn.Module]:
+    """Halve height and width."""
+    return [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
+
+
+def _train(
+    label: str, network: _Network, loss_fn: VICRegLoss, images: Tensor, setting: Setting
+) -> Curves:
+    embed: nn.Module = network
+    if setting.group is not None:  # averages gradients, which is the losses' default
+        embed = DistributedDataParallel(network, process_group=setting.group)
+    generator = setting.generator()
+
+    def step_terms() -> VICRegTerms:
+        # Every rank draws the global batch and both views of it, then keeps its rows.
+        batch = images[torch.randint(len(images), (_BATCH,), generator=generator)]
+        first = setting.own_rows(augment(batch, generator))
+        second = setting.own_rows(augment(batch, generator))
+        z1, z2 = cast("Tensor", embed(torch.cat([first, second]))).tensor_split(2)
+        return loss_fn(z1, z2, batch_group=setting.group)
+
+    return train(label, setting, [(network, _RATE)], step_terms)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a view of each 8 x 8 image: moved, turned, scaled, sheared, lit, noised and erased."""
+    moved = _warp(images, generator)
+    lit = moved * (1 + 0.3 * _uniform(generator, len(images), 1, 1))
+    noised = lit + 0.1 * torch.randn(images.shape, generator=generator)
+    return noised.masked_fill(_patches(images, generator), 0.0).clamp(0, 1)
+
+
+def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
+    count, height, width = images.shape
+    angle = math.radians(15) * _uniform(generator, count)
+    scale = 1 + 0.15 * _uniform(generator, count)
+    shear = 0.2 * _uniform(generator, count)
+    shift = 0.25 * _uniform(generator, count, 2)  # 1 pixel: the image is 2 units wide
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = (
+        torch.stack([cosine, shear - sine, shift[:, 0]], dim=1),
+        torch.stack([sine, cosine, shift[:, 1]], dim=1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), [count, 1, height, width], align_corners=False)
+    return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+
+
+def _patches(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mark a patch of 2 x 2 pixels in about half of the images."""
+    count, height, width = images.shape
+    top = torch.randint(height - 1, (count, 1, 1), generator=generator)
+    left = torch.randint(width - 1, (count, 1, 1), generator=generator)
+    below = torch.arange(height)[:, None] - top
+    right = torch.arange(width) - left
+    erased = torch.rand(count, 1, 1, generator=generator) < 0.5
+    return erased & (below >= 0) & (below < 2) & (right >= 0) & (right < 2)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw from -1 to 1."""
+    return 2 * torch.rand(shape, generator=generator) - 1
+
+
+@torch.no_grad()
+def _represent(network: _Network, images: Tensor, setting: Setting) -> Tensor:
+    return network.encoder(images[:, None].to(setting.device)).cpu()
+
+
+def _probe(
+    features: Tensor, digits: Tensor, kept: Tensor, held_out: Tensor, setting: Setting
+) -> float:
+    """Give the held-out accuracy of logistic regression on few labels, mean over draws of them."""
+    # One number scales all columns, so that the regression's penalty weighs every tensor alike
+    # and none of them loses what its columns' scales say. It takes no labels.
+    seen = features[kept]
+    features = (features - seen.mean(0)) / (seen - seen.mean(0)).std()
+    generator = setting.generator()
+    accuracies: list[float] = []
+    for _ in range(_DRAWS):
+        shuffled = kept[torch.randperm(len(kept), generator=generator)]
+        labelled = torch.cat([shuffled[digits[shuffled] == digit][:_LABELS] for digit in range(10)])
+        probe = _sklearn("linear_model").LogisticRegression(max_iter=2000)
+        probe.fit(features[labelled].numpy(), digits[labelled].numpy())
+        accuracies.append(float(probe.score(features[held_out].numpy(), digits[held_out].numpy())))
+    return sum(accuracies) / len(accuracies)
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    """Give 1797 images of 8 x 8, from 0 to 1, and the digits on them."""
+    data = _sklearn("datasets").load_digits()
+    return torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)
+
+
+def _sklearn(module: str) -> Any:
+    """Import a module of scikit-learn: only a run needs it, and it comes without types."""
+    return importlib.import_module(f"sklearn.{module}")

@@ -1,0 +1,188 @@
+"""`python -m termwise` as a user calls it, and the views that VICReg's run draws."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from termwise.demo import _vicreg
+from termwise.demo._command import main
+
+TERMS = {
+    "vicreg": {"loss", "sim", "var", "cov", "std"},
+    "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
+}
+MEASURED = {
+    "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
+    "targeted-variance": {
+        "variance_before",
+        "variance_after",
+        "variance_target",
+        "variance_after_without_the_term",
+        "cross_entropy_trained",
+        "cross_entropy_without_the_term",
+        "cross_entropy_unigram",
+        "cross_entropy_uniform",
+    },
+}
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def termwise(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "termwise", *arguments, cwd=cwd, **environment)
+
+
+def five_steps(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = termwise(*arguments, "--steps", "5", "--json", "terms.json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(tmp_path):
+    done = five_steps(cwd=tmp_path)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("measured: ")]
+    assert len(lines) == len(TERMS)
+    assert all("held-out" in line for line in lines)
+    results = json.loads((tmp_path / "terms.json").read_text())
+    assert list(results) == list(TERMS)
+    for run, terms in TERMS.items():
+        assert all(f" {term} " in done.stdout for term in terms)
+        check_json(results[run], terms, MEASURED[run])
+        png = (tmp_path / "termwise-demo" / f"{run}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(png) > 20_000
+
+    five_steps("--seed", "0", cwd=tmp_path)
+    assert json.loads((tmp_path / "terms.json").read_text()) == results
+
+
+def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:
+    assert set(result["terms"]) == set(result["control"]["terms"]) == terms
+    for term in result["terms"].values():
+        assert len(term["curve"]) == 5
+        assert (term["first"], term["last"]) == (term["curve"][0], term["curve"][-1])
+        assert all(type(value) is float for value in term["curve"])
+    assert set(result["measured"]) == measured
+    assert all(type(value) is float for value in result["measured"].values())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path):
+    five_steps("vicreg", cwd=tmp_path)
+    alone = json.loads((tmp_path / "terms.json").read_text())["vicreg"]
+    launcher = [
+        *("-m", "torch.distributed.run", "--nproc-per-node=2"),
+        *("--master-addr=127.0.0.1", f"--master-port={free_port()}"),
+    ]
+    command = ["-m", "termwise", "vicreg", "--steps", "5", "--json", "terms.json"]
+    done = python(*launcher, *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("measured: ") == 1
+    together = json.loads((tmp_path / "terms.json").read_text())["vicreg"]
+    for name in TERMS["vicreg"]:
+        expected = alone["terms"][name]["curve"]
+        assert together["terms"][name]["curve"] == pytest.approx(expected, rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance"),
+        (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
+        (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
+        (["--seed", "x"], "argument --seed: needs a whole number"),
+        (["--device", "cuda:99"], "the device 'cuda:99' is not there"),
+        (["--device", "toaster"], "the device 'toaster' is not there"),
+        (["--device", "meta"], "the device 'meta' is not there"),
+        (["--out", "file/inside"], "cannot write to --out file/inside: Not a directory"),
+        (["--out", "file"], "cannot write to --out file: File exists"),
+        (["--json", "none/x.json"], "cannot write --json none/x.json: No such file or directory"),
+        (["--json", "."], "cannot write --json .: Is a directory"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"python -m termwise: {message}")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_process_leaves_with_code_2_and_no_traceback(tmp_path):
+    done = termwise("vicreg", "nothing", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich"])
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys, module):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)  # so that importing it fails
+    assert main(["vicreg", "--steps", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    expected = f'python -m termwise: {module} cannot be imported: pip install "termwise[demo]"\n'
+    assert printed.err == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_list_need_no_extra_and_import_termwise_imports_none_of_it(tmp_path):
+    for module in ("sklearn", "matplotlib", "rich"):
+        (tmp_path / f"{module}.py").write_text("raise ImportError")
+    assert "--nproc-per-node 2" in termwise("--help", cwd=tmp_path).stdout
+    listed = termwise("--list", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(TERMS)
+    code = (
+        "import sys, termwise; "
+        "print({'sklearn', 'matplotlib', 'rich', 'termwise.demo'} & sys.modules.keys())"
+    )
+    assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
+
+
+def test_two_views_differ_stay_images_and_repeat_by_the_generator():
+    images = torch.rand(32, 8, 8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    state = torch.get_rng_state()
+    first, second = _vicreg.augment(images, generator), _vicreg.augment(images, generator)
+    again = _vicreg.augment(images, torch.Generator().manual_seed(2))
+    for view in (first, second):
+        assert view.shape == images.shape
+        assert view.dtype == images.dtype
+        assert view.min() >= 0
+        assert view.max() <= 1
+    assert torch.equal(first, again)
+    assert not (first == second).flatten(1).all(1).any()
+    # A view is still of its own image: nearer to it, on average, than to another.
+    distance = (first - images).square().mean()
+    assert distance < (first - images.roll(1, 0)).square().mean()
+    assert torch.equal(torch.get_rng_state(), state)
