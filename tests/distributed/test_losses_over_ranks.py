@@ -4,8 +4,6 @@ import cases
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
