@@ -16,6 +16,7 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
 from torch import Tensor
 
+from ._groups import ProcessGroup
 from ._terms import Terms
 
 P = ParamSpec("P")
@@ -367,6 +368,7 @@ def _is_class(hint: Any) -> bool:
     return (
         isinstance(hint, type)
         and hint is not Any
+        and hint is not ProcessGroup  # which Dynamo shows as an object of another class
         and not _is_array(hint)
         and not getattr(hint, "_is_protocol", False)
     )

@@ -47,10 +47,13 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
     """Give each rank's number of rows as an int64 vector, the same on every rank."""
-    if group is None:
-        return None
-    places = torch.arange(group.size(), device=x.device)
-    return all_reduce(torch.where(places == group.rank(), x.shape[0], 0), group.group_name)
+    return None if group is None else each_rank(x.new_tensor(x.shape[0], dtype=torch.int64), group)
+
+
+def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
+    """Give the ranks' scalars as a vector, in the order of ranks, the same on every rank."""
+    places = torch.arange(group.size(), device=number.device)
+    return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
 
 
 def all_reduce(x: Tensor, group_name: str) -> Tensor:

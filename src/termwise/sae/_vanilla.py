@@ -138,8 +138,8 @@ class VanillaObjective(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from termwise.sae import Vanilla, get_objective
-        >>> objective = get_objective(Vanilla(sparsity_coeff=4e-4))
+        >>> from termwise.sae import Vanilla, VanillaObjective
+        >>> objective = VanillaObjective(Vanilla(sparsity_coeff=4e-4))
         >>> x, f = torch.ones(4, 3), torch.ones(4, 8)
         >>> objective(x, f, x).metrics()["l0"]
         8.0
