@@ -2,6 +2,7 @@
 
 from . import joint_embedding as joint_embedding
 from . import lm as lm
+from . import sae as sae
 from ._contract import ContractError as ContractError
 from ._contract import contract as contract
 from ._terms import Terms as Terms

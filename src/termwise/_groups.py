@@ -56,9 +56,9 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
     return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
 
 
-def all_reduce(x: Tensor, group_name: str) -> Tensor:
-    """Sum over ranks, without a gradient, as an operator that compiles."""
-    reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group_name)
+def all_reduce(x: Tensor, group_name: str, how: Literal["sum", "min"] = "sum") -> Tensor:
+    """Sum over ranks, or take the least, without a gradient, as an operator that compiles."""
+    reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), how, group_name)
     return torch.ops._c10d_functional.wait_tensor(reduced)
 
 

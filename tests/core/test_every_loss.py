@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import io
 import pickle
 from collections.abc import Callable
@@ -18,35 +19,65 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import termwise as tw
 from termwise.joint_embedding import VICRegLoss, vicreg_loss
 from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
+from termwise.sae import (
+    TopK,
+    TopKObjective,
+    Vanilla,
+    VanillaObjective,
+    topk_loss,
+    vanilla_loss,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A loss, its module with the same numbers, and inputs of shape (rows, columns)."""
+    """A loss, its module with the same numbers, and the shapes of its tensors."""
 
     function: Callable[..., tw.Terms]
     module: nn.Module
     options: dict[str, Any]
-    inputs: int = 1
+    shapes: tuple[str, ...] = ("rows columns",)
+    """Of the tensors by position; the first one's name is what a wrong rank is blamed on."""
+    named: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Shapes of the tensors by name."""
     masks: tuple[str, ...] = ()
+    order: tuple[int, ...] | None = None
+    """Where the module takes its tensors in another order than the function."""
 
-    def tensors(self, rows: int = 7, columns: int = 3, seed: int = 0) -> list[Tensor]:
+    def tensors(self, rows: int = 7, seed: int = 0) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(rows, columns, generator=generator) for _ in range(self.inputs)]
+        return [draw(shape, rows, generator) for shape in self.shapes]
 
     def extra(self, rows: int = 7) -> dict[str, Tensor]:
-        return {name: torch.arange(rows) % 3 != 1 for name in self.masks}
+        generator = torch.Generator().manual_seed(9)
+        masks = {name: torch.arange(rows) % 3 != 1 for name in self.masks}
+        return {n: draw(shape, rows, generator) for n, shape in self.named.items()} | masks
+
+    def call_module(self, *inputs: Tensor, **extra: Tensor) -> tw.Terms:
+        return self.call(self.module, *inputs, **extra)
+
+    def call(self, module: nn.Module, *inputs: Tensor, **extra: Tensor) -> tw.Terms:
+        order = self.order or range(len(inputs))
+        return module(*[inputs[place] for place in order], **extra)
 
 
+def draw(shape: str, rows: int, generator: torch.Generator) -> Tensor:
+    sizes = {"rows": rows, "columns": 3, "latents": 5}
+    return torch.randn([sizes[axis] for axis in shape.split()], generator=generator)
+
+
+PAIR = ("rows columns", "rows columns")
 VICREG = {"sim_weight": 5.0, "gamma": 2.0, "eps": 0.01}
 VARIANCE = {"coefficient": 0.7, "target": 2.0}
+VANILLA = {"sparsity_coeff": 0.3, "feature_reduction": "sum"}
+CODED = ("rows columns", "rows latents", "rows columns")
 CASES = {
-    "vicreg": Case(vicreg_loss, VICRegLoss(**VICREG), VICREG, inputs=2),
+    "vicreg": Case(vicreg_loss, VICRegLoss(**VICREG), VICREG, PAIR),
     "vicreg gram": Case(
         vicreg_loss,
         VICRegLoss(covariance_path="gram", variance_views="mean"),
         {"covariance_path": "gram", "variance_views": "mean"},
-        inputs=2,
+        PAIR,
     ),
     "targeted variance": Case(targeted_variance_loss, TargetedVarianceLoss(**VARIANCE), VARIANCE),
     "targeted variance, masked": Case(
@@ -54,6 +85,24 @@ CASES = {
         TargetedVarianceLoss(**VARIANCE),
         VARIANCE,
         masks=("valid_rows",),
+    ),
+    "vanilla": Case(vanilla_loss, VanillaObjective(Vanilla(**VANILLA)), VANILLA, CODED),
+    "vanilla, masked": Case(
+        vanilla_loss,
+        VanillaObjective(Vanilla(**VANILLA)),
+        VANILLA,
+        CODED,
+        named={"decoder_norm": "latents"},
+        masks=("mask",),
+    ),
+    "topk": Case(
+        topk_loss,
+        TopKObjective(TopK(aux_coeff=0.5)),
+        {"aux_coeff": 0.5},
+        ("rows columns", "rows columns", "rows latents"),
+        named={"aux": ""},
+        masks=("mask",),
+        order=(0, 2, 1),
     ),
 }
 
@@ -64,7 +113,7 @@ def case(request):
 
 
 def gradients(terms: tw.Terms, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(terms.loss, inputs)
+    return torch.autograd.grad(terms.loss, inputs, materialize_grads=True)
 
 
 def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
@@ -74,7 +123,7 @@ def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
 
 @pytest.mark.parametrize("form", ["function", "module"])
 def test_compiled_is_eager_whole(case, form):
-    eager = getattr(case, form)
+    eager = case.function if form == "function" else case.call_module
     options = case.options if form == "function" else {}
     compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
     for rows in (7, 9, 4):  # the second recompiles with a dynamic batch
@@ -87,7 +136,8 @@ def test_compiled_is_eager_whole(case, form):
 
 @pytest.mark.parametrize("form", ["function", "module"])
 def test_compiled_refuses_a_wrong_shape(case, form):
-    compiled = torch.compile(getattr(case, form), fullgraph=True, backend="eager")
+    eager = case.function if form == "function" else case.call_module
+    compiled = torch.compile(eager, fullgraph=True, backend="eager")
     first, *others = case.tensors()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*1 axis, not 2"):
         compiled(first[0], *others, **case.extra())
@@ -105,7 +155,7 @@ def test_compiled_refuses_what_would_broadcast():
 @pytest.mark.parametrize("form", ["function", "module"])
 def test_the_module_is_the_function(case, form):
     inputs = case.tensors()
-    ours = case.module(*inputs, **case.extra())
+    ours = case.call_module(*inputs, **case.extra())
     assert_same(ours, case.function(*inputs, **case.options, **case.extra()))
 
 
@@ -131,8 +181,10 @@ def test_vmap_is_a_loop(case):
 def test_vmap_and_grad_in_either_order(case):
     batch, *others = [torch.stack([x, x + 1, x * 2]) for x in case.tensors()]
 
+    extra = case.extra()
+
     def loss(*inputs):
-        return case.function(*inputs, **case.options, **case.extra()).loss
+        return case.function(*inputs, **case.options, **extra).loss
 
     inside = torch.vmap(torch.func.grad(loss))(batch, *others)
     outside = torch.func.grad(lambda *xs: torch.vmap(loss)(*xs).sum())(batch, *others)
@@ -180,7 +232,8 @@ class Trained(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tw.Terms:
         rows = inputs[0].shape[0]
-        return self.loss_fn(*[self.linear(x) for x in inputs], **self.case.extra(rows))
+        embedded = [self.linear(x) if x.shape[1] == 3 else x for x in inputs]
+        return self.case.call_module(*embedded, **self.case.extra(rows))
 
 
 def test_functional_call(case):
@@ -224,7 +277,8 @@ def test_a_module_copies(case, copier):
         copied = torch.load(buffer, weights_only=False)
     inputs = case.tensors()
     assert repr(copied) == repr(model)
-    assert_same(copied(*inputs, **case.extra()), model(*inputs, **case.extra()))
+    ours = case.call(copied, *inputs, **case.extra())
+    assert_same(ours, case.call_module(*inputs, **case.extra()))
 
 
 def test_nothing_waits_for_the_device(case):
@@ -233,8 +287,7 @@ def test_nothing_waits_for_the_device(case):
         inputs = [mode.from_tensor(x).requires_grad_() for x in case.tensors()]
         masks = {name: mode.from_tensor(mask) for name, mask in case.extra().items()}
         terms = case.function(*inputs, **case.options, **masks)
-        terms.loss.backward()
-        assert all(x.grad.shape == x.shape for x in inputs)
+        assert [g.shape for g in gradients(terms, inputs)] == [x.shape for x in inputs]
 
 
 def test_no_grad_gives_the_same_terms(case):
@@ -271,10 +324,16 @@ def test_twelve_losses_compile_one_by_one():
 
 
 def test_no_public_loss_is_left_out():
-    families = [tw.joint_embedding, tw.lm]
-    public = {name: value for family in families for name, value in vars(family).items()}
-    functions = {value for name, value in public.items() if name.endswith("_loss")}
-    modules = {value for name, value in public.items() if name.endswith("Loss")}
+    families = [tw.joint_embedding, tw.lm, tw.sae]
+    public = [value for family in families for value in vars(family).values()]
+    functions = {
+        value
+        for value in public
+        if inspect.isfunction(value)
+        and isinstance(returned := inspect.signature(value).return_annotation, type)
+        and issubclass(returned, tw.Terms)
+    }
+    modules = {v for v in public if isinstance(v, type) and issubclass(v, nn.Module)}
     assert functions == {case.function for case in CASES.values()}
     assert modules == {type(case.module) for case in CASES.values()}
 

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from termwise import Terms, _groups
+from termwise import Terms, _groups, sae
 from termwise.joint_embedding import VICRegLoss, vicreg_loss
 from termwise.lm import targeted_variance_loss
 
@@ -195,3 +195,73 @@ def exchange(group, x):
     counts = _groups.row_counts(x, group).tolist()
     columns = _groups.rows_to_columns(x, counts, group.group_name)
     return columns, _groups.columns_to_rows(columns, counts, x.shape[1], group.group_name)
+
+
+class Autoencoder(nn.Module):
+    """A sparse autoencoder that is the same on every rank."""
+
+    def __init__(self, inputs: int, latents: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        self.W_enc, self.b_enc = parameter(inputs, latents), parameter(latents)
+        self.W_dec, self.b_dec = parameter(latents, inputs), parameter(inputs)
+
+    def pre(self, x: Tensor) -> Tensor:
+        return x @ self.W_enc + self.b_enc
+
+
+def sae_objective(group, x, mask, name, how):
+    """Terms of an objective by name, and the gradients that backward leaves in the parameters."""
+    model = Autoencoder(x.shape[1], 7)
+    options = {"mask": mask, "batch_group": group, "grad_reduction": how}
+    pre = model.pre(x)
+    f = pre.relu()
+    x_hat = f @ model.W_dec + model.b_dec
+    if name == "vanilla":
+        norm = model.W_dec.norm(dim=1)
+        terms = sae.vanilla_loss(x, f, x_hat, sparsity_coeff=0.3, decoder_norm=norm, **options)
+    elif name == "topk":
+        dead = torch.arange(7) % 2 == 0
+        aux = sae.auxiliary_k_loss(x, x_hat, pre, model.W_dec, dead=dead, k_aux=2, **options)
+        f = sae.batch_topk(pre, k=3, mask=mask, batch_group=group)
+        x_hat = f @ model.W_dec + model.b_dec
+        terms = sae.topk_loss(x, x_hat, f, aux=aux, dead=dead, **options)
+    terms.loss.backward()
+    gradients = {
+        key: torch.zeros_like(p) if p.grad is None else p.grad
+        for key, p in model.named_parameters()
+    }
+    return values(terms), gradients
+
+
+def sae_selection(group, pre, k, mask):
+    return sae.batch_topk(pre, k=k, mask=mask, batch_group=group)
+
+
+def sae_measurements(group, x, x_hat, mask):
+    options = {"mask": mask, "batch_group": group}
+    statistics = [
+        sae.VarianceStatistics.of(rows, mask=mask).over_ranks(group) for rows in (x, x - x_hat)
+    ]
+    return [
+        sae.fraction_of_variance_unexplained(x, x_hat, **options),
+        sae.fraction_of_variance_unexplained(x, x_hat, reduction="mean_of_ratios", **options),
+        sae.explained_variance(x, x_hat, **options),
+        sae.normalized_mse(x, x_hat, **options),
+        sae.cosine_similarity(x, x_hat, **options),
+        statistics[0].fraction_unexplained(statistics[1]),
+    ]
+
+
+def sae_state(group, batches):
+    """Fold steps of latents into both states."""
+    dead = sae.DeadLatents.start(batches[0].shape[1])
+    threshold = sae.ActivationThreshold.start()
+    for f in batches:
+        dead = dead.update((f != 0).any(0), len(f), batch_group=group)
+        threshold = threshold.update(f, decay=0.9, batch_group=group)
+    return dead.tokens_since_fired, threshold.value

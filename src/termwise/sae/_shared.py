@@ -80,6 +80,17 @@ def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
     return difference if mask is None else _keep(difference, mask)
 
 
+def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
+    """Subtract the mean of the rows that count, on all ranks; the others stay 0."""
+    total = rows.sum(0, dtype=accumulator(rows))
+    count = total.new_tensor([rows.shape[0]]) if mask is None else mask.sum()[None].to(total.dtype)
+    sums = torch.cat([total, count])
+    if batch_group is not None:
+        sums = _groups.all_reduce(sums, batch_group.group_name)
+    centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
+    return centred if mask is None else centred.where(mask[:, None], 0)
+
+
 def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
     """Square and sum (or average) each row; finite wherever the result is representable."""
     if feature_reduction == "sum":

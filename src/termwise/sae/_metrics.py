@@ -1,0 +1,298 @@
+"""Measurements of a reconstruction: errors, explained variance, recovered loss."""
+
+import dataclasses
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .. import _groups
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted
+from ._shared import centred_rows, means_over_rows, residual, squared_norm
+
+
+@contract
+def mean_squared_err(
+    x_hat: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"], norm: bool = False
+) -> Float[Tensor, "*batch d"]:
+    """Give the squared error, element by element; its mean is yours to take.
+
+    Args:
+        x_hat: reconstruction.
+        x: what it is compared with.
+        norm: divide each row by the squared norm of x's. A row of zeros then gives inf or NaN.
+
+    Returns:
+        Squared errors in float32 (float64 for float64), finite wherever float32 can hold them:
+        nothing is rescaled by a maximum of the batch, which would make the error of one row depend
+        on another.
+
+    References:
+        saev's function of that name, which divides by the norm, not its square; ours does not
+        change when x and x_hat are scaled alike.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import mean_squared_err
+        >>> mean_squared_err(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
+        tensor([9., 4.])
+    """
+    error = (lifted(x_hat) - lifted(x)).square()
+    return error / lifted(x).square().sum(-1, keepdim=True) if norm else error
+
+
+@contract
+def normalized_mse(
+    x: Float[Tensor, "batch d_model"],
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    mask: Bool[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> Float[Tensor, ""]:
+    r"""Average each row's squared error over its squared norm: no change under scaling.
+
+    $$\frac{1}{n} \sum_i \| x_i - \hat{x}_i \|^2 / \| x_i \|^2$$
+
+    A row of zeros that counts gives inf or NaN.
+
+    Args:
+        x: activations.
+        x_hat: their reconstruction.
+        mask: rows that count. None: all.
+        batch_group: ranks that hold other rows. None: this rank alone.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+
+    Returns:
+        The mean over the rows that count, on all ranks.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import normalized_mse
+        >>> normalized_mse(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, -1.0]]))
+        tensor(1.)
+    """
+    size = squared_norm(lifted(x), "sum")
+    if mask is not None:
+        size = size.where(mask, 1)
+    ratio = squared_norm(residual(x, x_hat, mask), "sum") / size
+    return means_over_rows([ratio], mask, batch_group, grad_reduction)[0]
+
+
+@contract
+def fraction_of_variance_unexplained(
+    x: Float[Tensor, "batch d_model"],
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    reduction: Literal["ratio_of_sums", "mean_of_ratios"] = "ratio_of_sums",
+    mask: Bool[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> Float[Tensor, ""]:
+    r"""Compare the error of a reconstruction with that of predicting the mean.
+
+    $$\mathrm{FVU} = \frac{\sum_i \| x_i - \hat{x}_i \|^2}{\sum_i \| x_i - \bar{x} \|^2}
+    \quad \mathrm{or} \quad
+    \frac{1}{n} \sum_i \frac{\| x_i - \hat{x}_i \|^2}{\| x_i - \bar{x} \|^2}$$
+
+    over the n rows that count, on all ranks. It is about the error itself, not about the error's
+    variance: a reconstruction that is off by a constant is not free. Over a stream of batches, add
+    [`VarianceStatistics`][termwise.sae.VarianceStatistics] instead of averaging.
+
+    Args:
+        x: activations.
+        x_hat: their reconstruction.
+        reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
+            much.
+        mask: rows that count. None: all.
+        batch_group: ranks that hold other rows. None: this rank alone.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+
+    Returns:
+        The fraction, 1 for predicting the mean; the same on every rank. The mean of x is taken as
+        a constant by the gradient, which reaches x_hat, and x through its error alone. NaN or inf
+        where x has no variance.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import fraction_of_variance_unexplained
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> fraction_of_variance_unexplained(x, x + 2)
+        tensor(4.)
+    """
+    error = squared_norm(residual(x, x_hat, mask), "sum")
+    rows = lifted(x.detach())
+    rows = rows if mask is None else rows.where(mask[:, None], 0)
+    spread = squared_norm(centred_rows(rows, mask, batch_group), "sum")
+    if reduction == "mean_of_ratios":
+        spread = spread if mask is None else spread.where(mask, 1)
+        return means_over_rows([error / spread], mask, batch_group, grad_reduction)[0]
+    error, spread = means_over_rows([error, spread], mask, batch_group, grad_reduction)
+    return error / spread
+
+
+@contract
+def explained_variance(
+    x: Float[Tensor, "batch d_model"],
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    reduction: Literal["ratio_of_sums", "mean_of_ratios"] = "ratio_of_sums",
+    mask: Bool[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> Float[Tensor, ""]:
+    """Give 1 - [`fraction_of_variance_unexplained`][termwise.sae.fraction_of_variance_unexplained].
+
+    Args:
+        x: activations.
+        x_hat: their reconstruction.
+        reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
+        mask: rows that count. None: all.
+        batch_group: ranks that hold other rows. None: this rank alone.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+
+    Returns:
+        The fraction, 1 for a perfect reconstruction, 0 for predicting the mean, without a lower
+        bound.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import explained_variance
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> explained_variance(x, x.mean(0).expand(2, 1))
+        tensor(0.)
+    """
+    return 1 - fraction_of_variance_unexplained(
+        x,
+        x_hat,
+        reduction=reduction,
+        mask=mask,
+        batch_group=batch_group,
+        grad_reduction=grad_reduction,
+    )
+
+
+@contract
+def cosine_similarity(
+    x: Float[Tensor, "batch d_model"],
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    mask: Bool[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> Float[Tensor, ""]:
+    """Average the cosine between a row and its reconstruction.
+
+    Args:
+        x: activations.
+        x_hat: their reconstruction. A row of zeros has cosine 0.
+        mask: rows that count. None: all.
+        batch_group: ranks that hold other rows. None: this rank alone.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+
+    Returns:
+        The mean over the rows that count, on all ranks.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import cosine_similarity
+        >>> cosine_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor(0.6000)
+    """
+    left, right = lifted(x), lifted(x_hat)
+    if mask is not None:
+        left, right = left.where(mask[:, None], 0), right.where(mask[:, None], 0)
+    cosine = F.cosine_similarity(left, right, dim=1)
+    return means_over_rows([cosine], mask, batch_group, grad_reduction)[0]
+
+
+@contract
+def loss_recovered(
+    loss: Float[Tensor, "*batch"],
+    original_loss: Float[Tensor, "*batch"],
+    ablated_loss: Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch"]:
+    """Give the share of a model's loss that patching the reconstruction in recovers.
+
+    (ablated_loss - loss) / (ablated_loss - original_loss): 1 if patching costs nothing, 0 if it is
+    as bad as ablating. Take means of losses first, for a mean of shares is another number.
+
+    Args:
+        loss: of the model with the reconstruction patched in.
+        original_loss: of the model as it is.
+        ablated_loss: of the model with the activations set to zero, or to their mean.
+
+    Returns:
+        The share. Inf or NaN where ablating costs nothing.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import loss_recovered
+        >>> loss_recovered(torch.tensor(3.5), torch.tensor(3.0), torch.tensor(5.0))
+        tensor(0.7500)
+    """
+    ablated = lifted(ablated_loss)
+    return (ablated - lifted(loss)) / (ablated - lifted(original_loss))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class VarianceStatistics:
+    """Count, sum and sum of squares of rows, in float64: they add, so a stream's variance is exact.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import VarianceStatistics
+        >>> x, x_hat = torch.tensor([[1.0], [3.0], [8.0]]), torch.tensor([[1.0], [3.0], [5.0]])
+        >>> seen = VarianceStatistics.of(x[:2]) + VarianceStatistics.of(x[2:])
+        >>> errors = VarianceStatistics.of(x - x_hat)
+        >>> seen.fraction_unexplained(errors)
+        tensor(0.3462, dtype=torch.float64)
+    """
+
+    count: Float[Tensor, ""]
+    """How many rows."""
+    sum: Float[Tensor, " d"]
+    """Sum of the rows."""
+    sum_of_squares: Float[Tensor, " d"]
+    """Sum of their squares."""
+
+    @classmethod
+    @contract
+    def of(cls, x: Float[Tensor, "batch d"], *, mask: Bool[Tensor, " batch"] | None = None) -> Self:
+        """Take the statistics of a batch, outside the graph; of the rows that count."""
+        rows = x.detach().to(accumulator(x))
+        rows = rows if mask is None else rows.where(mask[:, None], 0)
+        count = rows.new_tensor(x.shape[0]) if mask is None else mask.sum().to(rows.dtype)
+        return cls(count=count, sum=rows.sum(0), sum_of_squares=rows.square().sum(0))
+
+    def __add__(self, other: Self) -> Self:
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            sum=self.sum + other.sum,
+            sum_of_squares=self.sum_of_squares + other.sum_of_squares,
+        )
+
+    def over_ranks(self, batch_group: ProcessGroup | None) -> Self:
+        """Add the statistics of all ranks; the same on every rank."""
+        if batch_group is None:
+            return self
+        flat = torch.cat([self.count[None], self.sum, self.sum_of_squares])
+        flat = _groups.all_reduce(flat, batch_group.group_name)
+        d = len(self.sum)
+        return dataclasses.replace(
+            self, count=flat[0], sum=flat[1 : d + 1], sum_of_squares=flat[d + 1 :]
+        )
+
+    @property
+    def variance(self) -> Float[Tensor, " d"]:
+        """Biased variance of each column."""
+        return self.sum_of_squares / self.count - (self.sum / self.count).square()
+
+    def fraction_unexplained(self, errors: Self) -> Float[Tensor, ""]:
+        """Give the FVU, from the statistics of x (these) and of x - x_hat."""
+        return (errors.sum_of_squares.sum() / errors.count) / self.variance.sum()

@@ -1,0 +1,148 @@
+"""State of a training that outlives a step: dead latents, and the threshold of BatchTopK."""
+
+import dataclasses
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .. import _groups
+from .._contract import contract
+from .._groups import ProcessGroup
+from .._numbers import lifted
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class DeadLatents:
+    """How many tokens have passed since each latent fired. Frozen: an update gives the next one.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import DeadLatents
+        >>> state = DeadLatents.start(3)
+        >>> state = state.update(torch.tensor([True, False, False]), n_tokens=100)
+        >>> state.tokens_since_fired
+        tensor([  0, 100, 100])
+        >>> state.dead(after=100)
+        tensor([False,  True,  True])
+    """
+
+    tokens_since_fired: Int[Tensor, " d_sae"]
+    """int64."""
+
+    @classmethod
+    def start(cls, d_sae: int, *, device: torch.device | str | None = None) -> Self:
+        """Begin with no latent dead."""
+        return cls(torch.zeros(d_sae, dtype=torch.int64, device=device))
+
+    @contract
+    def update(
+        self,
+        fired: Bool[Tensor, " d_sae"],
+        n_tokens: int | Int[Tensor, ""],
+        *,
+        batch_group: ProcessGroup | None = None,
+    ) -> Self:
+        """Count a step's tokens.
+
+        Args:
+            fired: which latents were active for any of this rank's tokens that count, as
+                `(f != 0).any(0)`.
+            n_tokens: how many tokens that was, on this rank; with a mask `mask.sum()`.
+            batch_group: ranks with other tokens. A latent fired if it fired on any of them, and
+                the tokens of all of them have passed. None: this rank alone.
+
+        Returns:
+            The next state, the same on every rank. Sent by each rank: one sum of d_sae + 1
+            integers. Nothing waits for the device.
+
+        Raises:
+            ValueError: fired is not as long as the state.
+        """
+        since = self.tokens_since_fired
+        if fired.shape != since.shape:
+            raise ValueError(
+                f"DeadLatents.update needs fired of {len(since)} latents, got {len(fired)}"
+            )
+        tokens = torch.as_tensor(n_tokens, dtype=since.dtype, device=since.device)
+        seen = torch.cat([fired.to(since.dtype), tokens[None]])
+        if batch_group is not None:
+            seen = _groups.all_reduce(seen, batch_group.group_name)
+        passed = (since + seen[-1]).where(seen[:-1] == 0, 0)
+        return dataclasses.replace(self, tokens_since_fired=passed)
+
+    def dead(self, *, after: int) -> Bool[Tensor, " d_sae"]:
+        """Tell which latents have not fired for this many tokens or more."""
+        return self.tokens_since_fired >= after
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ActivationThreshold:
+    """A running mean of the smallest positive activation: BatchTopK's threshold at inference.
+
+    Corrected for its start at zero, as Adam corrects its moments. Frozen: an update gives the next
+    one.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import ActivationThreshold
+        >>> state = ActivationThreshold.start().update(torch.tensor([[0.0, 0.5, 2.0]]))
+        >>> state.value
+        tensor(0.5000)
+
+    References:
+        Bussmann et al., BatchTopK Sparse Autoencoders (2024), https://arxiv.org/abs/2412.06410,
+        equation 6, where it is a mean over batches.
+    """
+
+    total: Float[Tensor, ""]
+    """Decayed sum of (1 - decay) * minimum."""
+    weight: Float[Tensor, ""]
+    """Decayed sum of (1 - decay)."""
+
+    @classmethod
+    def start(cls, *, device: torch.device | str | None = None) -> Self:
+        """Begin without a value: NaN."""
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+
+    @contract
+    def update(
+        self,
+        f: Float[Tensor, "batch d_sae"],
+        *,
+        decay: float = 0.999,
+        batch_group: ProcessGroup | None = None,
+    ) -> Self:
+        """Take in the latents of a step, as [`batch_topk`][termwise.sae.batch_topk] gave them.
+
+        Args:
+            f: latents of this rank, zero where not kept.
+            decay: of the running mean, in 0..1.
+            batch_group: ranks with other rows: the minimum is that of all of them.
+
+        Returns:
+            The next state, the same on every rank; the old one where nothing is positive. Sent by
+            each rank: one minimum of 1 element. Nothing waits for the device.
+
+        Raises:
+            ValueError: decay is not in 0..1.
+        """
+        if not 0 <= decay < 1:
+            raise ValueError(f"ActivationThreshold.update needs decay in 0..1, got {decay}")
+        positive = lifted(f.detach()).masked_fill(f <= 0, torch.inf)
+        least = torch.cat([positive.flatten(), positive.new_full((1,), torch.inf)]).min()
+        if batch_group is not None:
+            least = _groups.all_reduce(least, batch_group.group_name, "min")
+        least = least.to(self.total.dtype)
+        found = ~least.isposinf()
+        return dataclasses.replace(
+            self,
+            total=(decay * self.total + (1 - decay) * least).where(found, self.total),
+            weight=(decay * self.weight + (1 - decay)).where(found, self.weight),
+        )
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """The threshold; NaN before the first positive activation."""
+        return self.total / self.weight

@@ -1,0 +1,198 @@
+"""The vanilla objective against its formula in float64, and what all objectives share."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import termwise as tw
+from termwise.sae import SparseLatents, Vanilla, VanillaObjective, VanillaTerms, vanilla_loss
+
+
+def oracle(x, f, x_hat, *, sparsity_coeff, norm=None, p=1.0, rows=None, features="mean"):
+    rows = range(len(x)) if rows is None else rows
+    d = x.shape[1] if features == "mean" else 1
+    mse = sum(((x[i] - x_hat[i]) ** 2).sum() / d for i in rows) / len(rows)
+    weights = torch.ones(f.shape[1], dtype=f.dtype) if norm is None else norm
+    paid = sum((weights * f[i].abs() ** p).sum() for i in rows) / len(rows)
+    return {
+        "loss": mse + sparsity_coeff * paid,
+        "mse": mse,
+        "sparsity": sparsity_coeff * paid,
+        "l0": sum((f[i] != 0).double().sum() for i in rows) / len(rows),
+        "l1": sum(f[i].abs().sum() for i in rows) / len(rows),
+    }
+
+
+def tensors(n, d, m, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x, x_hat = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+    f = torch.randn(n, m, generator=generator, dtype=torch.float64)
+    f = f * (torch.rand(n, m, generator=generator) < 0.6)
+    norm = torch.rand(m, generator=generator, dtype=torch.float64) + 0.5
+    return [t.to(dtype).requires_grad_() for t in (x, f, x_hat, norm)]
+
+
+@given(
+    n=st.integers(1, 8),
+    d=st.integers(1, 6),
+    m=st.integers(1, 9),
+    seed=st.integers(0, 2**30),
+    coeff=st.floats(-2, 2),
+    p=st.sampled_from([1.0, 2.0, 1.5]),
+    normed=st.booleans(),
+    masked=st.booleans(),
+    features=st.sampled_from(["mean", "sum"]),
+)
+def test_terms_and_gradients_are_the_formulas(n, d, m, seed, coeff, p, normed, masked, features):
+    x, f, x_hat, norm = tensors(n, d, m, seed)
+    rows = [i for i in range(n) if i % 3 != 1] if masked else None
+    mask = torch.arange(n) % 3 != 1 if masked else None
+    terms = vanilla_loss(
+        x,
+        f,
+        x_hat,
+        sparsity_coeff=coeff,
+        decoder_norm=norm if normed else None,
+        p=p,
+        mask=mask,
+        feature_reduction=features,
+    )
+    expected = oracle(
+        x,
+        f,
+        x_hat,
+        sparsity_coeff=coeff,
+        norm=norm if normed else None,
+        p=p,
+        rows=rows,
+        features=features,
+    )
+    inputs = (x, f, x_hat, norm)
+    for name, value in expected.items():
+        ours = getattr(terms, name)
+        torch.testing.assert_close(ours, value.to(ours.dtype), rtol=1e-11, atol=1e-12)
+    for name in ("loss", "mse", "sparsity"):
+        ours, theirs = (
+            torch.autograd.grad(
+                value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for value in (getattr(terms, name), expected[name])
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_signed_latents_count_and_cost():
+    x = torch.zeros(1, 2)
+    terms = vanilla_loss(x, torch.tensor([[1.0, 0.0, -3.0]]), x, sparsity_coeff=0.5)
+    assert terms.metrics() == {"loss": 2.0, "mse": 0.0, "sparsity": 2.0, "l0": 2.0, "l1": 4.0}
+
+
+def test_a_sum_over_features_is_d_model_times_the_mean():
+    x, f, x_hat, _ = tensors(4, 5, 3)
+    mean = vanilla_loss(x, f, x_hat, sparsity_coeff=0.1)
+    total = vanilla_loss(x, f, x_hat, sparsity_coeff=0.5, feature_reduction="sum")
+    torch.testing.assert_close(total.loss, 5 * mean.loss)
+
+
+def test_a_transcoder_compares_with_its_target():
+    x, f, x_hat, _ = tensors(4, 5, 3)
+    target = x.detach() + 1
+    assert (
+        vanilla_loss(x, f, x_hat, sparsity_coeff=0.1, target=target).metrics()
+        == vanilla_loss(target, f, x_hat, sparsity_coeff=0.1).metrics()
+    )
+
+
+def sparse(f, k):
+    indices = f.detach().abs().topk(k, dim=1).indices
+    return SparseLatents(f.gather(1, indices), indices)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sparse_latents_are_the_dense_ones(normed, masked):
+    x, f, x_hat, norm = tensors(5, 4, 8)
+    options = {
+        "sparsity_coeff": 0.3,
+        "decoder_norm": norm if normed else None,
+        "mask": torch.arange(5) != 2 if masked else None,
+    }
+    dense = vanilla_loss(x, f, x_hat, **options)
+    few = vanilla_loss(x, sparse(f, 8), x_hat, **options)
+    torch.testing.assert_close(dict(few.items()), dict(dense.items()))
+    inputs = (f, norm) if normed else (f,)
+    torch.testing.assert_close(
+        torch.autograd.grad(few.loss, inputs), torch.autograd.grad(dense.loss, inputs)
+    )
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    x, f, x_hat, norm = (t.detach() for t in tensors(4, 3, 5))
+    for t in (x, f, x_hat):
+        t[1], t[3] = math.nan, math.inf
+    leaves = [t.requires_grad_() for t in (x, f, x_hat, norm)]
+    mask = torch.tensor([True, False, True, False])
+    terms = vanilla_loss(x, f, x_hat, sparsity_coeff=0.3, decoder_norm=norm, mask=mask)
+    assert all(value.isfinite() for _, value in terms.items())
+    for gradient in torch.autograd.grad(terms.loss, leaves):
+        assert gradient.isfinite().all()
+    assert vanilla_loss(x, f, x_hat, sparsity_coeff=0.3).loss.isnan()
+
+
+def test_no_rows_are_no_number():
+    x, f, x_hat, _ = tensors(2, 3, 5)
+    nothing = torch.zeros(2, dtype=torch.bool)
+    assert vanilla_loss(x, f, x_hat, sparsity_coeff=0.3, mask=nothing).loss.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_lifted_before_the_difference(dtype):
+    x = torch.full((2, 4), 300.0, dtype=dtype)
+    x_hat = torch.full((2, 4), -300.0, dtype=dtype)
+    f = torch.full((2, 4096), 40.0, dtype=dtype)
+    terms = vanilla_loss(x, f, x_hat, sparsity_coeff=1.0)  # 600^2 and 4096 * 40 overflow in fp16
+    assert terms.mse.item() == 360_000.0
+    assert terms.l1.item() == 163_840.0
+    assert terms.loss.dtype == torch.float32
+
+
+def test_the_error_is_finite_wherever_its_mean_is():
+    x = torch.full((1, 768), 1.5e19)  # the sum of squares is 1.7e41, the mean 2.25e38
+    f = torch.zeros(1, 3)
+    assert vanilla_loss(x, f, torch.zeros_like(x), sparsity_coeff=0.0).mse.item() == pytest.approx(
+        2.25e38
+    )
+
+
+def test_refusals():
+    x, f, x_hat, norm = tensors(4, 3, 5)
+    with pytest.raises(ValueError, match="^vanilla_loss needs p > 0, got 0$"):
+        vanilla_loss(x, f, x_hat, sparsity_coeff=0.1, p=0)
+    with pytest.raises(ValueError, match="^vanilla_loss needs f of 4 rows, got 3$"):
+        vanilla_loss(x, sparse(f[:3], 2), x_hat, sparsity_coeff=0.1)
+    with pytest.raises(tw.ContractError, match="x_hat needs .* axis batch is 3, but it is 4 in x"):
+        vanilla_loss(x, f, x_hat[:3], sparsity_coeff=0.1)
+    with pytest.raises(tw.ContractError, match="decoder_norm needs .* d_sae is 4, but it is 5 in"):
+        vanilla_loss(x, f, x_hat, sparsity_coeff=0.1, decoder_norm=norm[:4])
+    with pytest.raises(
+        tw.ContractError,
+        match=r'f needs Float\[Tensor, "batch d_sae"\] \| SparseLatents, got float64\[5\]: 1 axis',
+    ):
+        vanilla_loss(x, f[0], x_hat, sparsity_coeff=0.1)
+    with pytest.raises(ValueError, match=r"one shape, got \[4, 2\] and \[4, 3\]"):
+        SparseLatents(f[:, :2], torch.zeros(4, 3, dtype=torch.int64))
+
+
+def test_the_module_is_the_function():
+    x, f, x_hat, _ = tensors(4, 3, 5)
+    objective = VanillaObjective(Vanilla(sparsity_coeff=0.2, p=2.0, feature_reduction="sum"))
+    terms = objective(x, f, x_hat)
+    assert isinstance(terms, VanillaTerms)
+    expected = vanilla_loss(x, f, x_hat, sparsity_coeff=0.2, p=2.0, feature_reduction="sum")
+    assert terms.metrics() == expected.metrics()
+    assert "sparsity_coeff=0.2, p=2.0" in repr(objective)
+    with pytest.raises(tw.ContractError, match="cfg needs Vanilla, got float 0.2"):
+        VanillaObjective(0.2)
