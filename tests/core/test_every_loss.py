@@ -20,10 +20,25 @@ import termwise as tw
 from termwise.joint_embedding import VICRegLoss, vicreg_loss
 from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
 from termwise.sae import (
+    Crosscoder,
+    CrosscoderObjective,
+    EndToEnd,
+    EndToEndObjective,
+    Gated,
+    GatedObjective,
+    JumpReLU,
+    JumpReLUObjective,
+    Matryoshka,
+    MatryoshkaObjective,
     TopK,
     TopKObjective,
     Vanilla,
     VanillaObjective,
+    crosscoder_loss,
+    end_to_end_loss,
+    gated_loss,
+    jumprelu_loss,
+    matryoshka_loss,
     topk_loss,
     vanilla_loss,
 )
@@ -41,6 +56,8 @@ class Case:
     named: dict[str, str] = dataclasses.field(default_factory=dict)
     """Shapes of the tensors by name."""
     masks: tuple[str, ...] = ()
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else a call needs, of the function and the module alike."""
     order: tuple[int, ...] | None = None
     """Where the module takes its tensors in another order than the function."""
 
@@ -48,21 +65,22 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         return [draw(shape, rows, generator) for shape in self.shapes]
 
-    def extra(self, rows: int = 7) -> dict[str, Tensor]:
+    def extra(self, rows: int = 7) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(9)
         masks = {name: torch.arange(rows) % 3 != 1 for name in self.masks}
-        return {n: draw(shape, rows, generator) for n, shape in self.named.items()} | masks
+        drawn = {name: draw(shape, rows, generator) for name, shape in self.named.items()}
+        return {**drawn, **masks, **self.fixed}
 
-    def call_module(self, *inputs: Tensor, **extra: Tensor) -> tw.Terms:
+    def call_module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
         return self.call(self.module, *inputs, **extra)
 
-    def call(self, module: nn.Module, *inputs: Tensor, **extra: Tensor) -> tw.Terms:
+    def call(self, module: nn.Module, *inputs: Tensor, **extra: Any) -> tw.Terms:
         order = self.order or range(len(inputs))
         return module(*[inputs[place] for place in order], **extra)
 
 
 def draw(shape: str, rows: int, generator: torch.Generator) -> Tensor:
-    sizes = {"rows": rows, "columns": 3, "latents": 5}
+    sizes = {"rows": rows, "columns": 3, "latents": 5, "layers": 2}
     return torch.randn([sizes[axis] for axis in shape.split()], generator=generator)
 
 
@@ -104,6 +122,49 @@ CASES = {
         masks=("mask",),
         order=(0, 2, 1),
     ),
+    "jumprelu": Case(
+        jumprelu_loss,
+        JumpReLUObjective(JumpReLU(sparsity_coeff=0.3, bandwidth=0.5)),
+        {"sparsity_coeff": 0.3, "bandwidth": 0.5},
+        ("rows columns", "rows latents", "latents columns", "columns"),
+        named={"log_threshold": "latents"},
+        masks=("mask",),
+    ),
+    "gated": Case(
+        gated_loss,
+        GatedObjective(Gated(sparsity_coeff=0.3)),
+        {"sparsity_coeff": 0.3},
+        ("rows columns", "rows latents", "rows latents", "rows columns", "latents columns"),
+        masks=("mask",),
+    ),
+    "matryoshka": Case(
+        matryoshka_loss,
+        MatryoshkaObjective(Matryoshka(sparsity_coeff=0.3)),
+        {"sparsity_coeff": 0.3},
+        ("rows columns", "rows latents", "latents columns", "columns"),
+        masks=("mask",),
+        fixed={"prefixes": (1, 3, 5)},
+    ),
+    "crosscoder": Case(
+        crosscoder_loss,
+        CrosscoderObjective(Crosscoder(sparsity_coeff=0.3)),
+        {"sparsity_coeff": 0.3},
+        (
+            "rows layers columns",
+            "rows latents",
+            "rows layers columns",
+            "latents layers columns",
+        ),
+        masks=("mask",),
+    ),
+    "end to end": Case(
+        end_to_end_loss,
+        EndToEndObjective(EndToEnd(kl_coeff=0.7, sparsity_coeff=0.3)),
+        {"kl_coeff": 0.7, "sparsity_coeff": 0.3},
+        PAIR,
+        named={"f": "rows latents"},
+        masks=("mask",),
+    ),
 }
 
 
@@ -139,7 +200,7 @@ def test_compiled_refuses_a_wrong_shape(case, form):
     eager = case.function if form == "function" else case.call_module
     compiled = torch.compile(eager, fullgraph=True, backend="eager")
     first, *others = case.tensors()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*1 axis, not 2"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*ax[ie]s, not"):
         compiled(first[0], *others, **case.extra())
     with pytest.raises(torch._dynamo.exc.Unsupported, match="int64 is not a dtype of Float"):
         compiled(first.long(), *others, **case.extra())
@@ -169,7 +230,7 @@ def test_vmap_is_a_loop(case):
         return case.function(*inputs, **case.options, **masks)
 
     ours = torch.vmap(loss)(*batches)
-    last = torch.vmap(loss, in_dims=2)(*[x.movedim(0, 2) for x in batches])
+    last = torch.vmap(loss, in_dims=-1)(*[x.movedim(0, -1) for x in batches])
     assert_same(ours, last)
     for index in range(3):
         expected = loss(*[x[index] for x in batches])
@@ -203,7 +264,7 @@ def test_batched_gradients_through_a_retained_graph(case):
         terms.loss, inputs[:1], weights, is_grads_batched=True, retain_graph=True
     )
     (single,) = torch.autograd.grad(terms.loss, inputs[:1])
-    torch.testing.assert_close(batched, weights[:, None, None] * single)
+    torch.testing.assert_close(batched, weights.view(-1, *[1] * single.ndim) * single)
 
 
 def test_grad_has_aux(case):
@@ -232,7 +293,7 @@ class Trained(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tw.Terms:
         rows = inputs[0].shape[0]
-        embedded = [self.linear(x) if x.shape[1] == 3 else x for x in inputs]
+        embedded = [self.linear(x) if x.shape[-1] == 3 else x for x in inputs]
         return self.case.call_module(*embedded, **self.case.extra(rows))
 
 
@@ -285,9 +346,23 @@ def test_nothing_waits_for_the_device(case):
     # A fake tensor has no data: .item(), a boolean index or nonzero would raise.
     with FakeTensorMode() as mode:
         inputs = [mode.from_tensor(x).requires_grad_() for x in case.tensors()]
-        masks = {name: mode.from_tensor(mask) for name, mask in case.extra().items()}
-        terms = case.function(*inputs, **case.options, **masks)
+        extra = {
+            name: mode.from_tensor(value) if isinstance(value, Tensor) else value
+            for name, value in case.extra().items()
+        }
+        terms = case.function(*inputs, **case.options, **extra)
         assert [g.shape for g in gradients(terms, inputs)] == [x.shape for x in inputs]
+
+
+def test_autocast_changes_nothing(case):
+    inputs = [x.requires_grad_() for x in case.tensors()]
+    plain = case.function(*inputs, **case.options, **case.extra())
+    expected = gradients(plain, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = case.function(*inputs, **case.options, **case.extra())
+        ours = gradients(cast, inputs)
+    assert_same(cast, plain)
+    torch.testing.assert_close(ours, expected)
 
 
 def test_no_grad_gives_the_same_terms(case):

@@ -230,6 +230,42 @@ def sae_objective(group, x, mask, name, how):
         f = sae.batch_topk(pre, k=3, mask=mask, batch_group=group)
         x_hat = f @ model.W_dec + model.b_dec
         terms = sae.topk_loss(x, x_hat, f, aux=aux, dead=dead, **options)
+    elif name == "jumprelu":
+        terms = sae.jumprelu_loss(
+            x,
+            pre,
+            model.W_dec,
+            model.b_dec,
+            log_threshold=0.1 * model.b_enc,
+            sparsity_coeff=0.3,
+            bandwidth=2.0,
+            penalty="l0_relative",
+            l0_target=2.0,
+            pre_act_coeff=0.1,
+            **options,
+        )
+    elif name == "gated":
+        terms = sae.gated_loss(
+            x, pre, f, x_hat, model.W_dec, model.b_dec, sparsity_coeff=0.3, **options
+        )
+    elif name == "matryoshka":
+        terms = sae.matryoshka_loss(
+            x,
+            f,
+            model.W_dec,
+            model.b_dec,
+            prefixes=(1, 3, 7),
+            weights=(1.0, 2.0, 0.5),
+            sparsity_coeff=0.3,
+            **options,
+        )
+    elif name == "crosscoder":
+        W_dec, layers, layers_hat = (t.unflatten(1, (2, 2)) for t in (model.W_dec, x, x_hat))
+        terms = sae.crosscoder_loss(layers, f, layers_hat, W_dec, sparsity_coeff=0.3, **options)
+    elif name == "end to end":
+        terms = sae.end_to_end_loss(
+            x_hat, x, x=[x], x_hat=[x_hat], f=f, reconstruction_coeff=0.5, **options
+        )
     terms.loss.backward()
     gradients = {
         key: torch.zeros_like(p) if p.grad is None else p.grad

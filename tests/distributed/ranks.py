@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SECONDS = 120
+SECONDS = 40
 
 
 class Ranks:

@@ -27,7 +27,10 @@ def joined(masks):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("how", ["mean", "sum"])
-@pytest.mark.parametrize("name", ["vanilla", "topk"])
+@pytest.mark.parametrize(
+    "name",
+    ["vanilla", "topk", "jumprelu", "gated", "matryoshka", "crosscoder", "end to end"],
+)
 def test_objectives(ranks, name, how, masked, sizes):
     shards, masks = rows(sizes), masks_of(sizes, masked)
     expected, gradients = cases.sae_objective(None, torch.cat(shards), joined(masks), name, how)

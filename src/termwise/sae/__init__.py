@@ -1,5 +1,27 @@
 """Objectives of sparse autoencoders, crosscoders and transcoders, and their measurements."""
 
+from ._crosscoder import Crosscoder as Crosscoder
+from ._crosscoder import CrosscoderObjective as CrosscoderObjective
+from ._crosscoder import CrosscoderTerms as CrosscoderTerms
+from ._crosscoder import crosscoder_loss as crosscoder_loss
+from ._end_to_end import EndToEnd as EndToEnd
+from ._end_to_end import EndToEndObjective as EndToEndObjective
+from ._end_to_end import EndToEndTerms as EndToEndTerms
+from ._end_to_end import end_to_end_loss as end_to_end_loss
+from ._gated import Gated as Gated
+from ._gated import GatedObjective as GatedObjective
+from ._gated import GatedTerms as GatedTerms
+from ._gated import gated_loss as gated_loss
+from ._jumprelu import JumpReLU as JumpReLU
+from ._jumprelu import JumpReLUObjective as JumpReLUObjective
+from ._jumprelu import JumpReLUTerms as JumpReLUTerms
+from ._jumprelu import jumprelu as jumprelu
+from ._jumprelu import jumprelu_l0 as jumprelu_l0
+from ._jumprelu import jumprelu_loss as jumprelu_loss
+from ._matryoshka import Matryoshka as Matryoshka
+from ._matryoshka import MatryoshkaObjective as MatryoshkaObjective
+from ._matryoshka import MatryoshkaTerms as MatryoshkaTerms
+from ._matryoshka import matryoshka_loss as matryoshka_loss
 from ._metrics import VarianceStatistics as VarianceStatistics
 from ._metrics import cosine_similarity as cosine_similarity
 from ._metrics import explained_variance as explained_variance
@@ -7,6 +29,10 @@ from ._metrics import fraction_of_variance_unexplained as fraction_of_variance_u
 from ._metrics import loss_recovered as loss_recovered
 from ._metrics import mean_squared_err as mean_squared_err
 from ._metrics import normalized_mse as normalized_mse
+from ._objectives import get_objective as get_objective
+from ._penalties import lp_penalty as lp_penalty
+from ._penalties import tanh_penalty as tanh_penalty
+from ._prefixes import sample_prefixes as sample_prefixes
 from ._shared import SparseLatents as SparseLatents
 from ._state import ActivationThreshold as ActivationThreshold
 from ._state import DeadLatents as DeadLatents

@@ -6,7 +6,7 @@ and BOS tokens are left out), on all ranks of `batch_group`.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -94,12 +94,12 @@ def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | 
 def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
     """Square and sum (or average) each row; finite wherever the result is representable."""
     if feature_reduction == "sum":
-        return cast("Tensor", torch.linalg.vecdot(rows, rows))
+        return _dot(rows)
     # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
     width = rows.shape[-1]
     scale = 2.0 ** -math.ceil(math.log2(max(width, 1)) / 2)
     scaled = rows * scale
-    return cast("Tensor", torch.linalg.vecdot(scaled, scaled)) * (1 / (width * scale**2))
+    return _dot(scaled) * (1 / (width * scale**2))
 
 
 def check_latents(caller: str, f: Latents, batch: int) -> None:
@@ -118,9 +118,11 @@ def counted(f: Latents, mask: Tensor | None) -> Latents:
 
 
 def active(f: Latents) -> Tensor:
-    """Count the latents of each row that are not zero: " batch", float."""
-    values = f.values if isinstance(f, SparseLatents) else f
-    return torch.count_nonzero(values, dim=1).to(lifted(values[:0]).dtype)
+    """Count the latents of each row that are not zero: " batch", float, without a gradient."""
+    values = (f.values if isinstance(f, SparseLatents) else f).detach()
+    if torch.compiler.is_compiling():  # a compiler fuses it
+        return (values != 0).sum(1).to(lifted(values[:0]).dtype)
+    return _by_blocks(values, lambda rows: (rows != 0).sum(1))
 
 
 def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
@@ -134,22 +136,38 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
         return powered.sum(1)
     norm = lifted(decoder_norm)
     if isinstance(f, SparseLatents):
-        return cast("Tensor", torch.linalg.vecdot(powered, norm[f.indices]))
-    return powered @ norm
+        return (powered * norm[f.indices]).sum(1)
+    return decode(powered, norm[:, None])[:, 0]
 
 
-def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
-    """Give f W_dec + b_dec, from the active rows of W_dec alone where f is sparse."""
+def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+    """Give f W_dec + b_dec in float32 at least, whatever autocast says.
+
+    Where f is sparse, only the active rows of W_dec are read.
+    """
+    values = f.values if isinstance(f, SparseLatents) else f
+    wide = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
     if isinstance(f, SparseLatents):
-        product = F.embedding_bag(
-            f.indices, W_dec, per_sample_weights=f.values.to(W_dec.dtype), mode="sum"
-        )
-        return product if b_dec is None else product + b_dec
-    return f @ W_dec if b_dec is None else torch.addmm(b_dec, f, W_dec)
+        rows = W_dec.to(wide)
+        product = F.embedding_bag(f.indices, rows, per_sample_weights=f.values.to(wide), mode="sum")
+    else:
+        product = cast("Tensor", _Product.apply(f.to(wide), W_dec.to(wide)))
+    return product if b_dec is None else product + b_dec
+
+
+def _dot(rows: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        return cast("Tensor", torch.linalg.vecdot(rows, rows))
 
 
 def _keep(rows: Tensor, mask: Tensor) -> Tensor:
     return rows.where(mask if rows.ndim == 1 else mask[:, None], 0)
+
+
+def _by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Reduce each row, in blocks, so that no temporary is as large as x."""
+    parts = [x.new_zeros(0), *(of(x[here]) for here in blocks(x))]
+    return torch.cat([part.to(lifted(parts[0]).dtype) for part in parts])
 
 
 class _RowsL1(torch.autograd.Function):
@@ -159,8 +177,7 @@ class _RowsL1(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Tensor) -> Tensor:
-        parts = [lifted(f[here]).abs().sum(1) for here in blocks(f)]
-        return torch.cat(parts) if parts else f.new_zeros(0, dtype=lifted(f).dtype)
+        return _by_blocks(f, lambda rows: lifted(rows).abs().sum(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -170,3 +187,34 @@ class _RowsL1(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (f,) = ctx.saved_tensors
         return f.sign() * gradients[0][:, None].to(f.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        return _product(left, right)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
+        product = _product if torch.compiler.is_compiling() else again
+        for_left, for_right = ctx.needs_input_grad
+        return (
+            product(gradients[0], right.T) if for_left else None,
+            product(left.T, gradients[0]) if for_right else None,
+        )
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right

@@ -190,10 +190,7 @@ def auxiliary_k_loss(
     left = residual(x, x_hat, mask).detach()
     pre = cast("Tensor", counted(pre, mask))
     chosen = topk(pre.masked_fill(~dead, -torch.inf), k=min(k_aux, pre.shape[1]))
-    with torch.autocast(x.device.type, enabled=False):
-        explained = decode(
-            SparseLatents(lifted(chosen.values), chosen.indices), lifted(W_dec), None
-        )
+    explained = decode(chosen, W_dec)
     error = squared_norm(left - explained, feature_reduction)
     if not normalize:
         (aux,) = means_over_rows([error], mask, batch_group, grad_reduction)

@@ -1,0 +1,222 @@
+"""The crosscoder objective: one set of latents for several layers, or several models."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._shared import (
+    FeatureReduction,
+    SparseLatents,
+    active,
+    check_latents,
+    counted,
+    decode,
+    means_over_rows,
+    penalty,
+    residual,
+    squared_norm,
+)
+
+LayerNorm = Literal["l1", "l2"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Crosscoder:
+    """Numbers of the crosscoder objective."""
+
+    sparsity_coeff: float = 4e-4
+    """Weight of the penalty."""
+    decoder_norm: LayerNorm = "l1"
+    """Over the norms of a latent's rows, one for each layer: their sum, or root of squares."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over d_model."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class CrosscoderTerms(Terms):
+    """Terms of [`crosscoder_loss`][termwise.sae.crosscoder_loss]."""
+
+    loss: Float[Tensor, ""]
+    """mse + sparsity."""
+    mse_per_layer: Float[Tensor, " layers"]
+    """Squared error of each layer: mean (or sum) over features, mean over rows."""
+    mse: Float[Tensor, ""]
+    """Sum of mse_per_layer."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
+    l0: Float[Tensor, ""]
+    """Latents of a row that are not zero, mean over rows; detached."""
+
+
+@contract
+def crosscoder_loss(
+    x: Float[Tensor, "batch layers d_model"],
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    x_hat: Float[Tensor, "batch layers d_model"],
+    W_dec: Float[Tensor, "d_sae layers d_model"],
+    *,
+    sparsity_coeff: float,
+    decoder_norm: LayerNorm = "l1",
+    target: Float[Tensor, "batch layers d_model"] | None = None,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> CrosscoderTerms:
+    r"""Reconstruct each layer from shared latents, which pay for every layer they write to.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
+    \sum_l \frac{1}{d} \| x_{il} - \hat{x}_{il} \|^2
+    + \lambda \sum_j |f_{ij}| \, \nu_j \right), \qquad
+    \nu_j = \sum_l \| W_{jl} \| \;\; \text{or} \;\; \sqrt{\sum_l \| W_{jl} \|^2}$$
+
+    over the n rows that count, with the first nu for "l1" and the second for "l2". Half precision
+    is lifted to float32 before any difference is taken, with or without autocast.
+
+    Args:
+        x: activations of each layer (or each model) at the same token.
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        x_hat: reconstruction of x from f.
+        W_dec: W, the decoder, for each latent a row in each layer. Only its norms are taken here,
+            in the graph, so that the penalty cannot be escaped by small latents and large rows.
+        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+            with "sum" the squared error is d_model times that of "mean".
+        decoder_norm: "l1" charges a latent for each layer it writes to, and so favours latents of
+            few layers; its value is comparable to the sum of separate autoencoders' losses. "l2"
+            is the norm of all its rows as one vector, and favours latents shared by all layers.
+        target: what x_hat is compared with, where that is not x: a cross-layer transcoder.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over d_model, "mean" or "sum" (the source). Over layers the errors are
+            summed with either.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of layers + 3 float64 elements. Nothing waits for the
+        device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: f has another number of rows than x.
+
+    References:
+        Lindsey et al., Sparse Crosscoders for Cross-Layer Features and Model Diffing (2024),
+        https://transformer-circuits.pub/2024/crosscoders: squared errors summed over layers and
+        features, and the sum of the layers' norms, "l1", which it prefers to "l2".
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import crosscoder_loss
+        >>> x, x_hat = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2)
+        >>> f, W_dec = torch.tensor([[2.0]]), torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+        >>> terms = crosscoder_loss(x, f, x_hat, W_dec, sparsity_coeff=0.5)
+        >>> terms.mse_per_layer
+        tensor([ 2.5000, 12.5000])
+        >>> terms.mse, terms.sparsity
+        (tensor(15.), tensor(7.))
+        >>> crosscoder_loss(x, f, x_hat, W_dec, sparsity_coeff=0.5, decoder_norm="l2").sparsity
+        tensor(5.)
+    """
+    check_latents("crosscoder_loss", f, x.shape[0])
+    with torch.autocast(x.device.type, enabled=False):
+        goal = x if target is None else target
+        error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)
+        f = counted(f, mask)
+        wide = lifted(W_dec)
+        if decoder_norm == "l1":
+            norm = cast("Tensor", torch.linalg.vector_norm(wide, dim=2)).sum(1)
+        else:
+            norm = cast("Tensor", torch.linalg.vector_norm(wide.flatten(1), dim=1))
+        if isinstance(f, SparseLatents):
+            paid = penalty(f, norm, 1.0)
+        else:
+            paid = decode(f.abs(), norm[:, None])[:, 0]
+        mse_per_layer, price, l0 = means_over_rows(
+            [squared_norm(error, feature_reduction), paid, active(f)],
+            mask,
+            batch_group,
+            grad_reduction,
+        )
+        mse = mse_per_layer.sum()
+        sparsity = sparsity_coeff * price
+        return CrosscoderTerms(
+            loss=mse + sparsity, mse_per_layer=mse_per_layer, mse=mse, sparsity=sparsity, l0=l0
+        )
+
+
+class CrosscoderObjective(nn.Module):
+    """[`crosscoder_loss`][termwise.sae.crosscoder_loss] with its numbers held, as a frozen config.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import Crosscoder, CrosscoderObjective
+        >>> objective = CrosscoderObjective(Crosscoder(sparsity_coeff=0.25))
+        >>> x, f, W_dec = torch.ones(4, 2, 3), torch.ones(4, 8), torch.ones(8, 2, 3)
+        >>> objective(x, f, torch.zeros(4, 2, 3), W_dec).metrics()["mse"]
+        2.0
+    """
+
+    @contract
+    def __init__(self, cfg: Crosscoder) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch layers d_model"],
+        f: Float[Tensor, "batch d_sae"] | SparseLatents,
+        x_hat: Float[Tensor, "batch layers d_model"],
+        W_dec: Float[Tensor, "d_sae layers d_model"],
+        *,
+        target: Float[Tensor, "batch layers d_model"] | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> CrosscoderTerms:
+        """Compute the terms of the objective."""
+        return crosscoder_loss(
+            x,
+            f,
+            x_hat,
+            W_dec,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            decoder_norm=self.cfg.decoder_norm,
+            target=target,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch layers d_model"],
+            f: Float[Tensor, "batch d_sae"] | SparseLatents,
+            x_hat: Float[Tensor, "batch layers d_model"],
+            W_dec: Float[Tensor, "d_sae layers d_model"],
+            *,
+            target: Float[Tensor, "batch layers d_model"] | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> CrosscoderTerms:
+            """Compute the terms of the objective."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)

@@ -1,0 +1,301 @@
+"""The end-to-end objective: the model's output must survive the autoencoder's reconstruction."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import blocks, lifted
+from .._terms import Terms, terms
+from ._shared import (
+    FeatureReduction,
+    SparseLatents,
+    check_latents,
+    counted,
+    means_over_rows,
+    penalty,
+    residual,
+    squared_norm,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EndToEnd:
+    """Numbers of the end-to-end objective."""
+
+    kl_coeff: float = 1.0
+    """Weight of the divergence of the outputs."""
+    reconstruction_coeff: float = 0.0
+    """Weight of the squared error at each later layer."""
+    sparsity_coeff: float = 2e-3
+    """Weight of the L1 penalty: about 1.5 / 768, as the authors train on GPT-2 small."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over the features of a later layer."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class EndToEndTerms(Terms):
+    """Terms of [`end_to_end_loss`][termwise.sae.end_to_end_loss]."""
+
+    loss: Float[Tensor, ""]
+    """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
+    kl: Float[Tensor, ""]
+    """KL(original || patched) of the next token, in nats: sum over the vocabulary, mean of rows."""
+    reconstruction: Float[Tensor, ""]
+    """Squared error: mean (or sum) over features, mean over rows, sum over later layers."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
+
+
+@contract
+def end_to_end_loss(
+    logits: Float[Tensor, "batch vocab"],
+    original_logits: Float[Tensor, "batch vocab"],
+    *,
+    x: Sequence[Tensor] | None = None,
+    x_hat: Sequence[Tensor] | None = None,
+    f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+    kl_coeff: float = 1.0,
+    reconstruction_coeff: float = 0.0,
+    sparsity_coeff: float = 0.0,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> EndToEndTerms:
+    r"""Match the output of the model that runs on a reconstruction to the model's own.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
+    \alpha \sum_v p_{iv} (\log p_{iv} - \log q_{iv})
+    + \beta \sum_k \frac{1}{d_k} \| x^k_i - \hat{x}^k_i \|^2
+    + \lambda \sum_j |f_{ij}| \right)$$
+
+    over the n rows that count, where p is the original model's distribution of the next token and
+    q that of the patched one. Half precision is lifted to float32 before any exponential or
+    difference, with or without autocast.
+
+    Args:
+        logits: of the patched model, whose activations at one layer are a reconstruction; a row for
+            each token. -inf: a token that cannot come.
+        original_logits: of the model itself, at the same tokens. Detached: no gradient goes into
+            the original run. A token that is -inf here costs nothing, whatever the other says; one
+            that is -inf in `logits` alone makes the divergence infinite.
+        x: activations of the original run at layers after the autoencoder, each "batch d_k".
+            Detached. None or empty: none, and `reconstruction` is 0.
+        x_hat: activations of the patched run at the same layers.
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
+        kl_coeff: alpha, the weight of the divergence.
+        reconstruction_coeff: beta, the weight of each later layer's squared error. The paper
+            divides one coefficient by the number of these layers.
+        sparsity_coeff: lambda, the weight of the penalty. The authors' code divides by the width
+            of the autoencoder's input: their 1.5 on GPT-2 small is 1.5 / 768 here.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
+            (the paper).
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 4 float64 elements. Kept for the backward pass: the
+        logits as given, and no probabilities; a compiler may keep others. Nothing waits for the
+        device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: x and x_hat are not as many floating tensors, of equal shapes with a row for
+            each row of logits; or f has another number of rows.
+
+    References:
+        Braun et al., Identifying Functionally Important Features with End-to-End Sparse Dictionary
+        Learning (2024), https://arxiv.org/abs/2405.12241: e2e is kl and sparsity, e2e+ds adds the
+        later layers. Its text writes KL(patched, original), and so does the docstring in
+        https://github.com/ApolloResearch/e2e_sae; that code computes KL(original || patched), the
+        usual distillation, and we side with what it computes.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import end_to_end_loss
+        >>> original = torch.tensor([[0.0, 0.0, -torch.inf]])
+        >>> patched = torch.tensor([[0.0, 1.0, -torch.inf]])
+        >>> layer, patched_layer = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]])
+        >>> end_to_end_loss(
+        ...     patched, original, x=[layer], x_hat=[patched_layer], reconstruction_coeff=0.5
+        ... ).metrics()
+        {'loss': 1.12..., 'kl': 0.12..., 'reconstruction': 2.0, 'sparsity': 0.0}
+    """
+    pairs = _pairs(x, x_hat, logits.shape[0])
+    if f is not None:
+        check_latents("end_to_end_loss", f, logits.shape[0])
+    with torch.autocast(logits.device.type, enabled=False):
+        divergence = _divergence(logits, original_logits.detach(), mask)
+        nothing = torch.zeros_like(divergence).detach()
+        errors = [
+            squared_norm(residual(true.detach(), guess, mask), feature_reduction)
+            for true, guess in pairs
+        ]
+        kl, reconstruction, paid = means_over_rows(
+            [
+                divergence,
+                sum(errors[1:], errors[0]) if errors else nothing,
+                nothing if f is None else penalty(counted(f, mask), None, 1.0),
+            ],
+            mask,
+            batch_group,
+            grad_reduction,
+        )
+        sparsity = sparsity_coeff * paid
+        return EndToEndTerms(
+            loss=kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity,
+            kl=kl,
+            reconstruction=reconstruction,
+            sparsity=sparsity,
+        )
+
+
+class EndToEndObjective(nn.Module):
+    """[`end_to_end_loss`][termwise.sae.end_to_end_loss] with its numbers held, as a frozen config.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import EndToEnd, EndToEndObjective
+        >>> objective = EndToEndObjective(EndToEnd(sparsity_coeff=0.5))
+        >>> logits, f = torch.zeros(4, 10), torch.ones(4, 8)
+        >>> objective(logits, logits, f=f).metrics()
+        {'loss': 4.0, 'kl': 0.0, 'reconstruction': 0.0, 'sparsity': 4.0}
+    """
+
+    @contract
+    def __init__(self, cfg: EndToEnd) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        logits: Float[Tensor, "batch vocab"],
+        original_logits: Float[Tensor, "batch vocab"],
+        *,
+        x: Sequence[Tensor] | None = None,
+        x_hat: Sequence[Tensor] | None = None,
+        f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> EndToEndTerms:
+        """Compute the terms of the objective."""
+        return end_to_end_loss(
+            logits,
+            original_logits,
+            x=x,
+            x_hat=x_hat,
+            f=f,
+            kl_coeff=self.cfg.kl_coeff,
+            reconstruction_coeff=self.cfg.reconstruction_coeff,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            logits: Float[Tensor, "batch vocab"],
+            original_logits: Float[Tensor, "batch vocab"],
+            *,
+            x: Sequence[Tensor] | None = None,
+            x_hat: Sequence[Tensor] | None = None,
+            f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> EndToEndTerms:
+            """Compute the terms of the objective."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)
+
+
+def _pairs(
+    x: Sequence[Tensor] | None, x_hat: Sequence[Tensor] | None, batch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Pair the layers of two runs. A contract does not look into sequences."""
+    here, there = list(x or ()), list(x_hat or ())
+    if len(here) != len(there):
+        raise ValueError(
+            "end_to_end_loss needs x and x_hat of the same layers, got "
+            f"{len(here)} and {len(there)} tensors"
+        )
+    for index, (true, guess) in enumerate(zip(here, there, strict=True)):
+        if true.ndim != 2 or true.shape[0] != batch or true.shape != guess.shape:
+            raise ValueError(
+                f"end_to_end_loss needs x[{index}] and x_hat[{index}] of one shape with {batch} "
+                f"rows, got {list(true.shape)} and {list(guess.shape)}"
+            )
+        if not (true.is_floating_point() and guess.is_floating_point()):
+            raise ValueError(
+                f"end_to_end_loss needs floating x[{index}] and x_hat[{index}], got {true.dtype} "
+                f"and {guess.dtype}"
+            )
+    return list(zip(here, there, strict=True))
+
+
+def _divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
+    """Give KL(original || logits) of each row; what does not count gives and gets nothing."""
+    if torch.compiler.is_compiling():  # a compiler fuses it
+        return _block_divergence(logits, original, mask)
+    return cast("Tensor", _RowsDivergence.apply(logits, original, mask))
+
+
+def _block_divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
+    ours = torch.log_softmax(_finite(logits, mask), 1)
+    theirs = torch.log_softmax(_finite(original, mask), 1)
+    weights = theirs.exp()
+    # A token that cannot come costs nothing; its own difference may be -inf - -inf.
+    return (weights * (theirs - ours).masked_fill(weights == 0, 0)).sum(1)
+
+
+def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
+    return lifted(rows if mask is None else rows.where(mask[:, None], 0))
+
+
+class _RowsDivergence(torch.autograd.Function):
+    """Works in blocks of rows and keeps no tensor as large as the logits but themselves."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
+        parts = [
+            _block_divergence(logits[here], original[here], None if mask is None else mask[here])
+            for here in blocks(logits)
+        ]
+        return torch.cat(parts) if parts else lifted(logits).sum(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, original, mask = ctx.saved_tensors
+        parts: list[Tensor] = []
+        for here in blocks(logits):
+            kept = None if mask is None else mask[here]
+            ours = torch.softmax(_finite(logits[here], kept), 1)
+            theirs = torch.softmax(_finite(original[here], kept), 1)
+            parts.append(((ours - theirs) * gradients[0][here, None]).to(logits.dtype))
+        return torch.cat(parts) if parts else torch.zeros_like(logits), None, None

@@ -1,0 +1,228 @@
+"""The gated objective: which latents fire is learned apart from how large they are."""
+
+import dataclasses
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._shared import (
+    FeatureReduction,
+    SparseLatents,
+    active,
+    check_latents,
+    counted,
+    decode,
+    means_over_rows,
+    residual,
+    squared_norm,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Gated:
+    """Numbers of the gated objective."""
+
+    sparsity_coeff: float = 4e-4
+    """Weight of the penalty on the gate."""
+    stop_decoder: bool = True
+    """Whether the auxiliary reconstruction leaves the decoder alone."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over d_model."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class GatedTerms(Terms):
+    """Terms of [`gated_loss`][termwise.sae.gated_loss]."""
+
+    loss: Float[Tensor, ""]
+    """mse + sparsity + aux."""
+    mse: Float[Tensor, ""]
+    """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j relu(f_gate_j)."""
+    aux: Float[Tensor, ""]
+    """Squared error of what the gate alone reconstructs, reduced as mse."""
+    l0: Float[Tensor, ""]
+    """Latents f of a row that are not zero, mean over rows; detached."""
+
+
+@contract
+def gated_loss(
+    x: Float[Tensor, "batch d_model"],
+    f_gate: Float[Tensor, "batch d_sae"],
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    x_hat: Float[Tensor, "batch d_model"],
+    W_dec: Float[Tensor, "d_sae d_model"],
+    b_dec: Float[Tensor, " d_model"] | None = None,
+    *,
+    sparsity_coeff: float,
+    stop_decoder: bool = True,
+    decoder_norm: Float[Tensor, " d_sae"] | None = None,
+    target: Float[Tensor, "batch d_model"] | None = None,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> GatedTerms:
+    r"""Reconstruct activations twice, and let only the gate pay for what is active.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
+    + \lambda \sum_j \nu_j \max(0, \pi_{ij})
+    + \frac{1}{d} \| x_i - \max(0, \pi_i) W - b \|^2 \right)$$
+
+    over the n rows that count, with W and b held fixed in the last term. There the gate, whose step
+    passes no gradient on, learns to reconstruct; and since the penalty is not on f, no latent
+    shrinks. Half precision is lifted to float32 before anything is decoded or subtracted, with or
+    without autocast.
+
+    Args:
+        x: activations, a row for each token.
+        f_gate: pi, the gate's pre-activations, before any ReLU.
+        f: latents, [pi > 0] times their magnitudes, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. Only counted: their gradient goes
+            through x_hat.
+        x_hat: reconstruction of x from f.
+        W_dec: W, the decoder, a row for each latent.
+        b_dec: b, the decoder's bias. None: 0.
+        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+            with "sum" the squared errors are d_model times those of "mean".
+        stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
+        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1, the
+            paper's, which keeps the rows at unit norm. The authors advise to freeze the decoder in
+            both terms or in neither: give `decoder_norm.detach()`, or `stop_decoder=False`.
+        target: what both reconstructions are compared with, where that is not x: a transcoder.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: f has another number of rows than x.
+
+    References:
+        Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse Autoencoders (2024),
+        https://arxiv.org/abs/2404.16014, equation 8. We side with it, as dictionary_learning does;
+        newer SAELens weighs the penalty by the decoder's norms and lets the auxiliary term train
+        the decoder: `decoder_norm` with `stop_decoder=False`.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import gated_loss
+        >>> x, f_gate = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> f = torch.tensor([[1.0, 0.0]])
+        >>> gated_loss(x, f_gate, f, f, torch.eye(2), sparsity_coeff=0.5).metrics()
+        {'loss': 4.375, 'mse': 2.0, 'sparsity': 0.25, 'aux': 2.125, 'l0': 1.0}
+    """
+    check_latents("gated_loss", f, x.shape[0])
+    with torch.autocast(x.device.type, enabled=False):
+        goal = x if target is None else target
+        gate = F.relu(lifted(cast("Tensor", counted(f_gate, mask))))
+        if stop_decoder:
+            W_dec = W_dec.detach()
+            b_dec = None if b_dec is None else b_dec.detach()
+        by_gate = decode(gate, W_dec, b_dec)
+        paid = gate.sum(1) if decoder_norm is None else decode(gate, decoder_norm[:, None])[:, 0]
+        mse, aux, price, l0 = means_over_rows(
+            [
+                squared_norm(residual(goal, x_hat, mask), feature_reduction),
+                squared_norm(residual(goal, by_gate, mask), feature_reduction),
+                paid,
+                active(f),
+            ],
+            mask,
+            batch_group,
+            grad_reduction,
+        )
+        sparsity = sparsity_coeff * price
+        return GatedTerms(loss=mse + sparsity + aux, mse=mse, sparsity=sparsity, aux=aux, l0=l0)
+
+
+class GatedObjective(nn.Module):
+    """[`gated_loss`][termwise.sae.gated_loss] with its numbers held, as a frozen config.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import Gated, GatedObjective
+        >>> objective = GatedObjective(Gated(sparsity_coeff=4e-4))
+        >>> x, f, W_dec = torch.ones(4, 3), torch.ones(4, 8), torch.zeros(8, 3)
+        >>> objective(x, f, f, x, W_dec).metrics()["aux"]
+        1.0
+    """
+
+    @contract
+    def __init__(self, cfg: Gated) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        f_gate: Float[Tensor, "batch d_sae"],
+        f: Float[Tensor, "batch d_sae"] | SparseLatents,
+        x_hat: Float[Tensor, "batch d_model"],
+        W_dec: Float[Tensor, "d_sae d_model"],
+        b_dec: Float[Tensor, " d_model"] | None = None,
+        *,
+        decoder_norm: Float[Tensor, " d_sae"] | None = None,
+        target: Float[Tensor, "batch d_model"] | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> GatedTerms:
+        """Compute the terms of the objective."""
+        return gated_loss(
+            x,
+            f_gate,
+            f,
+            x_hat,
+            W_dec,
+            b_dec,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            stop_decoder=self.cfg.stop_decoder,
+            decoder_norm=decoder_norm,
+            target=target,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch d_model"],
+            f_gate: Float[Tensor, "batch d_sae"],
+            f: Float[Tensor, "batch d_sae"] | SparseLatents,
+            x_hat: Float[Tensor, "batch d_model"],
+            W_dec: Float[Tensor, "d_sae d_model"],
+            b_dec: Float[Tensor, " d_model"] | None = None,
+            *,
+            decoder_norm: Float[Tensor, " d_sae"] | None = None,
+            target: Float[Tensor, "batch d_model"] | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> GatedTerms:
+            """Compute the terms of the objective."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)

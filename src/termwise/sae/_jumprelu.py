@@ -1,0 +1,458 @@
+"""JumpReLU: latents with a learned threshold, trained through the jump by kernel estimates."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._penalties import tanh_penalty
+from ._shared import FeatureReduction, counted, decode, means_over_rows, residual, squared_norm
+
+JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JumpReLU:
+    """Numbers of the JumpReLU objective."""
+
+    sparsity_coeff: float = 1e-3
+    """Weight of the penalty."""
+    bandwidth: float = 1e-3
+    """Width of the kernel around the threshold, in units of the pre-activations."""
+    penalty: JumpReLUPenalty = "l0"
+    """What is paid for active latents."""
+    l0_target: float | None = None
+    """Active latents of a row that "l0_relative" aims at."""
+    tanh_scale: float = 4.0
+    """c of "tanh"."""
+    pre_act_coeff: float = 0.0
+    """Weight of the term that raises latents that do not fire; Anthropic's is 3e-6."""
+    input_gradient: bool = False
+    """Whether the estimate reaches the pre-activations as well."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over d_model."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class JumpReLUTerms(Terms):
+    """Terms of [`jumprelu_loss`][termwise.sae.jumprelu_loss]."""
+
+    loss: Float[Tensor, ""]
+    """mse + sparsity + pre_act."""
+    mse: Float[Tensor, ""]
+    """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient, by name: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
+    pre_act: Float[Tensor, ""]
+    """The push on latents below their threshold, with its coefficient; 0 where that is 0."""
+    l0: Float[Tensor, ""]
+    """Latents of a row above their threshold, mean over rows; detached."""
+    threshold_mean: Float[Tensor, ""]
+    """Mean over latents of the threshold, not of its logarithm; detached."""
+
+
+@contract
+def jumprelu(
+    pre: Float[Tensor, "batch d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    *,
+    bandwidth: float = 1e-3,
+    input_gradient: bool = False,
+) -> Float[Tensor, "batch d_sae"]:
+    r"""Keep what is above its threshold, and estimate the gradient of the jump by a kernel.
+
+    $$f_{ij} = h_{ij} \, [h_{ij} > \theta_j]$$
+
+    The derivative in theta is zero wherever it exists, for it misses the jump. In its place stands
+    an estimate of the derivative of the mean over the data, by the rectangle kernel
+    K(u) = [|u| < 1/2] of width epsilon:
+
+    $$\frac{\partial f_{ij}}{\partial \theta_j} := -\frac{\theta_j}{\epsilon}
+    K\!\left(\frac{h_{ij} - \theta_j}{\epsilon}\right), \qquad
+    \frac{\partial f_{ij}}{\partial h_{ij}} := [h_{ij} > \theta_j]$$
+
+    Args:
+        pre: h, the encoder's pre-activations. Not an activation's output: what a ReLU or a gate has
+            set to zero is missing from the kernel, half of it where the gate is this one.
+        threshold: theta. Positive in the paper, which learns its logarithm.
+        bandwidth: epsilon, in units of h; 0.001 in the paper, for inputs of unit mean square.
+            The variance of the estimate falls with it as 1 / epsilon, the bias grows.
+        input_gradient: let the jump reach h as well: to the second derivative above comes
+            (theta / epsilon) K, the first one with the opposite sign.
+
+    Returns:
+        The latents, in the dtype of pre. Kept for the backward pass: pre and threshold, nothing
+        else of their size. Sums over rows are taken in float32 at least. Second derivatives, in
+        eager and in reverse mode, are those of the formulas above, which are constant in h.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: bandwidth is not positive.
+
+    References:
+        Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU
+        Sparse Autoencoders (2024), https://arxiv.org/abs/2407.14435, equations 4 and 11; there the
+        gradient of h has no kernel. Anthropic's update of January 2025 lets it reach all
+        parameters: `input_gradient=True`.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import jumprelu
+        >>> threshold = torch.tensor([0.5, 0.5, 0.5], requires_grad=True)
+        >>> f = jumprelu(torch.tensor([[0.4, 0.6, 2.0]]), threshold, bandwidth=1.0)
+        >>> f
+        tensor([[0.0000, 0.6000, 2.0000]], grad_fn=...)
+        >>> f.sum().backward()
+        >>> threshold.grad
+        tensor([-0.5000, -0.5000, -0.0000])
+    """
+    _check_bandwidth("jumprelu", bandwidth)
+    return cast("Tensor", _JumpReLU.apply(pre, threshold, bandwidth, input_gradient, False))
+
+
+@contract
+def jumprelu_l0(
+    pre: Float[Tensor, "batch d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    *,
+    bandwidth: float = 1e-3,
+    input_gradient: bool = False,
+) -> Float[Tensor, " batch"]:
+    r"""Count the latents of each row above their threshold, with a gradient for the threshold.
+
+    $$n_i = \sum_j [h_{ij} > \theta_j], \qquad \frac{\partial n_i}{\partial \theta_j} :=
+    -\frac{1}{\epsilon} K\!\left(\frac{h_{ij} - \theta_j}{\epsilon}\right)$$
+
+    with the kernel of [`jumprelu`][termwise.sae.jumprelu]. Averaged over rows, the estimate is
+    minus the density of h at theta.
+
+    Args:
+        pre: h, the encoder's pre-activations, not an activation's output.
+        threshold: theta.
+        bandwidth: epsilon, in units of h.
+        input_gradient: give h the same derivative with the opposite sign. False: none.
+
+    Returns:
+        The number of active latents of each row, as a float. No tensor of the size of pre is kept
+        but pre itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: bandwidth is not positive.
+
+    References:
+        Rajamanoharan et al. (2024), https://arxiv.org/abs/2407.14435, equations 10 and 12.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import jumprelu_l0
+        >>> jumprelu_l0(torch.tensor([[0.4, 0.6, 2.0]]), torch.full((3,), 0.5))
+        tensor([2.])
+    """
+    _check_bandwidth("jumprelu_l0", bandwidth)
+    return cast("Tensor", _ActiveCount.apply(pre, threshold, bandwidth, input_gradient))
+
+
+@contract
+def jumprelu_loss(
+    x: Float[Tensor, "batch d_model"],
+    pre: Float[Tensor, "batch d_sae"],
+    W_dec: Float[Tensor, "d_sae d_model"],
+    b_dec: Float[Tensor, " d_model"] | None = None,
+    *,
+    threshold: Float[Tensor, " d_sae"] | None = None,
+    log_threshold: Float[Tensor, " d_sae"] | None = None,
+    sparsity_coeff: float,
+    bandwidth: float = 1e-3,
+    penalty: JumpReLUPenalty = "l0",
+    l0_target: float | None = None,
+    tanh_scale: float = 4.0,
+    pre_act_coeff: float = 0.0,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    input_gradient: bool = False,
+    target: Float[Tensor, "batch d_model"] | None = None,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> JumpReLUTerms:
+    r"""Reconstruct through JumpReLU, and pay for the number of active latents itself.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - f_i W - b \|^2 + S + P, \qquad
+    f_{ij} = h_{ij} \, [h_{ij} > \theta_j]$$
+
+    over the n rows that count. With L0 the mean number of active latents of a row, S is
+
+    $$\lambda \, \mathrm{L0}, \qquad \lambda \left( \frac{\mathrm{L0}}{k} - 1 \right)^2
+    \qquad \text{or} \qquad
+    \frac{\lambda}{n} \sum_{i,j} \tanh(c \, |f_{ij}| \, \| W_j \|)$$
+
+    for "l0", "l0_relative" and "tanh", and the push on latents below their threshold is
+
+    $$P = \frac{\lambda_P}{n} \sum_i \sum_{j \in D}
+    \max(0, \theta_j - h_{ij}) \, \| W_j \|$$
+
+    The jump's gradients are those of [`jumprelu`][termwise.sae.jumprelu] and
+    [`jumprelu_l0`][termwise.sae.jumprelu_l0]. Half precision is lifted to float32 before anything
+    is decoded or subtracted, with or without autocast.
+
+    Args:
+        x: activations, a row for each token.
+        pre: h, the encoder's pre-activations, before any ReLU.
+        W_dec: W, the decoder, a row for each latent.
+        b_dec: b, the decoder's bias. None: 0.
+        threshold: theta. Give this or log_threshold.
+        log_threshold: the logarithm of theta, as the paper learns it.
+        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+            with "sum" the squared error is d_model times that of "mean".
+        bandwidth: epsilon, the kernel's width in units of h.
+        penalty: "l0" (the paper), "l0_relative" (dictionary_learning and SAEBench), whose square is
+            taken after the mean over all rows of all ranks, or "tanh" (Anthropic).
+        l0_target: k, the active latents of a row that "l0_relative" aims at; with it alone.
+        tanh_scale: c; 4 in Anthropic's update. Only "tanh" reads it.
+        pre_act_coeff: lambda_P; 3e-6 in Anthropic's update, with squared errors summed.
+        dead: D, latents that the push is for. None: all, which is Anthropic's formula; SAELens
+            takes those that have not fired for a while.
+        input_gradient: let the jump's gradient reach h as well, as Anthropic does.
+        target: what the reconstruction is compared with, where that is not x: a transcoder.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over d_model, "mean" or "sum" (both sources).
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN, save
+        threshold_mean. Gradient: combined over ranks as `grad_reduction` says, it is the gradient
+        of one process that holds all rows. Sent by each rank: one sum of 3 to 5 float64 elements.
+        Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: both or neither of threshold and log_threshold are given; bandwidth or
+            tanh_scale is not positive; l0_target is missing, not positive, or of no use.
+
+    References:
+        Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435, equations 9
+        to 12. We side with it on the kernel, 1 / epsilon once, around the pre-activations: the code
+        of dictionary_learning (https://github.com/saprmarks/dictionary_learning) counts L0 on the
+        output of JumpReLU, and so loses the half of the kernel below the threshold.
+        Anthropic, Dictionary Learning Optimization Techniques, update of January 2025,
+        https://transformer-circuits.pub/2025/january-update, for "tanh" and the push.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import jumprelu_loss
+        >>> pre, W_dec = torch.tensor([[0.4, 2.0]]), torch.eye(2)
+        >>> threshold = torch.full((2,), 0.5)
+        >>> terms = jumprelu_loss(pre, pre, W_dec, threshold=threshold, sparsity_coeff=0.25)
+        >>> terms.metrics()
+        {'loss': 0.33..., 'mse': 0.08..., 'sparsity': 0.25, 'pre_act': 0.0, 'l0': 1.0,
+        'threshold_mean': 0.5}
+    """
+    if threshold is not None and log_threshold is None:
+        theta = lifted(threshold)
+    elif log_threshold is not None and threshold is None:
+        theta = lifted(log_threshold).exp()
+    else:
+        given = "neither" if threshold is None else "both"
+        raise ValueError(f"jumprelu_loss needs one of threshold and log_threshold, got {given}")
+    _check_bandwidth("jumprelu_loss", bandwidth)
+    if penalty == "tanh" and not tanh_scale > 0:
+        raise ValueError(f"jumprelu_loss needs tanh_scale > 0, got {tanh_scale}")
+    if penalty == "l0_relative" and (l0_target is None or not l0_target > 0):
+        raise ValueError(f'penalty="l0_relative" needs l0_target > 0, got {l0_target}')
+    if penalty != "l0_relative" and l0_target is not None:
+        raise ValueError(f'l0_target belongs to penalty="l0_relative", got penalty="{penalty}"')
+
+    with torch.autocast(x.device.type, enabled=False):
+        pre = cast("Tensor", counted(pre, mask))
+        f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
+        x_hat = decode(f, W_dec, b_dec)
+        error = residual(x if target is None else target, x_hat, mask)
+        # Only a penalty of L0 needs its gradient.
+        counted_in = (pre, theta) if penalty != "tanh" else (pre.detach(), theta.detach())
+        active = cast("Tensor", _ActiveCount.apply(*counted_in, bandwidth, input_gradient))
+        per_row = [squared_norm(error, feature_reduction), active]
+        if penalty == "tanh":
+            norm = _row_norms(W_dec)
+            per_row.append(tanh_penalty(f, scale=tanh_scale, decoder_norm=norm))
+        if pre_act_coeff != 0:
+            per_row.append(_below_threshold(pre, theta, _row_norms(W_dec), dead))
+        mse, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
+
+        if penalty == "tanh":
+            sparsity = sparsity_coeff * others[0]
+        elif l0_target is not None:
+            sparsity = sparsity_coeff * (l0 / l0_target - 1).square()
+        else:
+            sparsity = sparsity_coeff * l0
+        pre_act = pre_act_coeff * others[-1] if pre_act_coeff != 0 else 0 * l0.detach()
+        return JumpReLUTerms(
+            loss=mse + sparsity + pre_act,
+            mse=mse,
+            sparsity=sparsity,
+            pre_act=pre_act,
+            l0=l0.detach(),
+            threshold_mean=theta.detach().mean(),
+        )
+
+
+class JumpReLUObjective(nn.Module):
+    """[`jumprelu_loss`][termwise.sae.jumprelu_loss] with its numbers held, as a frozen config.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import JumpReLU, JumpReLUObjective
+        >>> objective = JumpReLUObjective(JumpReLU(penalty="l0_relative", l0_target=4.0))
+        >>> pre, W_dec = torch.ones(5, 8), torch.ones(8, 3)
+        >>> objective(torch.ones(5, 3), pre, W_dec, threshold=torch.zeros(8)).metrics()["sparsity"]
+        0.001...
+    """
+
+    @contract
+    def __init__(self, cfg: JumpReLU) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        pre: Float[Tensor, "batch d_sae"],
+        W_dec: Float[Tensor, "d_sae d_model"],
+        b_dec: Float[Tensor, " d_model"] | None = None,
+        *,
+        threshold: Float[Tensor, " d_sae"] | None = None,
+        log_threshold: Float[Tensor, " d_sae"] | None = None,
+        dead: Bool[Tensor, " d_sae"] | None = None,
+        target: Float[Tensor, "batch d_model"] | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> JumpReLUTerms:
+        """Compute the terms of the objective."""
+        return jumprelu_loss(
+            x,
+            pre,
+            W_dec,
+            b_dec,
+            threshold=threshold,
+            log_threshold=log_threshold,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            bandwidth=self.cfg.bandwidth,
+            penalty=self.cfg.penalty,
+            l0_target=self.cfg.l0_target,
+            tanh_scale=self.cfg.tanh_scale,
+            pre_act_coeff=self.cfg.pre_act_coeff,
+            dead=dead,
+            input_gradient=self.cfg.input_gradient,
+            target=target,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch d_model"],
+            pre: Float[Tensor, "batch d_sae"],
+            W_dec: Float[Tensor, "d_sae d_model"],
+            b_dec: Float[Tensor, " d_model"] | None = None,
+            *,
+            threshold: Float[Tensor, " d_sae"] | None = None,
+            log_threshold: Float[Tensor, " d_sae"] | None = None,
+            dead: Bool[Tensor, " d_sae"] | None = None,
+            target: Float[Tensor, "batch d_model"] | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> JumpReLUTerms:
+            """Compute the terms of the objective."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)
+
+
+def _check_bandwidth(caller: str, bandwidth: float) -> None:
+    if not bandwidth > 0:
+        raise ValueError(f"{caller} needs bandwidth > 0, got {bandwidth}")
+
+
+def _row_norms(W_dec: Tensor) -> Tensor:
+    return cast("Tensor", torch.linalg.vector_norm(lifted(W_dec), dim=1))
+
+
+def _below_threshold(pre: Tensor, theta: Tensor, norm: Tensor, dead: Tensor | None) -> Tensor:
+    """Give sum_j norm_j max(0, theta_j - pre_j) of each row, over the dead where they are given."""
+    gap = F.relu(theta - lifted(pre))
+    if dead is not None:
+        gap = gap.where(dead, 0)
+    return (gap * norm).sum(1)
+
+
+def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Tell where the kernel is 1."""
+    return (lifted(pre) - lifted(threshold)).abs() < bandwidth / 2
+
+
+class _JumpReLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, lift: bool
+    ) -> Tensor:
+        # Not a product with the gate: that of -inf and 0 is NaN. And a NaN must stay one.
+        return (lifted(pre) if lift else pre).masked_fill(pre <= threshold, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pre, threshold, ctx.bandwidth, ctx.input_gradient, _ = inputs
+        ctx.save_for_backward(pre, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        felt = lifted(gradients[0])
+        through = felt.masked_fill(pre <= threshold, 0)
+        slope = lifted(threshold) * (1 / ctx.bandwidth)
+        felt = felt.where(_near(pre, threshold, ctx.bandwidth), 0)
+        if ctx.input_gradient:
+            through = through + felt * slope
+        for_threshold = -slope * felt.sum(0)
+        return through.to(pre.dtype), for_threshold.to(threshold.dtype), None, None, None
+
+
+class _ActiveCount(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool) -> Tensor:
+        return (pre > threshold).sum(1).to(lifted(pre[:0]).dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pre, threshold, ctx.bandwidth, ctx.input_gradient = inputs
+        ctx.save_for_backward(pre, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        density = gradients[0][:, None] * (1 / ctx.bandwidth)
+        felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
+        for_pre = felt.to(pre.dtype) if ctx.input_gradient else None
+        return for_pre, -felt.sum(0).to(threshold.dtype), None, None

@@ -1,0 +1,291 @@
+"""The Matryoshka objective: every prefix of the latents reconstructs by itself."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._prefixes import PrefixLaw, errors_and_l1, sample_prefixes
+from ._shared import (
+    FeatureReduction,
+    SparseLatents,
+    active,
+    check_latents,
+    counted,
+    means_over_rows,
+    penalty,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Matryoshka:
+    """Numbers of the Matryoshka objective."""
+
+    n_prefixes: int = 10
+    """Prefixes drawn for a step, the whole of d_sae among them."""
+    sparsity_coeff: float = 4e-4
+    """Weight of the penalty."""
+    law: PrefixLaw = "nabeshima"
+    """What [`sample_prefixes`][termwise.sae.sample_prefixes] draws from."""
+    p: float = 1.0
+    """Exponent of the penalty."""
+    feature_reduction: FeatureReduction = "mean"
+    """Over d_model."""
+    grad_reduction: GradReduction = "mean"
+    """How the trainer combines the ranks' gradients."""
+
+
+@terms
+class MatryoshkaTerms(Terms):
+    """Terms of [`matryoshka_loss`][termwise.sae.matryoshka_loss]."""
+
+    loss: Float[Tensor, ""]
+    """mse + sparsity."""
+    mse: Float[Tensor, ""]
+    """Weighted mean of mse_per_prefix over the prefixes."""
+    mse_per_prefix: Float[Tensor, " prefixes"]
+    """Squared error of each prefix's reconstruction: mean (or sum) over features, mean over rows.
+    In the graph."""
+    sparsity: Float[Tensor, ""]
+    """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
+    l0: Float[Tensor, ""]
+    """Latents of a row that are not zero, mean over rows; detached."""
+    l1: Float[Tensor, ""]
+    """sum_j |f_j|, mean over rows, whatever p and decoder_norm; detached where they are set."""
+
+
+@contract
+def matryoshka_loss(
+    x: Float[Tensor, "batch d_model"],
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    W_dec: Float[Tensor, "d_sae d_model"],
+    b_dec: Float[Tensor, " d_model"] | None,
+    *,
+    prefixes: Sequence[int],
+    weights: Sequence[float] | None = None,
+    sparsity_coeff: float = 0.0,
+    target: Float[Tensor, "batch d_model"] | None = None,
+    decoder_norm: Float[Tensor, " d_sae"] | None = None,
+    p: float = 1.0,
+    mask: Bool[Tensor, " batch"] | None = None,
+    feature_reduction: FeatureReduction = "mean",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> MatryoshkaTerms:
+    r"""Reconstruct activations from each prefix of the latents, and pay for what is active.
+
+    $$\hat{x}^m_i = b + \sum_{j < m} f_{ij} W_j, \qquad
+    \mathrm{mse}_m = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - \hat{x}^m_i \|^2$$
+
+    $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
+    + \frac{\lambda}{n} \sum_i \sum_j \nu_j |f_{ij}|^p$$
+
+    over the n rows that count, m over the prefixes, and w of sum 1. Early latents must then do
+    without later ones: they learn what is general, and are not absorbed. One prefix of all latents
+    is [`vanilla_loss`][termwise.sae.vanilla_loss].
+
+    The latents are decoded once, block after block between the prefixes, not once for each prefix.
+    For the backward pass one residual is kept, "batch d_model" (none with sparse latents); it
+    decodes the blocks but the last once more, some rows at a time, so that no pass holds more than
+    a few of them, however many prefixes there are. All arithmetic is in float32 at least, with or
+    without autocast.
+
+    Args:
+        x: activations, a row for each token.
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        W_dec: decoder, a row for each latent, in the order that the prefixes cut.
+        b_dec: bias of every prefix's reconstruction. None: 0.
+        prefixes: strictly increasing lengths in 1..d_sae, host numbers:
+            [`sample_prefixes`][termwise.sae.sample_prefixes] draws them. Ranks need the same ones.
+            Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
+            alone.
+        weights: w up to a factor, one for each prefix. None: equal.
+        sparsity_coeff: lambda, the weight of the penalty, which takes all latents once. It belongs
+            to a `feature_reduction`: with "sum" an equal trade-off needs d_model times as much.
+        target: what is reconstructed, where that is not x: a transcoder. None: x.
+        decoder_norm: nu, the norms of the decoder's rows. In the graph if given so. None: 1.
+        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
+            they hold. None: all.
+        feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Second derivatives, in reverse mode, are right without a group and refused with
+        one (`NotImplementedError`); they hold a residual for each prefix. Sent by each rank: one
+        sum of 4 + len(prefixes) float64 elements. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: prefixes are none, do not increase strictly or leave 1..d_sae; weights are not
+            one for each prefix, negative or of sum 0; p is not positive; or f has another number of
+            rows than x.
+
+    References:
+        Nabeshima, Matryoshka Sparse Autoencoders (2024), https://sparselatents.com/matryoshka.html;
+        Bussmann, Nabeshima, Karvonen, Nanda, Learning Multi-Level Features with Matryoshka Sparse
+        Autoencoders (2025), https://arxiv.org/abs/2503.17547, which sums over prefixes where the
+        authors' code and saev average, as we do. The penalty follows saev: all latents once. The
+        authors' code averages the penalties of the prefixes, so that early latents pay more often.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import matryoshka_loss
+        >>> x, f = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]])
+        >>> W_dec = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> terms = matryoshka_loss(x, f, W_dec, None, prefixes=(1, 2), feature_reduction="sum")
+        >>> terms.mse_per_prefix.tolist(), terms.mse.item()
+        ([1.0, 0.0], 0.5)
+    """
+    if not p > 0:
+        raise ValueError(f"matryoshka_loss needs p > 0, got {p}")
+    cuts = _checked(prefixes, W_dec.shape[0])
+    shares = _shares(weights, len(cuts))
+    check_latents("matryoshka_loss", f, x.shape[0])
+    f = counted(f, mask)
+    if isinstance(f, SparseLatents) and mask is not None:
+        f = SparseLatents(f.values, f.indices.where(mask[:, None], 0))
+
+    errors, plain = errors_and_l1(
+        x if target is None else target, f, W_dec, b_dec, mask, cuts, feature_reduction
+    )
+    weighed = plain
+    if decoder_norm is not None or p != 1.0:
+        weighed, plain = penalty(f, decoder_norm, p), plain.detach()
+        # Rows are reduced together, and so would send zeros back through the penalty.
+        weighed = weighed if sparsity_coeff else weighed.detach()
+    mse_per_prefix, paid, l0, l1 = means_over_rows(
+        [errors, weighed, active(f), plain], mask, batch_group, grad_reduction
+    )
+    sparsity = sparsity_coeff * paid
+    if shares is None:
+        mse = mse_per_prefix.mean()
+    else:
+        parts = mse_per_prefix.unbind()
+        mse = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum()
+    return MatryoshkaTerms(
+        loss=mse + sparsity,
+        mse=mse,
+        mse_per_prefix=mse_per_prefix,
+        sparsity=sparsity,
+        l0=l0,
+        l1=l1,
+    )
+
+
+class MatryoshkaObjective(nn.Module):
+    """[`matryoshka_loss`][termwise.sae.matryoshka_loss] with its numbers held, as a frozen config.
+
+    Without `prefixes` each call draws its own with
+    [`sample_prefixes`][termwise.sae.sample_prefixes], which `torch.compile` cannot trace.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import Matryoshka, MatryoshkaObjective
+        >>> objective = MatryoshkaObjective(Matryoshka(n_prefixes=3))
+        >>> x, f, W_dec = torch.ones(4, 3), torch.ones(4, 8), torch.ones(8, 3)
+        >>> objective(x, f, W_dec, None).mse_per_prefix.shape
+        torch.Size([3])
+    """
+
+    @contract
+    def __init__(self, cfg: Matryoshka) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        f: Float[Tensor, "batch d_sae"] | SparseLatents,
+        W_dec: Float[Tensor, "d_sae d_model"],
+        b_dec: Float[Tensor, " d_model"] | None,
+        *,
+        prefixes: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        target: Float[Tensor, "batch d_model"] | None = None,
+        decoder_norm: Float[Tensor, " d_sae"] | None = None,
+        mask: Bool[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> MatryoshkaTerms:
+        """Compute the terms of the objective, for prefixes given or drawn."""
+        if prefixes is None:
+            prefixes = sample_prefixes(
+                W_dec.shape[0], self.cfg.n_prefixes, law=self.cfg.law, generator=generator
+            )
+        return matryoshka_loss(
+            x,
+            f,
+            W_dec,
+            b_dec,
+            prefixes=prefixes,
+            sparsity_coeff=self.cfg.sparsity_coeff,
+            target=target,
+            decoder_norm=decoder_norm,
+            p=self.cfg.p,
+            mask=mask,
+            feature_reduction=self.cfg.feature_reduction,
+            batch_group=batch_group,
+            grad_reduction=self.cfg.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch d_model"],
+            f: Float[Tensor, "batch d_sae"] | SparseLatents,
+            W_dec: Float[Tensor, "d_sae d_model"],
+            b_dec: Float[Tensor, " d_model"] | None,
+            *,
+            prefixes: Sequence[int] | None = None,
+            generator: torch.Generator | None = None,
+            target: Float[Tensor, "batch d_model"] | None = None,
+            decoder_norm: Float[Tensor, " d_sae"] | None = None,
+            mask: Bool[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> MatryoshkaTerms:
+            """Compute the terms of the objective, for prefixes given or drawn."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return repr(self.cfg)
+
+
+def _checked(prefixes: Sequence[int], d_sae: int) -> tuple[int, ...]:
+    """Give prefixes that increase strictly within 1..d_sae, or refuse them."""
+    cuts = tuple(prefixes)
+    if not cuts:
+        raise ValueError("matryoshka_loss needs at least one prefix, got none")
+    if any(low >= high for low, high in zip((0, *cuts), (*cuts, d_sae + 1), strict=True)):
+        raise ValueError(
+            f"matryoshka_loss needs prefixes that increase strictly within 1..{d_sae}, "
+            f"got {list(cuts)}"
+        )
+    return cuts
+
+
+def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:
+    """Give weights of sum 1, or refuse them; None: equal ones."""
+    if weights is None:
+        return None
+    if len(weights) != n:
+        raise ValueError(f"matryoshka_loss needs a weight for each of {n} prefixes, got {weights}")
+    total = sum(weights)
+    if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):
+        raise ValueError(
+            f"matryoshka_loss needs weights of at least 0 with a positive sum, got {list(weights)}"
+        )
+    return [weight / total for weight in weights]

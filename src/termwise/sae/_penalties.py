@@ -1,0 +1,96 @@
+"""Penalties on the latents of each row, for objectives of one's own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._contract import contract
+from .._numbers import lifted
+from ._shared import SparseLatents, penalty
+
+
+@contract
+def tanh_penalty(
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    *,
+    scale: float = 1.0,
+    decoder_norm: Float[Tensor, " d_sae"] | None = None,
+) -> Float[Tensor, " batch"]:
+    r"""Count the latents of each row, softly: a latent costs at most 1, however large it is.
+
+    $$\sum_j \tanh(c \, |f_j| \, \nu_j)$$
+
+    Args:
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is
+            lifted to float32.
+        scale: c, in units of 1 / (f nu): a latent well above 1 / c costs as much as it ever will.
+        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1.
+
+    Returns:
+        The penalty of each row, without a coefficient.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: scale is not positive.
+
+    References:
+        Anthropic, Dictionary Learning Optimization Techniques, update of January 2025,
+        https://transformer-circuits.pub/2025/january-update, where c = 4; SAELens and the
+        cross-layer transcoders of Ameisen et al. (2025) have the same form.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import tanh_penalty
+        >>> tanh_penalty(torch.tensor([[0.0, 50.0, -50.0], [0.5, 0.0, 0.0]]))
+        tensor([2.0000, 0.4621])
+    """
+    if not scale > 0:
+        raise ValueError(f"tanh_penalty needs scale > 0, got {scale}")
+    values = lifted(f.values if isinstance(f, SparseLatents) else f)
+    if decoder_norm is None:
+        return torch.tanh(values.abs() * scale).sum(1)
+    slopes = lifted(decoder_norm) * scale
+    if isinstance(f, SparseLatents):
+        slopes = slopes[f.indices]
+    return torch.tanh(values.abs() * slopes).sum(1)
+
+
+@contract
+def lp_penalty(
+    f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    *,
+    p: float,
+    decoder_norm: Float[Tensor, " d_sae"] | None = None,
+) -> Float[Tensor, " batch"]:
+    r"""Sum a power of the latents of each row: L1 at p = 1, closer to their number below it.
+
+    $$\sum_j \nu_j |f_j|^p$$
+
+    Args:
+        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is
+            lifted to float32.
+        p: exponent. Below 1 the gradient at a latent of 0 is infinite.
+        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1.
+
+    Returns:
+        The penalty of each row, without a coefficient; no root is taken.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: p is not positive.
+
+    References:
+        Karvonen et al., Measuring Progress in Dictionary Learning (2024),
+        https://arxiv.org/abs/2408.00113, where p falls from 1 during training.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import lp_penalty
+        >>> lp_penalty(torch.tensor([[4.0, 0.0, -9.0]]), p=0.5)
+        tensor([5.])
+    """
+    if not p > 0:
+        raise ValueError(f"lp_penalty needs p > 0, got {p}")
+    values = f.values if isinstance(f, SparseLatents) else f
+    with torch.autocast(values.device.type, enabled=False):
+        return penalty(f, decoder_norm, p)
