@@ -6,13 +6,16 @@ Run it as `python docs/pages/prefix_laws.py`, with a file's name to draw there i
 import math
 import sys
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from termwise.sae._prefixes import PrefixLaw, sample_prefixes
+from termwise.sae import sample_prefixes
+
+PrefixLaw = Literal["nabeshima", "saev"]
 
 D_SAE = 16384
 DRAWS = 2000
