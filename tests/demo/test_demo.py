@@ -17,6 +17,13 @@ TERMS = {
     "vicreg": {"loss", "sim", "var", "cov", "std"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
 }
+OBJECTIVES = {
+    "vanilla": ["mse", "sparsity", "l0", "l1"],
+    "topk": ["mse", "aux", "l0", "n_dead"],
+    "jumprelu": ["mse", "sparsity", "pre_act", "l0", "threshold_mean"],
+    "matryoshka": ["mse", *(f"mse_per_prefix[{i}]" for i in range(5)), "sparsity", "l0", "l1"],
+}
+RUNS = [*TERMS, "sae"]
 MEASURED = {
     "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
     "targeted-variance": {
@@ -60,16 +67,19 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("measured: ")]
-    assert len(lines) == len(TERMS)
+    assert len(lines) == len(RUNS)
     assert all("held-out" in line for line in lines)
     results = json.loads((tmp_path / "terms.json").read_text())
-    assert list(results) == list(TERMS)
-    for run, terms in TERMS.items():
-        assert all(f" {term} " in done.stdout for term in terms)
-        check_json(results[run], terms, MEASURED[run])
+    assert list(results) == RUNS
+    for run in RUNS:
         png = (tmp_path / "termwise-demo" / f"{run}.png").read_bytes()
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         assert len(png) > 20_000
+    for run, terms in TERMS.items():
+        assert all(f" {term} " in done.stdout for term in terms)
+        check_json(results[run], terms, MEASURED[run])
+    assert all(f" {objective} " in done.stdout for objective in OBJECTIVES)
+    check_frontier(results["sae"])
 
     five_steps("--seed", "0", cwd=tmp_path)
     assert json.loads((tmp_path / "terms.json").read_text()) == results
@@ -77,12 +87,49 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
 
 def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:
     assert set(result["terms"]) == set(result["control"]["terms"]) == terms
-    for term in result["terms"].values():
+    check_curves(result["terms"])
+    assert set(result["measured"]) == measured
+    assert all(type(value) is float for value in result["measured"].values())
+
+
+def check_curves(terms: dict[str, dict]) -> None:
+    for term in terms.values():
         assert len(term["curve"]) == 5
         assert (term["first"], term["last"]) == (term["curve"][0], term["curve"][-1])
         assert all(type(value) is float for value in term["curve"])
-    assert set(result["measured"]) == measured
-    assert all(type(value) is float for value in result["measured"].values())
+
+
+def check_frontier(result: dict) -> None:
+    check_curves(result["network"]["terms"])
+    assert 0 <= result["measured"]["network_accuracy"] <= 1
+    trainings = result["trainings"]
+    assert [one["objective"] for one in trainings] == [name for name in OBJECTIVES for _ in "123"]
+    assert len({(one["objective"], one["setting"]) for one in trainings}) == len(trainings)
+    for one in trainings:
+        assert list(one["terms"]) == ["loss", *OBJECTIVES[one["objective"]]]
+        check_curves(one["terms"])
+        measured = one["measured"]
+        assert set(measured) == {"fvu", "fvu_of_few", "l0", "dead"}
+        assert measured["fvu"] > 0
+        assert measured["fvu_of_few"] > 0
+        assert 0 <= measured["l0"] <= 256 - measured["dead"]
+        if one["objective"] == "topk":
+            assert measured["l0"] == pytest.approx(int(one["setting"].removeprefix("k ")), rel=0.01)
+
+
+def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sae", "--steps", "25", "--json", "terms.json"]) == 0
+    trainings = json.loads((tmp_path / "terms.json").read_text())["sae"]["trainings"]
+    for objective in OBJECTIVES:
+        points = sorted(
+            (one["measured"]["l0"], one["measured"]["fvu"])
+            for one in trainings
+            if one["objective"] == objective
+        )
+        errors = [fvu for _, fvu in points]
+        assert errors == sorted(errors, reverse=True), objective
+        assert max(errors) < 1, objective
 
 
 def free_port() -> int:
@@ -111,7 +158,7 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance"),
+        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance, sae"),
         (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
         (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
         (["--seed", "x"], "argument --seed: needs a whole number"),
@@ -161,7 +208,7 @@ def test_help_and_list_need_no_extra_and_import_termwise_imports_none_of_it(tmp_
     assert "--nproc-per-node 2" in termwise("--help", cwd=tmp_path).stdout
     listed = termwise("--list", cwd=tmp_path)
     assert listed.returncode == 0
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(TERMS)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == RUNS
     code = (
         "import sys, termwise; "
         "print({'sklearn', 'matplotlib', 'rich', 'termwise.demo'} & sys.modules.keys())"

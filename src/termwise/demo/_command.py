@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _targeted_variance, _vicreg
-from ._training import Result, Setting
+from . import _sae, _targeted_variance, _vicreg
+from ._training import Frontier, Result, Setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     about: str
-    train: Callable[[Setting], Result]
+    train: Callable[[Setting], Result | Frontier]
     steps: int
     shared: bool
     """Whether ranks share each batch. If not, rank 0 trains alone."""
@@ -41,6 +41,12 @@ RUNS = {
         about="a next-character model of Python's help, its embedding kept at a target variance",
         train=_targeted_variance.run,
         steps=200,
+        shared=False,
+    ),
+    "sae": _Run(
+        about="four sparse autoencoders on a classifier's activations: error against sparsity",
+        train=_sae.run,
+        steps=150,
         shared=False,
     ),
 }
@@ -92,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m termwise",
         description=(
-            "Train small models on real data, one run for each loss, and show every term as it\n"
-            "goes: a table, what was learnt as measured on held-out data, and a figure.\n"
+            "Train small models on real data, with losses of each family, and show every term as\n"
+            "it goes: a table, what was learnt as measured on held-out data, and a figure.\n"
             "Nothing is downloaded, and a run takes seconds on a CPU."
         ),
         epilog=_EPILOG,
@@ -158,7 +164,7 @@ def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) ->
 
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Result] = {}
+    results: dict[str, Result | Frontier] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:

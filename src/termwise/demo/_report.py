@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from ._training import Curves, Result, Show
+from ._training import Curves, Frontier, Result, Show
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
+_MARKS = ((_BLUE, "o"), (_ORANGE, "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 _COLUMNS = 3
 
 
@@ -40,8 +42,20 @@ def following(console: Console, label: str, steps: int) -> Generator[Show, None,
         yield lambda metrics: progress.update(task, advance=1, terms=_line(metrics))
 
 
-def tell(console: Console, name: str, result: Result, seconds: float, figure: Path) -> None:
-    """Print the table of terms, the line that says what was learnt, and where the figure is."""
+def tell(
+    console: Console, name: str, result: Result | Frontier, seconds: float, figure: Path
+) -> None:
+    """Print the table, the line that says what was learnt, and where the figure is."""
+    if isinstance(result, Result):
+        table = _terms_table(name, result, seconds)
+    else:
+        table = _frontier_table(name, result, seconds)
+    console.print(table)
+    console.print(f"measured: {result.sentence}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"figure: {figure}\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def _terms_table(name: str, result: Result, seconds: float) -> Table:
     steps, control_steps = _length(result.terms), _length(result.control)
     title = f"{name}: {steps} steps ({result.control_name}: {control_steps}), {seconds:.1f} s"
     table = Table("\nterm", title=title, title_style="bold")
@@ -51,43 +65,135 @@ def tell(console: Console, name: str, result: Result, seconds: float, figure: Pa
     for term in result.terms:
         curves = (result.terms[term], result.control[term])
         table.add_row(term, *(f"{curve[end]:.4g}" for curve in curves for end in (0, -1)))
-    console.print(table)
-    console.print(f"measured: {result.sentence}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"figure: {figure}\n", soft_wrap=True, highlight=False, markup=False)
+    return table
 
 
-def as_json(result: Result) -> dict[str, object]:
+def _frontier_table(name: str, result: Frontier, seconds: float) -> Table:
+    title = f"{name}: {_length(result.network)} steps each, {seconds:.1f} s"
+    table = Table("\nobjective", "\nsetting", title=title, title_style="bold")
+    few = f"with {result.few}\nlatents alone"
+    for column in ("\nl0", "held-out\nFVU", few, "\ndead"):
+        table.add_column(column, justify="right")
+    for objective, trainings in result.trainings.items():
+        for one in trainings:
+            table.add_row(
+                objective,
+                one.called,
+                f"{one.measured['l0']:.1f}",
+                f"{one.measured['fvu']:.4f}",
+                f"{one.measured['fvu_of_few']:.4f}",
+                f"{one.measured['dead']:.0f}",
+            )
+        table.add_section()
+    return table
+
+
+def as_json(result: Result | Frontier) -> dict[str, object]:
     """Give every curve and measurement as JSON has them: a number that is not finite is null."""
+    if isinstance(result, Frontier):
+        return {
+            "network": {"terms": _json_curves(result.network)},
+            "trainings": [
+                {
+                    "objective": objective,
+                    "setting": one.called,
+                    "terms": _json_curves(one.terms),
+                    "measured": _json_numbers(one.measured),
+                }
+                for objective, trainings in result.trainings.items()
+                for one in trainings
+            ],
+            "measured": _json_numbers(result.measured),
+        }
     return {
         "terms": _json_curves(result.terms),
         "control": {"name": result.control_name, "terms": _json_curves(result.control)},
-        "measured": {name: _finite(value) for name, value in result.measured.items()},
+        "measured": _json_numbers(result.measured),
     }
 
 
-def write_json(path: Path, results: dict[str, Result]) -> None:
+def write_json(path: Path, results: dict[str, Result | Frontier]) -> None:
     """Write one object for each run, by its name."""
     objects = {name: as_json(result) for name, result in results.items()}
     path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def draw(path: Path, name: str, result: Result) -> None:
-    """Draw a panel for each term, with the control beside it, and one of what was measured."""
-    rows = math.ceil((len(result.terms) + 1) / _COLUMNS)
+def draw(path: Path, name: str, result: Result | Frontier) -> None:
+    """Draw the run's figure."""
+    rows = 2 if isinstance(result, Frontier) else math.ceil((len(result.terms) + 1) / _COLUMNS)
     figure = Figure(figsize=(11, 2.7 * rows + 1.3), layout="constrained")
+    if isinstance(result, Frontier):
+        panel = _draw_frontier(figure, result)
+    else:
+        panel = _draw_terms(figure, rows, result)
+    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
+    sentence = textwrap.wrap(result.sentence, width=140, break_on_hyphens=False)
+    title = "\n".join([f"$\\bf{{{bold}}}$", *sentence])
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _draw_terms(figure: Figure, rows: int, result: Result) -> Axes:
+    """Draw a panel for each term, with the control beside it, and one of what was measured.
+
+    Returns:
+        The panel whose curves the legend names.
+    """
     grid = figure.add_gridspec(rows, _COLUMNS)
     panels = [figure.add_subplot(grid[divmod(i, _COLUMNS)]) for i in range(len(result.terms))]
     for panel, term in zip(panels, result.terms, strict=True):
         _draw_term(panel, term, result)
     row, column = divmod(len(panels), _COLUMNS)
     _draw_bars(figure.add_subplot(grid[row, column:]), result)
-    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
-    sentence = textwrap.wrap(result.sentence, width=140, break_on_hyphens=False)
-    title = "\n".join([f"$\\bf{{{bold}}}$", *sentence])
-    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    return panels[1]
+
+
+def _draw_frontier(figure: Figure, result: Frontier) -> Axes:
+    """Draw what is left unexplained against sparsity, with all latents and with few, and curves.
+
+    Returns:
+        The panel whose curves the legend names.
+    """
+    grid = figure.add_gridspec(2, _COLUMNS)
+    frontier = figure.add_subplot(grid[:, :2])
+    few, curves = (figure.add_subplot(grid[row, 2]) for row in range(2))
+    for (objective, trainings), (color, marker) in zip(
+        result.trainings.items(), _MARKS, strict=True
+    ):
+        for panel, measurement in ((frontier, "fvu"), (few, "fvu_of_few")):
+            points = sorted((one.measured["l0"], one.measured[measurement]) for one in trainings)
+            panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=objective)
+        middle = trainings[len(trainings) // 2]
+        _draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.called}", color, "-")
+    for panel in (frontier, few):
+        panel.set_xscale("log")
+        _plain_numbers(panel.xaxis)
+        panel.set_xlabel("l0: active latents of a row", fontsize=8)
+    for panel in (frontier, few, curves):
+        panel.set_yscale("log")
+        _plain_numbers(panel.yaxis)
+        panel.grid(color=_GREY, alpha=0.25, linewidth=0.5, which="both")
+        _tidy(panel)
+    frontier.set_title("held-out variance left unexplained (down and left is better)", fontsize=9)
+    frontier.set_ylabel("FVU", fontsize=9, fontweight="bold")
+    few.set_title(f"the same with {result.few} latents alone", fontsize=9)
+    few.set_ylabel("FVU", fontsize=9, fontweight="bold")
+    curves.set_title("squared error, middle settings\n(matryoshka: mean over prefixes)", fontsize=9)
+    curves.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    curves.set_xlabel("step", fontsize=8)
+    curves.set_ylabel("mse", fontsize=9, fontweight="bold")
+    return frontier
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Write 0.1, 0.2 and 0.5 on a logarithmic axis, which would have powers of ten alone."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_term(panel: Axes, term: str, result: Result) -> None:
@@ -159,6 +265,10 @@ def _json_curves(curves: Curves) -> dict[str, object]:
         }
         for term, curve in curves.items()
     }
+
+
+def _json_numbers(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in numbers.items()}
 
 
 def _finite(value: float) -> float | None:

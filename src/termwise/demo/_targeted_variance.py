@@ -155,7 +155,10 @@ class _Training:
         def variance() -> float:
             return loss_fn(model.embedding.weight).metrics()["variance"]
 
-        groups = [(model.embedding, _EMBEDDING_RATE), (model.body, _BODY_RATE)]
+        groups = [
+            (model.embedding.parameters(), _EMBEDDING_RATE),
+            (model.body.parameters(), _BODY_RATE),
+        ]
         self.variance_before = variance()
         self.curves = train(label, setting, groups, step_terms)
         self.variance_after = variance()

@@ -62,14 +62,40 @@ class Result:
     bars_format: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """One of a frontier's trainings."""
+
+    called: str
+    """Its setting, such as "k 8"."""
+    terms: Curves
+    measured: dict[str, float]
+    """On held-out data: `fvu`, `fvu_of_few`, `l0` and `dead`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """What a run hands back that compares many trainings of sparse autoencoders."""
+
+    trainings: dict[str, list[Training]]
+    """Those of each objective."""
+    few: int
+    """Latents that reconstruct alone for `fvu_of_few`."""
+    network: Curves
+    """Terms of the network whose activations they were trained on."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+
+
 def train(
     label: str,
     setting: Setting,
-    groups: Iterable[tuple[nn.Module, float]],
+    groups: Iterable[tuple[Iterable[nn.Parameter], float]],
     step_terms: Callable[[], Terms],
 ) -> Curves:
-    """Train modules, each at its learning rate, on whatever a step's terms call `loss`."""
-    parameters = [{"params": [*module.parameters()], "lr": rate} for module, rate in groups]
+    """Train parameters, each group at its learning rate, on whatever a step's terms call `loss`."""
+    parameters = [{"params": [*group], "lr": rate} for group, rate in groups]
     # eps well above rounding: ranks must not part over gradients that are nothing but rounding.
     optimizer = torch.optim.AdamW(parameters, eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, setting.steps))

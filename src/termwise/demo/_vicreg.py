@@ -23,7 +23,7 @@ _CONTROL = "without var, cov"
 
 def run(setting: Setting) -> Result:
     """Train with all three terms, then shorter without var and cov, and probe what was learnt."""
-    images, digits = _digits()
+    images, digits = load_digits()
     order = torch.randperm(len(images), generator=setting.generator())
     held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
 
@@ -129,7 +129,7 @@ def _train(
         z1, z2 = cast("Tensor", embed(torch.cat([first, second]))).tensor_split(2)
         return loss_fn(z1, z2, batch_group=setting.group)
 
-    return train(label, setting, [(network, _RATE)], step_terms)
+    return train(label, setting, [(network.parameters(), _RATE)], step_terms)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -195,7 +195,7 @@ def _probe(
     return sum(accuracies) / len(accuracies)
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def load_digits() -> tuple[Tensor, Tensor]:
     """Give 1797 images of 8 x 8, from 0 to 1, and the digits on them."""
     data = _sklearn("datasets").load_digits()
     return torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)

@@ -1,0 +1,300 @@
+"""Four sparse autoencoders of one size on a network's activations: error against active latents."""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._terms import Terms
+from ..sae import (
+    ActivationThreshold,
+    DeadLatents,
+    JumpReLUTerms,
+    MatryoshkaTerms,
+    TopKTerms,
+    VanillaTerms,
+    auxiliary_k_loss,
+    batch_topk,
+    fraction_of_variance_unexplained,
+    jumprelu,
+    jumprelu_loss,
+    matryoshka_loss,
+    topk,
+    topk_loss,
+    vanilla_loss,
+)
+from ._training import Curves, Frontier, Setting, Training, train
+from ._vicreg import augment, load_digits
+
+_BATCH = 256
+_HELD_OUT = 500  # of 1797 images: nothing is trained on them or on views of them
+_VIEWS = 8  # of each image, besides itself
+_WIDTH = 128  # of the activations
+_LATENTS = 256
+_PREFIXES = (16, 32, 64, 128, 256)
+_FEW = 32  # latents that are to reconstruct alone: Matryoshka's first, the largest of others
+_BANDWIDTH = 0.5  # wide, for a batch so small
+_DEAD_AFTER = 16 * _BATCH  # activations
+_K_AUX = 32
+_NETWORK_RATE = 1e-2
+_RATE = 4e-3
+_THRESHOLD_RATE = 3e-2  # in the logarithm, where there is a way to go
+
+
+def run(setting: Setting) -> Frontier:
+    """Train a network, then each autoencoder at each setting on its activations."""
+    images, digits = load_digits()
+    order = torch.randperm(len(images), generator=setting.generator())
+    held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
+    network = _Network(setting)
+    curves = _train_network(network, images[kept], digits[kept], setting)
+    accuracy = network.accuracy(images[held_out], digits[held_out], setting)
+
+    generator = setting.generator()
+    seen = network.activations(images[kept], generator, setting)
+    unseen = network.activations(images[held_out], generator, setting)
+    mean = seen.mean(0)
+    scale = (seen - mean).square().mean().sqrt()
+    seen, unseen = (seen - mean) / scale, (unseen - mean) / scale
+
+    trainings = {
+        kind.name: [
+            _train(kind(number, setting), number, seen, unseen, setting) for number in kind.numbers
+        ]
+        for kind in (_Vanilla, _TopK, _JumpReLU, _Matryoshka)
+    }
+    return Frontier(
+        trainings=trainings,
+        few=_FEW,
+        network=curves,
+        measured={"network_accuracy": accuracy},
+        sentence=_sentence(trainings, accuracy, len(unseen)),
+    )
+
+
+def _sentence(trainings: dict[str, list[Training]], accuracy: float, rows: int) -> str:
+    middle = {objective: group[len(group) // 2].measured for objective, group in trainings.items()}
+    parts = [f"{name} {one['fvu']:.1%} at l0 {one['l0']:.1f}" for name, one in middle.items()]
+    few = [
+        f"{objective} {min(one.measured['fvu_of_few'] for one in group):.1%}"
+        for objective, group in trainings.items()
+    ]
+    return (
+        f"On {rows:,} held-out activations of a classifier (right on {accuracy:.1%}), the variance "
+        f"that {_LATENTS} latents leave unexplained, at each middle setting: {', '.join(parts)}. "
+        f"With {_FEW} of them alone, at best: {', '.join(few)}."
+    )
+
+
+class _Network(nn.Module):
+    """A classifier, whose last hidden layer is what the autoencoders are to explain."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        torch.manual_seed(setting.seed)
+        self.hidden = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 256),
+            nn.ReLU(),
+            nn.Linear(256, _WIDTH),
+            nn.ReLU(),
+        )
+        self.classify = nn.Linear(_WIDTH, 10)
+        self.to(setting.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.hidden(images))
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, digits: Tensor, setting: Setting) -> float:
+        guessed = self(images.to(setting.device)).argmax(1).cpu()
+        return float((guessed == digits).float().mean())
+
+    @torch.no_grad()
+    def activations(self, images: Tensor, generator: torch.Generator, setting: Setting) -> Tensor:
+        """Give those of the images and of views of them."""
+        views = torch.cat([images, *(augment(images, generator) for _ in range(_VIEWS))])
+        return self.hidden(views.to(setting.device))
+
+
+def _train_network(network: _Network, images: Tensor, digits: Tensor, setting: Setting) -> Curves:
+    generator = setting.generator()
+
+    def step_terms() -> Terms:
+        rows = torch.randint(len(images), (_BATCH,), generator=generator)
+        guessed = network(augment(images[rows], generator).to(setting.device))
+        return Terms(loss=F.cross_entropy(guessed, digits[rows].to(setting.device)))
+
+    return train("classifier", setting, [(network.parameters(), _NETWORK_RATE)], step_terms)
+
+
+class _Autoencoder(nn.Module):
+    """What the four have in common: their weights, the same at the start."""
+
+    name: str
+    number: str
+    """What the number is that sets how sparse it is."""
+    numbers: tuple[float, ...]
+
+    def __init__(self, number: float, setting: Setting) -> None:
+        super().__init__()
+        self.sparsity = number
+        start = torch.randn(_LATENTS, _WIDTH, generator=setting.generator())
+        start = F.normalize(start)
+        self.W_dec = nn.Parameter(start)
+        self.W_enc = nn.Parameter(start.T.clone())
+        self.b_enc = nn.Parameter(torch.zeros(_LATENTS))
+        self.b_dec = nn.Parameter(torch.zeros(_WIDTH))
+        self.to(setting.device)
+
+    def pre(self, x: Tensor) -> Tensor:
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def decode(self, f: Tensor) -> Tensor:
+        return f @ self.W_dec + self.b_dec
+
+    def groups(self) -> list[tuple[Iterable[nn.Parameter], float]]:
+        """Give the parameters by learning rate."""
+        return [(self.parameters(), _RATE)]
+
+    def terms(self, x: Tensor) -> Terms:
+        """Compute the objective."""
+        raise NotImplementedError
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Give them as they are after training."""
+        raise NotImplementedError
+
+    def by_size(self, x: Tensor) -> Tensor:
+        """Give the latents' numbers, first those that put the most into reconstructions of x."""
+        put = self.latents(x).square().sum(0) * self.W_dec.square().sum(1)
+        return put.argsort(descending=True)
+
+
+class _Vanilla(_Autoencoder):
+    name = "vanilla"
+    number = "sparsity_coeff"
+    numbers = (1e-2, 2e-2, 4e-2)
+
+    def terms(self, x: Tensor) -> VanillaTerms:
+        f = self.latents(x)
+        norm = cast("Tensor", torch.linalg.vector_norm(self.W_dec, dim=1))
+        x_hat = self.decode(f)
+        return vanilla_loss(x, f, x_hat, sparsity_coeff=self.sparsity, decoder_norm=norm)
+
+    def latents(self, x: Tensor) -> Tensor:
+        return self.pre(x).relu()
+
+
+class _TopK(_Autoencoder):
+    name = "topk"
+    number = "k"
+    numbers = (4, 8, 16)
+
+    def __init__(self, number: float, setting: Setting) -> None:
+        super().__init__(number, setting)
+        self.k = int(number)
+        self.state = DeadLatents.start(_LATENTS, device=setting.device)
+
+    def terms(self, x: Tensor) -> TopKTerms:
+        pre = self.pre(x)
+        f = topk(pre, k=self.k)
+        x_hat = self.decode(_dense(f.values, f.indices))
+        fired = _dense(f.values.detach(), f.indices).ne(0).any(0)
+        self.state = self.state.update(fired, len(x))
+        dead = self.state.dead(after=_DEAD_AFTER)
+        aux = auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
+        return topk_loss(x, x_hat, f, aux=aux, dead=dead)
+
+    def latents(self, x: Tensor) -> Tensor:
+        f = topk(self.pre(x), k=self.k)
+        return _dense(f.values, f.indices)
+
+
+def _dense(values: Tensor, indices: Tensor) -> Tensor:
+    return values.new_zeros(len(values), _LATENTS).scatter(1, indices, values)
+
+
+class _JumpReLU(_Autoencoder):
+    name = "jumprelu"
+    number = "sparsity_coeff"
+    numbers = (1e-3, 4e-3, 1.6e-2)
+
+    def __init__(self, number: float, setting: Setting) -> None:
+        super().__init__(number, setting)
+        self.log_threshold = nn.Parameter(torch.zeros(_LATENTS, device=setting.device))
+
+    def groups(self) -> list[tuple[Iterable[nn.Parameter], float]]:
+        weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
+        return [(weights, _RATE), ([self.log_threshold], _THRESHOLD_RATE)]
+
+    def terms(self, x: Tensor) -> JumpReLUTerms:
+        return jumprelu_loss(
+            x,
+            self.pre(x),
+            self.W_dec,
+            self.b_dec,
+            log_threshold=self.log_threshold,
+            sparsity_coeff=self.sparsity,
+            bandwidth=_BANDWIDTH,
+        )
+
+    def latents(self, x: Tensor) -> Tensor:
+        return jumprelu(self.pre(x), self.log_threshold.exp())
+
+
+class _Matryoshka(_Autoencoder):
+    name = "matryoshka"
+    number = "k"
+    numbers = (4, 8, 16)
+
+    def __init__(self, number: float, setting: Setting) -> None:
+        super().__init__(number, setting)
+        self.k = int(number)
+        self.state = ActivationThreshold.start(device=setting.device)
+
+    def terms(self, x: Tensor) -> MatryoshkaTerms:
+        f = batch_topk(self.pre(x), k=self.k)
+        self.state = self.state.update(f, decay=0.9)
+        return matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
+
+    def latents(self, x: Tensor) -> Tensor:
+        pre = self.pre(x)  # a row's latents no longer depend on the other rows
+        return pre.where(pre > self.state.value, 0).relu()
+
+    def by_size(self, x: Tensor) -> Tensor:
+        return torch.arange(_LATENTS, device=x.device)  # as the prefixes cut
+
+
+def _train(
+    sae: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
+) -> Training:
+    generator = setting.generator()
+
+    def step_terms() -> Terms:
+        rows = torch.randint(len(seen), (_BATCH,), generator=generator)
+        return sae.terms(seen[rows.to(seen.device)])
+
+    called = f"{sae.number} {number:g}"
+    curves = train(f"{sae.name}, {called}", setting, sae.groups(), step_terms)
+    with torch.no_grad():
+        f = sae.latents(unseen)
+        few = torch.zeros_like(f)
+        kept = sae.by_size(seen)[:_FEW]
+        few[:, kept] = f[:, kept]
+        fvu, fvu_of_few = (
+            fraction_of_variance_unexplained(unseen, sae.decode(some)) for some in (f, few)
+        )
+        fires = f != 0
+    return Training(
+        called=called,
+        terms=curves,
+        measured={
+            "fvu": float(fvu),
+            "fvu_of_few": float(fvu_of_few),
+            "l0": float(fires.sum(1).double().mean()),
+            "dead": float((~fires.any(0)).sum()),
+        },
+    )
