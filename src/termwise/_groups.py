@@ -47,7 +47,9 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
     """Give each rank's number of rows as an int64 vector, the same on every rank."""
-    return None if group is None else each_rank(x.new_tensor(x.shape[0], dtype=torch.int64), group)
+    if group is None:
+        return None
+    return each_rank(x.new_full((), x.shape[0], dtype=torch.int64), group)
 
 
 def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:

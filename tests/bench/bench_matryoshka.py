@@ -17,7 +17,7 @@ import measure
 import torch
 from torch import Tensor
 
-from termwise.sae._matryoshka import matryoshka_loss
+from termwise.sae import matryoshka_loss
 
 FULL = (4096, 768, 16384)  # batch, d_model, d_sae
 SMALL = (512, 192, 2048)

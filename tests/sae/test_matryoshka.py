@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import termwise as tw
 from termwise.sae import SparseLatents, vanilla_loss
-from termwise.sae import _prefixes as inside
+from termwise.sae import _prefix_errors as inside
 from termwise.sae._matryoshka import Matryoshka, MatryoshkaObjective, matryoshka_loss
 from termwise.sae._prefixes import sample_prefixes
 

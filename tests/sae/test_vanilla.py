@@ -167,6 +167,11 @@ def test_the_error_is_finite_wherever_its_mean_is():
     )
 
 
+def test_no_features_have_no_error():
+    x = torch.zeros(4, 0)
+    assert vanilla_loss(x, torch.ones(4, 2), x, sparsity_coeff=1.0).metrics()["loss"] == 2.0
+
+
 def test_refusals():
     x, f, x_hat, norm = tensors(4, 3, 5)
     with pytest.raises(ValueError, match="^vanilla_loss needs p > 0, got 0$"):

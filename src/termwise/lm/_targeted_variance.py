@@ -82,7 +82,7 @@ def targeted_variance_loss(
         raise ValueError("targeted_variance_loss needs at least 1 row, got 0")
 
     total, _ = cast("tuple[Tensor, Tensor]", _SumOfVariances.apply(weight, valid_rows))
-    count = total.new_tensor(weight.shape[0]) if valid_rows is None else valid_rows.sum()
+    count = total.new_full((), weight.shape[0]) if valid_rows is None else valid_rows.sum()
     sums = torch.stack([total, count.to(total.dtype)])
     sums = _groups.terminal_sum(sums, vocab_group, 1.0)
     variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
-from ._prefixes import PrefixLaw, errors_and_l1, sample_prefixes
+from ._prefix_errors import errors_and_l1
+from ._prefixes import PrefixLaw, sample_prefixes
 from ._shared import (
     FeatureReduction,
     SparseLatents,

@@ -266,7 +266,7 @@ class VarianceStatistics:
         """Take the statistics of a batch, outside the graph; of the rows that count."""
         rows = x.detach().to(accumulator(x))
         rows = rows if mask is None else rows.where(mask[:, None], 0)
-        count = rows.new_tensor(x.shape[0]) if mask is None else mask.sum().to(rows.dtype)
+        count = rows.new_full((), x.shape[0]) if mask is None else mask.sum().to(rows.dtype)
         return cls(count=count, sum=rows.sum(0), sum_of_squares=rows.square().sum(0))
 
     def __add__(self, other: Self) -> Self:

@@ -62,7 +62,8 @@ def means_over_rows(
     wide = accumulator(per_row[0])
     kept = [rows if mask is None else _keep(rows, mask) for rows in per_row]
     sums = [rows.sum(0, dtype=wide).reshape(-1) for rows in kept]
-    count = sums[0].new_tensor([per_row[0].shape[0]]) if mask is None else mask.sum()[None]
+    # Filled on the device: a tensor made from a Python number is a copy that waits for it.
+    count = sums[0].new_full((1,), per_row[0].shape[0]) if mask is None else mask.sum()[None]
     scale = _groups.gradient_scale(batch_group, grad_reduction)
     totals = _groups.terminal_sum(torch.cat([*sums, count.to(wide)]), batch_group, scale)
     means = cast(
@@ -83,7 +84,9 @@ def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
 def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
     """Subtract the mean of the rows that count, on all ranks; the others stay 0."""
     total = rows.sum(0, dtype=accumulator(rows))
-    count = total.new_tensor([rows.shape[0]]) if mask is None else mask.sum()[None].to(total.dtype)
+    count = (
+        total.new_full((1,), rows.shape[0]) if mask is None else mask.sum()[None].to(total.dtype)
+    )
     sums = torch.cat([total, count])
     if batch_group is not None:
         sums = _groups.all_reduce(sums, batch_group.group_name)
@@ -96,8 +99,8 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
     if feature_reduction == "sum":
         return _dot(rows)
     # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
-    width = rows.shape[-1]
-    scale = 2.0 ** -math.ceil(math.log2(max(width, 1)) / 2)
+    width = max(rows.shape[-1], 1)
+    scale = 2.0 ** -math.ceil(math.log2(width) / 2)
     scaled = rows * scale
     return _dot(scaled) * (1 / (width * scale**2))
 

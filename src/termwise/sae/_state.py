@@ -65,7 +65,10 @@ class DeadLatents:
             raise ValueError(
                 f"DeadLatents.update needs fired of {len(since)} latents, got {len(fired)}"
             )
-        tokens = torch.as_tensor(n_tokens, dtype=since.dtype, device=since.device)
+        if isinstance(n_tokens, int):
+            tokens = since.new_full((), n_tokens)
+        else:
+            tokens = n_tokens.to(since.dtype)
         seen = torch.cat([fired.to(since.dtype), tokens[None]])
         if batch_group is not None:
             seen = _groups.all_reduce(seen, batch_group.group_name)

@@ -293,7 +293,7 @@ def batch_topk(
         last = largest[-1]
         ties_wanted = (largest == last).sum()
     else:
-        rows = bits.new_tensor(pre.shape[0]) if mask is None else mask.sum()
+        rows = bits.new_full((), pre.shape[0]) if mask is None else mask.sum()
         wanted = over_ranks(rows.to(torch.int64)) * k
         last, ties_wanted = _last_kept(bits, wanted, over_ranks)
     tied = bits == last
