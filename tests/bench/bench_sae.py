@@ -1,12 +1,15 @@
-"""Sparse autoencoders: decoding from few latents, and the vanilla objective's memory.
+"""Sparse autoencoders: decoding few latents, the vanilla objective's memory, and Matryoshka.
 
-`python tests/bench/bench_sae.py`. Baselines are the formulas as written. The Matryoshka objective
-has a script of its own, `bench_matryoshka.py`, which runs for minutes.
+`python tests/bench/bench_sae.py`. Baselines are the formulas as written. The last part, which is
+`bench_matryoshka.py`, runs for minutes; `--quick` leaves it out.
 """
 
 import argparse
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import measure
 import torch
@@ -50,6 +53,7 @@ def vanilla_step(batch: int, d_sae: int) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,8 +67,12 @@ def main() -> None:
     extra = measure.peak_in_fresh_processes(__file__, "vanilla", times=1) - size
     print(
         f"vanilla, batch {batch}, d_sae {d_sae}, forward and backward: peak {extra / size:.2f} "
-        "[batch, d_sae] beyond the gradient (asked 1)"
+        "[batch, d_sae] beyond the gradient (asked 1)",
+        flush=True,
     )
+    if not options.quick:
+        script = Path(__file__).with_name("bench_matryoshka.py")
+        subprocess.run([sys.executable, script], check=True)
 
 
 if __name__ == "__main__":
