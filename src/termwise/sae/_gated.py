@@ -119,7 +119,7 @@ def gated_loss(
 
     References:
         Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse Autoencoders (2024),
-        https://arxiv.org/abs/2404.16014, equation 8. We side with it, as dictionary_learning does;
+        https://arxiv.org/abs/2404.16014. We side with it, as dictionary_learning does;
         newer SAELens weighs the penalty by the decoder's norms and lets the auxiliary term train
         the decoder: `decoder_norm` with `stop_decoder=False`.
 

@@ -100,7 +100,7 @@ def jumprelu(
 
     References:
         Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU
-        Sparse Autoencoders (2024), https://arxiv.org/abs/2407.14435, equations 4 and 11; there the
+        Sparse Autoencoders (2024), https://arxiv.org/abs/2407.14435; there the
         gradient of h has no kernel. Anthropic's update of January 2025 lets it reach all
         parameters: `input_gradient=True`.
 
@@ -150,7 +150,7 @@ def jumprelu_l0(
         ValueError: bandwidth is not positive.
 
     References:
-        Rajamanoharan et al. (2024), https://arxiv.org/abs/2407.14435, equations 10 and 12.
+        Rajamanoharan et al. (2024), https://arxiv.org/abs/2407.14435.
 
     Examples:
         >>> import torch
@@ -244,8 +244,8 @@ def jumprelu_loss(
             tanh_scale is not positive; l0_target is missing, not positive, or of no use.
 
     References:
-        Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435, equations 9
-        to 12. We side with it on the kernel, 1 / epsilon once, around the pre-activations: the code
+        Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435. We
+        side with it on the kernel, 1 / epsilon once, around the pre-activations: the code
         of dictionary_learning (https://github.com/saprmarks/dictionary_learning) counts L0 on the
         output of JumpReLU, and so loses the half of the kernel below the threshold.
         Anthropic, Dictionary Learning Optimization Techniques, update of January 2025,

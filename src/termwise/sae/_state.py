@@ -96,7 +96,7 @@ class ActivationThreshold:
 
     References:
         Bussmann et al., BatchTopK Sparse Autoencoders (2024), https://arxiv.org/abs/2412.06410,
-        equation 6, where it is a mean over batches.
+        where it is a mean over batches.
     """
 
     total: Float[Tensor, ""]

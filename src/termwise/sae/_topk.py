@@ -221,7 +221,7 @@ def topk(pre: Float[Tensor, "batch d_sae"], *, k: int) -> SparseLatents:
         ValueError: k is not in 1..d_sae.
 
     References:
-        Gao et al., https://arxiv.org/abs/2406.04093, equation 3, with the ReLU of their code.
+        Gao et al., https://arxiv.org/abs/2406.04093, with the ReLU of their code.
 
     Examples:
         >>> import torch
