@@ -14,6 +14,11 @@ from torch.distributed import ProcessGroup as ProcessGroup
 
 GradReduction = Literal["mean", "sum"]
 
+NO_SECOND_DERIVATIVE = (
+    "a loss over a process group has no second derivative: "
+    "it would need the gradients of the other ranks"
+)
+
 
 def gradient_scale(group: ProcessGroup | None, grad_reduction: GradReduction) -> float:
     """Give the factor that a rank's gradient needs, so that its trainer's reduction is exact.
@@ -140,10 +145,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        raise NotImplementedError(
-            "a loss over a process group has no second derivative: "
-            "it would need the gradients of the other ranks"
-        )
+        raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -97,10 +97,7 @@ class _SecondMoments(torch.autograd.Function):
             # with zeros for these two the Hessian below would run in every backward pass.
             for_mean = for_gradient = None
         if counts is not None and (for_mean is not None or for_gradient is not None):
-            raise NotImplementedError(
-                "a loss over a process group has no second derivative: "
-                "it would need the gradients of the other ranks"
-            )
+            raise NotImplementedError(_groups.NO_SECOND_DERIVATIVE)
         rows = z.shape[0] if counts is None else counts.sum().to(mean.dtype)
         parts: list[Tensor] = []
         if for_variance is not None and for_energy is not None:

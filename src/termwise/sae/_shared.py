@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import _groups
@@ -46,7 +46,6 @@ class SparseLatents:
 torch.export.register_dataclass(SparseLatents, serialized_type_name="termwise.sae.SparseLatents")
 
 Latents: TypeAlias = Float[Tensor, "batch d_sae"] | SparseLatents
-Mask: TypeAlias = Bool[Tensor, " batch"] | None
 
 
 def means_over_rows(
