@@ -104,7 +104,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
     def check_result(result: Any, axes: Axes) -> None:
         if not isinstance(result, kind):
-            raise ContractError(f"{name}: the result needs {_spell(returns)}, got {_show(result)}")
+            raise ContractError(f"{name}: the result needs {_spell(returns)}, got {show(result)}")
         for part, expectation in results.items():
             value = getattr(result, part) if isinstance(part, str) else result[part]
             problem = expectation.problem(value, f"{part}", axes)
@@ -210,7 +210,7 @@ def _explain(
             and not expected.judged
             and not is_bearable(value, hints[parameter], conf=_BEARTYPE)
         ):
-            problem = f"needs {expected.spelled}, got {_show(value)}"
+            problem = f"needs {expected.spelled}, got {show(value)}"
         if problem:
             return f"{name}: {parameter} {problem}"
     return None
@@ -259,7 +259,7 @@ class _Expected:
         if not self.judged or (not isinstance(value, Tensor) and value in self.literals):
             return ""
         only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
-        return f"needs {self.spelled}, got {_show(value)}{': ' if only else ''}{only}"
+        return f"needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
 
 class _Shape:
@@ -385,10 +385,12 @@ def _spell(hint: Any) -> str:
         return f"Literal[{', '.join(_quote(value) for value in typing.get_args(hint))}]"
     if hint is type(None):
         return "None"
+    if typing.get_origin(hint) is Callable:
+        return "Callable"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """Write a value in a few words: a tensor by dtype and shape."""
     if isinstance(value, Tensor):
         return f"{_DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"

@@ -1,0 +1,200 @@
+"""Maximum likelihood: lower the energy of data, raise that of the model's own samples."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._shared import Energy, energies_of, replicated, weighted_means
+
+Regularization = Literal["l1", "l2"]
+
+
+@terms
+class MaximumLikelihoodTerms(Terms):
+    """Terms of [`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss]."""
+
+    loss: Float[Tensor, ""]
+    """energy_data - negative_weight * energy_model + regularization_weight * regularization."""
+    energy_data: Float[Tensor, ""]
+    """Energy of the data, weighted mean over rows."""
+    energy_model: Float[Tensor, ""]
+    """Energy of the model's samples, mean over rows."""
+    gap: Float[Tensor, ""]
+    """energy_data - energy_model, near 0 once the model fits; detached."""
+    regularization: Float[Tensor, ""]
+    """Sum of |parameter| or of its square over the parameters given; 0 where none were."""
+
+
+@contract
+def maximum_likelihood_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    negatives: Float[Tensor, "negatives *event"],
+    *,
+    negative_weight: float = 1.0,
+    regularization: Regularization | None = None,
+    regularization_weight: float = 0.0,
+    parameters: Sequence[Tensor] = (),
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> MaximumLikelihoodTerms:
+    r"""Follow the gradient of the log-likelihood of p(x) = exp(-E(x)) / Z.
+
+    $$\mathrm{loss} = \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j) + \lambda R$$
+
+    over the rows of data x, whose weights w sum to 1, and m samples y of the model. With
+    alpha = 1 and exact samples its gradient is that of the negative log-likelihood. Its value is
+    not: it is the gap of the energies, unchanged by a constant added to E.
+
+    Args:
+        energy: gives the energy of each row. It is called twice, on x and on the negatives.
+        x: data, as many axes to a sample as the energy takes.
+        negatives: samples of the model itself, in any number. Detached.
+        negative_weight: alpha. Only at 1 is the true model stationary: any other weight is biased,
+            below 1 toward energies that fall without bound.
+        regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
+        regularization_weight: lambda.
+        parameters: what R is taken over, such as `list(model.parameters())`.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
+        Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
+        that holds all rows. Sent by each rank: one sum of 4 float64 elements. Nothing waits for
+        the device. Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: regularization without parameters.
+
+    References:
+        LeCun et al., A Tutorial on Energy-Based Learning (2006), section 1.2; Song, Kingma, How to
+        Train Your Energy-Based Models (2021), https://arxiv.org/abs/2101.03288, section 2. TorchEBM
+        (https://github.com/soran-ghaderi/torchebm) reports the gap with the other sign.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import maximum_likelihood_loss
+        >>> x, negatives = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0]])
+        >>> maximum_likelihood_loss(lambda x: 0.5 * x.square().sum(1), x, negatives).metrics()
+        {'loss': 2.5, 'energy_data': 2.5, 'energy_model': 0.0, 'gap': 2.5, 'regularization': 0.0}
+    """
+    if regularization is not None and not parameters:
+        raise ValueError(
+            f'maximum_likelihood_loss needs parameters for regularization="{regularization}", '
+            "got none"
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        of_data = energies_of("maximum_likelihood_loss", energy, x)
+        of_model = energies_of("maximum_likelihood_loss", energy, negatives.detach(), "negatives")
+        energy_data, energy_model = weighted_means(
+            ([of_data], weights),
+            ([of_model], None),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        penalty = energy_data.new_zeros(())
+        if regularization is not None:
+            sizes = [
+                lifted(p).abs().sum() if regularization == "l1" else lifted(p).square().sum()
+                for p in parameters
+            ]
+            penalty = replicated(torch.stack(sizes).sum(), batch_group, grad_reduction)
+        return MaximumLikelihoodTerms(
+            loss=energy_data - negative_weight * energy_model + regularization_weight * penalty,
+            energy_data=energy_data,
+            energy_model=energy_model,
+            gap=(energy_data - energy_model).detach(),
+            regularization=penalty,
+        )
+
+
+class MaximumLikelihoodLoss(nn.Module):
+    """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss], its energy held.
+
+    The regularization is taken over all parameters of the energy, which must then be a module.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import MaximumLikelihoodLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+        >>> loss_fn = MaximumLikelihoodLoss(model, regularization="l2", regularization_weight=0.1)
+        >>> loss_fn(torch.ones(4, 3), torch.zeros(8, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        negative_weight: float = 1.0,
+        regularization: Regularization | None = None,
+        regularization_weight: float = 0.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        if regularization is not None and not isinstance(energy, nn.Module):
+            raise ValueError(
+                "MaximumLikelihoodLoss needs a module to regularize, got "
+                f"{type(energy).__name__}: give the parameters to maximum_likelihood_loss"
+            )
+        self.energy = energy
+        self.negative_weight = negative_weight
+        self.regularization: Regularization | None = regularization
+        self.regularization_weight = regularization_weight
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        negatives: Float[Tensor, "negatives *event"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> MaximumLikelihoodTerms:
+        """Compute the terms of the loss."""
+        return maximum_likelihood_loss(
+            self.energy,
+            x,
+            negatives,
+            negative_weight=self.negative_weight,
+            regularization=self.regularization,
+            regularization_weight=self.regularization_weight,
+            parameters=list(self.parameters()) if self.regularization else (),
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            negatives: Float[Tensor, "negatives *event"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> MaximumLikelihoodTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"negative_weight={self.negative_weight}, regularization={self.regularization!r}, "
+            f"regularization_weight={self.regularization_weight}"
+        )

@@ -1,0 +1,265 @@
+"""What the losses of energy-based models share: how an energy is called, differentiated, averaged.
+
+A model is a density p(x) proportional to exp(-E(x)). Rows are samples; axes of a sample are its
+event. Sums run over the event, means over rows, weighted, on all ranks of `batch_group`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import _groups
+from .._contract import ContractError, show
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted
+
+Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
+"""Gives the energy of each row. Any callable; what else it needs (a condition, a time) it holds."""
+
+Differentiation = Literal["auto", "autograd", "func"]
+
+
+def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> Tensor:
+    """Give the energy of each row of x, " batch", in float32 at least.
+
+    Args:
+        caller: the loss that an error names.
+        energy: the model.
+        x: what it is called with, as it is.
+        argument: what the caller calls x.
+
+    Raises:
+        ContractError: the result is not one floating number for each row. A "batch 1" energy less
+            a " batch" log-density would broadcast.
+    """
+    result: Any = energy(x)
+    if (
+        not isinstance(result, Tensor)
+        or result.shape != x.shape[:1]
+        or not result.is_floating_point()
+    ):
+        raise ContractError(
+            f'{caller}: energy({argument}) needs Float[Tensor, " batch"] with batch '
+            f"{x.shape[0]}, got {show(result)}"
+        )
+    return lifted(result)
+
+
+def energies_and_gradients(
+    caller: str,
+    energy: Energy,
+    x: Tensor,
+    differentiation: Differentiation = "auto",
+    argument: str = "x",
+) -> tuple[Tensor, Tensor]:
+    """Give the energy of each row, and its gradient by x, both lifted.
+
+    Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
+    it requires a gradient, it gets one.
+    """
+    if differentiation_of(differentiation, energy) == "func":
+
+        def total(point: Tensor) -> tuple[Tensor, Tensor]:
+            values = energies_of(caller, energy, point, argument)
+            return values.sum(), values
+
+        gradient, values = torch.func.grad(total, has_aux=True)(x)
+        return cast("Tensor", values), lifted(gradient)
+    kept = torch.is_grad_enabled()
+    with recording():
+        point = point_of(x)
+        values = energies_of(caller, energy, point, argument)
+        refuse_static_graph(caller, values)
+        gradient = gradient_of(caller, values.sum(), point, kept, argument)
+    return (values if kept else values.detach()), lifted(gradient)
+
+
+def differentiation_of(differentiation: Differentiation, energy: Energy) -> str:
+    """Choose between `torch.autograd.grad` and `torch.func`.
+
+    Dynamo traces torch.func alone, and inside its transforms nothing else works. A compiled energy
+    has no second derivative for autograd; torch.func runs what it was before it was compiled.
+    """
+    if differentiation != "auto":
+        return differentiation
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
+    compiled = hasattr(energy, "_torchdynamo_orig_callable") or hasattr(energy, "_orig_mod")
+    return "func" if torch.compiler.is_compiling() or transformed or compiled else "autograd"
+
+
+@contextmanager
+def recording() -> Generator[None, None, None]:
+    """Record a graph, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def point_of(x: Tensor) -> Tensor:
+    """Give x as a tensor of its own to differentiate by, in x's graph where it has one."""
+    if x.is_inference():
+        x = x.clone()
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+def gradient_of(
+    caller: str, total: Tensor, point: Tensor, kept: bool, argument: str = "x"
+) -> Tensor:
+    """Differentiate a sum of energies by the point that they were taken at."""
+    gradient = None
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, point, create_graph=kept, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            f"{caller} needs an energy that can be differentiated by {argument}, got a result that "
+            "does not depend on it (is it detached, or computed under no_grad?)"
+        )
+    return gradient
+
+
+def anchored(per_row: Tensor, energies: Tensor) -> Tensor:
+    """Give per_row in the graph of the energies too, to which it sends zeros.
+
+    A gradient by x does not depend on the bias of an energy's last layer. Without this that
+    parameter would get no gradient at all, for which DistributedDataParallel waits for ever.
+    """
+    nothing = energies.masked_fill(torch.ones_like(energies, dtype=torch.bool), 0)
+    return per_row + nothing.to(per_row.dtype)
+
+
+def refuse_static_graph(caller: str, energies: Tensor) -> None:
+    """Refuse DistributedDataParallel(static_graph=True), whose gradients would be wrong.
+
+    It reduces at the end of the first backward pass that it sees, which is the one by x.
+    """
+    seen: set[Any] = set()
+    front: list[Any] = [energies.grad_fn]
+    while front and len(seen) < 64:  # the sink stands at the end of the model
+        node = front.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        model = getattr(node, "ddp_weakref", lambda: None)()
+        if model is not None and model.static_graph:
+            raise ValueError(
+                f"{caller} differentiates the energy by its input, which "
+                "DistributedDataParallel(static_graph=True) takes for the backward pass: "
+                "its gradients would be wrong. Wrap the energy without static_graph"
+            )
+        front.extend(previous for previous, _ in node.next_functions)
+
+
+def refuse_batch_statistics(caller: str, energy: Energy) -> None:
+    """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
+    for module in _modules(energy):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"{caller} needs energies of each row alone, got {type(module).__name__} in "
+                "training mode, which couples the rows of a batch: call eval() on it, or use a "
+                "normalisation of each row"
+            )
+
+
+def _modules(energy: Energy) -> Iterator[nn.Module]:
+    """Yield the modules of an energy; of a function, those that it closes over."""
+    held: list[Any] = [energy]
+    if not torch.compiler.is_compiling():
+        while isinstance(held[-1], functools.partial):
+            held += [*held[-1].args, *held[-1].keywords.values(), held[-1].func]
+        if inspect.ismethod(held[-1]):
+            held += [held[-1].__self__, held[-1].__func__]
+        if inspect.isfunction(held[-1]):
+            variables = inspect.getclosurevars(held[-1])
+            held += [*variables.nonlocals.values(), *variables.globals.values()]
+    for value in held:
+        if isinstance(value, nn.Module):
+            yield from value.modules()
+
+
+def weighted_means(
+    *samples: tuple[Sequence[Tensor], Tensor | None],
+    batch_group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> list[Tensor]:
+    """Average over rows, on all ranks, with one sum over ranks.
+
+    Args:
+        samples: what is averaged over the same rows, each " batch" or "batch n", and the weights of
+            these rows (None: all 1). Different samples may have different numbers of rows.
+        batch_group: ranks that hold other rows. None: this rank alone.
+        grad_reduction: how the trainer combines the ranks' gradients.
+
+    Returns:
+        sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
+    """
+    sums: list[Tensor] = []
+    for per_row, weights in samples:
+        wide = accumulator(per_row[0])
+        for rows in per_row:
+            if weights is not None:
+                rows = (rows.to(wide).mT * weights.to(wide)).mT
+            sums.append(rows.sum(0, dtype=wide).reshape(-1))
+        # Filled on the device: a tensor made from a Python number is a copy that waits for it.
+        sums.append(
+            sums[-1].new_full((1,), per_row[0].shape[0])
+            if weights is None
+            else weights.sum(dtype=wide).reshape(1)
+        )
+    scale = _groups.gradient_scale(batch_group, grad_reduction)
+    totals = _groups.terminal_sum(torch.cat(sums), batch_group, scale)
+    parts = iter(cast("tuple[Tensor, ...]", totals.split([len(part) for part in sums])))
+    means: list[Tensor] = []
+    for per_row, _ in samples:
+        of_sample = [next(parts) for _ in per_row]
+        count = next(parts)
+        means += [
+            (total / count).reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
+            for total, rows in zip(of_sample, per_row, strict=True)
+        ]
+    return means
+
+
+def replicated(
+    value: Tensor, batch_group: ProcessGroup | None, grad_reduction: GradReduction
+) -> Tensor:
+    """Give what every rank computes alike from its own copy of the parameters, for a loss.
+
+    Where a trainer sums gradients, each rank sends its share of this one's.
+    """
+    if batch_group is None or grad_reduction == "mean":
+        return value
+    share = 1 / batch_group.size()
+    return value * share + value.detach() * (1 - share)
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None, copies: int | None = None) -> Tensor:
+    """Draw standard normal noise for x, lifted; for several copies along a first axis."""
+    shape = x.shape if copies is None else (copies, *x.shape)
+    device = x.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, dtype=lifted(x[:0]).dtype, device=device).to(
+        x.device
+    )
+
+
+def displaced(x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Add in float32 at least; give the sum in x's dtype, and the displacement that was made.
+
+    In half precision the two differ: a small step may be rounded away.
+    """
+    moved = lifted(x) + displacement
+    if moved.dtype == x.dtype:
+        return moved, displacement
+    rounded = moved.to(x.dtype)
+    return rounded, lifted(rounded) - lifted(x)
+
+
+def per_row_sum(x: Tensor) -> Tensor:
+    """Sum over the axes of the event."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
