@@ -72,6 +72,8 @@ def energies_and_gradients(
         gradient, values = torch.func.grad(total, has_aux=True)(x)
         return cast("Tensor", values), lifted(gradient)
     kept = torch.is_grad_enabled()
+    if kept:
+        energy = uncompiled(energy)
     with recording():
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)
@@ -81,16 +83,18 @@ def energies_and_gradients(
 
 
 def differentiation_of(differentiation: Differentiation, energy: Energy) -> str:
-    """Choose between `torch.autograd.grad` and `torch.func`.
-
-    Dynamo traces torch.func alone, and inside its transforms nothing else works. A compiled energy
-    has no second derivative for autograd; torch.func runs what it was before it was compiled.
-    """
+    """Choose: Dynamo traces torch.func alone, and inside its transforms nothing else works."""
     if differentiation != "auto":
         return differentiation
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
-    compiled = hasattr(energy, "_torchdynamo_orig_callable") or hasattr(energy, "_orig_mod")
-    return "func" if torch.compiler.is_compiling() or transformed or compiled else "autograd"
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
+    return "func" if torch.compiler.is_compiling() or transformed else "autograd"
+
+
+def uncompiled(energy: Energy) -> Energy:
+    """Give what an energy was before `torch.compile`, which takes its second derivative away."""
+    for original in ("_orig_mod", "_torchdynamo_orig_callable"):
+        energy = getattr(energy, original, energy)
+    return energy
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def weighted_means(
         wide = accumulator(per_row[0])
         for rows in per_row:
             if weights is not None:
-                rows = (rows.to(wide).mT * weights.to(wide)).mT
+                rows = rows.to(wide) * weights.to(wide).view(-1, *[1] * (rows.ndim - 1))
             sums.append(rows.sum(0, dtype=wide).reshape(-1))
         # Filled on the device: a tensor made from a Python number is a copy that waits for it.
         sums.append(
