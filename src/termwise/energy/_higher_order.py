@@ -1,0 +1,236 @@
+"""Run an energy so that its second and third derivatives are there, and right.
+
+A loss made of second derivatives by x needs third ones for its gradient. In torch 2.13 that of
+layer_norm and instance_norm is silently wrong, and fused attention, cdist and hardsigmoid have no
+second one. Here they are compositions of functions that have all derivatives.
+"""
+
+import math
+import types
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .._numbers import lifted
+
+
+def higher_order_safe(enabled: bool = True) -> AbstractContextManager[object]:
+    """Give a context in which torch's functions have right derivatives of any order.
+
+    Inside it batch normalisation of the batch's own statistics, wherever it is called, is refused.
+    """
+    return _HigherOrderSafe() if enabled else nullcontext()
+
+
+class _HigherOrderSafe(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return COMPOSITIONS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    wide = lifted(x)
+    centred = wide - wide.mean(axes, keepdim=True)
+    return (centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    normal = _normalised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias
+
+
+def _rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    least = torch.finfo(input.dtype).eps if eps is None else eps
+    wide = lifted(input)
+    normal = (wide * (wide.square().mean(axes, keepdim=True) + least).rsqrt()).to(input.dtype)
+    return normal if weight is None else normal * weight
+
+
+def _by_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    scaled = x if weight is None else x * _by_channel(weight, x)
+    return scaled if bias is None else scaled + _by_channel(bias, x)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    groups = input.reshape(input.shape[0], num_groups, -1)
+    return _affine(_normalised(groups, (2,), eps).reshape(input.shape), weight, bias)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None:  # which the function updates
+        F.instance_norm(input.detach(), running_mean, running_var, momentum=momentum, eps=eps)
+    return _affine(_normalised(input, tuple(range(2, input.ndim)), eps), weight, bias)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        raise ValueError(
+            "needs energies of each row alone, got batch normalisation in training mode, which "
+            "couples the rows of a batch: call eval() on it, or use a normalisation of each row"
+        )
+    scale = (running_var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return _affine(input, scale, shift)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        copies = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(copies, -3), value.repeat_interleave(copies, -3)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * factor) @ key.transpose(-2, -1)
+    if is_causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        attn_mask = visible.tril()
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
+        if attn_mask.dtype == torch.bool:
+            hidden = ~attn_mask
+        else:
+            hidden = attn_mask == -math.inf
+            scores = scores + attn_mask.masked_fill(hidden, 0)
+        # A query that may see no key gets zeros, as torch has it, and no NaN in its gradient.
+        blind = hidden.all(-1, keepdim=True)
+        scores = scores.masked_fill(hidden & ~blind, -math.inf)
+        weights = scores.softmax(-1).masked_fill(blind, 0)
+    return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    return cast("Tensor", torch.linalg.vector_norm(difference, p, -1))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input + 3) / 6
+
+
+def _own_statistics(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _running_statistics(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _has_none(arguments: object) -> bool:
+    return False
+
+
+# What a torch function calls inside is out of a mode's reach, so this one is given our attention.
+_multi_head_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {
+        **F.multi_head_attention_forward.__globals__,
+        "has_torch_function": _has_none,
+        "scaled_dot_product_attention": _attention,
+    },
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _own_statistics,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _running_statistics,
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
+    torch.cdist: _cdist,
+    F.hardsigmoid: _hardsigmoid,
+}
+"""What stands in for a function of torch, with the same arguments."""
