@@ -6,7 +6,6 @@ second one. Here they are compositions of functions that have all derivatives.
 """
 
 import math
-import types
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -14,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .._numbers import lifted
@@ -202,20 +202,10 @@ def _running_statistics(
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _has_none(arguments: object) -> bool:
-    return False
+def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+    with sdpa_kernel(SDPBackend.MATH):  # the mode does not reach what a function calls inside
+        return F.multi_head_attention_forward(*args, **kwargs)
 
-
-# What a torch function calls inside is out of a mode's reach, so this one is given our attention.
-_multi_head_attention = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {
-        **F.multi_head_attention_forward.__globals__,
-        "has_torch_function": _has_none,
-        "scaled_dot_product_attention": _attention,
-    },
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
 
 COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
