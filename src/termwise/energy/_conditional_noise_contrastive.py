@@ -1,0 +1,178 @@
+"""Conditional noise-contrastive estimation: tell each row of data from its own disturbed copy."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._noise_contrastive import share_right
+from ._shared import Energy, energies_of, weighted_means
+
+
+@terms
+class ConditionalNoiseContrastiveTerms(Terms):
+    """Terms of [`conditional_noise_contrastive_loss`][termwise.energy.conditional_noise_contrastive_loss]."""  # noqa: E501
+
+    loss: Float[Tensor, ""]
+    """2 * classification."""
+    classification: Float[Tensor, ""]
+    """-log of the probability that the pair is the right way round, mean over noises and weighted
+    mean over rows; nats."""
+    accuracy: Float[Tensor, ""]
+    """Share of pairs found the right way round, a tie as half, weighted like the loss; detached."""
+    log_odds: Float[Tensor, ""]
+    """G, mean over noises and weighted mean over rows; detached."""
+
+
+@contract
+def conditional_noise_contrastive_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    noise: Float[Tensor, "noises batch *event"],
+    *,
+    log_forward: Float[Tensor, "noises batch"] | None = None,
+    log_backward: Float[Tensor, "noises batch"] | None = None,
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> ConditionalNoiseContrastiveTerms:
+    r"""Say which of two rows is data and which was made from it.
+
+    $$G(x, y) = E(y) - E(x) + \log p(y \mid x) - \log p(x \mid y), \qquad
+    \mathrm{loss} = 2 \sum_i w_i \frac{1}{K} \sum_{k=1}^{K} \log(1 + e^{-G(x_i, y_{ki})})$$
+
+    over the rows of data x, whose weights w sum to 1, and K noises y drawn from p(y | x) for each.
+    log Z cancels, and so does p where it is symmetric, as x + eps * normal is. The true density is
+    stationary, whatever p is. The loss is 2 log 2 at y = x, and for small symmetric noise
+    2 log 2 + eps^2 / 2 times that of score matching.
+
+    Args:
+        energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
+            noises, so that what it closes over lines up with x every time.
+        x: data, as many axes to a sample as the energy takes.
+        noise: samples of p(y | x), K for each row of x.
+        log_forward: log p(y | x) of each. None, of both: p is symmetric.
+        log_backward: log p(x | y) of each.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 4 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: no noise, or one of log_forward and log_backward without the other.
+
+    References:
+        Ceylan, Gutmann, Conditional Noise-Contrastive Estimation of Unnormalised Models (ICML
+        2018), https://arxiv.org/abs/1806.03664, equations 8 and 9, factor 2 included.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import conditional_noise_contrastive_loss
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> energy = lambda x: 0.5 * x.square().sum(1)
+        >>> conditional_noise_contrastive_loss(energy, x, x[None]).metrics()
+        {'loss': 1.386..., 'classification': 0.693..., 'accuracy': 0.5, 'log_odds': 0.0}
+    """
+    if len(noise) == 0:
+        raise ValueError("conditional_noise_contrastive_loss needs at least 1 noise for each row")
+    if (log_forward is None) != (log_backward is None):
+        raise ValueError(
+            "conditional_noise_contrastive_loss needs log_forward and log_backward, or neither "
+            f"(p is symmetric), got log_{'forward' if log_backward is None else 'backward'} alone"
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        name = "conditional_noise_contrastive_loss"
+        of_data = energies_of(name, energy, x)
+        log_odds = torch.stack(
+            [energies_of(name, energy, rows, "noise[k]") - of_data for rows in noise]
+        )
+        if log_forward is not None and log_backward is not None:
+            log_odds = log_odds + (lifted(log_forward) - lifted(log_backward))
+        classification, right, mean_log_odds = weighted_means(
+            (
+                [
+                    F.softplus(-log_odds).mean(0),
+                    share_right(log_odds).mean(0),
+                    log_odds.detach().mean(0),
+                ],
+                weights,
+            ),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return ConditionalNoiseContrastiveTerms(
+            loss=2 * classification,
+            classification=classification,
+            accuracy=right,
+            log_odds=mean_log_odds,
+        )
+
+
+class ConditionalNoiseContrastiveLoss(nn.Module):
+    """[`conditional_noise_contrastive_loss`][termwise.energy.conditional_noise_contrastive_loss] of an energy.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import ConditionalNoiseContrastiveLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+        >>> loss_fn, x = ConditionalNoiseContrastiveLoss(model), torch.ones(4, 3)
+        >>> loss_fn(x, x + 0.3 * torch.randn(8, 4, 3)).loss.backward()
+    """  # noqa: E501
+
+    @contract
+    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
+        super().__init__()
+        self.energy = energy
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        noise: Float[Tensor, "noises batch *event"],
+        *,
+        log_forward: Float[Tensor, "noises batch"] | None = None,
+        log_backward: Float[Tensor, "noises batch"] | None = None,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> ConditionalNoiseContrastiveTerms:
+        """Compute the terms of the loss."""
+        return conditional_noise_contrastive_loss(
+            self.energy,
+            x,
+            noise,
+            log_forward=log_forward,
+            log_backward=log_backward,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            noise: Float[Tensor, "noises batch *event"],
+            *,
+            log_forward: Float[Tensor, "noises batch"] | None = None,
+            log_backward: Float[Tensor, "noises batch"] | None = None,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> ConditionalNoiseContrastiveTerms:
+            """Compute the terms of the loss."""
+            ...

@@ -1,0 +1,235 @@
+"""Noise-contrastive estimation: tell data from noise of a known density, learn log Z on the way."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import _groups
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted
+from .._terms import Terms, terms
+from ._shared import Energy, energies_of, weighted_means
+
+
+@terms
+class NoiseContrastiveTerms(Terms):
+    """Terms of [`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss]."""
+
+    loss: Float[Tensor, ""]
+    """data + noise."""
+    data: Float[Tensor, ""]
+    """-log p(data | x), weighted mean over rows of data; nats."""
+    noise: Float[Tensor, ""]
+    """-log p(noise | y), mean over rows of noise, times nu; nats."""
+    accuracy: Float[Tensor, ""]
+    """Share of all rows, data and noise, that are told right, a tie as half; detached.
+
+    Rows of data count by their weights: (right data + nu * right noise) / (1 + nu).
+    """
+    log_z: Float[Tensor, ""]
+    """log Z as it was given, a copy; detached."""
+
+
+@contract
+def noise_contrastive_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    noise: Float[Tensor, "noise *event"],
+    *,
+    log_noise_x: Float[Tensor, " batch"],
+    log_noise_noise: Float[Tensor, " noise"],
+    log_z: Float[Tensor, ""],
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> NoiseContrastiveTerms:
+    r"""Classify rows as data or as noise of density q, with the model's own odds.
+
+    $$G(u) = -E(u) - \log Z - \log q(u) - \log \nu, \qquad
+    \mathrm{loss} = \sum_i w_i \log(1 + e^{-G(x_i)}) + \nu \frac{1}{m} \sum_j \log(1 + e^{G(y_j)})$$
+
+    over the rows of data x, whose weights w sum to 1, and m rows of noise y; nu = m / batch. The
+    true density is its one minimum, log Z included, whatever q is, if q > 0 wherever data are. It
+    equals log(1 + nu) + nu * log(1 + 1 / nu) where the model is q.
+
+    Args:
+        energy: gives the energy of each row. It is called twice, on x and on the noise.
+        x: data, as many axes to a sample as the energy takes.
+        noise: samples of q, in any number. Not detached: what made them gets its gradient.
+        log_noise_x: log q of the rows of x, normalised.
+        log_noise_noise: log q of the rows of noise.
+        log_z: log of the model's normaliser, an estimate that is learnt like a parameter.
+        weights: of the rows of x, normalised over all ranks. None: equal. They leave nu as it is.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent. nu is that of all rows of all ranks.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters, log_z
+            among them: "mean" (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
+        Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
+        that holds all rows. Sent by each rank: two counts, then one sum of 6 float64 elements.
+        Nothing waits for the device. Autocast is off inside, for the energy too unless it enters
+        autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+
+    References:
+        Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with
+        Applications to Natural Image Statistics (JMLR 2012), of which this is the loss for any nu.
+        Code that classifies by -E - log Z alone, without log q and log nu, finds the density ratio
+        to the noise and takes it for the density.
+
+    Examples:
+        Noise of the model's own density cannot be told from data:
+
+        >>> import torch
+        >>> from termwise.energy import noise_contrastive_loss
+        >>> x, noise = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [2.0]])
+        >>> energy = lambda x: x[:, 0]
+        >>> terms = noise_contrastive_loss(
+        ...     energy, x, noise, log_noise_x=-x[:, 0] - 1, log_noise_noise=-noise[:, 0] - 1,
+        ...     log_z=torch.tensor(1.0),
+        ... )
+        >>> terms.metrics()
+        {'loss': 1.386..., 'data': 0.693..., 'noise': 0.693..., 'accuracy': 0.5, 'log_z': 1.0}
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        of_data = energies_of("noise_contrastive_loss", energy, x)
+        of_noise = energies_of("noise_contrastive_loss", energy, noise, "noise")
+        ratio = noise_ratio(of_data, of_noise, batch_group)
+        offset = lifted(log_z) + ratio.log().to(of_data.dtype)
+        data_logits = -of_data - lifted(log_noise_x) - offset
+        noise_logits = -of_noise - lifted(log_noise_noise) - offset
+        data, data_right, noise_term, noise_right = weighted_means(
+            ([F.softplus(-data_logits), share_right(data_logits)], weights),
+            ([F.softplus(noise_logits), share_right(-noise_logits)], None),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        ratio = ratio.to(data.dtype)
+        noise_term = ratio * noise_term
+        return NoiseContrastiveTerms(
+            loss=data + noise_term,
+            data=data,
+            noise=noise_term,
+            accuracy=(data_right + ratio * noise_right) / (1 + ratio),
+            log_z=lifted(log_z).detach().clone(),  # a view would follow the optimizer's next step
+        )
+
+
+def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | None) -> Tensor:
+    """Give nu, rows of noise for each row of data, over all ranks."""
+    # Filled on the device: a tensor made from a Python number is a copy that waits for it.
+    counts = torch.cat(
+        [
+            torch.full((1,), of.shape[0], dtype=accumulator(of), device=of.device)
+            for of in (of_noise, of_data)
+        ]
+    )
+    if batch_group is not None:
+        counts = _groups.all_reduce(counts, batch_group.group_name)
+    return counts[0] / counts[1]
+
+
+def share_right(margins: Tensor) -> Tensor:
+    """Give 1 for a decision that is right, 0.5 for a tie, 0 for a wrong one; detached."""
+    margins = margins.detach()
+    return torch.where(margins.isnan(), margins, (1 + margins.sign()) / 2)
+
+
+class NoiseContrastiveLoss(nn.Module):
+    """[`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss], energy and log Z held.
+
+    `log_z` is a parameter with no axes, or a buffer where it is not learnt. Give it to the
+    optimizer with the energy's parameters (`loss_fn.parameters()` has both), and under
+    DistributedDataParallel wrap this module, not the energy alone. FSDP's `fully_shard` takes no
+    parameter without axes: apply it to the energy, and reduce the gradient of `log_z` yourself.
+
+    Args:
+        energy: gives the energy of each row.
+        log_z: where the estimate of log Z starts.
+        learn_log_z: False keeps it there, for a model that is normalised already.
+        grad_reduction: how the trainer combines the ranks' gradients.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import NoiseContrastiveLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+        >>> loss_fn = NoiseContrastiveLoss(model)
+        >>> q = torch.distributions.Normal(torch.zeros(3), 1.0)
+        >>> x, noise = torch.ones(4, 3), torch.zeros(8, 3)
+        >>> log_noise = {"log_noise_x": q.log_prob(x).sum(1)}
+        >>> terms = loss_fn(x, noise, **log_noise, log_noise_noise=q.log_prob(noise).sum(1))
+        >>> terms.loss.backward()
+        >>> loss_fn.log_z.grad.shape
+        torch.Size([])
+    """
+
+    log_z: Tensor
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        log_z: float = 0.0,
+        learn_log_z: bool = True,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.learn_log_z = learn_log_z
+        self.grad_reduction: GradReduction = grad_reduction
+        if learn_log_z:
+            self.log_z = nn.Parameter(torch.tensor(float(log_z)))
+        else:
+            self.register_buffer("log_z", torch.tensor(float(log_z)))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        noise: Float[Tensor, "noise *event"],
+        *,
+        log_noise_x: Float[Tensor, " batch"],
+        log_noise_noise: Float[Tensor, " noise"],
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> NoiseContrastiveTerms:
+        """Compute the terms of the loss."""
+        return noise_contrastive_loss(
+            self.energy,
+            x,
+            noise,
+            log_noise_x=log_noise_x,
+            log_noise_noise=log_noise_noise,
+            log_z=self.log_z,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            noise: Float[Tensor, "noise *event"],
+            *,
+            log_noise_x: Float[Tensor, " batch"],
+            log_noise_noise: Float[Tensor, " noise"],
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> NoiseContrastiveTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"learn_log_z={self.learn_log_z}"

@@ -1,0 +1,189 @@
+"""Ranking noise-contrastive estimation: find the row of data among noises, without log Z."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._noise_contrastive import share_right
+from ._shared import Energy, energies_of, weighted_means
+
+
+@terms
+class RankingNoiseContrastiveTerms(Terms):
+    """Terms of [`ranking_noise_contrastive_loss`][termwise.energy.ranking_noise_contrastive_loss]."""  # noqa: E501
+
+    loss: Float[Tensor, ""]
+    """data + normalizer: -log of the probability given to the row of data; nats."""
+    data: Float[Tensor, ""]
+    """E(x) + log q(x), weighted mean over rows."""
+    normalizer: Float[Tensor, ""]
+    """Log of the sum of exp(-E - log q) over a row of data and its noises, weighted mean."""
+    accuracy: Float[Tensor, ""]
+    """Share of rows of data ranked above all their noises, a tie as half, weighted; detached."""
+    effective_candidates: Float[Tensor, ""]
+    """How many of the noises + 1 candidates have a say, 1 / sum of squared probabilities, weighted
+    mean over rows; detached. Near 1 the noise is too far from the model to teach it."""
+
+
+@contract
+def ranking_noise_contrastive_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    noise: Float[Tensor, "noises batch *event"],
+    *,
+    log_noise_x: Float[Tensor, " batch"],
+    log_noise_noise: Float[Tensor, "noises batch"],
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> RankingNoiseContrastiveTerms:
+    r"""Name the row of data among it and K noises, by softmax of the model's ratio to the noise.
+
+    $$s(u) = -E(u) - \log q(u), \qquad
+    \mathrm{loss} = -\sum_i w_i \log \frac{e^{s(x_i)}}{e^{s(x_i)} + \sum_{k=1}^{K} e^{s(y_{ki})}}$$
+
+    over the rows of data x, whose weights w sum to 1. A constant added to E, one for each row even,
+    changes nothing: log Z is neither needed nor learnt, and a conditional model may be left
+    unnormalised for each condition. The true density is stationary at any K; the loss is log(K + 1)
+    where the model is q.
+
+    Args:
+        energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
+            noises, so that what it closes over lines up with x every time.
+        x: data, as many axes to a sample as the energy takes.
+        noise: samples of q, K for each row of x; for a conditional q those of the row's condition.
+            Not detached: what made them gets its gradient.
+        log_noise_x: log q of the rows of x, up to a constant of the row.
+        log_noise_noise: log q of the noises, up to the same constant.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 6 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: no noise.
+
+    References:
+        Jozefowicz et al., Exploring the Limits of Language Modeling (2016),
+        https://arxiv.org/abs/1602.02410; Ma, Collins, Noise Contrastive Estimation and Negative
+        Sampling for Conditional Models (EMNLP 2018), https://arxiv.org/abs/1809.01812, who show it
+        consistent where classifying with one log Z for all conditions is not. InfoNCE is the same
+        with q left out, whose optimum is the ratio to q.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import ranking_noise_contrastive_loss
+        >>> x, noise = torch.zeros(4, 2), torch.randn(7, 4, 2)
+        >>> energy = lambda x: 0.5 * x.square().sum(1)
+        >>> q = torch.distributions.Normal(torch.zeros(2), 1.0)
+        >>> terms = ranking_noise_contrastive_loss(
+        ...     energy, x, noise,
+        ...     log_noise_x=q.log_prob(x).sum(-1), log_noise_noise=q.log_prob(noise).sum(-1),
+        ... )
+        >>> round(terms.loss.exp().item(), 3), round(terms.effective_candidates.item(), 3)
+        (8.0, 8.0)
+    """
+    if len(noise) == 0:
+        raise ValueError("ranking_noise_contrastive_loss needs at least 1 noise for each row")
+    with torch.autocast(x.device.type, enabled=False):
+        name = "ranking_noise_contrastive_loss"
+        of_data = -energies_of(name, energy, x) - lifted(log_noise_x)
+        of_noises = torch.stack(
+            [
+                -energies_of(name, energy, rows, "noise[k]") - lifted(log_density)
+                for rows, log_density in zip(noise, log_noise_noise, strict=True)
+            ]
+        )
+        scores = torch.cat([of_data[None], of_noises.to(of_data.dtype)])
+        probabilities = scores.detach().softmax(0)
+        data, normalizer, right, effective = weighted_means(
+            (
+                [
+                    -of_data,
+                    scores.logsumexp(0),
+                    share_right(of_data - of_noises.amax(0)),
+                    1 / probabilities.square().sum(0),
+                ],
+                weights,
+            ),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return RankingNoiseContrastiveTerms(
+            loss=data + normalizer,
+            data=data,
+            normalizer=normalizer,
+            accuracy=right,
+            effective_candidates=effective,
+        )
+
+
+class RankingNoiseContrastiveLoss(nn.Module):
+    """[`ranking_noise_contrastive_loss`][termwise.energy.ranking_noise_contrastive_loss] of an energy.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import RankingNoiseContrastiveLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+        >>> loss_fn = RankingNoiseContrastiveLoss(model)
+        >>> x, noise, same = torch.ones(4, 3), torch.rand(8, 4, 3), torch.zeros(8, 4)
+        >>> loss_fn(x, noise, log_noise_x=same[0], log_noise_noise=same).loss.backward()
+    """  # noqa: E501
+
+    @contract
+    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
+        super().__init__()
+        self.energy = energy
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        noise: Float[Tensor, "noises batch *event"],
+        *,
+        log_noise_x: Float[Tensor, " batch"],
+        log_noise_noise: Float[Tensor, "noises batch"],
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> RankingNoiseContrastiveTerms:
+        """Compute the terms of the loss."""
+        return ranking_noise_contrastive_loss(
+            self.energy,
+            x,
+            noise,
+            log_noise_x=log_noise_x,
+            log_noise_noise=log_noise_noise,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            noise: Float[Tensor, "noises batch *event"],
+            *,
+            log_noise_x: Float[Tensor, " batch"],
+            log_noise_noise: Float[Tensor, "noises batch"],
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> RankingNoiseContrastiveTerms:
+            """Compute the terms of the loss."""
+            ...
