@@ -1,6 +1,36 @@
 """Losses of energy-based models, p(x) proportional to exp(-E(x))."""
 
+from ._conditional_noise_contrastive import (
+    ConditionalNoiseContrastiveLoss as ConditionalNoiseContrastiveLoss,
+)
+from ._conditional_noise_contrastive import (
+    ConditionalNoiseContrastiveTerms as ConditionalNoiseContrastiveTerms,
+)
+from ._conditional_noise_contrastive import (
+    conditional_noise_contrastive_loss as conditional_noise_contrastive_loss,
+)
+from ._energy_discrepancy import EnergyDiscrepancyLoss as EnergyDiscrepancyLoss
+from ._energy_discrepancy import EnergyDiscrepancyTerms as EnergyDiscrepancyTerms
+from ._energy_discrepancy import energy_discrepancy_loss as energy_discrepancy_loss
+from ._energy_matching import EnergyMatchingLoss as EnergyMatchingLoss
+from ._energy_matching import EnergyMatchingTerms as EnergyMatchingTerms
+from ._energy_matching import energy_matching_loss as energy_matching_loss
+from ._equilibrium_matching import EquilibriumMatchingLoss as EquilibriumMatchingLoss
+from ._equilibrium_matching import EquilibriumMatchingTerms as EquilibriumMatchingTerms
+from ._equilibrium_matching import equilibrium_matching_loss as equilibrium_matching_loss
+from ._flow_matching import FlowMatchingLoss as FlowMatchingLoss
+from ._flow_matching import FlowMatchingTerms as FlowMatchingTerms
+from ._flow_matching import TimedEnergy as TimedEnergy
+from ._flow_matching import flow_matching_loss as flow_matching_loss
 from ._maximum_likelihood import MaximumLikelihoodLoss as MaximumLikelihoodLoss
 from ._maximum_likelihood import MaximumLikelihoodTerms as MaximumLikelihoodTerms
 from ._maximum_likelihood import maximum_likelihood_loss as maximum_likelihood_loss
+from ._noise_contrastive import NoiseContrastiveLoss as NoiseContrastiveLoss
+from ._noise_contrastive import NoiseContrastiveTerms as NoiseContrastiveTerms
+from ._noise_contrastive import noise_contrastive_loss as noise_contrastive_loss
+from ._ranking_noise_contrastive import RankingNoiseContrastiveLoss as RankingNoiseContrastiveLoss
+from ._ranking_noise_contrastive import RankingNoiseContrastiveTerms as RankingNoiseContrastiveTerms
+from ._ranking_noise_contrastive import (
+    ranking_noise_contrastive_loss as ranking_noise_contrastive_loss,
+)
 from ._shared import Energy as Energy

@@ -1,0 +1,212 @@
+"""Energy matching: one potential that carries noise to data, and whose equilibrium is the data."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._paths import straight_path, truncated_decay
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    energies_and_gradients,
+    energies_of,
+    per_row_sum,
+    refuse_batch_statistics,
+    weighted_means,
+)
+
+
+@terms
+class EnergyMatchingTerms(Terms):
+    """Terms of [`energy_matching_loss`][termwise.energy.energy_matching_loss]."""
+
+    loss: Float[Tensor, ""]
+    """flow + contrastive_weight * contrast."""
+    flow: Float[Tensor, ""]
+    """Faded square of (-gradient - path velocity), sum over the event and weighted mean over
+    rows."""
+    contrast: Float[Tensor, ""]
+    """Energy of the data less that of the negatives, means over rows; 0 without negatives."""
+
+
+@contract
+def energy_matching_loss(
+    energy: Energy,
+    x0: Float[Tensor, "batch *event"],
+    x1: Float[Tensor, "batch *event"],
+    time: Float[Tensor, " batch"],
+    negatives: Float[Tensor, "negatives *event"] | None = None,
+    *,
+    contrastive_weight: float = 1.0,
+    cutoff: float = 1.0,
+    weights: Float[Tensor, " batch"] | None = None,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> EnergyMatchingTerms:
+    r"""Match the flow far from data with an energy whose Boltzmann density matches it near them.
+
+    $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
+    \mathrm{flow} = \sum_i w_i\, g(t)\, \| -\nabla E(x_t) - (x_1 - x_0) \|^2, \quad
+    \mathrm{contrast} = \sum_i w_i E(x_1) - \frac{1}{m} \sum_j E(y_j)$$
+
+    over pairs of rows, whose weights w sum to 1, with g(t) = min(1, (1 - t) / (1 - a)), and m
+    negatives y of the density exp(-E / epsilon) at a temperature epsilon. The energy does not see
+    t. Train first without negatives: descending E then carries noise to data. Go on with them,
+    found by Langevin steps at that temperature from data or at the end of that way: the contrast's
+    gradient is epsilon times that of the negative log-likelihood, and 1 / epsilon of
+    `contrastive_weight` undoes it. The two terms share no exact optimum.
+
+    Args:
+        energy: gives the energy of each row. Called on x_t, and where there are negatives on x1
+            and on them.
+        x0: noise, paired with x1 by optimal transport over the batch in the paper.
+        x1: data.
+        time: t of each row, 0 at the noise and 1 at the data.
+        negatives: samples of exp(-E / epsilon), in any number. Detached. None: the flow alone.
+        contrastive_weight: of the contrast.
+        cutoff: a, from where the flow's share fades. 1: nowhere.
+        weights: of the rows, for both terms, normalised over all ranks. None: equal.
+        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row of any kind they are NaN.
+        Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
+        that holds all rows. Sent by each rank: one sum of 2 float64 elements, of 5 with negatives,
+        which all ranks have or none. Nothing waits for the device. Autocast is off inside, for the
+        energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: the energy does not depend on its input, has batch normalisation in training
+            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in
+            [0, 1].
+
+    References:
+        Balcerak et al., Energy Matching: Unifying Flow Matching and Energy-Based Models for
+        Generative Modeling (NeurIPS 2025), https://arxiv.org/abs/2504.10612. The authors' code
+        (https://github.com/m1balcerak/EnergyMatching) takes the mean over the event where this is
+        the sum, so that its lambda_cd is this weight over the number of elements. It also drops
+        the tenth of the negatives of highest energy and keeps lambda_cd times the contrast above
+        -0.02; neither is here, for both move the optimum. Its smoothing of x_t by noise is the same
+        noise added to x0 and x1.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import energy_matching_loss
+        >>> x0, x1, time = torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), torch.tensor([0.5, 0.5])
+        >>> energy_matching_loss(lambda x: -2 * x.sum(1), x0, x1, time, x0).metrics()
+        {'loss': -3.0, 'flow': 1.0, 'contrast': -4.0}
+    """
+    if not 0 <= cutoff <= 1:
+        raise ValueError(f"energy_matching_loss needs cutoff in [0, 1], got {cutoff}")
+    refuse_batch_statistics("energy_matching_loss", energy)
+    with torch.autocast(x1.device.type, enabled=False):
+        name = "energy_matching_loss"
+        x_t, target = straight_path(x0, x1, time)
+        energies, gradient = energies_and_gradients(name, energy, x_t, differentiation, "x_t")
+        residual = per_row_sum((-gradient - target).square())
+        residual = anchored(residual * truncated_decay(time, cutoff).to(residual.dtype), energies)
+        if negatives is None:
+            (flow,) = weighted_means(
+                ([residual], weights), batch_group=batch_group, grad_reduction=grad_reduction
+            )
+            contrast = torch.zeros_like(flow)
+        else:
+            flow, of_data, of_negatives = weighted_means(
+                ([residual, energies_of(name, energy, x1, "x1")], weights),
+                ([energies_of(name, energy, negatives.detach(), "negatives")], None),
+                batch_group=batch_group,
+                grad_reduction=grad_reduction,
+            )
+            contrast = of_data - of_negatives
+        return EnergyMatchingTerms(
+            loss=flow + contrastive_weight * contrast, flow=flow, contrast=contrast
+        )
+
+
+class EnergyMatchingLoss(nn.Module):
+    """[`energy_matching_loss`][termwise.energy.energy_matching_loss], its energy and numbers held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import EnergyMatchingLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(),
+        ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+        >>> loss_fn = EnergyMatchingLoss(model, contrastive_weight=0.1)
+        >>> x0, x1, time = torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)
+        >>> loss_fn(x0, x1, time).loss.backward()
+        >>> loss_fn(x0, x1, time, negatives=torch.rand(7, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        contrastive_weight: float = 1.0,
+        cutoff: float = 1.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.contrastive_weight = contrastive_weight
+        self.cutoff = cutoff
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x0: Float[Tensor, "batch *event"],
+        x1: Float[Tensor, "batch *event"],
+        time: Float[Tensor, " batch"],
+        negatives: Float[Tensor, "negatives *event"] | None = None,
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> EnergyMatchingTerms:
+        """Compute the terms of the loss."""
+        return energy_matching_loss(
+            self.energy,
+            x0,
+            x1,
+            time,
+            negatives,
+            contrastive_weight=self.contrastive_weight,
+            cutoff=self.cutoff,
+            weights=weights,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x0: Float[Tensor, "batch *event"],
+            x1: Float[Tensor, "batch *event"],
+            time: Float[Tensor, " batch"],
+            negatives: Float[Tensor, "negatives *event"] | None = None,
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> EnergyMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"contrastive_weight={self.contrastive_weight}, cutoff={self.cutoff}"

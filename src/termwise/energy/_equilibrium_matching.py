@@ -1,0 +1,194 @@
+"""Equilibrium matching: a gradient that leads from any noise level to data, and rests there."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._paths import for_rows, squares, straight_path, truncated_decay
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    energies_and_gradients,
+    refuse_batch_statistics,
+    weighted_means,
+)
+
+
+@terms
+class EquilibriumMatchingTerms(Terms):
+    """Terms of [`equilibrium_matching_loss`][termwise.energy.equilibrium_matching_loss]."""
+
+    loss: Float[Tensor, ""]
+    """gradient_square + cross + target_square."""
+    gradient_square: Float[Tensor, ""]
+    """|gradient of the energy|^2, sum over the event and weighted mean over rows."""
+    cross: Float[Tensor, ""]
+    """-2 gradient . target, sum over the event and weighted mean over rows; at the optimum
+    -2 gradient_square."""
+    target_square: Float[Tensor, ""]
+    """|target gradient|^2, sum over the event and weighted mean over rows."""
+
+
+@contract
+def equilibrium_matching_loss(
+    energy: Energy,
+    x0: Float[Tensor, "batch *event"],
+    x1: Float[Tensor, "batch *event"],
+    time: Float[Tensor, " batch"],
+    *,
+    cutoff: float = 0.8,
+    multiplier: float = 4.0,
+    weights: Float[Tensor, " batch"] | None = None,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> EquilibriumMatchingTerms:
+    r"""Make an energy's gradient point from data to noise, and fade to 0 at the data.
+
+    $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
+    c(t) = \lambda \min\Big(1, \frac{1 - t}{1 - a}\Big), \quad
+    \mathrm{loss} = \sum_i w_i \big\| \nabla E(x_t) - c(t)\, (x_0 - x_1) \big\|^2$$
+
+    over pairs of rows, whose weights w sum to 1. The energy does not see t: descending it from
+    noise, with any optimizer, leads to data. It is a landscape for sampling: exp(-E) is not the
+    density of the data. The square is not halved.
+
+    Args:
+        energy: gives the energy of each row of x_t. Called once.
+        x0: noise.
+        x1: data.
+        time: t of each row (the paper's gamma), 0 at the noise and 1 at the data.
+        cutoff: a, from where the gradient fades: 0.8 is the paper's best; 0 is its linear decay.
+        multiplier: lambda, the length of the gradient before that; the paper's best.
+        weights: of the rows, normalised over all ranks. None: equal.
+        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: the energy does not depend on its input, has batch normalisation in training
+            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in
+            [0, 1).
+
+    References:
+        Wang, Du, Equilibrium Matching: Generative Modeling with Implicit Energy-Based Models
+        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. We take the paper's
+        sign, as TorchEBM does: the gradient of E, which a sampler descends. The authors' code
+        (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and takes the
+        mean over the event where this is the sum. Their dispersive regularizer is left to the user.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import equilibrium_matching_loss
+        >>> x0, x1, time = torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), torch.tensor([0.5, 1.0])
+        >>> equilibrium_matching_loss(lambda x: -4 * x.sum(1), x0, x1, time).metrics()
+        {'loss': 8.0, 'gradient_square': 16.0, 'cross': -16.0, 'target_square': 8.0}
+    """
+    if not 0 <= cutoff < 1:
+        raise ValueError(f"equilibrium_matching_loss needs cutoff in [0, 1), got {cutoff}")
+    refuse_batch_statistics("equilibrium_matching_loss", energy)
+    with torch.autocast(x1.device.type, enabled=False):
+        x_t, velocity = straight_path(x0, x1, time)
+        energies, gradient = energies_and_gradients(
+            "equilibrium_matching_loss", energy, x_t, differentiation, "x_t"
+        )
+        lengths = multiplier * truncated_decay(time, cutoff)
+        residual, *parts = squares(gradient, -for_rows(lengths, velocity) * velocity)
+        loss, gradient_square, cross, target_square = weighted_means(
+            ([anchored(residual, energies), *parts], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return EquilibriumMatchingTerms(
+            loss=loss,
+            gradient_square=gradient_square,
+            cross=cross,
+            target_square=target_square,
+        )
+
+
+class EquilibriumMatchingLoss(nn.Module):
+    """[`equilibrium_matching_loss`][termwise.energy.equilibrium_matching_loss], energy and numbers held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import EquilibriumMatchingLoss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(),
+        ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+        >>> loss_fn = EquilibriumMatchingLoss(model, multiplier=1.0)
+        >>> loss_fn(torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)).loss.backward()
+    """  # noqa: E501
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        cutoff: float = 0.8,
+        multiplier: float = 4.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.cutoff = cutoff
+        self.multiplier = multiplier
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x0: Float[Tensor, "batch *event"],
+        x1: Float[Tensor, "batch *event"],
+        time: Float[Tensor, " batch"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> EquilibriumMatchingTerms:
+        """Compute the terms of the loss."""
+        return equilibrium_matching_loss(
+            self.energy,
+            x0,
+            x1,
+            time,
+            cutoff=self.cutoff,
+            multiplier=self.multiplier,
+            weights=weights,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x0: Float[Tensor, "batch *event"],
+            x1: Float[Tensor, "batch *event"],
+            time: Float[Tensor, " batch"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> EquilibriumMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"cutoff={self.cutoff}, multiplier={self.multiplier}"

@@ -1,0 +1,207 @@
+"""Flow matching by an energy: its descent is the velocity that carries noise to data."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._paths import squares, straight_path
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    energies_and_gradients,
+    refuse_batch_statistics,
+    uncompiled,
+    weighted_means,
+)
+
+TimedEnergy: TypeAlias = Callable[
+    [Float[Tensor, "batch *event"], Float[Tensor, " batch"]], Float[Tensor, " batch"]
+]
+"""Gives the energy of each row at its time."""
+
+
+@terms
+class FlowMatchingTerms(Terms):
+    """Terms of [`flow_matching_loss`][termwise.energy.flow_matching_loss]."""
+
+    loss: Float[Tensor, ""]
+    """velocity_square + cross + target_square."""
+    velocity_square: Float[Tensor, ""]
+    """|velocity of the energy|^2, sum over the event and weighted mean over rows."""
+    cross: Float[Tensor, ""]
+    """-2 velocity . target, sum over the event and weighted mean over rows; at the optimum
+    -2 velocity_square."""
+    target_square: Float[Tensor, ""]
+    """|velocity of the path|^2, sum over the event and weighted mean over rows."""
+
+
+@contract
+def flow_matching_loss(
+    energy: Energy,
+    x0: Float[Tensor, "batch *event"],
+    x1: Float[Tensor, "batch *event"],
+    time: Float[Tensor, " batch"],
+    *,
+    sigma_min: float = 0.0,
+    weights: Float[Tensor, " batch"] | None = None,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> FlowMatchingTerms:
+    r"""Make the descent of an energy the velocity of straight paths from noise to data.
+
+    $$x_t = (1 - (1 - \sigma)\, t)\, x_0 + t\, x_1, \qquad
+    \mathrm{loss} = \sum_i w_i \big\| -\nabla E(x_{t}) - (x_1 - (1 - \sigma)\, x_0) \big\|^2$$
+
+    over pairs of rows, whose weights w sum to 1. Its optimum is the mean velocity of the paths that
+    pass through a point at a time, or the gradient field nearest to it: for independent normal
+    noise the two are the same, for other pairs need not be. The square is not halved.
+
+    Args:
+        energy: gives the energy of each row of x_t. One that depends on time closes over it:
+            `lambda x: model(x, time)`. Called once.
+        x0: noise.
+        x1: data.
+        time: t of each row, 0 at the noise and 1 at the data.
+        sigma_min: sigma, the spread of a path's end around its row of data, for standard normal x0.
+        weights: of the rows, normalised over all ranks. None: equal.
+        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: the energy does not depend on its input, has batch normalisation in training
+            mode, or is under DistributedDataParallel(static_graph=True); or sigma_min is not in
+            [0, 1].
+
+    References:
+        Lipman et al., Flow Matching for Generative Modeling (ICLR 2023),
+        https://arxiv.org/abs/2210.02747, the optimal-transport path; Liu, Gong, Liu, Flow Straight
+        and Fast (ICLR 2023), https://arxiv.org/abs/2209.03003, which is sigma_min = 0. Code often
+        takes the mean over the event where the papers have this norm.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import flow_matching_loss
+        >>> x0, x1, time = torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), torch.tensor([0.5, 0.5])
+        >>> flow_matching_loss(lambda x: -2 * x.sum(1), x0, x1, time).metrics()
+        {'loss': 1.0, 'velocity_square': 4.0, 'cross': -8.0, 'target_square': 5.0}
+    """
+    if not 0 <= sigma_min <= 1:
+        raise ValueError(f"flow_matching_loss needs sigma_min in [0, 1], got {sigma_min}")
+    refuse_batch_statistics("flow_matching_loss", energy)
+    with torch.autocast(x1.device.type, enabled=False):
+        x_t, target = straight_path(x0, x1, time, sigma_min)
+        energies, gradient = energies_and_gradients(
+            "flow_matching_loss", energy, x_t, differentiation, "x_t"
+        )
+        residual, *parts = squares(-gradient, target)
+        loss, velocity_square, cross, target_square = weighted_means(
+            ([anchored(residual, energies), *parts], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return FlowMatchingTerms(
+            loss=loss,
+            velocity_square=velocity_square,
+            cross=cross,
+            target_square=target_square,
+        )
+
+
+class FlowMatchingLoss(nn.Module):
+    """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
+
+    Args:
+        energy: gives the energy of each row at its time, `energy(x, time)`.
+        sigma_min: the spread of a path's end around its row of data.
+        grad_reduction: how the trainer combines the ranks' gradients.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import FlowMatchingLoss
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.Sequential(
+        ...             torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)
+        ...         )
+        ...     def forward(self, x, time):
+        ...         return self.layers(torch.cat([x, time[:, None]], 1))[:, 0]
+        >>> loss_fn = FlowMatchingLoss(Model())
+        >>> loss_fn(torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: TimedEnergy,
+        *,
+        sigma_min: float = 0.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.sigma_min = sigma_min
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x0: Float[Tensor, "batch *event"],
+        x1: Float[Tensor, "batch *event"],
+        time: Float[Tensor, " batch"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> FlowMatchingTerms:
+        """Compute the terms of the loss."""
+        # What the function sees is a closure, which would hide that a model is compiled.
+        model = cast("TimedEnergy", uncompiled(cast("Energy", self.energy)))
+        return flow_matching_loss(
+            lambda x: model(x, time),
+            x0,
+            x1,
+            time,
+            sigma_min=self.sigma_min,
+            weights=weights,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x0: Float[Tensor, "batch *event"],
+            x1: Float[Tensor, "batch *event"],
+            time: Float[Tensor, " batch"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> FlowMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"sigma_min={self.sigma_min}"
