@@ -60,6 +60,8 @@ class Case:
     """What else a call needs, of the function and the module alike."""
     order: tuple[int, ...] | None = None
     """Where the module takes its tensors in another order than the function."""
+    first: tuple[Any, ...] = ()
+    """What the function takes before its tensors, and the module holds: an energy."""
 
     def tensors(self, rows: int = 7, seed: int = 0) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -70,6 +72,9 @@ class Case:
         masks = {name: torch.arange(rows) % 3 != 1 for name in self.masks}
         drawn = {name: draw(shape, rows, generator) for name, shape in self.named.items()}
         return {**drawn, **masks, **self.fixed}
+
+    def call_function(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
+        return self.function(*self.first, *inputs, **self.options, **extra)
 
     def call_module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
         return self.call(self.module, *inputs, **extra)
@@ -184,20 +189,19 @@ def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
 
 @pytest.mark.parametrize("form", ["function", "module"])
 def test_compiled_is_eager_whole(case, form):
-    eager = case.function if form == "function" else case.call_module
-    options = case.options if form == "function" else {}
+    eager = case.call_function if form == "function" else case.call_module
     compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
     for rows in (7, 9, 4):  # the second recompiles with a dynamic batch
         inputs = [x.requires_grad_() for x in case.tensors(rows)]
-        ours = compiled(*inputs, **options, **case.extra(rows))
-        theirs = eager(*inputs, **options, **case.extra(rows))
+        ours = compiled(*inputs, **case.extra(rows))
+        theirs = eager(*inputs, **case.extra(rows))
         assert_same(ours, theirs)
         torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
 
 
 @pytest.mark.parametrize("form", ["function", "module"])
 def test_compiled_refuses_a_wrong_shape(case, form):
-    eager = case.function if form == "function" else case.call_module
+    eager = case.call_function if form == "function" else case.call_module
     compiled = torch.compile(eager, fullgraph=True, backend="eager")
     first, *others = case.tensors()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*ax[ie]s, not"):
@@ -217,7 +221,7 @@ def test_compiled_refuses_what_would_broadcast():
 def test_the_module_is_the_function(case, form):
     inputs = case.tensors()
     ours = case.call_module(*inputs, **case.extra())
-    assert_same(ours, case.function(*inputs, **case.options, **case.extra()))
+    assert_same(ours, case.call_function(*inputs, **case.extra()))
 
 
 def test_vmap_is_a_loop(case):
@@ -227,7 +231,7 @@ def test_vmap_is_a_loop(case):
     masks = case.extra()
 
     def loss(*inputs):
-        return case.function(*inputs, **case.options, **masks)
+        return case.call_function(*inputs, **masks)
 
     ours = torch.vmap(loss)(*batches)
     last = torch.vmap(loss, in_dims=-1)(*[x.movedim(0, -1) for x in batches])
@@ -245,7 +249,7 @@ def test_vmap_and_grad_in_either_order(case):
     extra = case.extra()
 
     def loss(*inputs):
-        return case.function(*inputs, **case.options, **extra).loss
+        return case.call_function(*inputs, **extra).loss
 
     inside = torch.vmap(torch.func.grad(loss))(batch, *others)
     outside = torch.func.grad(lambda *xs: torch.vmap(loss)(*xs).sum())(batch, *others)
@@ -258,7 +262,7 @@ def test_vmap_and_grad_in_either_order(case):
 
 def test_batched_gradients_through_a_retained_graph(case):
     inputs = [x.requires_grad_() for x in case.tensors()]
-    terms = case.function(*inputs, **case.options, **case.extra())
+    terms = case.call_function(*inputs, **case.extra())
     weights = torch.tensor([1.0, -2.0, 0.5])
     (batched,) = torch.autograd.grad(
         terms.loss, inputs[:1], weights, is_grads_batched=True, retain_graph=True
@@ -271,13 +275,13 @@ def test_grad_has_aux(case):
     inputs = case.tensors()
 
     def loss(*inputs):
-        terms = case.function(*inputs, **case.options, **case.extra())
+        terms = case.call_function(*inputs, **case.extra())
         return terms.loss, terms
 
     gradient, terms = torch.func.grad(loss, has_aux=True)(*inputs)
     assert isinstance(terms, tw.Terms)
     inputs = [x.requires_grad_() for x in inputs]
-    expected = case.function(*inputs, **case.options, **case.extra())
+    expected = case.call_function(*inputs, **case.extra())
     assert_same(terms, expected)
     torch.testing.assert_close(gradient, gradients(expected, inputs)[0])
 
@@ -350,16 +354,16 @@ def test_nothing_waits_for_the_device(case):
             name: mode.from_tensor(value) if isinstance(value, Tensor) else value
             for name, value in case.extra().items()
         }
-        terms = case.function(*inputs, **case.options, **extra)
+        terms = case.call_function(*inputs, **extra)
         assert [g.shape for g in gradients(terms, inputs)] == [x.shape for x in inputs]
 
 
 def test_autocast_changes_nothing(case):
     inputs = [x.requires_grad_() for x in case.tensors()]
-    plain = case.function(*inputs, **case.options, **case.extra())
+    plain = case.call_function(*inputs, **case.extra())
     expected = gradients(plain, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = case.function(*inputs, **case.options, **case.extra())
+        cast = case.call_function(*inputs, **case.extra())
         ours = gradients(cast, inputs)
     assert_same(cast, plain)
     torch.testing.assert_close(ours, expected)
@@ -368,11 +372,11 @@ def test_autocast_changes_nothing(case):
 def test_no_grad_gives_the_same_terms(case):
     inputs = [x.requires_grad_() for x in case.tensors()]
     with torch.no_grad():
-        quiet = case.function(*inputs, **case.options, **case.extra())
+        quiet = case.call_function(*inputs, **case.extra())
     assert not quiet.loss.requires_grad
-    assert_same(quiet, case.function(*inputs, **case.options, **case.extra()).detach())
+    assert_same(quiet, case.call_function(*inputs, **case.extra()).detach())
     with torch.inference_mode():
-        assert_same(quiet, case.function(*inputs, **case.options, **case.extra()))
+        assert_same(quiet, case.call_function(*inputs, **case.extra()))
 
 
 @tw.terms
