@@ -1,0 +1,64 @@
+"""Energy-based losses over ranks with different and uneven rows are one process's."""
+
+import energy_cases
+import pytest
+import torch
+
+SIZES = ([11, 5], [13, 7, 4], [4, 0])
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+FIRST_ORDER = (
+    "maximum likelihood",
+    "noise contrastive",
+    "ranking noise contrastive",
+    "conditional noise contrastive",
+    "energy discrepancy",
+)
+BY_X = (
+    "energy matching",
+    "equilibrium matching",
+    "flow matching",
+)
+"""Those that differentiate the energy by its input."""
+
+
+def rows(sizes, columns=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(n, columns, generator=generator, dtype=torch.float64) * (rank + 0.5) + rank
+        for rank, n in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("name", [*FIRST_ORDER, *BY_X])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("how", "weighted"), [("mean", True), ("sum", True), ("mean", False)])
+def test_terms_and_gradients(ranks, name, how, weighted, sizes):
+    shards, world = rows(sizes), len(sizes)
+    weights = [part.square().sum(1) if weighted else None for part in shards]
+    together = torch.cat(weights) if weighted else None
+    expected, gradients = energy_cases.energy_loss(None, torch.cat(shards), together, name, how)
+    results = ranks(energy_cases.energy_loss, shards, weights, [name] * world, [how] * world)
+    for terms, _ in results:
+        torch.testing.assert_close(terms, expected, **EXACT)
+    divisor = world if how == "mean" else 1
+    for key, whole in gradients.items():
+        combined = sum(part[key] for _, part in results) / divisor
+        torch.testing.assert_close(combined, whole, rtol=1e-11, atol=1e-11, msg=key)
+
+
+@pytest.mark.parametrize("name", [FIRST_ORDER[1], *BY_X])
+@pytest.mark.parametrize(
+    "trainer", [energy_cases.energy_ddp, energy_cases.energy_fsdp], ids=["ddp", "fsdp2"]
+)
+def test_under_a_trainer(ranks, trainer, name):
+    shards = rows([11, 5])
+    expected, gradients = energy_cases.energy_loss(None, torch.cat(shards), None, name, "mean")
+    for terms, reduced in ranks(trainer, shards, [name] * 2):
+        torch.testing.assert_close(terms, expected, **EXACT)
+        torch.testing.assert_close(reduced, gradients, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", BY_X)
+def test_ddp_with_a_static_graph_is_refused_where_its_gradients_would_be_wrong(ranks, name):
+    for said in ranks(energy_cases.energy_ddp_static_graph, rows([11, 5]), [name] * 2):
+        assert "DistributedDataParallel(static_graph=True) takes for the backward pass" in said
