@@ -118,8 +118,8 @@ def conditional_noise_contrastive_loss(
         return ConditionalNoiseContrastiveTerms(
             loss=2 * classification,
             classification=classification,
-            accuracy=right,
-            log_odds=mean_log_odds,
+            accuracy=right.detach(),
+            log_odds=mean_log_odds.detach(),
         )
 
 

@@ -140,7 +140,10 @@ def energy_discrepancy_loss(
             grad_reduction=grad_reduction,
         )
         return EnergyDiscrepancyTerms(
-            loss=loss, gap=gap, stabilization=stabilization, effective_copies=effective
+            loss=loss,
+            gap=gap.detach(),
+            stabilization=stabilization.detach(),
+            effective_copies=effective.detach(),
         )
 
 

@@ -119,7 +119,7 @@ def noise_contrastive_loss(
             loss=data + noise_term,
             data=data,
             noise=noise_term,
-            accuracy=(data_right + ratio * noise_right) / (1 + ratio),
+            accuracy=((data_right + ratio * noise_right) / (1 + ratio)).detach(),
             log_z=lifted(log_z).detach().clone(),  # a view would follow the optimizer's next step
         )
 

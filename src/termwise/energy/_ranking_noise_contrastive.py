@@ -128,8 +128,8 @@ def ranking_noise_contrastive_loss(
             loss=data + normalizer,
             data=data,
             normalizer=normalizer,
-            accuracy=right,
-            effective_candidates=effective,
+            accuracy=right.detach(),
+            effective_candidates=effective.detach(),
         )
 
 
