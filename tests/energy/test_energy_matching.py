@@ -1,0 +1,179 @@
+"""Energy matching: closed forms of both terms, oracle, the phase without negatives, refusals."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import termwise as tw
+from termwise.energy import EnergyMatchingLoss, energy_matching_loss, flow_matching_loss
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sigma_points(mean: Tensor, covariance: Tensor) -> Tensor:
+    steps = len(mean) ** 0.5 * torch.linalg.cholesky(covariance).T
+    return torch.cat([mean + steps, mean - steps])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_contrast_follows_the_log_likelihood_at_a_temperature(make_gaussian, temperature):
+    """exp(-E / epsilon) has covariance epsilon / P: the contrast is tr(PM) / 2 - epsilon d / 2."""
+    problem = make_gaussian(3, 1)
+    precision = (problem.precision + problem.precision.T) / 2
+    negatives = sigma_points(problem.mean, temperature * torch.linalg.inv(precision))
+    terms = energy_matching_loss(
+        problem.energy,
+        normal(6, 3),
+        problem.x,
+        torch.zeros(6).double(),
+        negatives,
+        contrastive_weight=1 / temperature,
+    )
+    likelihood = 0.5 * (precision @ problem.moment).trace() / temperature - 0.5 * torch.logdet(
+        precision
+    )
+    exact = 0.5 * (precision @ problem.moment).trace() - 0.5 * temperature * 3
+    torch.testing.assert_close(terms.contrast, exact, **EXACT)
+    torch.testing.assert_close(
+        torch.autograd.grad((terms.loss - terms.flow), problem.leaves, retain_graph=True),
+        torch.autograd.grad(likelihood, problem.leaves),
+        rtol=1e-11,
+        atol=1e-11,
+    )
+
+
+def test_without_fading_the_flow_is_flow_matching():
+    model = network().double()
+    tensors = normal(5, 3), normal(5, 3, seed=1), torch.linspace(0, 1, 5).double()
+    terms = energy_matching_loss(model, *tensors)
+    torch.testing.assert_close(terms.flow, flow_matching_loss(model, *tensors).loss, **EXACT)
+    assert terms.contrast.item() == 0
+    torch.testing.assert_close(terms.loss, terms.flow, rtol=0, atol=0)
+
+
+def test_straight_transport_by_a_linear_energy_is_exact():
+    x0, shift = normal(5, 3), normal(3, seed=1)
+    terms = energy_matching_loss(
+        lambda x: -(x * shift).sum(1), x0, x0 + shift, torch.linspace(0, 1, 5).double()
+    )
+    assert terms.loss.item() < 1e-28
+
+
+def test_noise_added_to_both_ends_is_noise_added_on_the_way():
+    """What the docstring says of the authors' smoothing."""
+    seen = []
+
+    def energy(x):
+        seen.append(x)
+        return x.square().sum(1)
+
+    x0, x1, noise = normal(5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2)
+    time = torch.linspace(0, 1, 5).double()
+    energy_matching_loss(energy, x0 + noise, x1 + noise, time)
+    path = (1 - time)[:, None] * x0 + time[:, None] * x1
+    torch.testing.assert_close(seen[0], path + noise)
+
+
+def network(d: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(d, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0))
+
+
+@given(
+    batch=st.integers(1, 5),
+    m=st.integers(1, 4),
+    cutoff=st.sampled_from([0.0, 0.5, 1.0]),
+    contrastive_weight=st.sampled_from([0.0, 0.3, 2.0]),
+    differentiation=st.sampled_from(["autograd", "func"]),
+    seed=st.integers(0, 99),
+)
+def test_terms_and_gradients_are_those_of_the_formula(
+    batch, m, cutoff, contrastive_weight, differentiation, seed
+):
+    model = network().double()
+    x0, x1 = normal(batch, 3, seed=seed), normal(batch, 3, seed=seed + 1)
+    time = torch.sigmoid(2 * normal(batch, seed=seed + 2))
+    negatives = normal(m, 3, seed=seed + 4).requires_grad_()
+    weights = normal(batch, seed=seed + 3).abs().add(0.1)
+    terms = energy_matching_loss(
+        model,
+        x0,
+        x1,
+        time,
+        negatives,
+        cutoff=cutoff,
+        contrastive_weight=contrastive_weight,
+        weights=weights,
+        differentiation=differentiation,
+    )
+    x = ((1 - time)[:, None] * x0 + time[:, None] * x1).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    fading = [1 if t < cutoff else (1 - t) / (1 - cutoff) for t in time.tolist()]
+    w = weights / weights.sum()
+    square = (-gradient - (x1 - x0)).square().sum(1)
+    expected = {
+        "flow": (w * torch.tensor(fading, dtype=torch.float64) * square).sum(),
+        "contrast": (w * model(x1)).sum() - model(negatives).mean(),
+    }
+    expected["loss"] = expected["flow"] + contrastive_weight * expected["contrast"]
+    options = {"retain_graph": True, "materialize_grads": True}
+    for name, value in terms.items():
+        torch.testing.assert_close(value, expected[name], **EXACT)
+        torch.testing.assert_close(
+            torch.autograd.grad(value, list(model.parameters()), **options),
+            torch.autograd.grad(expected[name], list(model.parameters()), **options),
+            **EXACT,
+        )
+    assert torch.autograd.grad(terms.loss, negatives, allow_unused=True) == (None,)
+
+
+def test_module_is_the_function_in_every_dtype_and_mode():
+    loss_fn = EnergyMatchingLoss(network(4), cutoff=0.5, contrastive_weight=0.2)
+    assert "contrastive_weight=0.2, cutoff=0.5" in repr(loss_fn)
+    tensors = normal(5, 2, 2).float(), normal(5, 2, 2, seed=1).float(), torch.linspace(0, 1, 5)
+    negatives = normal(3, 2, 2, seed=2).float()
+    loss_fn(*tensors).loss.backward()
+    assert all(p.grad is not None for p in loss_fn.parameters())  # that of the last bias is 0
+    terms = loss_fn(*tensors, negatives)
+    terms.loss.backward()
+    options = {"cutoff": 0.5, "contrastive_weight": 0.2}
+    function = energy_matching_loss(loss_fn.energy, *tensors, negatives, **options)
+    assert terms.metrics() == function.metrics()
+    assert copy.deepcopy(loss_fn)(*tensors, negatives).metrics() == function.metrics()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss_fn(*tensors, negatives).metrics() == function.metrics()
+    with torch.inference_mode():
+        assert loss_fn(*tensors, negatives).metrics() == pytest.approx(function.metrics(), rel=1e-6)
+    half = loss_fn.bfloat16()(*[tensor.bfloat16() for tensor in (*tensors, negatives)])
+    assert {value.dtype for _, value in half.items()} == {torch.float32}
+    assert half.metrics() == pytest.approx(function.metrics(), rel=0.05, abs=0.05)
+
+
+def test_compiled_and_vmapped():
+    loss_fn = EnergyMatchingLoss(network(4), cutoff=0.5)
+    tensors = normal(5, 4).float(), normal(5, 4, seed=1).float(), torch.linspace(0, 1, 5)
+    negatives = normal(3, 4, seed=2).float()
+    eager = loss_fn(*tensors, negatives)
+    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")(*tensors, negatives)
+    assert compiled.metrics() == pytest.approx(eager.metrics(), rel=1e-5)
+    stacked = [torch.stack([tensor, tensor]) for tensor in (*tensors, negatives)]
+    many = torch.vmap(loss_fn)(*stacked)
+    assert many.loss[1].item() == pytest.approx(eager.loss.item(), rel=1e-5)
+
+
+def test_refusals():
+    x0, x1, time = normal(5, 3), normal(5, 3, seed=1), torch.rand(5)
+    for cutoff in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"needs cutoff in \[0, 1\], got {cutoff}"):
+            energy_matching_loss(lambda x: x.sum(1), x0, x1, time, cutoff=cutoff)
+    with pytest.raises(tw.ContractError, match="negatives needs"):
+        energy_matching_loss(lambda x: x.sum(1), x0, x1, time, x1[:, :2])
+    with pytest.raises(ValueError, match="needs energies of each row alone, got BatchNorm1d"):
+        energy_matching_loss(nn.Sequential(nn.BatchNorm1d(3)), x0, x1, time)
