@@ -83,11 +83,11 @@ def energies_and_gradients(
 
 
 def differentiation_of(differentiation: Differentiation, energy: Energy) -> str:
-    """Choose: Dynamo traces torch.func alone, and inside its transforms nothing else works."""
+    """Choose: Dynamo traces torch.func alone, its transforms nest in it alone, export neither."""
     if differentiation != "auto":
         return differentiation
     transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
-    return "func" if torch.compiler.is_compiling() or transformed else "autograd"
+    return "func" if torch.compiler.is_dynamo_compiling() or transformed else "autograd"
 
 
 def uncompiled(energy: Energy) -> Energy:
