@@ -1,0 +1,86 @@
+"""What holds for every loss, of the energy family."""
+
+import torch
+from every_loss import *  # noqa: F403
+from losses import PAIR, Case
+from torch import Tensor
+
+import termwise as tw
+from termwise import energy
+
+
+def bowl(x: Tensor) -> Tensor:
+    """An energy that is not quadratic and couples the elements of a row; it pickles by its name."""
+    squares = torch.bmm(x[:, None], x.roll(1, 1)[:, :, None]).flatten()
+    return squares + (x.pow(4) / 4 - x.sin()).sum(1)
+
+
+def timed_bowl(x: Tensor, time: Tensor) -> Tensor:
+    """What the module of a loss with times holds, where the function takes a closure."""
+    return bowl(x)
+
+
+FAMILY = tw.energy
+THREE = ("rows columns", "rows columns", "rows")
+NOISES = ("rows columns", "noises rows columns")
+CASES = {
+    "maximum likelihood": Case(
+        energy.maximum_likelihood_loss,
+        energy.MaximumLikelihoodLoss(bowl, negative_weight=0.7),
+        {"negative_weight": 0.7},
+        PAIR,
+        named={"weights": "rows"},
+        first=(bowl,),
+    ),
+    "noise contrastive": Case(
+        energy.noise_contrastive_loss,
+        energy.NoiseContrastiveLoss(bowl, log_z=0.0),
+        {"log_z": torch.zeros(())},
+        PAIR,
+        named={"log_noise_x": "rows", "log_noise_noise": "rows"},
+        first=(bowl,),
+    ),
+    "ranking noise contrastive": Case(
+        energy.ranking_noise_contrastive_loss,
+        energy.RankingNoiseContrastiveLoss(bowl),
+        {},
+        NOISES,
+        named={"log_noise_x": "rows", "log_noise_noise": "noises rows"},
+        first=(bowl,),
+    ),
+    "conditional noise contrastive": Case(
+        energy.conditional_noise_contrastive_loss,
+        energy.ConditionalNoiseContrastiveLoss(bowl),
+        {},
+        NOISES,
+        first=(bowl,),
+    ),
+    "energy discrepancy": Case(
+        energy.energy_discrepancy_loss,
+        energy.EnergyDiscrepancyLoss(bowl, t=0.3, copies=1),
+        {"t": 0.3, "copies": 1},
+        named={"noise": "noises rows columns"},
+        first=(bowl,),
+    ),
+    "energy matching": Case(
+        energy.energy_matching_loss,
+        energy.EnergyMatchingLoss(bowl, contrastive_weight=0.3),
+        {"contrastive_weight": 0.3},
+        (*THREE, "rows columns"),
+        first=(bowl,),
+    ),
+    "equilibrium matching": Case(
+        energy.equilibrium_matching_loss,
+        energy.EquilibriumMatchingLoss(bowl, multiplier=2.0),
+        {"multiplier": 2.0},
+        THREE,
+        first=(bowl,),
+    ),
+    "flow matching": Case(
+        energy.flow_matching_loss,
+        energy.FlowMatchingLoss(timed_bowl, sigma_min=0.1),
+        {"sigma_min": 0.1},
+        THREE,
+        first=(bowl,),
+    ),
+}
