@@ -1,0 +1,315 @@
+"""Denoising score matching: the gradient of the energy of noisy data points at the noise."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract, show
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    displaced,
+    energies_and_gradients,
+    normal_like,
+    per_row_sum,
+    refuse_batch_statistics,
+    weighted_means,
+)
+
+Weighting = Literal["none", "sigma2"]
+
+
+@terms
+class DenoisingScoreMatchingTerms(Terms):
+    """Terms of [`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss].
+
+    Every mean is over rows with their weights and over levels with theirs, which `weighting` sets.
+    """
+
+    loss: Float[Tensor, ""]
+    """0.5 * score_square - cross + 0.5 * noise_square, which is the mean of per_sigma."""
+    score_square: Float[Tensor, ""]
+    """|grad E(x + sigma n)|^2, sum over the event, mean."""
+    cross: Float[Tensor, ""]
+    """grad E(x + sigma n) . n / sigma, sum over the event, mean."""
+    noise_square: Float[Tensor, ""]
+    """|n|^2 / sigma^2, sum over the event, mean; no gradient to the energy. Antithetic: 0."""
+    per_sigma: Float[Tensor, " levels"]
+    """The loss of each level of noise, its weight in it. One level where each row has a sigma."""
+
+
+@contract
+def denoising_score_matching_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    sigma: float | Float[Tensor, " batch"] | Sequence[float],
+    weighting: Weighting | Float[Tensor, " n"] = "none",
+    antithetic: bool = False,
+    noise: Float[Tensor, "..."] | None = None,
+    generator: torch.Generator | None = None,
+    weights: Float[Tensor, " batch"] | None = None,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> DenoisingScoreMatchingTerms:
+    r"""Make the gradient of the energy at a noisy point the noise that it has, over sigma.
+
+    $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \Big\|
+    \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \Big\|^2$$
+
+    over the rows of data x, whose weights w sum to 1, and L levels of noise; n is standard normal.
+    Its minimum is the density of the data blurred by a normal of standard deviation sigma, not that
+    of the data. With several levels an energy that does not know the level fits none of them alone.
+
+    With `antithetic` each row is moved by n and by -n, and the part that no energy changes is left
+    out:
+
+    $$\frac{1}{2} \cdot \frac{\|\nabla E(x + \sigma n)\|^2 + \|\nabla E(x - \sigma n)\|^2}{2} -
+    \frac{(\nabla E(x + \sigma n) - \nabla E(x - \sigma n)) \cdot n}{2 \sigma}$$
+
+    In expectation this is the plain loss of a level less d / (2 sigma^2), so its gradient is the
+    same. As sigma falls the variance of the plain one grows with 1 / sigma^2, while that of this
+    one stays finite: its limit is sliced score matching.
+
+    Args:
+        energy: gives the energy of each row. It is differentiated L times, 2 L with `antithetic`,
+            each time on as many rows as x, in the order of x. One that depends on the level of each
+            row closes over it.
+        x: data, as many axes to a sample as the energy takes.
+        sigma: standard deviation of the noise: one, or one of each row (a tensor, of which the
+            values are not looked at), or a sequence of levels that every row is taken at.
+        weighting: lambda, "none" (1) or "sigma2" (sigma squared, which makes levels alike in size),
+            or a tensor: of each level, or of each row where sigma is.
+        antithetic: take each noise with its negative.
+        noise: n, standard normal, in the shape of x; "levels batch *event" where sigma is a
+            sequence. None: drawn.
+        generator: what draws it. None: the default generator of x's device.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 4 L + 1 float64 elements. Nothing waits for the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: a sigma that is a number is not positive, there is no level, the noise or the
+            weighting is not in the shape that sigma asks; or the energy does not depend on its
+            input, has batch normalisation in training mode, or is under
+            DistributedDataParallel(static_graph=True).
+
+    References:
+        Vincent, A Connection Between Score Matching and Denoising Autoencoders (Neural Computation
+        2011); Song, Ermon, Generative Modeling by Estimating Gradients of the Data Distribution
+        (NeurIPS 2019), https://arxiv.org/abs/1907.05600, which weighs levels by sigma2. The score
+        of the model is -grad E: code that adds n / sigma to grad E learns the negated energy.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import denoising_score_matching_loss
+        >>> x, n = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [-2.0]])
+        >>> energy = lambda x: x.square().sum(1)
+        >>> denoising_score_matching_loss(energy, x, sigma=0.5, noise=n).metrics()
+        {'loss': 16.0, 'score_square': 16.0, 'cross': 0.0, 'noise_square': 16.0,
+        'per_sigma[0]': 16.0}
+    """
+    refuse_batch_statistics("denoising_score_matching_loss", energy)
+    levels = _levels(x, sigma, noise, weighting)
+    with torch.autocast(x.device.type, enabled=False):
+        several = isinstance(sigma, Sequence)
+        if noise is None:
+            noise = normal_like(x, generator, len(levels) if several else None)
+        rows_by_level = [
+            _of_level(energy, x, level, of_level, antithetic, differentiation)
+            for level, of_level in zip(levels, noise if several else [noise], strict=True)
+        ]
+        factors = _factors(levels, weighting)
+        parts = [
+            torch.stack([factor * rows for factor, rows in zip(factors, part, strict=True)], 1)
+            for part in zip(*rows_by_level, strict=True)
+        ]
+        per_sigma, score_square, cross, noise_square = weighted_means(
+            (parts, weights), batch_group=batch_group, grad_reduction=grad_reduction
+        )
+        return DenoisingScoreMatchingTerms(
+            loss=per_sigma.mean(),
+            score_square=score_square.mean(),
+            cross=cross.mean(),
+            noise_square=noise_square.mean(),
+            per_sigma=per_sigma,
+        )
+
+
+def _levels(
+    x: Tensor,
+    sigma: float | Tensor | Sequence[float],
+    noise: Tensor | None,
+    weighting: str | Tensor,
+) -> Sequence[float] | Sequence[Tensor]:
+    """Give sigma as one for each level, and see that what comes with it has its shape."""
+    if isinstance(sigma, Tensor):
+        levels, factors = [lifted(sigma)], x.shape[0]
+    else:
+        levels = [float(level) for level in (sigma if isinstance(sigma, Sequence) else [sigma])]
+        factors = len(levels)
+        if not levels:
+            raise ValueError("denoising_score_matching_loss needs a level of noise, got none")
+        for level in levels:
+            if not 0 < level < math.inf:
+                raise ValueError(
+                    f"denoising_score_matching_loss needs a positive finite sigma, got {level}"
+                )
+    shape = (len(levels), *x.shape) if isinstance(sigma, Sequence) else tuple(x.shape)
+    if noise is not None and noise.shape != shape:
+        raise ValueError(
+            f"denoising_score_matching_loss needs noise of shape {list(shape)}, got {show(noise)}"
+        )
+    if isinstance(weighting, Tensor) and weighting.shape != (factors,):
+        raise ValueError(
+            f"denoising_score_matching_loss needs a weighting of shape {[factors]}, one of each "
+            f"{'row' if isinstance(sigma, Tensor) else 'level'}, got {show(weighting)}"
+        )
+    return levels
+
+
+def _factors(levels: Sequence[float | Tensor], weighting: str | Tensor) -> Sequence[float | Tensor]:
+    """Give lambda of each level; of each row, where the one level is the rows' own."""
+    if isinstance(weighting, Tensor):
+        of_rows = isinstance(levels[0], Tensor)
+        return [lifted(weighting)] if of_rows else lifted(weighting).unbind()
+    return [level**2 for level in levels] if weighting == "sigma2" else [1.0] * len(levels)
+
+
+def _of_level(
+    energy: Energy,
+    x: Tensor,
+    sigma: float | Tensor,
+    noise: Tensor,
+    antithetic: bool,
+    differentiation: Differentiation,
+) -> list[Tensor]:
+    """Give of each row the loss, and its parts score_square, cross and noise_square."""
+    noise = lifted(noise)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(noise.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def moved(displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        point, made = displaced(x, displacement)
+        return made, *energies_and_gradients(
+            "denoising_score_matching_loss", energy, point, differentiation, "x + sigma * noise"
+        )
+
+    made, energies, score = moved(sigma * noise)
+    if not antithetic:
+        target = made / sigma**2
+        return [
+            anchored(0.5 * per_row_sum((score - target).square()), energies),
+            per_row_sum(score.square()),
+            per_row_sum(score * target),
+            per_row_sum(target.square()),
+        ]
+    made_back, _, score_back = moved(-sigma * noise)
+    # In half precision the two steps are not opposite: what lies between the points counts.
+    target = (made - made_back) / (2 * sigma**2)
+    square = 0.5 * (per_row_sum(score.square()) + per_row_sum(score_back.square()))
+    cross = 0.5 * per_row_sum((score - score_back) * target)
+    return [anchored(0.5 * square - cross, energies), square, cross, torch.zeros_like(cross)]
+
+
+class DenoisingScoreMatchingLoss(nn.Module):
+    """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss], held.
+
+    Args:
+        energy: gives the energy of each row.
+        sigma: standard deviation of the noise, or several levels.
+        weighting: of the levels.
+        antithetic: take each noise with its negative.
+        grad_reduction: how the trainer combines the ranks' gradients.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import DenoisingScoreMatchingLoss
+        >>> layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Flatten(0))
+        >>> loss_fn = DenoisingScoreMatchingLoss(model, sigma=[0.1, 0.5], weighting="sigma2")
+        >>> loss_fn(torch.ones(5, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        sigma: float | Sequence[float],
+        weighting: Weighting = "none",
+        antithetic: bool = False,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.sigma = sigma
+        self.weighting: Weighting = weighting
+        self.antithetic = antithetic
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        sigma: Float[Tensor, " batch"] | None = None,
+        noise: Float[Tensor, "..."] | None = None,
+        generator: torch.Generator | None = None,
+        weights: Float[Tensor, " batch"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> DenoisingScoreMatchingTerms:
+        """Compute the terms of the loss; a sigma of each row is taken in the place of the held."""
+        return denoising_score_matching_loss(
+            self.energy,
+            x,
+            sigma=self.sigma if sigma is None else sigma,
+            weighting=self.weighting,
+            antithetic=self.antithetic,
+            noise=noise,
+            generator=generator,
+            weights=weights,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            sigma: Float[Tensor, " batch"] | None = None,
+            noise: Float[Tensor, "..."] | None = None,
+            generator: torch.Generator | None = None,
+            weights: Float[Tensor, " batch"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> DenoisingScoreMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"sigma={self.sigma}, weighting={self.weighting!r}, antithetic={self.antithetic}"

@@ -1,0 +1,211 @@
+"""Score matching along random directions by differences of energies, no derivative by x."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._projections import Distribution, projections_of
+from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
+
+
+@terms
+class FiniteDifferenceScoreMatchingTerms(Terms):
+    """Terms of the finite-difference score matching loss.
+
+    See [the function][termwise.energy.finite_difference_score_matching_loss].
+    """
+
+    loss: Float[Tensor, ""]
+    """0.5 * score_square - curvature."""
+    score_square: Float[Tensor, ""]
+    """((E(x + step v) - E(x - step v)) / (2 step))^2, mean over projections and weighted mean over
+    rows."""
+    curvature: Float[Tensor, ""]
+    """(E(x + step v) + E(x - step v) - 2 E(x)) / step^2, mean over projections and weighted mean
+    over rows."""
+
+
+@contract
+def finite_difference_score_matching_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    step: float = 0.05,
+    projections: int | Float[Tensor, "projections batch *event"] = 1,
+    distribution: Distribution = "rademacher",
+    generator: torch.Generator | None = None,
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> FiniteDifferenceScoreMatchingTerms:
+    r"""Match scores along random directions, by central differences of the energy.
+
+    $$\mathrm{loss} = \sum_i w_i \frac{1}{K} \sum_k \frac{1}{2} \Big(
+    \frac{E(x_i + \epsilon v_{ik}) - E(x_i - \epsilon v_{ik})}{2 \epsilon} \Big)^2 -
+    \frac{E(x_i + \epsilon v_{ik}) + E(x_i - \epsilon v_{ik}) - 2 E(x_i)}{\epsilon^2}$$
+
+    over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I. For
+    a quadratic energy it is the sliced score matching loss without variance reduction exactly, for
+    others up to terms in step^2. The energy is only called, never differentiated by x: it may be
+    compiled, sharded, under DistributedDataParallel in any form, or not smooth to second order.
+
+    Args:
+        energy: gives the energy of each row, the same whenever it is called: dropout in training
+            mode breaks the differences, by noise of the order of its own over step^2. It is called
+            2 K + 1 times, each time on as many rows as x.
+        x: data, as many axes to a sample as the energy takes. float32 or float64.
+        step: epsilon, along directions of length sqrt(d), of data scaled to about 1. The formula
+            errs by step^2, rounding by about 1e-7 |E| / step^2 in float32. Measured on a network
+            of two hidden layers, the gradient is off by 0.5% at 0.2, 0.04% at 0.05, 0.1% at 0.02
+            and 40% at 0.001 in float32; in float64 by 2e-7 at 0.001.
+        projections: K, drawn for each row, or the directions themselves.
+        distribution: of what is drawn: "rademacher" (signs, the least variance of the curvature),
+            "sphere" (of radius sqrt(d)) or "gaussian".
+        generator: what draws. None: the default generator of x's device.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: step is not positive, there is no projection, x is in half precision (whose
+            second differences are noise), or the energy has batch normalisation in training mode.
+
+    References:
+        Pang et al., Efficient Learning of Generative Models via Finite-Difference Score Matching
+        (NeurIPS 2020), https://arxiv.org/abs/2007.03317. There a direction is epsilon long in
+        whole, whatever d: their epsilon is sqrt(d) of ours, and their loss, as in
+        https://github.com/taufikxu/FD-ScoreMatching, is this one divided by d. We keep the scale
+        of score matching.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import finite_difference_score_matching_loss
+        >>> x, v = torch.tensor([[1.0], [3.0]]), torch.ones(1, 2, 1)
+        >>> energy = lambda x: x.square().sum(1)
+        >>> finite_difference_score_matching_loss(energy, x, step=0.5, projections=v).metrics()
+        {'loss': 8.0, 'score_square': 20.0, 'curvature': 2.0}
+    """
+    if not 0 < step < math.inf:
+        raise ValueError(
+            f"finite_difference_score_matching_loss needs a positive finite step, got {step}"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "finite_difference_score_matching_loss needs x in float32 or float64, got "
+            f"{x.dtype}: second differences in half precision are rounding noise"
+        )
+    refuse_batch_statistics("finite_difference_score_matching_loss", energy)
+    with torch.autocast(x.device.type, enabled=False):
+        v = projections_of(
+            "finite_difference_score_matching_loss", x, projections, distribution, generator
+        )
+        center = energies_of("finite_difference_score_matching_loss", energy, x)
+        slopes: list[Tensor] = []
+        bends: list[Tensor] = []
+        for move in (step * v).to(x.dtype):
+            ahead, behind = (
+                energies_of("finite_difference_score_matching_loss", energy, point, argument)
+                for point, argument in ((x + move, "x + step v"), (x - move, "x - step v"))
+            )
+            slopes.append((ahead - behind) / (2 * step))
+            bends.append(((ahead - center) + (behind - center)) / step**2)
+        score_square, curvature = weighted_means(
+            ([torch.stack(slopes).square().mean(0), torch.stack(bends).mean(0)], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return FiniteDifferenceScoreMatchingTerms(
+            loss=0.5 * score_square - curvature,
+            score_square=score_square,
+            curvature=curvature,
+        )
+
+
+class FiniteDifferenceScoreMatchingLoss(nn.Module):
+    """Finite-difference score matching, its energy and numbers held.
+
+    See [the function][termwise.energy.finite_difference_score_matching_loss].
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import FiniteDifferenceScoreMatchingLoss
+        >>> layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Flatten(0))
+        >>> loss_fn = FiniteDifferenceScoreMatchingLoss(model, projections=4)
+        >>> loss_fn(torch.ones(5, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        step: float = 0.05,
+        projections: int = 1,
+        distribution: Distribution = "rademacher",
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.step = step
+        self.projections = projections
+        self.distribution: Distribution = distribution
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        projections: Float[Tensor, "projections batch *event"] | None = None,
+        generator: torch.Generator | None = None,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> FiniteDifferenceScoreMatchingTerms:
+        """Compute the terms of the loss; projections given are taken in the place of drawn ones."""
+        return finite_difference_score_matching_loss(
+            self.energy,
+            x,
+            step=self.step,
+            projections=self.projections if projections is None else projections,
+            distribution=self.distribution,
+            generator=generator,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            projections: Float[Tensor, "projections batch *event"] | None = None,
+            generator: torch.Generator | None = None,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> FiniteDifferenceScoreMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"step={self.step}, projections={self.projections}, distribution={self.distribution!r}"
+        )
