@@ -9,6 +9,11 @@ from ._conditional_noise_contrastive import (
 from ._conditional_noise_contrastive import (
     conditional_noise_contrastive_loss as conditional_noise_contrastive_loss,
 )
+from ._denoising_score_matching import DenoisingScoreMatchingLoss as DenoisingScoreMatchingLoss
+from ._denoising_score_matching import DenoisingScoreMatchingTerms as DenoisingScoreMatchingTerms
+from ._denoising_score_matching import (
+    denoising_score_matching_loss as denoising_score_matching_loss,
+)
 from ._energy_discrepancy import EnergyDiscrepancyLoss as EnergyDiscrepancyLoss
 from ._energy_discrepancy import EnergyDiscrepancyTerms as EnergyDiscrepancyTerms
 from ._energy_discrepancy import energy_discrepancy_loss as energy_discrepancy_loss
@@ -18,6 +23,15 @@ from ._energy_matching import energy_matching_loss as energy_matching_loss
 from ._equilibrium_matching import EquilibriumMatchingLoss as EquilibriumMatchingLoss
 from ._equilibrium_matching import EquilibriumMatchingTerms as EquilibriumMatchingTerms
 from ._equilibrium_matching import equilibrium_matching_loss as equilibrium_matching_loss
+from ._finite_difference_score_matching import (
+    FiniteDifferenceScoreMatchingLoss as FiniteDifferenceScoreMatchingLoss,
+)
+from ._finite_difference_score_matching import (
+    FiniteDifferenceScoreMatchingTerms as FiniteDifferenceScoreMatchingTerms,
+)
+from ._finite_difference_score_matching import (
+    finite_difference_score_matching_loss as finite_difference_score_matching_loss,
+)
 from ._flow_matching import FlowMatchingLoss as FlowMatchingLoss
 from ._flow_matching import FlowMatchingTerms as FlowMatchingTerms
 from ._flow_matching import TimedEnergy as TimedEnergy
@@ -33,4 +47,11 @@ from ._ranking_noise_contrastive import RankingNoiseContrastiveTerms as RankingN
 from ._ranking_noise_contrastive import (
     ranking_noise_contrastive_loss as ranking_noise_contrastive_loss,
 )
+from ._score_matching import ScoreMatchingLoss as ScoreMatchingLoss
+from ._score_matching import ScoreMatchingTerms as ScoreMatchingTerms
+from ._score_matching import hessian_trace as hessian_trace
+from ._score_matching import score_matching_loss as score_matching_loss
 from ._shared import Energy as Energy
+from ._sliced_score_matching import SlicedScoreMatchingLoss as SlicedScoreMatchingLoss
+from ._sliced_score_matching import SlicedScoreMatchingTerms as SlicedScoreMatchingTerms
+from ._sliced_score_matching import sliced_score_matching_loss as sliced_score_matching_loss

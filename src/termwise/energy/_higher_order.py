@@ -19,6 +19,10 @@ from torch.overrides import TorchFunctionMode
 from .._numbers import lifted
 
 
+class CoupledRowsError(ValueError):
+    """The energy normalises over its batch."""
+
+
 def higher_order_safe(enabled: bool = True) -> AbstractContextManager[object]:
     """Give a context in which torch's functions have right derivatives of any order.
 
@@ -119,7 +123,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if training or running_mean is None or running_var is None:
-        raise ValueError(
+        raise CoupledRowsError(
             "needs energies of each row alone, got batch normalisation in training mode, which "
             "couples the rows of a batch: call eval() on it, or use a normalisation of each row"
         )

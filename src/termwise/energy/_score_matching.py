@@ -1,0 +1,429 @@
+"""Score matching: the distance of the scores, known from the model's derivatives alone."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from . import _higher_order
+from ._forward_laplacian import Carrier, carried
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    differentiation_of,
+    energies_of,
+    gradient_of,
+    per_row_sum,
+    point_of,
+    recording,
+    refuse_batch_statistics,
+    refuse_static_graph,
+    uncompiled,
+    weighted_means,
+)
+
+Trace: TypeAlias = Literal["forward_laplacian", "reverse", "forward_over_reverse"]
+
+
+@terms
+class ScoreMatchingTerms(Terms):
+    """Terms of [`score_matching_loss`][termwise.energy.score_matching_loss]."""
+
+    loss: Float[Tensor, ""]
+    """0.5 * score_square - laplacian."""
+    score_square: Float[Tensor, ""]
+    """Squared norm of the energy's gradient by x, weighted mean over rows."""
+    laplacian: Float[Tensor, ""]
+    """Trace of the energy's Hessian by x, weighted mean over rows."""
+
+
+@contract
+def score_matching_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    trace: Trace = "forward_laplacian",
+    chunk_size: int | None = None,
+    higher_order_safe: bool = True,
+    differentiation: Differentiation = "auto",
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> ScoreMatchingTerms:
+    r"""Match the gradient of log p to that of the data's density, which need not be known.
+
+    $$\mathrm{loss} = \sum_i w_i \left( \tfrac12 \lVert \nabla E(x_i) \rVert^2
+    - \operatorname{tr} \nabla^2 E(x_i) \right)$$
+
+    over the rows of data x, whose weights w sum to 1. With p(x) = exp(-E(x)) / Z the score is
+    -grad E, hence the minus. Up to a constant of the data, the expected loss is half the mean
+    squared distance between the scores of the data and of the model: it needs no Z and no samples.
+
+    Args:
+        energy: gives the energy of each row. It needs two derivatives by x: with relu alone the
+            trace is 0 almost everywhere, and the loss has no minimum.
+        x: data, as many axes to a sample as the energy takes.
+        trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
+            forward through the energy, called once; where it calls what there is no rule for, a
+            warning names it and "forward_over_reverse" is taken. That and "reverse" differentiate
+            the gradient, along each of the d axes of x.
+        chunk_size: how many of the d axes go together, where all of them at once take too much
+            memory. With "forward_laplacian" the energy is called once for each chunk.
+        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
+            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            Without it gradients by the parameters may be silently wrong. The forward Laplacian
+            has its own rules for them.
+        differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
+            can follow. "auto" chooses.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+            chunk_size below 1.
+
+    References:
+        Hyvarinen, Estimation of Non-Normalized Statistical Models by Score Matching, JMLR 6 (2005),
+        https://jmlr.org/papers/v6/hyvarinen05a.html, equation 4, whose psi is -grad E. TorchEBM
+        (https://github.com/soran-ghaderi/torchebm) once had + tr, whose minimum on Gaussian data
+        is the negated model. The forward Laplacian: Li et al. (2024),
+        https://arxiv.org/abs/2307.08214.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import score_matching_loss
+        >>> x = torch.tensor([[1.0, 1.0], [3.0, 1.0]])
+        >>> score_matching_loss(lambda x: 0.5 * x.square().sum(1), x).metrics()
+        {'loss': 1.0, 'score_square': 6.0, 'laplacian': 2.0}
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        energies, score, laplacian = score_and_trace(
+            "score_matching_loss",
+            energy,
+            x,
+            trace=trace,
+            chunk_size=chunk_size,
+            higher_order_safe=higher_order_safe,
+            differentiation=differentiation,
+        )
+        squares = per_row_sum(score.square())
+        score_square, mean_laplacian = weighted_means(
+            ([squares, anchored(laplacian, energies)], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return ScoreMatchingTerms(
+            loss=0.5 * score_square - mean_laplacian,
+            score_square=score_square,
+            laplacian=mean_laplacian,
+        )
+
+
+@contract
+def hessian_trace(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    trace: Trace = "forward_laplacian",
+    chunk_size: int | None = None,
+    higher_order_safe: bool = True,
+    differentiation: Differentiation = "auto",
+) -> Float[Tensor, " batch"]:
+    r"""Give the trace of the Hessian of each row's energy, its Laplacian, exactly.
+
+    $$t_i = \operatorname{tr} \nabla^2 E(x_i) = \sum_k \partial^2 E / \partial x_{ik}^2$$
+
+    Args:
+        energy: gives the energy of each row.
+        x: where, "batch *event".
+        trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], and so are the
+            others.
+        chunk_size: how many axes of x go together. None: all.
+        higher_order_safe: swap functions without right third derivatives.
+        differentiation: of "reverse": "autograd" or "func".
+
+    Returns:
+        The trace of each row, in float32 at least. It can be differentiated by the parameters of
+        the energy, and by x. Nothing waits for the device, and autocast is off inside.
+
+    Raises:
+        ContractError: the energy does not give one floating number for each row.
+        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+            chunk_size below 1.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import hessian_trace
+        >>> hessian_trace(lambda x: x.pow(3).sum(1), torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+        tensor([18., 18.])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        energies, _, laplacian = score_and_trace(
+            "hessian_trace",
+            energy,
+            x,
+            trace=trace,
+            chunk_size=chunk_size,
+            higher_order_safe=higher_order_safe,
+            differentiation=differentiation,
+        )
+        return anchored(laplacian, energies)
+
+
+def score_and_trace(
+    caller: str,
+    energy: Energy,
+    x: Tensor,
+    *,
+    trace: Trace,
+    chunk_size: int | None,
+    higher_order_safe: bool,
+    differentiation: Differentiation,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give energies, their gradients by x and the traces of their Hessians, all lifted."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"{caller} needs chunk_size of at least 1, got {chunk_size}")
+    refuse_batch_statistics(caller, energy)
+    energy = uncompiled(energy)
+    kept = torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and x.is_inference():
+        with recording():
+            x = x.clone()
+    if trace == "forward_laplacian":
+        with recording():
+            results = _forward(caller, energy, x, chunk_size, kept)
+        if results is not None:
+            return _lifted(results, kept)
+        trace = "forward_over_reverse"
+    with recording(), _higher_order.higher_order_safe(higher_order_safe):
+        if trace == "forward_over_reverse":
+            results = _forward_over_reverse(caller, energy, x, chunk_size)
+        elif differentiation_of(differentiation, energy) == "func":
+            results = _reverse_func(caller, energy, x, chunk_size)
+        else:
+            results = _reverse(caller, energy, x, chunk_size, kept)
+    return _lifted(results, kept)
+
+
+def _lifted(results: tuple[Tensor, Tensor, Tensor], kept: bool) -> tuple[Tensor, Tensor, Tensor]:
+    energies, score, laplacian = (
+        lifted(part if kept else part.detach()) for part in results
+    )
+    return energies, score, laplacian
+
+
+def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
+    """Yield the unit vectors of an event, "directions *event", a chunk at a time."""
+    event = x.shape[1:]
+    d = event.numel()
+    step = d if chunk_size is None else chunk_size
+    for start in range(0, d, max(step, 1)):
+        rows = torch.arange(start, min(start + step, d), device=x.device)
+        axes = torch.arange(d, device=x.device)
+        yield (rows[:, None] == axes).to(x.dtype).reshape(-1, *event)
+
+
+def _forward(
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, kept: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Carry derivatives forward; None where the energy calls what there is no rule for."""
+    energies: Tensor | None = None
+    scores: list[Tensor] = []
+    traces: list[Tensor] = []
+    for directions in _directions(x, chunk_size):
+        try:
+            result = energy(cast("Tensor", carried(x, directions, kept)))
+        except _higher_order.CoupledRowsError as problem:
+            raise ValueError(f"{caller} {problem}") from None
+        except Exception as problem:
+            _warn(caller, f"{type(problem).__name__}: {problem}")
+            return None
+        carrier = cast("object", result)
+        if type(carrier) is not Carrier:
+            energies_of(caller, lambda _: result, x)
+            return None  # a constant, or what the other ways say
+        energies = energies_of(caller, lambda _, value=carrier.value: value, x)
+        refuse_static_graph(caller, energies)
+        scores.append(carrier.jacobian)
+        traces.append(
+            torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
+        )
+    if energies is None:
+        return None
+    score = torch.cat(scores).movedim(0, -1).reshape(x.shape)
+    return energies, score, functools.reduce(torch.add, traces)
+
+
+_warned: set[str] = set()
+
+
+def _warn(caller: str, reason: str) -> None:
+    if torch.compiler.is_compiling() or reason in _warned:
+        return
+    _warned.add(reason)
+    warnings.warn(
+        f"{caller}: the forward Laplacian does not go through this energy ({reason}), so that the "
+        'slower trace="forward_over_reverse" is taken. Ask for it, or for "reverse", to be told '
+        "no more",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _reverse(
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, kept: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Differentiate the gradient backward, several of its axes at once."""
+    point = point_of(x)
+    energies = energies_of(caller, energy, point)
+    refuse_static_graph(caller, energies)
+    score = gradient_of(caller, energies.sum(), point, True)
+    trace = torch.zeros_like(energies)
+    for directions in _directions(x, chunk_size):
+        rows = None
+        if score.requires_grad:
+            (rows,) = torch.autograd.grad(
+                score,
+                point,
+                directions.unsqueeze(1).expand(-1, *x.shape).to(score.dtype),
+                create_graph=kept,
+                retain_graph=True,
+                is_grads_batched=True,
+                allow_unused=True,
+            )
+        if rows is not None:
+            products = lifted(rows) * directions.unsqueeze(1)
+            trace = trace + products.flatten(2).sum((0, 2)) if x.ndim > 1 else trace + products.sum(0)
+    return energies, score, trace
+
+
+def _score_of(caller: str, energy: Energy) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+        values = energies_of(caller, energy, point)
+        return values.sum(), values
+
+    return torch.func.grad(total, has_aux=True)
+
+
+def _reverse_func(
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    score, pulled, energies = torch.func.vjp(_score_of(caller, energy), x, has_aux=True)
+    trace = torch.zeros_like(energies)
+
+    def curvature(direction: Tensor) -> Tensor:
+        (row,) = pulled(direction.expand(x.shape).to(score.dtype))
+        return per_row_sum(lifted(row) * direction)
+
+    for directions in _directions(x, chunk_size):
+        trace = trace + torch.vmap(curvature, randomness="same")(directions).sum(0)
+    return energies, score, trace
+
+
+def _forward_over_reverse(
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Differentiate the gradient forward, along several axes of x at once."""
+    score_of = _score_of(caller, energy)
+    score, energies = score_of(x)
+    trace = torch.zeros_like(energies)
+
+    def curvature(direction: Tensor) -> Tensor:
+        along = direction.expand(x.shape)
+        _, row, _ = torch.func.jvp(score_of, (x,), (along,), has_aux=True)
+        return per_row_sum(lifted(row) * direction)
+
+    for directions in _directions(x, chunk_size):
+        trace = trace + torch.vmap(curvature, randomness="same")(directions).sum(0)
+    return energies, score, trace
+
+
+class ScoreMatchingLoss(nn.Module):
+    """[`score_matching_loss`][termwise.energy.score_matching_loss], its energy held.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from termwise.energy import ScoreMatchingLoss
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+        >>> loss_fn = ScoreMatchingLoss(model)
+        >>> loss_fn(torch.ones(4, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        trace: Trace = "forward_laplacian",
+        chunk_size: int | None = None,
+        higher_order_safe: bool = True,
+        differentiation: Differentiation = "auto",
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.trace: Trace = trace
+        self.chunk_size = chunk_size
+        self.higher_order_safe = higher_order_safe
+        self.differentiation: Differentiation = differentiation
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> ScoreMatchingTerms:
+        """Compute the terms of the loss."""
+        return score_matching_loss(
+            self.energy,
+            x,
+            trace=self.trace,
+            chunk_size=self.chunk_size,
+            higher_order_safe=self.higher_order_safe,
+            differentiation=self.differentiation,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> ScoreMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"trace={self.trace!r}, chunk_size={self.chunk_size}, "
+            f"higher_order_safe={self.higher_order_safe}"
+        )
