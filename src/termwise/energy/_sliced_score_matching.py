@@ -1,0 +1,296 @@
+"""Sliced score matching: the trace of the Hessian from a few random directions."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import lifted
+from .._terms import Terms, terms
+from . import _higher_order
+from ._forward_laplacian import Carrier
+from ._projections import Distribution, dot, projections_of
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    differentiation_of,
+    energies_of,
+    gradient_of,
+    per_row_sum,
+    point_of,
+    recording,
+    refuse_batch_statistics,
+    refuse_static_graph,
+    uncompiled,
+    weighted_means,
+)
+
+
+@terms
+class SlicedScoreMatchingTerms(Terms):
+    """Terms of [`sliced_score_matching_loss`][termwise.energy.sliced_score_matching_loss]."""
+
+    loss: Float[Tensor, ""]
+    """0.5 * score_square - curvature."""
+    score_square: Float[Tensor, ""]
+    """|grad E|^2, or without variance reduction (v . grad E)^2, mean over projections; weighted
+    mean over rows."""
+    curvature: Float[Tensor, ""]
+    """v^T H v with H the Hessian of the energy by x, mean over projections and weighted mean over
+    rows."""
+
+
+@contract
+def sliced_score_matching_loss(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    projections: int | Float[Tensor, "projections batch *event"] = 1,
+    distribution: Distribution = "rademacher",
+    variance_reduced: bool = True,
+    higher_order_safe: bool = True,
+    differentiation: Differentiation = "auto",
+    generator: torch.Generator | None = None,
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> SlicedScoreMatchingTerms:
+    r"""Match scores with the Hessian seen along random directions alone.
+
+    $$\mathrm{loss} = \sum_i w_i \Big( \frac{1}{2} \|\nabla E(x_i)\|^2 -
+    \frac{1}{K} \sum_k v_{ik}^\top \nabla^2 E(x_i)\, v_{ik} \Big)$$
+
+    over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I, so
+    that its expectation is score matching. Without variance reduction the square is that of
+    v . grad E, mean over the directions.
+
+    Args:
+        energy: gives the energy of each row. Called once, whatever K is: the energies and their
+            gradient are shared by the projections, each of which adds second-order products alone.
+        x: data, as many axes to a sample as the energy takes.
+        projections: K, drawn for each row, or the directions themselves, of length sqrt(d) on
+            average.
+        distribution: of what is drawn: "rademacher" (signs, the least variance), "sphere" (of
+            radius sqrt(d)) or "gaussian".
+        variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
+        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
+            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            Without it gradients by the parameters may be silently wrong.
+        differentiation: "auto" carries derivatives along the directions forward through the energy
+            where it knows all functions that are called, else differentiates the gradient once
+            more: "autograd", or "func", which torch.func and torch.compile can follow. All give
+            the same numbers, up to rounding.
+        generator: what draws. None: the default generator of x's device.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: there is no projection; or the energy does not depend on x, has batch
+            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+
+    References:
+        Song et al., Sliced Score Matching (UAI 2019), https://arxiv.org/abs/1905.07088, whose
+        variance reduced form is ours by default. With p(x) = exp(-E(x)) / Z the score is -grad E,
+        hence the minus. Code that adds the curvature learns the negated energy, and code that
+        scales directions to length 1 weighs it by 1 / d: its minimum is a model d times too flat.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import sliced_score_matching_loss
+        >>> x = torch.tensor([[1.0, 1.0], [3.0, 1.0]])
+        >>> sliced_score_matching_loss(lambda x: 0.5 * x.square().sum(1), x).metrics()
+        {'loss': 1.0, 'score_square': 6.0, 'curvature': 2.0}
+    """
+    refuse_batch_statistics("sliced_score_matching_loss", energy)
+    energy = uncompiled(energy)
+    kept = torch.is_grad_enabled()
+    with torch.autocast(x.device.type, enabled=False), recording():
+        v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
+        # In half precision these are the directions that the energy is looked at along.
+        x, v = _recordable(x), _recordable(v.to(x.dtype))
+        try:
+            with _higher_order.higher_order_safe(higher_order_safe):
+                if differentiation_of(differentiation, energy) == "func":
+                    rows = _by_func(energy, x, v, variance_reduced)
+                elif differentiation == "auto":
+                    rows = _forward(energy, x, v, variance_reduced)
+                else:
+                    rows = _by_autograd(energy, x, v, variance_reduced)
+        except _higher_order.CoupledRowsError as problem:
+            raise ValueError(f"sliced_score_matching_loss {problem}") from None
+    with torch.autocast(x.device.type, enabled=False):
+        score_square, curvature = weighted_means(
+            ([part if kept else part.detach() for part in rows], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return SlicedScoreMatchingTerms(
+            loss=0.5 * score_square - curvature,
+            score_square=score_square,
+            curvature=curvature,
+        )
+
+
+def _recordable(x: Tensor) -> Tensor:
+    """Give a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
+def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
+    """Carry both derivatives along v through the energy; by autograd where it is not known how."""
+    point = point_of(x)
+    try:
+        carrier = cast("Tensor", Carrier(point, v, None, None, None, True, False))
+        result = cast("object", energy(carrier))
+    except Exception:  # what an energy says of something that is no tensor may be anything
+        return _by_autograd(energy, x, v, variance_reduced)
+    if type(result) is not Carrier:
+        return _by_autograd(energy, x, v, variance_reduced)
+    energies = energies_of("sliced_score_matching_loss", lambda _: result.value, x)
+    refuse_static_graph("sliced_score_matching_loss", energies)
+    curvature = torch.zeros_like(energies)
+    if result.laplacian is not None:  # the sum over directions, as it was carried
+        curvature = lifted(result.laplacian) / v.shape[0]
+    if variance_reduced:
+        score = gradient_of("sliced_score_matching_loss", energies.sum(), point, True)
+        square = per_row_sum(lifted(score).square())
+    else:
+        square = lifted(result.jacobian).square().mean(0)
+    return square, anchored(curvature, energies)
+
+
+def _by_autograd(
+    energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool
+) -> tuple[Tensor, Tensor]:
+    """Differentiate the gradient backward along all v at once."""
+    point = point_of(x)
+    energies = energies_of("sliced_score_matching_loss", energy, point)
+    refuse_static_graph("sliced_score_matching_loss", energies)
+    score = gradient_of("sliced_score_matching_loss", energies.sum(), point, True)
+    products = None
+    if score.requires_grad:  # not where the energy is linear and frozen
+        (products,) = torch.autograd.grad(
+            score, point, v, create_graph=True, is_grads_batched=True, allow_unused=True
+        )
+    square, curvature = _along(lifted(score), products, lifted(v), variance_reduced)
+    return square, anchored(curvature, energies)
+
+
+def _by_func(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
+    """Do the same by torch.func."""
+
+    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+        values = energies_of("sliced_score_matching_loss", energy, point)
+        return values.sum(), values
+
+    score_of = torch.func.grad(total, has_aux=True)
+    results: tuple[Any, ...] = torch.func.vjp(score_of, x, has_aux=True)
+    score, pulled, energies = results
+    (products,) = torch.vmap(pulled, randomness="same")(v)
+    square, curvature = _along(lifted(score), products, lifted(v), variance_reduced)
+    return square, anchored(curvature, energies)
+
+
+def _along(
+    score: Tensor, products: Tensor | None, v: Tensor, variance_reduced: bool
+) -> tuple[Tensor, Tensor]:
+    """Give both terms of each row from the gradient and H v."""
+    square = per_row_sum(score.square()) if variance_reduced else dot(v, score).square().mean(0)
+    if products is None:
+        return square, torch.zeros_like(square)
+    return square, dot(v, lifted(products)).mean(0)
+
+
+class SlicedScoreMatchingLoss(nn.Module):
+    """[`sliced_score_matching_loss`][termwise.energy.sliced_score_matching_loss], its energy held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import SlicedScoreMatchingLoss
+        >>> layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Flatten(0))
+        >>> loss_fn = SlicedScoreMatchingLoss(model, projections=4)
+        >>> loss_fn(torch.ones(5, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        projections: int = 1,
+        distribution: Distribution = "rademacher",
+        variance_reduced: bool = True,
+        higher_order_safe: bool = True,
+        differentiation: Differentiation = "auto",
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.projections = projections
+        self.distribution: Distribution = distribution
+        self.variance_reduced = variance_reduced
+        self.higher_order_safe = higher_order_safe
+        self.differentiation: Differentiation = differentiation
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        projections: Float[Tensor, "projections batch *event"] | None = None,
+        generator: torch.Generator | None = None,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> SlicedScoreMatchingTerms:
+        """Compute the terms of the loss; projections given are taken in the place of drawn ones."""
+        return sliced_score_matching_loss(
+            self.energy,
+            x,
+            projections=self.projections if projections is None else projections,
+            distribution=self.distribution,
+            variance_reduced=self.variance_reduced,
+            higher_order_safe=self.higher_order_safe,
+            differentiation=self.differentiation,
+            generator=generator,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            projections: Float[Tensor, "projections batch *event"] | None = None,
+            generator: torch.Generator | None = None,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> SlicedScoreMatchingTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"projections={self.projections}, distribution={self.distribution!r}, "
+            f"variance_reduced={self.variance_reduced}, "
+            f"higher_order_safe={self.higher_order_safe}"
+        )
