@@ -11,7 +11,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier
+from ._forward_laplacian import Carrier, carried
 from ._projections import Distribution, dot, projections_of
 from ._shared import (
     Differentiation,
@@ -119,7 +119,8 @@ def sliced_score_matching_loss(
     refuse_batch_statistics("sliced_score_matching_loss", energy)
     energy = uncompiled(energy)
     kept = torch.is_grad_enabled()
-    with torch.autocast(x.device.type, enabled=False), recording():
+    # An autocast with nothing in it but this mode would be exported as one that does not load.
+    with recording(), torch.autocast(x.device.type, enabled=False):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
         # In half precision these are the directions that the energy is looked at along.
         x, v = _recordable(x), _recordable(v.to(x.dtype))
@@ -127,7 +128,7 @@ def sliced_score_matching_loss(
             with _higher_order.higher_order_safe(higher_order_safe):
                 if differentiation_of(differentiation, energy) == "func":
                     rows = _by_func(energy, x, v, variance_reduced)
-                elif differentiation == "auto":
+                elif differentiation == "auto" and not torch.compiler.is_compiling():
                     rows = _forward(energy, x, v, variance_reduced)
                 else:
                     rows = _by_autograd(energy, x, v, variance_reduced)
@@ -154,13 +155,15 @@ def _recordable(x: Tensor) -> Tensor:
 def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
     """Carry both derivatives along v through the energy; by autograd where it is not known how."""
     point = point_of(x)
+    carrier = carried(point, point.new_zeros(1, *x.shape[1:]), True)
+    carrier.base = v  # each row has directions of its own
     try:
-        carrier = cast("Tensor", Carrier(point, v, None, None, None, True, False))
-        result = cast("object", energy(carrier))
+        result = cast("object", energy(cast("Tensor", carrier)))
     except Exception:  # what an energy says of something that is no tensor may be anything
         return _by_autograd(energy, x, v, variance_reduced)
-    if type(result) is not Carrier:
+    if not issubclass(type(result), Carrier):  # it calls itself a tensor
         return _by_autograd(energy, x, v, variance_reduced)
+    result = cast("Carrier", result)
     energies = energies_of("sliced_score_matching_loss", lambda _: result.value, x)
     refuse_static_graph("sliced_score_matching_loss", energies)
     curvature = torch.zeros_like(energies)
