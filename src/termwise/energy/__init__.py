@@ -9,6 +9,10 @@ from ._conditional_noise_contrastive import (
 from ._conditional_noise_contrastive import (
     conditional_noise_contrastive_loss as conditional_noise_contrastive_loss,
 )
+from ._contrastive_divergence import ContrastiveDivergenceLoss as ContrastiveDivergenceLoss
+from ._contrastive_divergence import ContrastiveDivergenceTerms as ContrastiveDivergenceTerms
+from ._contrastive_divergence import Sampler as Sampler
+from ._contrastive_divergence import contrastive_divergence_loss as contrastive_divergence_loss
 from ._denoising_score_matching import DenoisingScoreMatchingLoss as DenoisingScoreMatchingLoss
 from ._denoising_score_matching import DenoisingScoreMatchingTerms as DenoisingScoreMatchingTerms
 from ._denoising_score_matching import (
@@ -36,17 +40,28 @@ from ._flow_matching import FlowMatchingLoss as FlowMatchingLoss
 from ._flow_matching import FlowMatchingTerms as FlowMatchingTerms
 from ._flow_matching import TimedEnergy as TimedEnergy
 from ._flow_matching import flow_matching_loss as flow_matching_loss
+from ._kl_term import ContrastiveDivergenceKLTerm as ContrastiveDivergenceKLTerm
+from ._kl_term import ContrastiveDivergenceKLTerms as ContrastiveDivergenceKLTerms
+from ._kl_term import contrastive_divergence_kl_term as contrastive_divergence_kl_term
+from ._langevin import langevin as langevin
 from ._maximum_likelihood import MaximumLikelihoodLoss as MaximumLikelihoodLoss
 from ._maximum_likelihood import MaximumLikelihoodTerms as MaximumLikelihoodTerms
 from ._maximum_likelihood import maximum_likelihood_loss as maximum_likelihood_loss
 from ._noise_contrastive import NoiseContrastiveLoss as NoiseContrastiveLoss
 from ._noise_contrastive import NoiseContrastiveTerms as NoiseContrastiveTerms
 from ._noise_contrastive import noise_contrastive_loss as noise_contrastive_loss
+from ._penalties import EnergySquarePenalty as EnergySquarePenalty
+from ._penalties import EnergySquareTerms as EnergySquareTerms
+from ._penalties import GradientPenalty as GradientPenalty
+from ._penalties import GradientPenaltyTerms as GradientPenaltyTerms
+from ._penalties import energy_square_penalty as energy_square_penalty
+from ._penalties import gradient_penalty as gradient_penalty
 from ._ranking_noise_contrastive import RankingNoiseContrastiveLoss as RankingNoiseContrastiveLoss
 from ._ranking_noise_contrastive import RankingNoiseContrastiveTerms as RankingNoiseContrastiveTerms
 from ._ranking_noise_contrastive import (
     ranking_noise_contrastive_loss as ranking_noise_contrastive_loss,
 )
+from ._replay_buffer import ReplayBuffer as ReplayBuffer
 from ._score_matching import ScoreMatchingLoss as ScoreMatchingLoss
 from ._score_matching import ScoreMatchingTerms as ScoreMatchingTerms
 from ._score_matching import hessian_trace as hessian_trace

@@ -92,12 +92,10 @@ def maximum_likelihood_loss(
         >>> maximum_likelihood_loss(lambda x: 0.5 * x.square().sum(1), x, negatives).metrics()
         {'loss': 2.5, 'energy_data': 2.5, 'energy_model': 0.0, 'gap': 2.5, 'regularization': 0.0}
     """
-    if regularization is not None and not parameters:
-        raise ValueError(
-            f'maximum_likelihood_loss needs parameters for regularization="{regularization}", '
-            "got none"
-        )
     with torch.autocast(x.device.type, enabled=False):
+        penalty = parameter_penalty(
+            "maximum_likelihood_loss", x, regularization, parameters, batch_group, grad_reduction
+        )
         of_data = energies_of("maximum_likelihood_loss", energy, x)
         of_model = energies_of("maximum_likelihood_loss", energy, negatives.detach(), "negatives")
         energy_data, energy_model = weighted_means(
@@ -106,20 +104,38 @@ def maximum_likelihood_loss(
             batch_group=batch_group,
             grad_reduction=grad_reduction,
         )
-        penalty = energy_data.new_zeros(())
-        if regularization is not None:
-            sizes = [
-                lifted(p).abs().sum() if regularization == "l1" else lifted(p).square().sum()
-                for p in parameters
-            ]
-            penalty = replicated(torch.stack(sizes).sum(), batch_group, grad_reduction)
+        loss = energy_data - negative_weight * energy_model
+        if regularization_weight != 0:  # 0 times a penalty that is infinite is no 0
+            loss = loss + regularization_weight * penalty
         return MaximumLikelihoodTerms(
-            loss=energy_data - negative_weight * energy_model + regularization_weight * penalty,
+            loss=loss,
             energy_data=energy_data,
             energy_model=energy_model,
             gap=(energy_data - energy_model).detach(),
             regularization=penalty,
         )
+
+
+def parameter_penalty(
+    caller: str,
+    x: Tensor,
+    regularization: Regularization | None,
+    parameters: Sequence[Tensor],
+    batch_group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> Tensor:
+    """Give R, which every rank computes alike; without a regularization 0 of x's device."""
+    if regularization is None:
+        return lifted(x.detach()).new_zeros(())
+    if not parameters:
+        raise ValueError(
+            f'{caller} needs parameters for regularization="{regularization}", got none'
+        )
+    sizes = [
+        lifted(p).abs().sum() if regularization == "l1" else lifted(p).square().sum()
+        for p in parameters
+    ]
+    return replicated(torch.stack(sizes).sum(), batch_group, grad_reduction)
 
 
 class MaximumLikelihoodLoss(nn.Module):

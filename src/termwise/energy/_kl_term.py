@@ -1,0 +1,273 @@
+"""The term that contrastive divergence leaves out: samples drawn to low energy, and apart."""
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted
+from .._terms import Terms, terms
+from ._shared import (
+    Differentiation,
+    Energy,
+    energies_and_gradients,
+    refuse_batch_statistics,
+    weighted_means,
+)
+
+
+@terms
+class ContrastiveDivergenceKLTerms(Terms):
+    """Terms of [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term]."""  # noqa: E501
+
+    loss: Float[Tensor, ""]
+    """energy - entropy_weight * entropy."""
+    energy: Float[Tensor, ""]
+    """Energy of the samples, mean over rows; in the graph of the samples alone."""
+    entropy: Float[Tensor, ""]
+    """Entropy of the samples, from the distance of each to its nearest neighbour; nats."""
+
+
+@contract
+def contrastive_divergence_kl_term(
+    energy: Energy,
+    samples: Float[Tensor, "batch *event"],
+    *,
+    neighbours: Float[Tensor, "neighbours *event"] | None = None,
+    entropy_weight: float = 1.0,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> ContrastiveDivergenceKLTerms:
+    r"""Say how far the sampler's law q is from p = exp(-E) / Z: KL(q, p), without its log Z.
+
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \bar E(x_i) - H, \qquad
+    H = \frac{d}{n} \sum_i \log \rho_i + \log V_d + \psi(n) - \psi(1)$$
+
+    over n samples x with d elements each, with rho_i the distance from x_i to the nearest of the
+    others, V_d the volume of the unit ball and psi the digamma function (Kozachenko, Leonenko).
+    The bar holds the parameters of E: they get no gradient from here but through the samples,
+    which must hence be in the graph of the sampler, as those of
+    [`langevin`][termwise.energy.langevin] with differentiable_steps are. Add it to
+    [`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss], which leaves out
+    just this gradient. Samples that are detached send none to anyone.
+
+    Args:
+        energy: gives the energy of each row. Called once.
+        samples: of the model, in the sampler's graph.
+        neighbours: m other samples of the same q to measure distances to, such as those of a
+            [`ReplayBuffer`][termwise.energy.ReplayBuffer] before the samples are written there;
+            psi(m + 1) then stands for psi(n). Detached. Where they are of another law r, H is the
+            cross-entropy -E_q log r. None: the other samples of the batch, which are then moved
+            apart from both sides.
+        entropy_weight: of H in the loss. 0: it is reported, not added.
+        differentiation: of E by the samples, with "autograd", with "func" (torch.func), or as the
+            caller needs.
+        batch_group: ranks that hold other samples, in any numbers, 0 included; with neighbours
+            only, the same on every rank or each rank's own. None: this rank alone, nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Two samples that are the same, or one that
+        is among the neighbours, have the distance 0: the entropy is -inf, the loss inf and the
+        gradient not finite; nothing is clamped. Samples in half precision are often the same.
+        Gradient: by the samples, exact, of the first order (a second derivative is refused).
+        Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 4 float64 elements. Memory: n x n distances, n x m
+        with neighbours, in float64. Nothing waits for the device. Autocast is off inside, for the
+        energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: fewer than 2 samples and no neighbours; neighbours of no row; a batch_group
+            without neighbours, for the nearest sample may be on another rank; the energy does not
+            depend on its input, or has batch normalisation in training mode.
+
+    References:
+        Du, Li, Tenenbaum, Mordatch, Improved Contrastive Divergence Training of Energy-Based Models
+        (ICML 2021), https://arxiv.org/abs/2012.01316; Kozachenko, Leonenko (1987). The authors'
+        code (https://github.com/yilundu/improved_contrastive_divergence) leaves out d and the
+        constants and weighs mean log rho by 0.3, which is entropy_weight = 0.3 / d here; it takes
+        100 samples of its buffer for neighbours, clamps the samples to [0, 1], and always adds the
+        squares of the energies to the loss.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import contrastive_divergence_kl_term, langevin
+        >>> samples = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> contrastive_divergence_kl_term(lambda x: x.sum(1), samples).metrics()
+        {'loss': -1.09..., 'energy': 1.33..., 'entropy': 2.42...}
+
+        It reaches the parameters through the last step of the chains:
+
+        >>> precision = torch.tensor(1.0, requires_grad=True)
+        >>> energy = lambda x: 0.5 * precision * x.square().sum(1)
+        >>> samples = langevin(energy, samples, steps=3, step_size=0.1, noise_scale=0,
+        ...                    differentiable_steps=1)
+        >>> contrastive_divergence_kl_term(energy, samples, entropy_weight=0).loss.backward()
+        >>> precision.grad
+        tensor(-0.1968)
+    """
+    name = "contrastive_divergence_kl_term"
+    if neighbours is None and batch_group is not None:
+        raise ValueError(
+            f"{name} needs neighbours where it has a batch_group: the nearest sample may be on "
+            "another rank"
+        )
+    if neighbours is None and samples.shape[0] < 2:
+        raise ValueError(
+            f"{name} needs at least 2 samples, each other's neighbours, got {samples.shape[0]}"
+        )
+    if neighbours is not None and neighbours.shape[0] < 1:
+        raise ValueError(f"{name} needs at least 1 of neighbours, got 0")
+    refuse_batch_statistics(name, energy)
+    with torch.autocast(samples.device.type, enabled=False):
+        points = lifted(samples)
+        entropies = _entropies(points, None if neighbours is None else neighbours.detach())
+        with torch.no_grad():
+            energies, slope = energies_and_gradients(
+                name, energy, samples.detach(), differentiation, "samples"
+            )
+        held = cast("Tensor", _HeldEnergies.apply(points, energies.detach(), slope.detach()))
+        mean_energy, entropy = weighted_means(
+            ([held, entropies.to(held.dtype)], None),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        loss = mean_energy
+        if entropy_weight != 0:  # 0 times an infinite entropy is no 0
+            loss = mean_energy - entropy_weight * entropy
+        return ContrastiveDivergenceKLTerms(loss=loss, energy=mean_energy, entropy=entropy)
+
+
+def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
+    """Give what each row adds to the mean that is the entropy."""
+    wide = accumulator(points)
+    points = points.reshape(len(points), -1) if points.ndim != 1 else points[:, None]
+    points = points.to(wide)
+    others = points if neighbours is None else neighbours.to(wide).reshape(-1, points.shape[1])
+    with torch.no_grad():
+        # Distances from differences: from products, those of close rows would be lost to rounding.
+        distances = torch.cdist(
+            points.detach(), others.detach(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        if neighbours is None:
+            itself = torch.arange(len(points), device=points.device)
+            distances = distances.masked_fill(itself[:, None] == itself, math.inf)
+        nearest = distances.argmin(1)
+    # The slope of the least distance is that of the pair that has it.
+    difference = points - others.index_select(0, nearest)
+    log_distance = difference.square().sum(1).log() / 2
+    d = points.shape[1]
+    count = len(others) + (neighbours is not None)
+    log_ball = d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
+    surplus = torch.digamma(points.new_full((), count)) - torch.digamma(points.new_ones(()))
+    return d * log_distance + log_ball + surplus
+
+
+class _HeldEnergies(torch.autograd.Function):
+    """The energies of samples, differentiable by the samples alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(samples: Tensor, energies: Tensor, slope: Tensor) -> Tensor:
+        return energies.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return cast("Tensor", _Once.apply(gradients[0], slope)), None, None
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, slope: Tensor) -> Tensor:
+        return slope * gradient.view(-1, *[1] * (slope.ndim - 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        raise NotImplementedError(
+            "contrastive_divergence_kl_term has no second derivative: it holds the gradient of the "
+            "energy"
+        )
+
+
+class ContrastiveDivergenceKLTerm(nn.Module):
+    """[`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term] of an energy.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import ContrastiveDivergenceKLTerm, langevin
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(),
+        ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+        >>> kl_term = ContrastiveDivergenceKLTerm(model, entropy_weight=0.1)
+        >>> samples = langevin(model, torch.rand(4, 3), steps=5, step_size=0.1,
+        ...                    differentiable_steps=1)
+        >>> kl_term(samples).loss.backward()
+    """  # noqa: E501
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        entropy_weight: float = 1.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.entropy_weight = entropy_weight
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        samples: Float[Tensor, "batch *event"],
+        *,
+        neighbours: Float[Tensor, "neighbours *event"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> ContrastiveDivergenceKLTerms:
+        """Compute the terms of the loss."""
+        return contrastive_divergence_kl_term(
+            self.energy,
+            samples,
+            neighbours=neighbours,
+            entropy_weight=self.entropy_weight,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            samples: Float[Tensor, "batch *event"],
+            *,
+            neighbours: Float[Tensor, "neighbours *event"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> ContrastiveDivergenceKLTerms:
+            """Compute the terms of the loss."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"entropy_weight={self.entropy_weight}"

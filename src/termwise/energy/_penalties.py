@@ -1,0 +1,279 @@
+"""Penalties on an energy's size and slope, for objectives of one's own."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._terms import Terms, terms
+from ._shared import (
+    Differentiation,
+    Energy,
+    anchored,
+    energies_and_gradients,
+    energies_of,
+    per_row_sum,
+    refuse_batch_statistics,
+    weighted_means,
+)
+
+
+@terms
+class EnergySquareTerms(Terms):
+    """Terms of [`energy_square_penalty`][termwise.energy.energy_square_penalty]."""
+
+    loss: Float[Tensor, ""]
+    """Square of the energy, weighted mean over rows."""
+    energy: Float[Tensor, ""]
+    """The energy, weighted mean over rows; detached."""
+
+
+@terms
+class GradientPenaltyTerms(Terms):
+    """Terms of [`gradient_penalty`][termwise.energy.gradient_penalty]."""
+
+    loss: Float[Tensor, ""]
+    """(|gradient of the energy| - target)^2, weighted mean over rows."""
+    gradient_norm: Float[Tensor, ""]
+    """|gradient of the energy|, weighted mean over rows; detached."""
+
+
+@contract
+def energy_square_penalty(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    weights: Float[Tensor, " batch"] | None = None,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> EnergySquareTerms:
+    r"""Keep energies near 0: no loss of this family adds this by itself.
+
+    $$\mathrm{loss} = \sum_i w_i E(x_i)^2$$
+
+    over rows x, whose weights w sum to 1, without a coefficient. It fixes the constant in E, which
+    contrastive losses leave free, and bounds its size; with it the true density is no longer
+    exactly stationary.
+
+    Args:
+        energy: gives the energy of each row. Called once.
+        x: data or samples, as many axes to a sample as the energy takes.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+
+    References:
+        Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
+        https://arxiv.org/abs/1903.08689, where it is taken of data and of negatives.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import energy_square_penalty
+        >>> energy_square_penalty(lambda x: x.sum(1), torch.tensor([[1.0], [3.0]])).metrics()
+        {'loss': 5.0, 'energy': 2.0}
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        energies = energies_of("energy_square_penalty", energy, x)
+        loss, mean_energy = weighted_means(
+            ([energies.square(), energies.detach()], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return EnergySquareTerms(loss=loss, energy=mean_energy.detach())
+
+
+@contract
+def gradient_penalty(
+    energy: Energy,
+    x: Float[Tensor, "batch *event"],
+    *,
+    target: float = 0.0,
+    weights: Float[Tensor, " batch"] | None = None,
+    differentiation: Differentiation = "auto",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> GradientPenaltyTerms:
+    r"""Keep an energy flat, or of one slope: no loss of this family adds this by itself.
+
+    $$\mathrm{loss} = \sum_i w_i \big( \| \nabla E(x_i) \| - c \big)^2$$
+
+    over rows x, whose weights w sum to 1, without a coefficient and not halved. At c = 0 it is the
+    zero-centred penalty (R1 where x is data, R2 where x are samples).
+
+    Args:
+        energy: gives the energy of each row. Called once.
+        x: where the slope is taken: data, samples, or points between them.
+        target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
+        weights: of the rows of x, normalised over all ranks. None: equal.
+        differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
+        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
+            nothing is sent.
+        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
+            (DDP, FSDP) or "sum". Without a group it does nothing.
+
+    Returns:
+        The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
+        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
+        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
+        Autocast is off inside, for the energy too unless it enters autocast itself.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+            for each row.
+        ValueError: target is negative; the energy does not depend on its input, has batch
+            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+
+    References:
+        Mescheder, Geiger, Nowozin, Which Training Methods for GANs do actually Converge? (ICML
+        2018), https://arxiv.org/abs/1801.04406, where R1 is halved; Gulrajani et al., Improved
+        Training of Wasserstein GANs (2017), https://arxiv.org/abs/1704.00028, for c = 1.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import gradient_penalty
+        >>> x, energy = torch.tensor([[1.0], [3.0]]), lambda x: 0.5 * x.square().sum(1)
+        >>> gradient_penalty(energy, x).metrics()
+        {'loss': 5.0, 'gradient_norm': 2.0}
+        >>> gradient_penalty(energy, x, target=1.0).metrics()
+        {'loss': 2.0, 'gradient_norm': 2.0}
+    """
+    if not target >= 0:
+        raise ValueError(f"gradient_penalty needs target >= 0, got {target}")
+    refuse_batch_statistics("gradient_penalty", energy)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.view_as(x)  # torch.export does not save a region of autocast that begins with a graph
+        energies, gradient = energies_and_gradients("gradient_penalty", energy, x, differentiation)
+        rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
+        if target == 0:  # without a root, whose slope at 0 is infinite
+            per_row = per_row_sum(gradient.square())
+            norms = per_row.detach().sqrt()
+        else:
+            norms = cast("Tensor", torch.linalg.vector_norm(rows, dim=1))
+            per_row = (norms - target).square()
+        loss, norm = weighted_means(
+            ([anchored(per_row, energies), norms.detach()], weights),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
+        )
+        return GradientPenaltyTerms(loss=loss, gradient_norm=norm.detach())
+
+
+class EnergySquarePenalty(nn.Module):
+    """[`energy_square_penalty`][termwise.energy.energy_square_penalty] of an energy.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import EnergySquarePenalty
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+        >>> EnergySquarePenalty(model)(torch.ones(4, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
+        super().__init__()
+        self.energy = energy
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        batch_group: ProcessGroup | None = None,
+    ) -> EnergySquareTerms:
+        """Compute the terms of the penalty."""
+        return energy_square_penalty(
+            self.energy,
+            x,
+            weights=weights,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            batch_group: ProcessGroup | None = None,
+        ) -> EnergySquareTerms:
+            """Compute the terms of the penalty."""
+            ...
+
+
+class GradientPenalty(nn.Module):
+    """[`gradient_penalty`][termwise.energy.gradient_penalty], its energy and numbers held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import GradientPenalty
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(),
+        ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+        >>> GradientPenalty(model, target=1.0)(torch.ones(4, 3)).loss.backward()
+    """
+
+    @contract
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        target: float = 0.0,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.target = target
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        weights: Float[Tensor, " batch"] | None = None,
+        differentiation: Differentiation = "auto",
+        batch_group: ProcessGroup | None = None,
+    ) -> GradientPenaltyTerms:
+        """Compute the terms of the penalty."""
+        return gradient_penalty(
+            self.energy,
+            x,
+            target=self.target,
+            weights=weights,
+            differentiation=differentiation,
+            batch_group=batch_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            x: Float[Tensor, "batch *event"],
+            *,
+            weights: Float[Tensor, " batch"] | None = None,
+            differentiation: Differentiation = "auto",
+            batch_group: ProcessGroup | None = None,
+        ) -> GradientPenaltyTerms:
+            """Compute the terms of the penalty."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return f"target={self.target}"

@@ -1,0 +1,161 @@
+"""A buffer of chains that persist from step to step, for persistent contrastive divergence."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._contract import ContractError, contract, show
+
+InitFn: TypeAlias = Callable[[int, torch.Generator | None], Float[Tensor, "n *event"]]
+"""Gives n samples to start chains from, drawn from the generator that it is given."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ReplayBuffer:
+    """Samples of a model, drawn as starts of chains and written back where these have moved to.
+
+    The record is frozen, its tensor is written in place: whoever holds it sees the same state.
+    Save it with `torch.save(buffer.samples, ...)`, or with a model after
+    `model.register_buffer("replay", buffer.samples)`. It copies, pickles, and is a pytree. Under
+    several ranks each holds a buffer of its own and draws with a generator of its own.
+
+    References:
+        Tieleman, Training Restricted Boltzmann Machines using Approximations to the Likelihood
+        Gradient (2008); Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models
+        (2019), https://arxiv.org/abs/1903.08689, where 5% of the starts are fresh. TorchEBM draws
+        with replacement and overwrites the oldest samples in turn, not those that it drew.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.energy import ReplayBuffer, langevin
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> fresh = lambda n, generator: torch.rand(n, 2, generator=generator)
+        >>> buffer = ReplayBuffer.start(fresh, 100, generator=generator)
+        >>> start, places = buffer.draw(8, init_fn=fresh, generator=generator)
+        >>> energy = lambda x: 0.5 * x.square().sum(1)
+        >>> moved = langevin(energy, start, steps=20, step_size=0.1, generator=generator)
+        >>> buffer.write(moved, places) is moved
+        True
+    """
+
+    samples: Float[Tensor, "capacity *event"]
+    """The chains' last samples."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, Tensor) and self.samples.ndim == 0:  # pyright: ignore
+            raise ValueError("ReplayBuffer needs samples with an axis of capacity, got a scalar")
+
+    @classmethod
+    def start(
+        cls, init_fn: InitFn, capacity: int, generator: torch.Generator | None = None
+    ) -> Self:
+        """Fill a buffer with fresh samples, the device and dtype of which it takes.
+
+        Args:
+            init_fn: called as init_fn(capacity, generator).
+            capacity: number of chains, 1 at least.
+            generator: handed to init_fn; give each rank its own.
+
+        Raises:
+            ContractError: init_fn does not give `capacity` floating samples.
+            ValueError: capacity is less than 1.
+        """
+        if capacity < 1:
+            raise ValueError(f"ReplayBuffer.start needs a capacity of at least 1, got {capacity}")
+        return cls(_fresh("ReplayBuffer.start", init_fn, capacity, generator).clone())
+
+    @contract
+    def draw(
+        self,
+        n: int,
+        *,
+        init_fn: InitFn | None = None,
+        reinit: float = 0.05,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "n *event"], Int[Tensor, " n"]]:
+        """Draw chains to go on with, no two the same, and begin a few of them anew.
+
+        Args:
+            n: how many, the capacity at most.
+            init_fn: called as init_fn(n, generator); where a chain begins anew, its sample is
+                taken. None: none begins anew.
+            reinit: probability for each chain to begin anew.
+            generator: draws the places, then init_fn's samples, then who begins anew; give each
+                rank its own. None: the default generator of the samples' device.
+
+        Returns:
+            Copies of the samples, detached, and their places in the buffer, int64, for `write`.
+            Nothing waits for the device.
+
+        Raises:
+            ContractError: init_fn does not give n samples like those of the buffer.
+            ValueError: n is out of range, or reinit is not in [0, 1].
+        """
+        capacity = self.samples.shape[0]
+        if not 0 <= n <= capacity:
+            raise ValueError(f"ReplayBuffer.draw needs n in 0..{capacity}, got {n}")
+        if not 0 <= reinit <= 1:
+            raise ValueError(f"ReplayBuffer.draw needs reinit in [0, 1], got {reinit}")
+        device = self.samples.device if generator is None else generator.device
+        places = torch.randperm(capacity, generator=generator, device=device)[:n]
+        places = places.to(self.samples.device)
+        samples = self.samples.detach().index_select(0, places)
+        if init_fn is None:
+            return samples, places
+        fresh = _fresh("ReplayBuffer.draw", init_fn, n, generator, self.samples)
+        anew = torch.rand(n, generator=generator, device=device) < reinit
+        anew = anew.to(self.samples.device).view(-1, *[1] * (self.samples.ndim - 1))
+        return fresh.where(anew, samples), places
+
+    @contract
+    def write(
+        self, samples: Float[Tensor, "n *event"], places: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n *event"]:
+        """Put samples into the buffer, in place.
+
+        Args:
+            samples: where the chains have moved to. Detached, in the buffer's dtype.
+            places: where `draw` took them from. Others of the buffer's are free to use, as long as
+                no two are the same.
+
+        Returns:
+            The samples as given, so that a sampler of one line can end with it.
+
+        Raises:
+            ContractError: shapes or dtypes do not fit, one of them those of the buffer.
+        """
+        if samples.shape[1:] != self.samples.shape[1:]:
+            raise ContractError(
+                f"ReplayBuffer.write: samples need event {list(self.samples.shape[1:])}, got "
+                f"{show(samples)}"
+            )
+        with torch.no_grad():
+            self.samples.index_copy_(0, places, samples.detach().to(self.samples.dtype))
+        return samples
+
+
+def _fresh(
+    caller: str,
+    init_fn: InitFn,
+    n: int,
+    generator: torch.Generator | None,
+    like: Tensor | None = None,
+) -> Tensor:
+    with torch.no_grad():
+        fresh: Any = init_fn(n, generator)
+    if (
+        not isinstance(fresh, Tensor)
+        or not fresh.is_floating_point()
+        or fresh.shape[:1] != (n,)
+        or (like is not None and (fresh.shape[1:] != like.shape[1:] or fresh.dtype != like.dtype))
+    ):
+        wanted = show(like[:1].expand(n, *like.shape[1:])) if like is not None else f"{n} samples"
+        raise ContractError(f"{caller}: init_fn({n}, generator) needs {wanted}, got {show(fresh)}")
+    return fresh.detach()
+
+
+torch.export.register_dataclass(ReplayBuffer, serialized_type_name="termwise.energy.ReplayBuffer")
