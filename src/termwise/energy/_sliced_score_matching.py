@@ -11,7 +11,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier, carried
+from ._forward_laplacian import Carrier
 from ._projections import Distribution, dot, projections_of
 from ._shared import (
     Differentiation,
@@ -155,15 +155,13 @@ def _recordable(x: Tensor) -> Tensor:
 def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
     """Carry both derivatives along v through the energy; by autograd where it is not known how."""
     point = point_of(x)
-    carrier = carried(point, point.new_zeros(1, *x.shape[1:]), True)
-    carrier.base = v  # each row has directions of its own
+    carrier = Carrier(point, v, None, None, None, True, False)
     try:
         result = cast("object", energy(cast("Tensor", carrier)))
     except Exception:  # what an energy says of something that is no tensor may be anything
         return _by_autograd(energy, x, v, variance_reduced)
-    if not issubclass(type(result), Carrier):  # it calls itself a tensor
+    if not isinstance(result, Carrier):
         return _by_autograd(energy, x, v, variance_reduced)
-    result = cast("Carrier", result)
     energies = energies_of("sliced_score_matching_loss", lambda _: result.value, x)
     refuse_static_graph("sliced_score_matching_loss", energies)
     curvature = torch.zeros_like(energies)
