@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import termwise as tw
-from termwise.energy import SlicedScoreMatchingLoss, sliced_score_matching_loss
+from termwise.energy import (
+    SlicedScoreMatchingLoss,
+    _sliced_score_matching,
+    sliced_score_matching_loss,
+)
 from termwise.energy._projections import projections_of
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -198,6 +202,12 @@ def test_the_energy_is_called_once_and_nothing_of_the_callers_is_touched():
         model, x, projections=5, generator=torch.Generator().manual_seed(1)
     )
     assert not torch.equal(other.curvature, terms.curvature)
+
+
+@pytest.mark.parametrize("make", [network, lambda: Normed().double()])
+def test_networks_carry_derivatives_forward(make, monkeypatch):
+    monkeypatch.setattr(_sliced_score_matching, "_by_autograd", None)
+    sliced_score_matching_loss(make(), normal(3, 4)).loss.backward()
 
 
 class Foreign(torch.autograd.Function):

@@ -73,6 +73,10 @@ def conditional(energy, x):
 
 RIGHT = {
     "maximum likelihood": (maximum_likelihood, 0.0),
+    "contrastive divergence": (
+        lambda e, x: tw.contrastive_divergence_loss(e, x, e.samples()),
+        0.0,
+    ),
     "score matching": (tw.score_matching_loss, 0.0),
     "sliced": (sliced, 0.0),
     "sliced, all projected": (lambda e, x: sliced(e, x, variance_reduced=False), 0.0),
@@ -138,6 +142,9 @@ WRONG = {
     "sliced, + curvature": sliced_with_a_plus,
     "contrastive without the noise": contrastive_without_the_noise,
     "alpha": lambda e, x: maximum_likelihood(e, x, negative_weight=0.8),
+    "energies squared": lambda e, x: tw.contrastive_divergence_loss(
+        e, x, e.samples(), energy_square_weight=0.1
+    ),
     "l2": lambda e, x: maximum_likelihood(
         e, x, regularization="l2", regularization_weight=0.1, parameters=list(e.parameters())
     ),

@@ -69,7 +69,8 @@ def sliced_score_matching_loss(
     v . grad E, mean over the directions.
 
     Args:
-        energy: gives the energy of each row. Called once, whatever K is: the energies and their
+        energy: gives the energy of each row. Called once, whatever K is (and once more where it
+            turns out that derivatives cannot be carried through it): the energies and their
             gradient are shared by the projections, each of which adds second-order products alone.
         x: data, as many axes to a sample as the energy takes.
         projections: K, drawn for each row, or the directions themselves, of length sqrt(d) on
