@@ -91,6 +91,34 @@ def loss_of(name: str, model: nn.Module, x: Tensor, options) -> Terms:
             return energy.equilibrium_matching_loss(model, noise[0], x, time, **options)
         case "flow matching":
             return energy.flow_matching_loss(model, noise[0], x, time, **options)
+        case "contrastive divergence":
+            return energy.contrastive_divergence_loss(
+                model, x, others, energy_square_weight=0.1, **options
+            )
+        case "score matching":
+            return energy.score_matching_loss(model, x, **options)
+        case "score matching, reverse":
+            return energy.score_matching_loss(model, x, trace="reverse", **options)
+        case "score matching, forward over reverse":
+            return energy.score_matching_loss(model, x, trace="forward_over_reverse", **options)
+        case "sliced":
+            return energy.sliced_score_matching_loss(model, x, projections=noise, **options)
+        case "sliced, autograd":
+            return energy.sliced_score_matching_loss(
+                model, x, projections=noise, differentiation="autograd", **options
+            )
+        case "finite difference":
+            return energy.finite_difference_score_matching_loss(
+                model, x, projections=noise, **options
+            )
+        case "denoising":
+            return energy.denoising_score_matching_loss(
+                model, x, sigma=(0.5, 1, 2), noise=noise, antithetic=True, **options
+            )
+        case "energy square":
+            return energy.energy_square_penalty(model, x, **options)
+        case "gradient penalty":
+            return energy.gradient_penalty(model, x, target=0.5, **options)
     raise KeyError(name)
 
 
@@ -99,7 +127,9 @@ def terms_and_gradients(terms: Terms, parameters: dict[str, Tensor]) -> tuple[Nu
     kept = {
         name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()
     }
-    return values(terms), kept
+    shared = values(terms)
+    shared.pop("negatives", None)  # each rank's own
+    return shared, kept
 
 
 def energy_loss(group, x, weights, name, how):

@@ -12,11 +12,20 @@ FIRST_ORDER = (
     "ranking noise contrastive",
     "conditional noise contrastive",
     "energy discrepancy",
+    "contrastive divergence",
+    "finite difference",
+    "energy square",
 )
 BY_X = (
     "energy matching",
     "equilibrium matching",
     "flow matching",
+    "score matching",
+    "score matching, reverse",
+    "sliced",
+    "sliced, autograd",
+    "denoising",
+    "gradient penalty",
 )
 """Those that differentiate the energy by its input."""
 
