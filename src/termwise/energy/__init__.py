@@ -13,6 +13,7 @@ from ._contrastive_divergence import ContrastiveDivergenceLoss as ContrastiveDiv
 from ._contrastive_divergence import ContrastiveDivergenceTerms as ContrastiveDivergenceTerms
 from ._contrastive_divergence import Sampler as Sampler
 from ._contrastive_divergence import contrastive_divergence_loss as contrastive_divergence_loss
+from ._create import create_loss as create_loss
 from ._denoising_score_matching import DenoisingScoreMatchingLoss as DenoisingScoreMatchingLoss
 from ._denoising_score_matching import DenoisingScoreMatchingTerms as DenoisingScoreMatchingTerms
 from ._denoising_score_matching import (
