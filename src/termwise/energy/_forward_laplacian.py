@@ -102,11 +102,33 @@ class Carrier:
     # isinstance(carrier, Tensor) holds: runtime type checkers and einops ask.
     __class__ = property(lambda self: Tensor)  # pyright: ignore
 
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
+        """Register what is to run before the backward pass, as FSDP2 does on a module's output."""
+        for part in (self.value, self.base, self.scale, self.laplacian):
+            if part is not None and part.requires_grad:
+                part.register_hook(hook)
+
     def __len__(self) -> int:
         return len(self.value)
 
     def __iter__(self) -> Any:
         return iter(self.unbind(0))
+
+
+def is_carrier(value: object) -> bool:
+    """Tell a carrier, of which isinstance says that it is a tensor."""
+    return type(value) is Carrier
+
+
+def _like(
+    model: Carrier,
+    value: Tensor,
+    base: Tensor,
+    laplacian: Tensor | None,
+    scale: Tensor | None = None,
+    squares: Tensor | None = None,
+) -> Carrier:
+    return Carrier(value, base, scale, laplacian, squares, model.kept, False)
 
 
 def _method(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -228,8 +250,9 @@ def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return (_COMPOSITIONS.get(func) or COMPOSITIONS[func])(*args, **kwargs)
     name = getattr(func, "__name__", str(func))
     name = _OPERATORS.get(name, name)
-    if not (getattr(func, "__module__", None) or "torch").startswith("torch"):
-        raise UnknownFunctionError(name)
+    home = getattr(func, "__module__", None) or "torch"
+    if home.partition(".")[0] != "torch":
+        raise UnknownFunctionError(f"{home}.{name}")
     if name in _BY_NAME:
         return _BY_NAME[name](*args, **kwargs)
     call = _Call(Tensor.reshape if name == "view" else func, args, kwargs)
@@ -278,14 +301,14 @@ class _Call:
 
 def _collect(values: Sequence[Any], found: list[Carrier]) -> None:
     for value in values:
-        if type(value) is Carrier:
+        if is_carrier(value):
             found.append(value)
         elif type(value) in (tuple, list):
             _collect(value, found)
 
 
 def _filled(value: Any, rest: list[Tensor]) -> Any:
-    if type(value) is Carrier:
+    if is_carrier(value):
         return rest.pop(0)
     if type(value) in (tuple, list):
         return type(value)(_filled(part, rest) for part in value)
@@ -334,15 +357,13 @@ def _elementwise(name: str, call: _Call) -> Any:
             total = None if total == 1 else torch.full_like(value, total)
         elif total.shape != value.shape or total.dtype != value.dtype:
             total = total.to(value.dtype).expand(value.shape)
-        return Carrier(
-            value, base, total, laplacian, carriers[0].squares, carriers[0].kept, False
-        )
+        return _like(carriers[0], value, base, laplacian, total, carriers[0].squares)
     terms = [
         carrier.base if isinstance(scale, float) and scale == 1 else _scaled(carrier.base, scale)
         for carrier, scale in zip(carriers, scales, strict=True)
     ]
     jacobian = _by_row(lambda *bases: functools.reduce(operator.add, bases), *terms)
-    return Carrier(value, jacobian, None, laplacian, None, carriers[0].kept, False)
+    return _like(carriers[0], value, jacobian, laplacian)
 
 
 def _partial_derivatives(
@@ -352,8 +373,8 @@ def _partial_derivatives(
     count = len(values)
     nothing: list[list[Tensor | float | None]] = [[None] * count for _ in values]
     args = call.args
-    left = len(args) == 2 and type(args[0]) is Carrier
-    right = len(args) == 2 and type(args[1]) is Carrier
+    left = len(args) == 2 and is_carrier(args[0])
+    right = len(args) == 2 and is_carrier(args[1])
     if name in ("add", "sub") and (left or right):
         alpha = float(call.kwargs.get("alpha", 1)) * (1 if name == "add" else -1)
         return [1.0] * left + [alpha] * right, nothing
@@ -397,7 +418,6 @@ def _linear(name: str, call: _Call) -> Carrier:
     if name in _JOINED:
         call = _all_carried(call)
     carriers = call.carriers
-    kept = carriers[0].kept
     value = call(*[carrier.value for carrier in carriers])
     call = _without_bias(name, call)
     if len(carriers) == 2 and name not in _JOINED and len(call.carriers) == 2:
@@ -408,9 +428,7 @@ def _linear(name: str, call: _Call) -> Carrier:
     if any(carrier.laplacian is not None for carrier in carriers):
         laplacian = call(
             *[
-                torch.zeros_like(carrier.value)
-                if carrier.laplacian is None
-                else carrier.laplacian
+                torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
                 for carrier in carriers
             ]
         )
@@ -425,7 +443,7 @@ def _linear(name: str, call: _Call) -> Carrier:
         mapped = torch.vmap(call)
         jacobians = [carrier.jacobian for carrier in carriers]
         base = _by_row(mapped, *jacobians) if by_row else mapped(*jacobians)
-    return Carrier(value, base, None, laplacian, None, kept, False)
+    return _like(carrier, value, base, laplacian)
 
 
 def _bilinear(call: _Call, value: Tensor) -> Carrier:
@@ -437,7 +455,7 @@ def _bilinear(call: _Call, value: Tensor) -> Carrier:
         laplacian = laplacian + call(a.laplacian, b.value)
     if b.laplacian is not None:
         laplacian = laplacian + call(a.value, b.laplacian)
-    return Carrier(value, base, None, laplacian, None, a.kept, False)
+    return _like(a, value, base, laplacian)
 
 
 def _differentiated(call: _Call, *, curved: bool) -> Carrier:
@@ -446,7 +464,9 @@ def _differentiated(call: _Call, *, curved: bool) -> Carrier:
     values = tuple(carrier.value for carrier in carriers)
     value = call(*values)
     if not isinstance(value, Tensor):
-        raise UnknownFunctionError(f"{getattr(call.func, '__name__', call.func)} of several results")
+        raise UnknownFunctionError(
+            f"{getattr(call.func, '__name__', call.func)} of several results"
+        )
 
     def along(*tangents: Tensor) -> Tensor:
         return cast("Tensor", torch.func.jvp(call, values, tangents)[1])
@@ -463,14 +483,12 @@ def _differentiated(call: _Call, *, curved: bool) -> Carrier:
     if any(carrier.laplacian is not None for carrier in carriers):
         drift = along(
             *[
-                torch.zeros_like(carrier.value)
-                if carrier.laplacian is None
-                else carrier.laplacian
+                torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
                 for carrier in carriers
             ]
         )
         laplacian = _sum(laplacian, drift)
-    return Carrier(value, base, None, laplacian, None, carriers[0].kept, False)
+    return _like(carriers[0], value, base, laplacian)
 
 
 def _all_carried(call: _Call) -> _Call:
@@ -479,11 +497,10 @@ def _all_carried(call: _Call) -> _Call:
     count = model.base.shape[0]
 
     def carry(part: Any) -> Any:
-        if type(part) is Carrier or not isinstance(part, Tensor):
+        if is_carrier(part) or not isinstance(part, Tensor):
             return part
         zero = torch.zeros((), dtype=part.dtype, device=part.device)
-        base = zero.expand(count, *part.shape)
-        return Carrier(part, base, None, None, None, model.kept, True)
+        return _like(model, part, zero.expand(count, *part.shape), None)
 
     parts, *rest = call.args or (call.kwargs["tensors"],)
     kwargs = {name: value for name, value in call.kwargs.items() if name != "tensors"}
@@ -499,16 +516,20 @@ def _without_bias(name: str, call: _Call) -> _Call:
     place = 3 if name == "bilinear" else 2
     if name not in ("linear", "bilinear") and not name.startswith("conv"):
         return call
-    args = (*call.args[:place], None, *call.args[place + 1 :]) if len(call.args) > place else call.args
-    return _Call(call.func, args, {**call.kwargs, "bias": None} if "bias" in call.kwargs else call.kwargs)
+    args = (
+        (*call.args[:place], None, *call.args[place + 1 :]) if len(call.args) > place else call.args
+    )
+    return _Call(
+        call.func, args, {**call.kwargs, "bias": None} if "bias" in call.kwargs else call.kwargs
+    )
 
 
 def _weight(name: str, call: _Call) -> Tensor | None:
     """Give W where a function of one carrier is z W^T."""
-    if len(call.args) < 2 or type(call.args[0]) is not Carrier:
+    if len(call.args) < 2 or not is_carrier(call.args[0]):
         return None
     other = call.args[1]
-    if not isinstance(other, Tensor) or type(other) is Carrier or other.ndim != 2:
+    if not isinstance(other, Tensor) or is_carrier(other) or other.ndim != 2:
         return None
     if name == "linear":
         return other
@@ -521,9 +542,7 @@ def _expanded(carrier: Carrier, shape: Sequence[int]) -> Carrier:
     return _viewed(_Call(torch.broadcast_to, (carrier, tuple(shape)), {}))
 
 
-def _product(
-    factor: Tensor | float, value: Tensor | float | None, absent: Any = 1.0
-) -> Any:
+def _product(factor: Tensor | float, value: Tensor | float | None, absent: Any = 1.0) -> Any:
     if value is None:
         return absent
     if isinstance(factor, float) and factor == 1:
@@ -652,9 +671,7 @@ def _glu(input: Any, dim: int = -1) -> Any:
     return left * right.sigmoid()
 
 
-def _norm(
-    input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Any:
+def _norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     wide = input if dtype is None else input.to(dtype)
     if not isinstance(p, (int, float)) or dim is None:
         raise UnknownFunctionError("a norm of that kind")

@@ -14,7 +14,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier, carried
+from ._forward_laplacian import Carrier, carried, is_carrier
 from ._shared import (
     Differentiation,
     Energy,
@@ -209,6 +209,9 @@ def score_and_trace(
     if not torch.compiler.is_compiling() and x.is_inference():
         with recording():
             x = x.clone()
+    if torch.compiler.is_compiling():  # which follows neither carriers nor a jvp of any batch
+        trace = "reverse"
+        x = x * 1  # export saves no region without an operation, and one begins here
     if trace == "forward_laplacian":
         with recording():
             results = _forward(caller, energy, x, chunk_size, kept)
@@ -226,9 +229,7 @@ def score_and_trace(
 
 
 def _lifted(results: tuple[Tensor, Tensor, Tensor], kept: bool) -> tuple[Tensor, Tensor, Tensor]:
-    energies, score, laplacian = (
-        lifted(part if kept else part.detach()) for part in results
-    )
+    energies, score, laplacian = (lifted(part if kept else part.detach()) for part in results)
     return energies, score, laplacian
 
 
@@ -258,12 +259,12 @@ def _forward(
         except Exception as problem:
             _warn(caller, f"{type(problem).__name__}: {problem}")
             return None
-        carrier = cast("object", result)
-        if type(carrier) is not Carrier:
-            energies_of(caller, lambda _: result, x)
-            return None  # a constant, or what the other ways say
+        if not is_carrier(result):  # what is wrong with it, the other ways say
+            return None
+        carrier = cast("Carrier", result)
         energies = energies_of(caller, lambda _, value=carrier.value: value, x)
-        refuse_static_graph(caller, energies)
+        if differentiation_of("auto", energy) == "autograd":
+            refuse_static_graph(caller, energies)
         scores.append(carrier.jacobian)
         traces.append(
             torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
@@ -313,7 +314,9 @@ def _reverse(
             )
         if rows is not None:
             products = lifted(rows) * directions.unsqueeze(1)
-            trace = trace + products.flatten(2).sum((0, 2)) if x.ndim > 1 else trace + products.sum(0)
+            trace = (
+                trace + products.flatten(2).sum((0, 2)) if x.ndim > 1 else trace + products.sum(0)
+            )
     return energies, score, trace
 
 
