@@ -129,7 +129,7 @@ def antithetic() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--peak", metavar="WAY", help=argparse.SUPPRESS)
