@@ -154,6 +154,17 @@ def test_close_samples_far_from_the_origin(dtype):
     torch.testing.assert_close(ours, expected)
 
 
+def test_the_nearest_of_a_cluster_far_from_the_origin_is_found():
+    steps = torch.tensor([7.0, 0.0, 3.0, 1.0], dtype=torch.float64)
+    samples = 900 + 2.0**-30 * steps[:, None]
+    expected = entropy_of(steps[:, None]) - 30 * math.log(2)
+    torch.testing.assert_close(entropy_of(samples), expected, **EXACT)
+    distances = math.log(4) + math.log(1) + math.log(2) + math.log(1)
+    assert entropy_of(steps[:, None]).item() == pytest.approx(
+        distances / 4 + math.log(2) + 1 + 1 / 2 + 1 / 3, rel=1e-12
+    )
+
+
 def test_samples_that_are_the_same_are_not_repaired():
     samples = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]).requires_grad_()
     terms = contrastive_divergence_kl_term(flat, samples)
