@@ -16,10 +16,15 @@ Li et al., A computational framework for neural network-based variational Monte 
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
 """
 
+# Whatever any function of torch takes passes through here, and is of no type known beforehand.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportUnnecessaryComparison=false
+
 import dataclasses
 import functools
 import math
 import operator
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -33,6 +38,10 @@ from ._higher_order import COMPOSITIONS
 
 class UnknownFunctionError(NotImplementedError):
     """The energy calls what carriers have no rule for."""
+
+
+class WithoutGradError(UnknownFunctionError):
+    """The energy calls something under no_grad, as the forward of an autograd.Function does."""
 
 
 def carried(x: Tensor, directions: Tensor, kept: bool) -> "Carrier":
@@ -82,9 +91,7 @@ class Carrier:
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not torch.is_grad_enabled():
-            raise UnknownFunctionError(
-                f"{func.__name__} under no_grad, or in the forward of an autograd.Function"
-            )
+            raise WithoutGradError(func.__name__)
         return _apply(func, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
@@ -99,14 +106,15 @@ class Carrier:
             return getattr(self.value, name)
         return functools.partial(_method, attribute, self)
 
-    # isinstance(carrier, Tensor) holds: runtime type checkers and einops ask.
-    __class__ = property(lambda self: Tensor)  # pyright: ignore
+    @property
+    def __class__(self) -> type:  # pyright: ignore
+        """Pass for a tensor with type checkers and einops, and never with torch itself.
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
-        """Register what is to run before the backward pass, as FSDP2 does on a module's output."""
-        for part in (self.value, self.base, self.scale, self.laplacian):
-            if part is not None and part.requires_grad:
-                part.register_hook(hook)
+        Torch hands what isinstance says is a tensor to C++, where this one would be the end of the
+        process: in `autograd.Function.apply`, for one.
+        """
+        asking = str(sys._getframe(1).f_globals.get("__name__", ""))  # pyright: ignore
+        return Carrier if asking.partition(".")[0] == "torch" else Tensor
 
     def __len__(self) -> int:
         return len(self.value)
@@ -145,9 +153,9 @@ def _special_method(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem setitem "
-    "lt le gt ge eq ne bool float int invert and or iadd isub imul itruediv ipow"
-).split():
+    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem "
+    "setitem lt le gt ge eq ne bool float int invert and or iadd isub imul itruediv ipow".split()
+):
     setattr(Carrier, f"__{_name}__", _special_method(f"__{_name}__"))
 
 
@@ -179,43 +187,43 @@ _OPERATORS = {
 }
 
 _CONSTANT = frozenset(
-    "size dim numel nelement ndimension is_floating_point is_complex element_size get_device type "
-    "stride is_contiguous is_tensor result_type is_signed "
-    "lt le gt ge eq ne __lt__ __le__ __gt__ __ge__ __eq__ __ne__ less less_equal greater "
-    "greater_equal not_equal isnan isinf isfinite isneginf isposinf isclose allclose equal signbit "
-    "sign sgn floor ceil round trunc argmax argmin argsort logical_not logical_and logical_or "
-    "heaviside item tolist __bool__ __float__ __int__ any all detach numpy "
-    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
+    "size dim numel nelement ndimension is_floating_point is_complex element_size "
+    "get_device type stride is_contiguous is_tensor result_type is_signed lt le gt ge eq ne "
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ less less_equal greater greater_equal "
+    "not_equal isnan isinf isfinite isneginf isposinf isclose allclose equal signbit sign "
+    "sgn floor ceil round trunc argmax argmin argsort logical_not logical_and logical_or "
+    "heaviside item tolist __bool__ __float__ __int__ any all detach numpy zeros_like "
+    "ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
     "new_empty new_tensor".split()
 )
 """Functions whose result does not change with x, to first order."""
 
 _VIEWS = frozenset(
-    "reshape view reshape_as view_as flatten unflatten ravel squeeze unsqueeze transpose swapaxes "
-    "swapdims permute t movedim moveaxis adjoint contiguous clone to float double half bfloat16 "
-    "type_as expand expand_as broadcast_to repeat repeat_interleave tile flip fliplr flipud roll "
-    "getitem index_select select narrow chunk split tensor_split unbind diagonal atleast_1d "
-    "atleast_2d atleast_3d pixel_shuffle pixel_unshuffle rot90 alias cpu cuda take_along_dim "
-    "gather unfold_copy".split()
+    "reshape view reshape_as view_as flatten unflatten ravel squeeze unsqueeze transpose "
+    "swapaxes swapdims permute t movedim moveaxis adjoint contiguous clone to float double "
+    "half bfloat16 type_as expand expand_as broadcast_to repeat repeat_interleave tile flip "
+    "fliplr flipud roll getitem index_select select narrow chunk split tensor_split unbind "
+    "diagonal atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle rot90 alias "
+    "cpu cuda take_along_dim gather unfold_copy".split()
 )
 """Functions that only place elements: f(scale * base) = f(scale) * f(base)."""
 
 _LINEAR = frozenset(
-    "sum mean cumsum diff cat stack hstack vstack dstack column_stack trace tril triu matmul mm "
-    "bmm mv dot vdot inner outer einsum tensordot chain_matmul conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d avg_pool2d avg_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d unfold fold interpolate upsample "
-    "diag_embed linear bilinear".split()
+    "sum mean cumsum diff cat stack hstack vstack dstack column_stack trace tril triu "
+    "matmul mm bmm mv dot vdot inner outer einsum tensordot chain_matmul conv1d conv2d "
+    "conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d unfold fold "
+    "interpolate upsample diag_embed linear bilinear".split()
 )
 """Functions that are linear in each carrier, once a bias is left out."""
 
-_JOINED = frozenset("cat stack hstack vstack dstack column_stack".split())
+_JOINED = frozenset(["cat", "stack", "hstack", "vstack", "dstack", "column_stack"])
 """Functions of a list that are linear in all of it together."""
 
 _BY_ROW = frozenset(
     "matmul linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "interpolate upsample".split()
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d interpolate upsample".split()
 )
 """Linear functions of one carrier in which a first axis is of rows, which do not mix."""
 
@@ -226,20 +234,21 @@ _PIECEWISE = frozenset(
 """Functions whose derivative changes with nothing, or by steps."""
 
 _ELEMENTWISE = frozenset(
-    "add sub rsub mul div neg reciprocal pow float_power square sqrt rsqrt exp exp2 expm1 log log2 "
-    "log10 log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh "
-    "arcsinh arccosh arctanh sigmoid expit relu relu6 silu gelu softplus elu selu celu mish "
-    "leaky_relu hardtanh logsigmoid log_sigmoid softsign tanhshrink hardswish softshrink "
-    "hardshrink threshold _threshold prelu clamp clamp_min clamp_max abs maximum minimum where masked_fill "
-    "erf erfc erfinv lerp addcmul addcdiv xlogy logaddexp logaddexp2 atan2 arctan2 hypot sinc logit "
-    "lgamma digamma i0 special_erf special_erfc special_expit special_xlogy special_log1p "
-    "special_expm1 special_ndtr special_log_ndtr special_i0 special_sinc special_logit deg2rad "
-    "rad2deg positive fmax fmin".split()
+    "add sub rsub mul div neg reciprocal pow float_power square sqrt rsqrt exp exp2 expm1 "
+    "log log2 log10 log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh "
+    "asinh acosh atanh arcsinh arccosh arctanh sigmoid expit relu relu6 silu gelu softplus "
+    "elu selu celu mish leaky_relu hardtanh logsigmoid log_sigmoid softsign tanhshrink "
+    "hardswish softshrink hardshrink threshold _threshold prelu clamp clamp_min clamp_max "
+    "abs maximum minimum where masked_fill erf erfc erfinv lerp addcmul addcdiv xlogy "
+    "logaddexp logaddexp2 atan2 arctan2 hypot sinc logit lgamma digamma i0 special_erf "
+    "special_erfc special_expit special_xlogy special_log1p special_expm1 special_ndtr "
+    "special_log_ndtr special_i0 special_sinc special_logit deg2rad rad2deg positive fmax "
+    "fmin".split()
 )
 
 _GENERAL = frozenset(
-    "prod cumprod logsumexp special_logsumexp logcumsumexp var linalg_inv inverse linalg_det det "
-    "logdet linalg_solve".split()
+    "prod cumprod logsumexp special_logsumexp logcumsumexp var linalg_inv inverse "
+    "linalg_det det logdet linalg_solve".split()
 )
 """Functions whose second derivative is taken along each direction."""
 
@@ -329,9 +338,14 @@ def _viewed(call: _Call) -> Any:
         ),
     ]
     if isinstance(value, Tensor):
-        return Carrier(*parts, carrier.kept, True)
+        return _moved(parts, carrier)
     split = [[None] * len(value) if part is None else part for part in parts]
-    return tuple(Carrier(*of_one, carrier.kept, True) for of_one in zip(*split, strict=True))
+    return tuple(_moved(of_one, carrier) for of_one in zip(*split, strict=True))
+
+
+def _moved(parts: Sequence[Any], carrier: Carrier) -> Carrier:
+    value, base, scale, laplacian, squares = parts
+    return Carrier(value, base, scale, laplacian, squares, carrier.kept, True)
 
 
 def _elementwise(name: str, call: _Call) -> Any:
@@ -407,7 +421,7 @@ def _partial_derivatives(
     return slopes(*values), [
         cast(
             "tuple[Tensor, ...]",
-            torch.func.grad(lambda *point, i=i: slopes(*point)[i].sum(), every)(*values),
+            torch.func.grad(lambda *point, i=i: slopes(*point)[i].sum(), every)(*values),  # pyright: ignore
         )
         for i in every
     ]
@@ -610,9 +624,9 @@ class _SquareSum(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (base,) = ctx.saved_tensors
-        return base * (2 * gradient)
+        return base * (2 * gradients[0])
 
 
 class _ScaledProduct(torch.autograd.Function):
@@ -630,7 +644,8 @@ class _ScaledProduct(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,) = gradients
         base, scale, weight = ctx.saved_tensors
         step = _steps(scale[None])
         of_base: list[Tensor] = []

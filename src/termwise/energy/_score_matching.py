@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier, carried, is_carrier
+from ._forward_laplacian import Carrier, WithoutGradError, carried, is_carrier
 from ._shared import (
     Differentiation,
     Energy,
     anchored,
     differentiation_of,
     energies_of,
+    gradient_function,
     gradient_of,
     per_row_sum,
     point_of,
@@ -214,14 +215,17 @@ def score_and_trace(
         x = x * 1  # export saves no region without an operation, and one begins here
     if trace == "forward_laplacian":
         with recording():
-            results = _forward(caller, energy, x, chunk_size, kept)
-        if results is not None:
-            return _lifted(results, kept)
-        trace = "forward_over_reverse"
+            carried_through = _forward(caller, energy, x, chunk_size, kept)
+        if not isinstance(carried_through, str):
+            return _lifted(carried_through, kept)
+        trace = carried_through
     with recording(), _higher_order.higher_order_safe(higher_order_safe):
         if trace == "forward_over_reverse":
-            results = _forward_over_reverse(caller, energy, x, chunk_size)
-        elif differentiation_of(differentiation, energy) == "func":
+            try:
+                return _lifted(_forward_over_reverse(caller, energy, x, chunk_size), kept)
+            except NotImplementedError:  # an autograd.Function without a jvp of its own
+                pass
+        if differentiation_of(differentiation, energy) == "func":
             results = _reverse_func(caller, energy, x, chunk_size)
         else:
             results = _reverse(caller, energy, x, chunk_size, kept)
@@ -246,8 +250,8 @@ def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
 
 def _forward(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None, kept: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Carry derivatives forward; None where the energy calls what there is no rule for."""
+) -> tuple[Tensor, Tensor, Tensor] | Trace:
+    """Carry derivatives forward, or say which way to take where that does not go."""
     energies: Tensor | None = None
     scores: list[Tensor] = []
     traces: list[Tensor] = []
@@ -256,11 +260,13 @@ def _forward(
             result = energy(cast("Tensor", carried(x, directions, kept)))
         except _higher_order.CoupledRowsError as problem:
             raise ValueError(f"{caller} {problem}") from None
+        except WithoutGradError:
+            return "reverse"
         except Exception as problem:
             _warn(caller, f"{type(problem).__name__}: {problem}")
-            return None
-        if not is_carrier(result):  # what is wrong with it, the other ways say
-            return None
+            return "forward_over_reverse"
+        if not is_carrier(result):  # what is wrong with it, the other way says
+            return "reverse"
         carrier = cast("Carrier", result)
         energies = energies_of(caller, lambda _, value=carrier.value: value, x)
         if differentiation_of("auto", energy) == "autograd":
@@ -269,8 +275,8 @@ def _forward(
         traces.append(
             torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
         )
-    if energies is None:
-        return None
+    if energies is None:  # no axis at all
+        return "reverse"
     score = torch.cat(scores).movedim(0, -1).reshape(x.shape)
     return energies, score, functools.reduce(torch.add, traces)
 
@@ -320,18 +326,11 @@ def _reverse(
     return energies, score, trace
 
 
-def _score_of(caller: str, energy: Energy) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def total(point: Tensor) -> tuple[Tensor, Tensor]:
-        values = energies_of(caller, energy, point)
-        return values.sum(), values
-
-    return torch.func.grad(total, has_aux=True)
-
-
 def _reverse_func(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    score, pulled, energies = torch.func.vjp(_score_of(caller, energy), x, has_aux=True)
+    results: tuple[Any, ...] = torch.func.vjp(gradient_function(caller, energy), x, has_aux=True)
+    score, pulled, energies = results
     trace = torch.zeros_like(energies)
 
     def curvature(direction: Tensor) -> Tensor:
@@ -347,14 +346,14 @@ def _forward_over_reverse(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Differentiate the gradient forward, along several axes of x at once."""
-    score_of = _score_of(caller, energy)
+    score_of = gradient_function(caller, energy)
     score, energies = score_of(x)
     trace = torch.zeros_like(energies)
 
     def curvature(direction: Tensor) -> Tensor:
         along = direction.expand(x.shape)
-        _, row, _ = torch.func.jvp(score_of, (x,), (along,), has_aux=True)
-        return per_row_sum(lifted(row) * direction)
+        results: tuple[Any, ...] = torch.func.jvp(score_of, (x,), (along,), has_aux=True)
+        return per_row_sum(lifted(results[1]) * direction)
 
     for directions in _directions(x, chunk_size):
         trace = trace + torch.vmap(curvature, randomness="same")(directions).sum(0)

@@ -64,13 +64,8 @@ def energies_and_gradients(
     it requires a gradient, it gets one.
     """
     if differentiation_of(differentiation, energy) == "func":
-
-        def total(point: Tensor) -> tuple[Tensor, Tensor]:
-            values = energies_of(caller, energy, point, argument)
-            return values.sum(), values
-
-        gradient, values = torch.func.grad(total, has_aux=True)(x)
-        return cast("Tensor", values), lifted(gradient)
+        gradient, values = gradient_function(caller, energy, argument)(x)
+        return values, lifted(gradient)
     kept = torch.is_grad_enabled()
     if kept:
         energy = uncompiled(energy)
@@ -119,11 +114,30 @@ def gradient_of(
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, point, create_graph=kept, allow_unused=True)
     if gradient is None:
-        raise ValueError(
-            f"{caller} needs an energy that can be differentiated by {argument}, got a result that "
-            "does not depend on it (is it detached, or computed under no_grad?)"
-        )
+        raise _independent(caller, argument)
     return gradient
+
+
+def gradient_function(
+    caller: str, energy: Energy, argument: str = "x"
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Give, for torch.func, a function of x: the gradient of the energies by it, and them."""
+
+    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+        values = energies_of(caller, energy, point, argument)
+        # torch.func would give the gradient 0. Dynamo does not know what requires one.
+        if not (values.requires_grad or torch.compiler.is_compiling()):
+            raise _independent(caller, argument)
+        return values.sum(), values
+
+    return torch.func.grad(total, has_aux=True)
+
+
+def _independent(caller: str, argument: str) -> ValueError:
+    return ValueError(
+        f"{caller} needs an energy that can be differentiated by {argument}, got a result that "
+        "does not depend on it (is it detached, or computed under no_grad?)"
+    )
 
 
 def anchored(per_row: Tensor, energies: Tensor) -> Tensor:

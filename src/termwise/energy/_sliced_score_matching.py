@@ -19,6 +19,7 @@ from ._shared import (
     anchored,
     differentiation_of,
     energies_of,
+    gradient_function,
     gradient_of,
     per_row_sum,
     point_of,
@@ -195,12 +196,7 @@ def _by_autograd(
 
 def _by_func(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
     """Do the same by torch.func."""
-
-    def total(point: Tensor) -> tuple[Tensor, Tensor]:
-        values = energies_of("sliced_score_matching_loss", energy, point)
-        return values.sum(), values
-
-    score_of = torch.func.grad(total, has_aux=True)
+    score_of = gradient_function("sliced_score_matching_loss", energy)
     results: tuple[Any, ...] = torch.func.vjp(score_of, x, has_aux=True)
     score, pulled, energies = results
     (products,) = torch.vmap(pulled, randomness="same")(v)
