@@ -64,8 +64,8 @@ def equilibrium_matching_loss(
         x0: noise.
         x1: data.
         time: t of each row (the paper's gamma), 0 at the noise and 1 at the data.
-        cutoff: a, from where the gradient fades: 0.8 is the paper's best; 0 is its linear decay.
-        multiplier: lambda, the length of the gradient before that; the paper's best.
+        cutoff: a, from where the gradient fades: 0.8 in the authors' code; at 0 it fades all the way.
+        multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
         weights: of the rows, normalised over all ranks. None: equal.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
@@ -88,8 +88,8 @@ def equilibrium_matching_loss(
 
     References:
         Wang, Du, Equilibrium Matching: Generative Modeling with Implicit Energy-Based Models
-        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. We take the paper's
-        sign, as TorchEBM does: the gradient of E, which a sampler descends. The authors' code
+        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. The sign is
+        an energy's, as in TorchEBM: a sampler descends the gradient of E. The authors' code
         (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and takes the
         mean over the event where this is the sum. Their dispersive regularizer is left to the user.
 
