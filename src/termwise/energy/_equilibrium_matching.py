@@ -64,7 +64,7 @@ def equilibrium_matching_loss(
         x0: noise.
         x1: data.
         time: t of each row (the paper's gamma), 0 at the noise and 1 at the data.
-        cutoff: a, from where the gradient fades: 0.8 in the authors' code; at 0 it fades all the way.
+        cutoff: a, from where the gradient fades: 0.8 in the authors' code; 0: at once.
         multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
         weights: of the rows, normalised over all ranks. None: equal.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
