@@ -1,11 +1,14 @@
 """Losses for language models: embeddings and distillation."""
 
 from ._alignment import Alignment as Alignment
+from ._alignment import align_spans as align_spans
 from ._chunks import chunk_average_log_probs as chunk_average_log_probs
 from ._chunks import valid_chunk_mask as valid_chunk_mask
 from ._partition import VocabPartition as VocabPartition
 from ._partition import vocab_partition as vocab_partition
 from ._projection import VocabProjection as VocabProjection
+from ._shared_logits import SharedLogits as SharedLogits
+from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
 from ._targeted_variance import TargetedVarianceTerms as TargetedVarianceTerms
 from ._targeted_variance import targeted_variance_loss as targeted_variance_loss

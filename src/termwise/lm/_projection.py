@@ -1,8 +1,9 @@
 """A sparse matrix from the student's vocabulary to the teacher's."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Self, cast
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from .._contract import contract
 from .._numbers import lifted, looped
+from . import _projection_files
+
+Token: TypeAlias = str | bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -116,12 +120,141 @@ class VocabProjection:
         Raises:
             ValueError: a token out of range, a weight that is negative or not finite, or no pair.
         """
-        ids = torch.tensor(list(pairs), dtype=torch.int64).reshape(-1, 2)
-        weights = torch.tensor(list(pairs.values()), dtype=torch.float64)
-        fields = _from_entries(
-            "from_pairs", ids[:, 0], ids[:, 1], weights, student_vocab, teacher_vocab
+        entries = _projection_files.entries_of("VocabProjection.from_pairs", pairs)
+        return cls(**_from_entries("from_pairs", *entries, student_vocab, teacher_vocab))
+
+    @classmethod
+    @contract
+    def from_tokens(
+        cls,
+        student_tokens: Sequence[Token | None],
+        teacher_tokens: Sequence[Token | None],
+        *,
+        encode: Callable[[Any], Sequence[int]] | None = None,
+        student_vocab: int | None = None,
+        teacher_vocab: int | None = None,
+    ) -> Self:
+        r"""Build from the texts of the tokens of both vocabularies.
+
+        A student token whose text is a teacher token too goes there with weight 1. Any other one
+        is written in teacher tokens, and the i-th of them, from 0, gets
+        $0.9 \cdot 0.1^i / \sum_j 0.9 \cdot 0.1^j$: a teacher that reads this text predicts its
+        first token where the student predicts the whole. One that cannot be written has no entry.
+
+        Args:
+            student_tokens: the text of each token, in the order of ids; None for special tokens
+                and unused ids, which have no entry. Bytes, or strings, which stand for their
+                UTF-8: the same kind of text on both sides, so that a space is a space.
+            teacher_tokens: the same of the teacher. Of equal texts the lowest id counts.
+            encode: gives the teacher tokens of a text as student_tokens has it: the teacher's
+                tokenizer, without special tokens. None: the longest teacher token that fits comes
+                first, then the longest that fits in the rest.
+            student_vocab: size of the student's vocabulary, where logits are wider than the list.
+            teacher_vocab: size of the teacher's.
+
+        Raises:
+            ValueError: a vocabulary smaller than its list, or no token has an entry.
+
+        References:
+            The weights are those of tools/x_token/minimal_projection_via_multitoken.py in NeMo-RL
+            (https://github.com/NVIDIA-NeMo/RL), which re-encodes with the teacher's tokenizer,
+            and tokens of equal text as well.
+
+        Examples:
+            >>> from termwise.lm import VocabProjection
+            >>> projection = VocabProjection.from_tokens(["a", "ab"], ["b", "a"])
+            >>> projection.student_columns.tolist(), projection.student_weights.tolist()
+            ([1, 0, 1], [1.0, 0.0909..., 0.9090...])
+        """
+        name = "VocabProjection.from_tokens"
+        students = len(student_tokens) if student_vocab is None else student_vocab
+        teachers = len(teacher_tokens) if teacher_vocab is None else teacher_vocab
+        if students < len(student_tokens) or teachers < len(teacher_tokens):
+            raise ValueError(
+                f"{name} needs vocabularies as large as the lists of tokens, "
+                f"{len(student_tokens)} and {len(teacher_tokens)}, got {students} and {teachers}"
+            )
+        known: dict[bytes, int] = {}
+        for token, text in enumerate(teacher_tokens):
+            if text:
+                known.setdefault(_as_bytes(text), token)
+        write = encode or _longest_first(known)
+        pairs: dict[tuple[int, int], float] = {}
+        for student, text in enumerate(student_tokens):
+            if not text:
+                continue
+            same = known.get(_as_bytes(text))
+            written = write(text) if same is None else (same,)
+            whole = sum(0.1**place for place in range(len(written)))
+            for place, teacher in enumerate(written):
+                pairs[student, teacher] = pairs.get((student, teacher), 0.0) + 0.1**place / whole
+        return cls(
+            **_from_entries(
+                "from_tokens",
+                *_projection_files.entries_of(name, pairs),
+                students,
+                teachers,
+            )
         )
+
+    @classmethod
+    @contract
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that [`save`][termwise.lm.VocabProjection.save] wrote, anew at each call.
+
+        Raises:
+            ImportError: the package safetensors is missing; the extra `distill` installs it.
+            FileNotFoundError: there is no such file.
+            ValueError: it is another kind of file, or its entries cannot be right.
+        """
+        entries, (student_vocab, teacher_vocab) = _projection_files.read(path)
+        return cls(**_from_entries("load", *entries, student_vocab, teacher_vocab))
+
+    @classmethod
+    @contract
+    def load_nemo(
+        cls, path: str | os.PathLike[str], *, student_vocab: int, teacher_vocab: int
+    ) -> Self:
+        """Read a projection of NeMo-RL's, of either format, anew at each call.
+
+        The formats are a dict of `indices` and `likelihoods`, both [student_vocab, k], and a dict
+        {(student token, teacher token): weight}, saved by `torch.save`. Such a file is a pickle,
+        which could run code when it is read; here it is read as tensors and numbers alone
+        (`weights_only=True`), and one that holds more is refused.
+
+        Args:
+            path: the file.
+            student_vocab: width of the student's logits. Where the file has a higher token, the
+                projection is as large as that asks.
+            teacher_vocab: width of the teacher's logits; likewise.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds code or is of another format, or its entries cannot be
+                right: see [`from_topk`][termwise.lm.VocabProjection.from_topk].
+
+        References:
+            `parse_projection_file` and `get_sparse_projection_matrix` in NeMo-RL
+            (https://github.com/NVIDIA-NeMo/RL, nemo_rl/algorithms/x_token/loss_utils.py), which
+            read with `weights_only=False`, keep the file in a cache by its path, and drop a
+            negative index whatever it weighs.
+        """
+        rows, columns, weights = _projection_files.read_nemo(path)
+        if rows.numel():
+            student_vocab = max(student_vocab, int(rows.max()) + 1)
+            teacher_vocab = max(teacher_vocab, int(columns.max()) + 1)
+        fields = _from_entries("load_nemo", rows, columns, weights, student_vocab, teacher_vocab)
         return cls(**fields)
+
+    @contract
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file for [`load`][termwise.lm.VocabProjection.load], in safetensors.
+
+        Raises:
+            ImportError: the package safetensors is missing; the extra `distill` installs it.
+        """
+        entries = self._rows_of_entries(), self.student_columns, self.student_weights
+        _projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
 
     def to(self, device: torch.device | str) -> Self:
         """Give the same projection on a device."""
@@ -185,12 +318,13 @@ class VocabProjection:
                 f"got {probs.shape[-1]}"
             )
         wide = lifted(probs)
-        projected = _Product.apply(
-            wide.reshape(probs.shape[:-1].numel(), self.student_vocab),
+        orders = (
             *(self.teacher_pointers, self.teacher_rows, self.teacher_weights),
             *(self.student_pointers, self.student_columns, self.student_weights),
         )
-        return cast("Tensor", projected).view(*probs.shape[:-1], self.teacher_vocab)
+        rows = wide.reshape(probs.shape[:-1].numel(), self.student_vocab)
+        projected = cast("Tensor", _Product.apply(rows, *orders))
+        return projected.view(*probs.shape[:-1], self.teacher_vocab)
 
     def _rows_of_entries(self) -> Tensor:
         numbers = torch.arange(self.student_vocab, device=self.student_pointers.device)
@@ -198,6 +332,30 @@ class VocabProjection:
 
 
 torch.export.register_dataclass(VocabProjection, serialized_type_name="termwise.lm.VocabProjection")
+
+
+def _as_bytes(token: Token) -> bytes:
+    return token.encode() if isinstance(token, str) else token
+
+
+def _longest_first(known: Mapping[bytes, int]) -> Callable[[Token], Sequence[int]]:
+    """Write a text in known tokens, the longest that fits first; in none where one is missing."""
+    lengths = sorted({len(token) for token in known}, reverse=True)
+
+    def write(token: Token) -> Sequence[int]:
+        text = _as_bytes(token)
+        written: list[int] = []
+        start = 0
+        while start < len(text):
+            fitting = (length for length in lengths if length <= len(text) - start)
+            length = next((n for n in fitting if text[start : start + n] in known), 0)
+            if not length:
+                return ()
+            written.append(known[text[start : start + length]])
+            start += length
+        return written
+
+    return write
 
 
 def _from_entries(
@@ -223,7 +381,10 @@ def _from_entries(
         raise ValueError(
             f"{name} needs weights that are finite and not negative, got {float(weights[wrong][0])}"
         )
-    place, where = torch.unique(rows * teacher_vocab + columns, return_inverse=True)
+    place, where = cast(
+        "tuple[Tensor, Tensor]",
+        torch.unique(rows * teacher_vocab + columns, return_inverse=True),
+    )
     summed = weights.new_zeros(len(place), dtype=torch.float64).index_add(
         0, where, weights.double()
     )
