@@ -1,7 +1,6 @@
 """Projections on disk: our own files, in safetensors, and NeMo-RL's, which are pickles."""
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +57,9 @@ def read_nemo(path: str | os.PathLike[str]) -> Entries:
         raise FileNotFoundError(f"{name} needs a file, and there is none at {path}")
     try:
         data: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the restricted unpickler fails in any way on what is no pickle
         raise ValueError(
             f"{name} needs a file of tensors and numbers alone, and runs no code from it, got "
             f"{path}: {str(error).partition(chr(10))[0]}"
