@@ -6,6 +6,10 @@ from ._chunks import chunk_average_log_probs as chunk_average_log_probs
 from ._chunks import valid_chunk_mask as valid_chunk_mask
 from ._partition import VocabPartition as VocabPartition
 from ._partition import vocab_partition as vocab_partition
+from ._projected_kl import ProjectedKLLoss as ProjectedKLLoss
+from ._projected_kl import ProjectedKLTerms as ProjectedKLTerms
+from ._projected_kl import count_valid_chunks as count_valid_chunks
+from ._projected_kl import projected_kl_loss as projected_kl_loss
 from ._projection import VocabProjection as VocabProjection
 from ._shared_logits import SharedLogits as SharedLogits
 from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
