@@ -123,7 +123,7 @@ def distillation_loss(
     with torch.autocast(student_logits.device.type, enabled=False):
         used = used_positions(student_logits, mask, sequence_group)
         student, teacher = (
-            logits.reshape(-1, vocab) for logits in (student_logits, teacher_logits.detach())
+            logits.flatten(0, 1) for logits in (student_logits, teacher_logits.detach())
         )
         if top_k is not None:
             chosen = teacher.where(used[:, None], 0).topk(top_k, dim=1).indices

@@ -92,7 +92,7 @@ def next_token_loss(
         targets = logit_chunks(counted.clamp_min(-1), sequence_group).reshape(-1)
         used = targets >= 0
         local, here = _local(targets, logits, vocab_group)
-        rows = logits.reshape(-1, logits.shape[2])
+        rows = logits.flatten(0, 1)
         own, at_target, highest = cast(
             "tuple[Tensor, Tensor, Tensor]", _Rows.apply(rows, local, here, used)
         )
