@@ -227,12 +227,20 @@ def _numbers(x: Tensor) -> list[int]:
     return cast("list[int]", x.tolist())
 
 
-def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple[Tensor, Tensor]:
-    """Give exp(x / temperature) over a power that keeps it finite, and 1 / its sum over ranks."""
+def exponentials(
+    x: Tensor, temperature: float, vocab_name: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give e^(x / temperature) over a power that keeps it finite, and what normalises it.
+
+    Returns:
+        The exponentials; 1 / their sum; and the logarithm of the sum of e^(x / temperature). Sums
+        are over the tokens of all ranks.
+    """
     highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    highest = largest(highest, vocab_name)[:, None]
-    powers = (x - highest).div_(temperature).exp_()
-    return powers, 1 / total(powers.sum(1), vocab_name)
+    highest = largest(highest, vocab_name)
+    powers = (x - highest[:, None]).div_(temperature).exp_()
+    sums = total(powers.sum(1), vocab_name)
+    return powers, 1 / sums, highest / temperature + sums.log()
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:

@@ -512,7 +512,7 @@ def _projected_kl(
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
         for block in blocks(chunks, teacher.shape[2], wide):
-            powers, inverse = exponentials(block.student.of(flat), temperature, vocab_name)
+            powers, inverse, _ = exponentials(block.student.of(flat), temperature, vocab_name)
             means = block.student.sharing(inverse) @ powers
             parts, push = divergence(means, block, block.teacher.of(flat_teacher))
             sums += parts
