@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from termwise.demo import _vicreg
+from termwise.demo import _distill, _vicreg
 from termwise.demo._command import main
 
 TERMS = {
@@ -23,7 +23,8 @@ OBJECTIVES = {
     "jumprelu": ["mse", "sparsity", "pre_act", "l0", "threshold_mean"],
     "matryoshka": ["mse", *(f"mse_per_prefix[{i}]" for i in range(5)), "sparsity", "l0", "l1"],
 }
-RUNS = [*TERMS, "sae"]
+STUDENTS = ["cross-entropy only", "projected KL", "partitioned"]
+RUNS = [*TERMS, "sae", "distill"]
 MEASURED = {
     "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
     "targeted-variance": {
@@ -80,6 +81,8 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
         check_json(results[run], terms, MEASURED[run])
     assert all(f" {objective} " in done.stdout for objective in OBJECTIVES)
     check_frontier(results["sae"])
+    assert all(f" {student} " in done.stdout for student in STUDENTS)
+    check_students(results["distill"])
 
     five_steps("--seed", "0", cwd=tmp_path)
     assert json.loads((tmp_path / "terms.json").read_text()) == results
@@ -115,6 +118,50 @@ def check_frontier(result: dict) -> None:
         assert 0 <= measured["l0"] <= 256 - measured["dead"]
         if one["objective"] == "topk":
             assert measured["l0"] == pytest.approx(int(one["setting"].removeprefix("k ")), rel=0.01)
+
+
+def check_students(result: dict) -> None:
+    check_curves(result["teacher"]["terms"])
+    assert list(result["students"]) == STUDENTS
+    for name, student in result["students"].items():
+        taught = [] if name == "cross-entropy only" else ["distillation", "top1_agreement"]
+        assert list(student["terms"]) == ["loss", "cross_entropy", *taught]
+        check_curves(student["terms"])
+        # They start from the same weights.
+        assert student["held_out_bits_per_byte"]["0"] == pytest.approx(3.7, abs=0.3)
+        last = student["held_out_bits_per_byte"]["5"]
+        assert 0 < last < 8
+        measured = f"bits_per_byte_{name.lower().replace(' ', '_').replace('-', '_')}"
+        assert result["measured"][measured] == last
+    assert result["measured"]["common_tokens"] == 511
+
+
+def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Half of its steps: enough for the projected KL, not for the partitioned loss.
+    assert main(["distill", "--steps", "80", "--json", "terms.json"]) == 0
+    measured = json.loads((tmp_path / "terms.json").read_text())["distill"]["measured"]
+    alone, taught = (
+        measured[f"bits_per_byte_{name}"] for name in ("cross_entropy_only", "projected_kl")
+    )
+    assert measured["bits_per_byte_teacher"] < taught < alone - 0.02
+
+
+def test_the_sentence_drawn_is_cut_into_chunks_of_equal_text():
+    passages = [
+        "Tokens are cut in two ways. Both of them end where a chunk of text ends. And so on"
+    ]
+    sides = [_distill._Side(tokens, passages * 3, passages) for tokens in (300, 264)]
+    chunks = _distill._align(passages[0], *sides)
+    ends = [0]
+    for chunk in chunks:
+        assert chunk.student[0][0] == chunk.teacher[0][0] == ends[-1]
+        assert chunk.student[-1][1] == chunk.teacher[-1][1]
+        ends.append(chunk.student[-1][1])
+    assert ends[-1] == len(passages[0])
+    assert _distill._sentence_of("\n".join(passages)).startswith("Tokens are cut")
+    text = "It is short. This sentence has the length that fits a line of the figure well. And on."
+    assert _distill._sentence_of(text) == text[13:78]
 
 
 def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
@@ -158,7 +205,7 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance, sae"),
+        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance, sae, distill"),
         (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
         (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
         (["--seed", "x"], "argument --seed: needs a whole number"),
@@ -190,7 +237,7 @@ def test_the_process_leaves_with_code_2_and_no_traceback(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich"])
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich", "tokenizers"])
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys, module):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)  # so that importing it fails
@@ -203,7 +250,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
 
 
 def test_help_and_list_need_no_extra_and_import_termwise_imports_none_of_it(tmp_path):
-    for module in ("sklearn", "matplotlib", "rich"):
+    for module in ("sklearn", "matplotlib", "rich", "tokenizers"):
         (tmp_path / f"{module}.py").write_text("raise ImportError")
     assert "--nproc-per-node 2" in termwise("--help", cwd=tmp_path).stdout
     listed = termwise("--list", cwd=tmp_path)
@@ -211,7 +258,8 @@ def test_help_and_list_need_no_extra_and_import_termwise_imports_none_of_it(tmp_
     assert [line.split()[0] for line in listed.stdout.splitlines()] == RUNS
     code = (
         "import sys, termwise; "
-        "print({'sklearn', 'matplotlib', 'rich', 'termwise.demo'} & sys.modules.keys())"
+        "extra = {'sklearn', 'matplotlib', 'rich', 'tokenizers', 'termwise.demo'}; "
+        "print(extra & sys.modules.keys())"
     )
     assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
 

@@ -17,14 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _sae, _targeted_variance, _vicreg
+from . import _distill, _sae, _targeted_variance, _vicreg
+from ._distill import Distillation
 from ._training import Frontier, Result, Setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     about: str
-    train: Callable[[Setting], Result | Frontier]
+    train: Callable[[Setting], Result | Frontier | Distillation]
     steps: int
     shared: bool
     """Whether ranks share each batch. If not, rank 0 trains alone."""
@@ -49,9 +50,15 @@ RUNS = {
         steps=150,
         shared=False,
     ),
+    "distill": _Run(
+        about="a small language model taught by one with another tokenizer, or not at all",
+        train=_distill.run,
+        steps=160,
+        shared=False,
+    ),
 }
 
-_EXTRA = ("sklearn", "matplotlib", "rich")
+_EXTRA = ("sklearn", "matplotlib", "rich", "tokenizers")
 _EPILOG = """\
 examples:
   python -m termwise --list
@@ -164,7 +171,7 @@ def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) ->
 
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Result | Frontier] = {}
+    results: dict[str, Result | Frontier | Distillation] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:

@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from ._distill import Chunk, Distillation
 from ._training import Curves, Frontier, Result, Show
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_MARKS = ((_BLUE, "o"), (_ORANGE, "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+_GREEN = "#009E73"
+_MARKS = ((_BLUE, "o"), (_ORANGE, "s"), (_GREEN, "^"), ("#CC79A7", "D"))
+_STUDENT_MARKS = ((_GREY, "o"), (_BLUE, "s"), (_ORANGE, "^"))
 _COLUMNS = 3
 
 
@@ -43,13 +46,19 @@ def following(console: Console, label: str, steps: int) -> Generator[Show, None,
 
 
 def tell(
-    console: Console, name: str, result: Result | Frontier, seconds: float, figure: Path
+    console: Console,
+    name: str,
+    result: Result | Frontier | Distillation,
+    seconds: float,
+    figure: Path,
 ) -> None:
     """Print the table, the line that says what was learnt, and where the figure is."""
     if isinstance(result, Result):
         table = _terms_table(name, result, seconds)
-    else:
+    elif isinstance(result, Frontier):
         table = _frontier_table(name, result, seconds)
+    else:
+        table = _students_table(name, result, seconds)
     console.print(table)
     console.print(f"measured: {result.sentence}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"figure: {figure}\n", soft_wrap=True, highlight=False, markup=False)
@@ -88,7 +97,19 @@ def _frontier_table(name: str, result: Frontier, seconds: float) -> Table:
     return table
 
 
-def as_json(result: Result | Frontier) -> dict[str, object]:
+def _students_table(name: str, result: Distillation, seconds: float) -> Table:
+    title = f"{name}: {_length(result.teacher)} steps each, {seconds:.1f} s"
+    table = Table("\nstudent", title=title, title_style="bold")
+    terms = ("cross_entropy", "distillation", "top1_agreement")
+    for column in (*(term.replace("_", "\n", 1) for term in terms), "held-out\nbits per byte"):
+        table.add_column(column, justify="right")
+    for training, student in result.students.items():
+        last = [f"{student.terms[t][-1]:.4g}" if t in student.terms else "" for t in terms]
+        table.add_row(training, *last, f"{_last(student.held_out):.3f}")
+    return table
+
+
+def as_json(result: Result | Frontier | Distillation) -> dict[str, object]:
     """Give every curve and measurement as JSON has them: a number that is not finite is null."""
     if isinstance(result, Frontier):
         return {
@@ -105,6 +126,20 @@ def as_json(result: Result | Frontier) -> dict[str, object]:
             ],
             "measured": _json_numbers(result.measured),
         }
+    if isinstance(result, Distillation):
+        return {
+            "teacher": {"terms": _json_curves(result.teacher)},
+            "students": {
+                training: {
+                    "terms": _json_curves(student.terms),
+                    "held_out_bits_per_byte": {
+                        str(steps): _finite(bits) for steps, bits in student.held_out.items()
+                    },
+                }
+                for training, student in result.students.items()
+            },
+            "measured": _json_numbers(result.measured),
+        }
     return {
         "terms": _json_curves(result.terms),
         "control": {"name": result.control_name, "terms": _json_curves(result.control)},
@@ -112,18 +147,20 @@ def as_json(result: Result | Frontier) -> dict[str, object]:
     }
 
 
-def write_json(path: Path, results: dict[str, Result | Frontier]) -> None:
+def write_json(path: Path, results: dict[str, Result | Frontier | Distillation]) -> None:
     """Write one object for each run, by its name."""
     objects = {name: as_json(result) for name, result in results.items()}
     path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def draw(path: Path, name: str, result: Result | Frontier) -> None:
+def draw(path: Path, name: str, result: Result | Frontier | Distillation) -> None:
     """Draw the run's figure."""
-    rows = 2 if isinstance(result, Frontier) else math.ceil((len(result.terms) + 1) / _COLUMNS)
+    rows = math.ceil((len(result.terms) + 1) / _COLUMNS) if isinstance(result, Result) else 2
     figure = Figure(figsize=(11, 2.7 * rows + 1.3), layout="constrained")
     if isinstance(result, Frontier):
         panel = _draw_frontier(figure, result)
+    elif isinstance(result, Distillation):
+        panel = _draw_distillation(figure, result)
     else:
         panel = _draw_terms(figure, rows, result)
     bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
@@ -187,6 +224,98 @@ def _draw_frontier(figure: Figure, result: Frontier) -> Axes:
     curves.set_xlabel("step", fontsize=8)
     curves.set_ylabel("mse", fontsize=9, fontweight="bold")
     return frontier
+
+
+def _draw_distillation(figure: Figure, result: Distillation) -> Axes:
+    """Draw bits per byte along the trainings, two of their terms, and the alignment of a sentence.
+
+    Returns:
+        The panel whose curves the legend names.
+    """
+    grid = figure.add_gridspec(3, _COLUMNS, height_ratios=(1, 1, 0.6))
+    bits = figure.add_subplot(grid[:2, :2])
+    seen, taught = (figure.add_subplot(grid[row, 2]) for row in range(2))
+    for (training, student), (color, marker) in zip(
+        result.students.items(), _STUDENT_MARKS, strict=True
+    ):
+        steps, values = list(student.held_out), list(student.held_out.values())
+        bits.plot(steps, values, color=color, marker=marker, markersize=4, label=training)
+        _draw_curve(seen, student.terms["cross_entropy"], training, color, "-")
+        if "distillation" in student.terms:
+            _draw_curve(taught, student.terms["distillation"], training, color, "-")
+    teacher = result.measured["bits_per_byte_teacher"]
+    bits.axhline(teacher, color=_GREY, linewidth=1, linestyle=":", zorder=0)
+    ends = {teacher: (f"{teacher:.3f} the teacher", _GREY)}
+    for student, (color, _) in zip(result.students.values(), _STUDENT_MARKS, strict=True):
+        ends[_last(student.held_out)] = (f"{_last(student.held_out):.3f}", color)
+    bottom, top = bits.get_ylim()
+    above = math.inf
+    for value, (text, color) in sorted(ends.items(), reverse=True):
+        above = min(value, above - 0.04 * (top - bottom))  # where it covers none above it
+        bits.text(
+            1.01,
+            above,
+            text,
+            transform=bits.get_yaxis_transform(),
+            verticalalignment="center",
+            color=color,
+            fontsize=9,
+        )
+    for panel, title, label in (
+        (bits, "held-out text (lower is better)", "bits per byte"),
+        (seen, "text that was seen, nats a token", "cross_entropy"),
+        (taught, "student from teacher, a chunk", "distillation"),
+    ):
+        panel.set_title(title, fontsize=9)
+        panel.set_ylabel(label, fontsize=9, fontweight="bold")
+        panel.set_xlabel("step", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        _tidy(panel)
+    bits.grid(color=_GREY, alpha=0.25, linewidth=0.5)
+    _draw_alignment(figure.add_subplot(grid[2, :]), result.aligned, result.chunks)
+    return bits
+
+
+def _draw_alignment(panel: Axes, sentence: str, chunks: list[Chunk]) -> None:
+    """Draw a sentence's tokens on either side, and between them the chunks they make up."""
+    for chunk in chunks:
+        several = max(len(chunk.student), len(chunk.teacher)) > 1
+        color = _GREEN if several else "#5A5A5A"
+        start, stop = chunk.student[0][0], chunk.student[-1][1]
+        gap = 0.06  # characters, on either side, so that tokens show where they end
+        ends = [start + gap, stop - gap]
+        panel.fill_between(ends, 0.8, 1.2, color=color, alpha=0.25, linewidth=0)
+        for spans, bottom in ((chunk.student, 1.2), (chunk.teacher, 0.0)):
+            for first, end in spans:
+                ends = [first + gap, end - gap]
+                panel.fill_between(ends, bottom, bottom + 0.8, color=color, linewidth=0)
+    for place, character in enumerate(sentence):
+        for bottom in (1.2, 0.0):
+            panel.text(
+                place + 0.5,
+                bottom + 0.38,
+                "\N{MIDDLE DOT}" if character == " " else character,
+                family="monospace",
+                fontsize=9.5,
+                color="white",
+                horizontalalignment="center",
+                verticalalignment="center",
+            )
+    panel.set_xlim(0, len(sentence))
+    panel.set_ylim(-0.05, 2.05)
+    panel.set_yticks([0.4, 1.6], ["teacher", "student"], fontsize=9, fontweight="bold")
+    panel.tick_params(axis="y", length=0)
+    panel.xaxis.set_visible(False)
+    panel.spines[:].set_visible(False)
+    panel.set_title(
+        "a held-out sentence as its tokens: a chunk is the shortest text that both cut alike "
+        "(green: in other tokens)",
+        fontsize=9,
+    )
+
+
+def _last(held_out: dict[int, float]) -> float:
+    return list(held_out.values())[-1]
 
 
 def _plain_numbers(axis: Axis) -> None:

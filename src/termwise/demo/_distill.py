@@ -1,0 +1,342 @@
+"""One small student trained three ways: on text alone, and with a teacher that splits it otherwise.
+
+The student sees a small part of the text that the teacher saw, and its tokenizer is another one:
+what the teacher knows of the rest can only come across the two tokenizations.
+"""
+
+import dataclasses
+import importlib
+import math
+import pydoc_data.topics
+import re
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import lm
+from .._terms import Terms, terms
+from ._training import Curves, Setting, train
+
+_PASSAGE = 128  # characters
+_HELD_OUT = 128  # passages that are measured on
+_SEEN = 100  # passages that the students are trained on; the teacher is trained on all
+_BATCH = 8
+_TEACHER_TOKENS, _STUDENT_TOKENS = 512, 1024
+_TEACHER_WIDTH, _STUDENT_WIDTH = 96, 48
+_TEACHER_RATE, _STUDENT_RATE = 6e-3, 4e-3
+_WEIGHT = 1.0  # of the distillation, beside the cross-entropy
+_MEASURED = 8  # times along a training, held out
+_BATCH_MEASURED = 64
+_START = "<s>"
+
+Taught = lm.ProjectedKLTerms | lm.PartitionedTerms
+Distill = Callable[[Tensor, Tensor, lm.Alignment], Taught]
+
+
+@terms
+class StudentTerms(Terms):
+    """A loss of our own, made of a cross-entropy and a loss of the library."""
+
+    loss: Float[Tensor, ""]
+    """cross_entropy + weight * distillation."""
+    cross_entropy: Float[Tensor, ""]
+    """Of the next token, in nats, mean over tokens."""
+    distillation: Float[Tensor, ""] | None = None
+    """The library's loss, mean over chunks. None: a student without a teacher."""
+    top1_agreement: Float[Tensor, ""] | None = None
+    """Share of chunks in which student and teacher put the same token first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """One of the trainings of the student."""
+
+    terms: Curves
+    held_out: dict[int, float]
+    """Bits for each byte of held-out text, after so many steps."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A span of a sentence that both tokenizers cut at the same two places."""
+
+    student: list[tuple[int, int]]
+    """Where each token starts and stops in the sentence."""
+    teacher: list[tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What the run hands back."""
+
+    students: dict[str, Student]
+    teacher: Curves
+    aligned: str
+    """A sentence."""
+    chunks: list[Chunk]
+    """Its alignment."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+
+
+def run(setting: Setting) -> Distillation:
+    """Train a teacher, then the same student three ways."""
+    kept, held_out = _passages(setting)
+    student_side, teacher_side = (
+        _Side(tokens, kept, held_out) for tokens in (_STUDENT_TOKENS, _TEACHER_TOKENS)
+    )
+    teacher = _Model(len(teacher_side.tokens), teacher_side.longest, _TEACHER_WIDTH, setting)
+    teacher_curves = _train_teacher(teacher, teacher_side, setting)
+    teacher_bits = _bits_per_byte(teacher, teacher_side.held_out, held_out, setting)
+
+    lesson = _Lesson(teacher, student_side, teacher_side, kept[:_SEEN], setting)
+    projection = lm.VocabProjection.from_tokens(student_side.tokens, teacher_side.tokens)
+    partition = lm.vocab_partition(projection, rule="strict").to(setting.device)
+    projection = projection.to(setting.device)
+
+    def projected(student: Tensor, teacher: Tensor, alignment: lm.Alignment) -> Taught:
+        return lm.projected_kl_loss(student, teacher, alignment=alignment, projection=projection)
+
+    def partitioned(student: Tensor, teacher: Tensor, alignment: lm.Alignment) -> Taught:
+        return lm.partitioned_loss(student, teacher, alignment=alignment, partition=partition)
+
+    ways: dict[str, Distill | None] = {
+        "cross-entropy only": None,
+        "projected KL": projected,
+        "partitioned": partitioned,
+    }
+    students = {
+        name: _train_student(name, way, lesson, student_side, held_out, setting)
+        for name, way in ways.items()
+    }
+    bits = {name: list(student.held_out.values())[-1] for name, student in students.items()}
+    size = sum(len(passage.encode()) for passage in held_out)
+    aligned = _sentence_of("".join(held_out))
+    return Distillation(
+        students=students,
+        teacher=teacher_curves,
+        aligned=aligned,
+        chunks=_align(aligned, student_side, teacher_side),
+        measured={
+            "bits_per_byte_teacher": teacher_bits,
+            **{
+                f"bits_per_byte_{re.sub('[^a-z]', '_', name.lower())}": value
+                for name, value in bits.items()
+            },
+            "common_tokens": float(len(partition.common_student)),
+        },
+        sentence=(
+            f"Bits per byte on {size:,} held-out bytes, for one student trained three ways on "
+            f"{_SEEN} of the {len(kept):,} passages that its teacher saw: "
+            f"{', '.join(f'{name} {value:.3f}' for name, value in bits.items())}; the teacher "
+            f"itself {teacher_bits:.3f}. The student has {_STUDENT_TOKENS:,} tokens, the teacher "
+            f"{_TEACHER_TOKENS}, of which {len(partition.common_student)} are the student's too."
+        ),
+    )
+
+
+def _passages(setting: Setting) -> tuple[list[str], list[str]]:
+    """Cut the paragraphs of `help()`, each once, into passages, a tenth of them held out."""
+    topics = pydoc_data.topics.topics
+    # Topics repeat each other's paragraphs: held-out text must not stand in the rest too.
+    found = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    paragraphs = list(dict.fromkeys(paragraph.strip("\n") for paragraph in found))
+    order = torch.randperm(len(paragraphs), generator=setting.generator())
+    shuffled = [paragraphs[int(place)] for place in order]
+    held_out = len(paragraphs) // 10
+    unseen = _cut("\n\n".join(shuffled[:held_out]))
+    return _cut("\n\n".join(shuffled[held_out:])), unseen[:_HELD_OUT]
+
+
+def _cut(text: str) -> list[str]:
+    starts = range(0, len(text) - _PASSAGE + 1, _PASSAGE)
+    return [text[start : start + _PASSAGE] for start in starts]
+
+
+class _Side:
+    """A tokenizer of so many tokens, trained on the kept text, and the passages as its tokens."""
+
+    def __init__(self, tokens: int, kept: list[str], held_out: list[str]) -> None:
+        tokenizers = importlib.import_module("tokenizers")
+        self.tokenizer = tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{_START} $A", special_tokens=[(_START, 0)]
+        )
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=tokens,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=[_START],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(kept, trainer)
+        tokenizer.enable_padding(pad_id=0, pad_token=_START)
+        names: dict[str, int] = tokenizer.get_vocab()
+        ordered = sorted(names, key=names.__getitem__)
+        self.tokens = [None if name == _START else name for name in ordered]
+        self.kept = self.encode(kept)
+        self.held_out = self.encode(held_out)
+        self.longest = max(self.kept.shape[1], self.held_out.shape[1])
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Give token ids, -1 where a text is over."""
+        encodings = self.tokenizer.encode_batch(texts)
+        ids = torch.tensor([one.ids for one in encodings])
+        return ids.where(torch.tensor([one.attention_mask for one in encodings]) == 1, -1)
+
+    def offsets(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Give the place of each token in its text, none of it for padding and the start."""
+        return [one.offsets for one in self.tokenizer.encode_batch(texts)]
+
+
+class _Model(nn.Module):
+    """A transformer of one layer that reads tokens from left to right."""
+
+    def __init__(self, tokens: int, longest: int, width: int, setting: Setting) -> None:
+        super().__init__()
+        torch.manual_seed(setting.seed)  # the same weights in all trainings of the student
+        self.embedding = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(0.02 * torch.randn(longest, width))
+        nn.init.normal_(self.embedding.weight, std=0.5)  # for so few steps: far above positions'
+        layer = nn.TransformerEncoderLayer(
+            width,
+            nhead=width // 24,
+            dim_feedforward=2 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.body = nn.TransformerEncoder(
+            layer, 1, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(width, tokens)
+        self.to(setting.device)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device)
+        embedded = self.embedding(ids.clamp_min(0)) + self.position[:length]
+        return self.head(self.body(embedded, mask=mask, is_causal=True))
+
+
+def _cross_entropy(logits: Tensor, ids: Tensor, reduction: str = "mean") -> Tensor:
+    targets = ids[:, 1:].flatten()
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets, ignore_index=-1, reduction=reduction
+    )
+
+
+@torch.no_grad()
+def _bits_per_byte(model: _Model, ids: Tensor, texts: list[str], setting: Setting) -> float:
+    parts = cast("tuple[Tensor, ...]", ids.to(setting.device).split(_BATCH_MEASURED))
+    nats = sum(float(_cross_entropy(model(part), part, "sum")) for part in parts)
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def _train_teacher(model: _Model, side: _Side, setting: Setting) -> Curves:
+    generator = setting.generator()
+
+    def step_terms() -> Terms:
+        rows = torch.randint(len(side.kept), (_BATCH,), generator=generator)
+        ids = side.kept[rows].to(setting.device)
+        return Terms(loss=_cross_entropy(model(ids), ids))
+
+    return train("teacher", setting, [(model.parameters(), _TEACHER_RATE)], step_terms)
+
+
+class _Lesson:
+    """The students' passages: their tokens, the teacher's logits, and how the two align."""
+
+    def __init__(
+        self, teacher: _Model, student: _Side, other: _Side, texts: list[str], setting: Setting
+    ) -> None:
+        self.ids = student.kept[: len(texts)].to(setting.device)
+        # Cut to one width for all passages, as the ids are.
+        offsets = [
+            [row[: ids.shape[1]] for row in side.offsets(texts)]
+            for side, ids in ((student, student.kept), (other, other.kept))
+        ]
+        self.alignment = lm.align_spans(offsets[0], offsets[1]).check().to(setting.device)
+        read = other.kept[: len(texts), : self.alignment.teacher_chunk_id.shape[1]]
+        self.ids = self.ids[:, : self.alignment.student_chunk_id.shape[1]]
+        with torch.no_grad():
+            parts = cast("tuple[Tensor, ...]", read.to(setting.device).split(_BATCH_MEASURED))
+            self.logits = torch.cat([teacher(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, lm.Alignment]:
+        """Give tokens, the teacher's logits and the alignment of some passages."""
+        rows = rows.to(self.ids.device)
+        fields = dataclasses.fields(self.alignment)
+        parts = {field.name: getattr(self.alignment, field.name)[rows] for field in fields}
+        return self.ids[rows], self.logits[rows], lm.Alignment(**parts)
+
+
+def _train_student(
+    name: str,
+    way: Distill | None,
+    lesson: _Lesson,
+    side: _Side,
+    held_out: list[str],
+    setting: Setting,
+) -> Student:
+    model = _Model(len(side.tokens), side.longest, _STUDENT_WIDTH, setting)
+    generator = setting.generator()
+    measured: dict[int, float] = {}
+    often = max(1, setting.steps // _MEASURED)
+    steps = 0
+
+    def step_terms() -> Terms:
+        nonlocal steps
+        if steps % often == 0:
+            measured[steps] = _bits_per_byte(model, side.held_out, held_out, setting)
+        steps += 1
+        ids, logits, alignment = lesson.rows(
+            torch.randint(len(lesson), (_BATCH,), generator=generator)
+        )
+        guessed = model(ids)
+        cross_entropy = _cross_entropy(guessed, ids)
+        if way is None:
+            return StudentTerms(loss=cross_entropy, cross_entropy=cross_entropy)
+        taught = way(guessed, logits, alignment)
+        return StudentTerms(
+            loss=cross_entropy + _WEIGHT * taught.loss,
+            cross_entropy=cross_entropy,
+            distillation=taught.loss,
+            top1_agreement=taught.top1_agreement,
+        )
+
+    curves = train(name, setting, [(model.parameters(), _STUDENT_RATE)], step_terms)
+    measured[setting.steps] = _bits_per_byte(model, side.held_out, held_out, setting)
+    return Student(terms=curves, held_out=measured)
+
+
+def _sentence_of(text: str) -> str:
+    """Give the first sentence that fits a line, or what the text begins with."""
+    text = " ".join(text.split())
+    found = re.search(r"(?<=\. )[A-Z][^.]{60,80}\.(?= )", text)
+    return found.group() if found else text[:80]
+
+
+def _align(sentence: str, student: _Side, teacher: _Side) -> list[Chunk]:
+    offsets = student.offsets([sentence]), teacher.offsets([sentence])
+    found = lm.align_spans(*offsets)
+
+    def tokens(side: int, ids: Tensor, chunk: int) -> list[tuple[int, int]]:
+        return [offsets[side][0][int(place)] for place in ids[0].eq(chunk).nonzero()[:, 0]]
+
+    return [
+        Chunk(
+            student=tokens(0, found.student_chunk_id, chunk),
+            teacher=tokens(1, found.teacher_chunk_id, chunk),
+        )
+        for chunk in range(found.max_chunks)
+    ]

@@ -1,0 +1,358 @@
+"""Blocks of chunks that stay in cache, so that no copy of the logits is ever kept.
+
+The kernels of the losses over chunks are loops over these blocks. On the CPU a block is as many
+whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a sample,
+and rows outside every chunk are masked. Over ranks the blocks are the same on every rank, which may
+hold any part of their rows, and each block's sums are reduced as it comes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _groups
+from .._groups import ProcessGroup
+from .._numbers import accumulator, lifted
+from ._alignment import Alignment
+from ._chunks import logit_chunks
+
+# Elements of a block of logits. 4 MiB in float32, of which a few fit into a core's share of cache.
+BLOCK = 2**20
+
+
+class Chunks(NamedTuple):
+    """Which logits make up which chunk, on this rank, and which chunks count."""
+
+    student_id: Tensor
+    """[batch, student_time], of each logit, -1 for none."""
+    teacher_id: Tensor
+    """[batch, teacher_time]."""
+    student_size: Tensor
+    """[batch, chunks], how many logits, over the sequence's ranks."""
+    teacher_size: Tensor
+    """[batch, chunks]."""
+    valid: Tensor
+    """[batch, chunks], whether the chunk counts."""
+
+
+def chunks_of(
+    name: str,
+    alignment: Alignment,
+    sample_mask: Tensor | None,
+    exact_only: bool,
+    sequence_group: ProcessGroup | None,
+) -> Chunks:
+    """Shift the ids against the tokens and tell which chunks count."""
+    if sample_mask is not None and sample_mask.shape[0] != alignment.pair_valid.shape[0]:
+        raise ValueError(
+            f"{name} needs a sample_mask for the {alignment.pair_valid.shape[0]} samples of the "
+            f"alignment, got {sample_mask.shape[0]}"
+        )
+    student = logit_chunks(alignment.student_chunk_id, sequence_group)
+    teacher = logit_chunks(alignment.teacher_chunk_id, sequence_group)
+    sizes = torch.stack([_sizes(ids, alignment.max_chunks) for ids in (student, teacher)])
+    if sequence_group is not None:
+        sizes = _groups.all_reduce(sizes, sequence_group.group_name)
+    valid = (sizes > 0).all(0) & alignment.pair_valid
+    if exact_only:
+        valid = valid & alignment.pair_exact
+    if sample_mask is not None:
+        valid = valid & sample_mask[:, None]
+    return Chunks(student, teacher, sizes[0], sizes[1], valid)
+
+
+def _sizes(ids: Tensor, max_chunks: int) -> Tensor:
+    counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
+    return counts.scatter_add(1, ids + 1, torch.ones_like(ids))[:, 1:]
+
+
+def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
+    """Refuse an alignment of other positions than the tensors'."""
+    for side, ids, x in (
+        ("student", alignment.student_chunk_id, student),
+        ("teacher", alignment.teacher_chunk_id, teacher),
+    ):
+        if ids.shape != x.shape[:2]:
+            raise ValueError(
+                f"{name} needs an alignment of the {side}'s positions {list(x.shape[:2])}, "
+                f"got {list(ids.shape)}"
+            )
+
+
+def largest(x: Tensor, group_name: str | None) -> Tensor:
+    """Take the largest over ranks."""
+    return x if group_name is None else -_groups.all_reduce(-x, group_name, "min")
+
+
+def total(x: Tensor, group_name: str | None) -> Tensor:
+    """Sum over ranks."""
+    return x if group_name is None else _groups.all_reduce(x, group_name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one model's logits that a block reads."""
+
+    index: slice | Tensor
+    """Which of the batch * time rows."""
+    chunk: Tensor
+    """[rows], the place of the row's chunk in the block."""
+    inverse_size: Tensor
+    """[chunks], 1 / the number of rows of the chunk, over the sequence's ranks."""
+    used: Tensor | None
+    """[rows], False outside every chunk. None: all are used."""
+
+    def of(self, flat: Tensor) -> Tensor:
+        """Take the rows, lifted, with 0 in those that are not used."""
+        return self._only_used(lifted(flat[self.index]))
+
+    def put(self, flat: Tensor, rows: Tensor) -> None:
+        """Write the rows, with 0 in those that are not used."""
+        flat[self.index] = self._only_used(rows).to(flat.dtype)
+
+    def sharing(self, factor: Tensor) -> Tensor:
+        """Give the matrix [chunks, rows] of the rows' shares in their chunks, times a factor."""
+        share = self._only_used(self.inverse_size[self.chunk])
+        matrix = share.new_zeros(len(self.inverse_size), len(self.chunk))
+        return matrix.scatter_(0, self.chunk[None], (share * factor)[None])
+
+    def mean(self, rows: Tensor, sequence_name: str | None) -> Tensor:
+        """Average rows over chunks, where a matrix product would let -inf into other chunks."""
+        sums = rows.new_zeros(len(self.inverse_size), rows.shape[1])
+        sums.index_add_(0, self.chunk, self._only_used(rows))
+        return total(sums, sequence_name).mul_(self.inverse_size[:, None])
+
+    def _only_used(self, rows: Tensor) -> Tensor:
+        if self.used is None:
+            return rows
+        return rows.masked_fill(~self.used.view(-1, *[1] * (rows.ndim - 1)), 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """Some chunks, and their rows on both sides."""
+
+    chunks: int
+    counted: Tensor | None
+    """[chunks], whether it counts. None: all of them do."""
+    student: Rows
+    teacher: Rows
+
+
+def blocks(chunks: Chunks, vocab: int, dtype: torch.dtype) -> Iterator[Block]:
+    """Cut the chunks that count into blocks, the same on every rank that has this vocab."""
+    if chunks.valid.device.type == "cpu":
+        return _blocks_that_fit(chunks, max(1, BLOCK // max(vocab, 1)), dtype)
+    return _blocks_of_samples(chunks, dtype)
+
+
+def _blocks_of_samples(chunks: Chunks, dtype: torch.dtype) -> Iterator[Block]:
+    if not chunks.valid.shape[1]:
+        return
+    for sample, valid in enumerate(chunks.valid):
+        sides: list[Rows] = []
+        for ids, sizes in (
+            (chunks.student_id[sample], chunks.student_size[sample]),
+            (chunks.teacher_id[sample], chunks.teacher_size[sample]),
+        ):
+            place = ids.clamp(min=0)
+            used = valid[place] & (ids >= 0)
+            here = slice(sample * len(ids), (sample + 1) * len(ids))
+            sides.append(Rows(here, place, (1 / sizes.to(dtype)).where(valid, 0), used))
+        yield Block(len(valid), valid, *sides)
+
+
+def _blocks_that_fit(chunks: Chunks, rows: int, dtype: torch.dtype) -> Iterator[Block]:
+    counted = chunks.valid.reshape(-1).nonzero()[:, 0]
+    place = counted.new_full((chunks.valid.numel(),), -1)
+    place[counted] = torch.arange(len(counted))
+    student_sizes = chunks.student_size.reshape(-1)[counted]
+    teacher_sizes = chunks.teacher_size.reshape(-1)[counted]
+    student = _InOrder.of(chunks.student_id, place, student_sizes, dtype)
+    teacher = _InOrder.of(chunks.teacher_id, place, teacher_sizes, dtype)
+    both = zip(_numbers(student_sizes), _numbers(teacher_sizes), strict=True)
+    start = student_rows = teacher_rows = 0
+    for stop, (students, teachers) in enumerate(both):
+        student_rows, teacher_rows = student_rows + students, teacher_rows + teachers
+        if stop > start and max(student_rows, teacher_rows) > rows:
+            yield Block(stop - start, None, student.rows(start, stop), teacher.rows(start, stop))
+            start, student_rows, teacher_rows = stop, students, teachers
+    if len(counted):
+        stop = len(counted)
+        yield Block(stop - start, None, student.rows(start, stop), teacher.rows(start, stop))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _InOrder:
+    """The used rows of one model in the order of their chunks."""
+
+    order: Tensor
+    chunk: Tensor
+    inverse_size: Tensor
+    starts: list[int]
+
+    @classmethod
+    def of(cls, ids: Tensor, place: Tensor, sizes: Tensor, dtype: torch.dtype) -> "_InOrder":
+        max_chunks = len(place) // max(len(ids), 1)
+        first = torch.arange(len(ids))[:, None] * max_chunks
+        place = torch.cat([place, place.new_full((1,), -1)])  # the last one is that of no chunk
+        placed = place[torch.where(ids >= 0, first + ids, -1)].reshape(-1)
+        order = placed.argsort(stable=True)[int((placed < 0).sum()) :]
+        chunk = placed[order]
+        ends = chunk.bincount(minlength=len(sizes)).cumsum(0)
+        return cls(order, chunk, 1 / sizes.to(dtype), [0, *_numbers(ends)])
+
+    def rows(self, start: int, stop: int) -> Rows:
+        here = slice(self.starts[start], self.starts[stop])
+        index = _as_slice(self.order[here])
+        return Rows(index, self.chunk[here] - start, self.inverse_size[start:stop], None)
+
+
+def _as_slice(index: Tensor) -> slice | Tensor:
+    """Read rows that lie side by side without a copy."""
+    if not len(index):
+        return slice(0, 0)
+    first, last = int(index[0]), int(index[-1])
+    if last - first == len(index) - 1 and bool((index.diff() == 1).all()):
+        return slice(first, last + 1)
+    return index
+
+
+def _numbers(x: Tensor) -> list[int]:
+    return cast("list[int]", x.tolist())
+
+
+def exponentials(
+    x: Tensor, temperature: float, vocab_name: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give e^(x / temperature) over a power that keeps it finite, and what normalises it.
+
+    Returns:
+        The exponentials; 1 / their sum; and the logarithm of the sum of e^(x / temperature). Sums
+        are over the tokens of all ranks.
+    """
+    highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
+    highest = largest(highest, vocab_name)
+    powers = (x - highest[:, None]).div_(temperature).exp_()
+    sums = total(powers.sum(1), vocab_name)
+    return powers, 1 / sums, highest / temperature + sums.log()
+
+
+def row_products(x: Tensor, y: Tensor) -> Tensor:
+    """Give the inner product of each row of x with that of y."""
+    return cast("Tensor", torch.linalg.vecdot(x, y))
+
+
+def softmax_gradient(
+    powers: Tensor, inverse: Tensor, push: Tensor, vocab_name: str | None
+) -> Tensor:
+    """Give the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
+    mean = total(row_products(powers, push), vocab_name) * inverse
+    return push.sub_(mean[:, None]).mul_(powers).mul_(inverse[:, None])
+
+
+def normalized(
+    name: str,
+    chunks: Chunks,
+    temperature: float,
+    normalizer: Tensor | float | None,
+    batch_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Count the chunks over the batch, and give temperature^2 / normalizer."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{name} needs temperature > 0, got {temperature}")
+    if isinstance(normalizer, float | int) and not normalizer >= 0:
+        raise ValueError(f"{name} needs normalizer >= 0, got {normalizer}")
+    count = total(chunks.valid.sum(), batch_group and batch_group.group_name)
+    count = count.to(accumulator(count))
+    divisor = count
+    if isinstance(normalizer, Tensor):
+        divisor = normalizer.detach().to(count)
+    elif normalizer is not None:
+        divisor = torch.full_like(count, normalizer)
+    return count, temperature**2 / divisor.where((divisor != 0) | (count != 0), 1)
+
+
+def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
+    """Give the highest logit of each token over the rows in chunks that count."""
+    return cast("Tensor", _highest_logits(logits.detach(), ids, valid))
+
+
+@torch.library.custom_op("termwise::highest_logits", mutates_args=())
+def _highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
+    highest = logits.new_full(logits.shape[2:], -torch.inf)
+    valid = F.pad(valid, (0, 1))  # the last one is that of no chunk
+    for sample, rows in enumerate(logits):
+        used = valid[sample][ids[sample]]
+        if rows.device.type == "cpu":
+            step = max(1, BLOCK // max(rows.shape[1], 1))
+            for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):
+                if len(index):
+                    torch.maximum(highest, rows[_as_slice(index)].amax(0), out=highest)
+        elif len(rows):
+            rows = rows.masked_fill(~used[:, None], -torch.inf)
+            torch.maximum(highest, rows.amax(0), out=highest)
+    return highest
+
+
+@_highest_logits.register_fake
+def _(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[2:])
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Tell whether the pass over x is to write its gradient too."""
+    # Under vmap within torch.func.grad a tensor does not know that it is differentiated.
+    return torch.is_grad_enabled() and (x.requires_grad or _transformed())
+
+
+def _transformed() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore
+
+
+def link_to(x: Tensor) -> Tensor:
+    """Give a 0 that hangs on x, for `chain`: a sum over nothing."""
+    return x[:0].sum()
+
+
+def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
+    """Multiply a gradient that was made with the value by the one that comes in.
+
+    In place where the graph is freed after this pass, for then nobody reads the gradient again,
+    and a second tensor of its size would be most of the loss's memory. The result hangs on the
+    link, so that a second derivative is refused rather than left out.
+    """
+    if factor is None:
+        return None
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or _transformed()
+        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore
+        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
+    ):
+        return cast("Tensor", _Refusing.apply(gradient, factor, link))
+    return gradient.mul_(factor)
+
+
+class _Refusing(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
+        return (gradient * factor).to(gradient.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError("a distillation loss over chunks has no second derivative")

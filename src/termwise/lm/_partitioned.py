@@ -1,0 +1,479 @@
+"""Partitioned loss: a divergence on the tokens that both vocabularies have, and L1 on the rest."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import _groups
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted, looped
+from .._terms import Terms, terms
+from ._alignment import Alignment
+from ._chunk_streams import (
+    Block,
+    Chunks,
+    Rows,
+    blocks,
+    chain,
+    check_times,
+    chunks_of,
+    exponentials,
+    link_to,
+    normalized,
+    total,
+    wants_gradient,
+)
+from ._partition import VocabPartition
+from ._projected_kl import Direction
+
+
+@terms
+class PartitionedTerms(Terms):
+    """Terms of [`partitioned_loss`][termwise.lm.partitioned_loss]."""
+
+    loss: Float[Tensor, ""]
+    """temperature^2 * (common_weight * kl_common + tail_weight * l1_tail)."""
+    kl_common: Float[Tensor, ""]
+    """Divergence on the paired tokens of a chunk in nats, without normalisation among them (so it
+    may be negative), summed over the chunks that count, over the normalizer; detached."""
+    l1_tail: Float[Tensor, ""]
+    """L1 distance of a chunk's sorted probabilities of the other tokens, from 0 to 2, summed over
+    the chunks that count, over the normalizer; detached."""
+    num_chunks: Float[Tensor, ""]
+    """How many chunks count, over batch_group; detached."""
+    top1_agreement: Float[Tensor, ""]
+    """Share of those chunks where both sides' likeliest paired token is the same pair; detached."""
+    common_teacher_mass: Float[Tensor, ""]
+    """The sum of a chunk's e^b over the paired tokens: what of the teacher kl_common sees; mean
+    over those chunks; detached."""
+
+
+@contract
+def partitioned_loss(
+    student_logits: Float[Tensor, "batch student_time student_vocab"],
+    teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+    *,
+    alignment: Alignment,
+    partition: VocabPartition,
+    tail_top_k: int = 8192,
+    common_weight: float = 1.0,
+    tail_weight: float = 1.0,
+    temperature: float = 1.0,
+    direction: Direction = "forward",
+    sample_mask: Bool[Tensor, " batch"] | None = None,
+    exact_only: bool = False,
+    normalizer: Float[Tensor, ""] | float | None = None,
+    batch_group: ProcessGroup | None = None,
+    vocab_group: ProcessGroup | None = None,
+    sequence_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> PartitionedTerms:
+    r"""Teach tokens that both vocabularies have by name, and the others by the shape of their tail.
+
+    With x and y the logits of student and teacher, T the temperature, c a chunk, t a position that
+    predicts one of its tokens, and averages over the chunk's positions of log-probabilities over
+    the *whole* vocabulary of each side,
+
+    $$a_c = \frac{1}{n_c} \sum_{t \in c} \log \mathrm{softmax}(x_t / T), \qquad
+    b_c = \frac{1}{m_c} \sum_{t \in c} \log \mathrm{softmax}(y_t / T)$$
+
+    $$\mathrm{loss} = T^2 (w_1 \, \mathrm{kl\_common} + w_2 \, \mathrm{l1\_tail})$$
+
+    $$\mathrm{kl\_common} = \frac{1}{N} \sum_c \sum_{(s, t) \text{ paired}}
+    \begin{cases} e^{b_{ct}} (b_{ct} - a_{cs}) & \text{forward} \\
+    e^{a_{cs}} (a_{cs} - b_{ct}) & \text{reverse} \end{cases}$$
+
+    $$\mathrm{l1\_tail} = \frac{1}{N} \sum_c \sum_{i=1}^{k}
+    \left| (\mathrm{sorted}\, e^{a_c})_i - (\mathrm{sorted}\, e^{b_c})_i \right|$$
+
+    The tails hold the tokens that are not paired, sorted from the largest, each side on its own; k
+    is tail_top_k, or the number of them on the side with fewer, if that is less.
+
+    Conventions, besides those of [`projected_kl_loss`][termwise.lm.projected_kl_loss] on the shift,
+    on which chunks count and on positions that are never read: a mean of log-probabilities is not
+    normalised again, on either side. So equal models have a loss of 0, and kl_common alone may be
+    negative. 0 log 0 is 0. The subgradient of |0| is 0; which of equal probabilities comes first
+    is left open. The loss alone is in the graph: its gradient is made in the same pass as its
+    value, and one for each term would be as large as the logits; weigh them by the arguments.
+
+    Args:
+        student_logits: unnormalised, a row for each position.
+        teacher_logits: the same of the teacher. No gradient flows to it.
+        alignment: which tokens make up which chunk.
+        partition: the paired tokens and the rest, of vocabularies as wide as the logits.
+        tail_top_k: the most that is compared of the tails, at least 1; 8192 in NeMo-RL.
+        common_weight: w_1; 1 in NeMo-RL.
+        tail_weight: w_2; 1 in NeMo-RL.
+        temperature: T, positive.
+        direction: of the divergence: "forward", KL(teacher || student), or "reverse".
+        sample_mask: samples that count. None: all.
+        exact_only: count chunks of equal text alone (`pair_exact`).
+        normalizer: N. None: the number of chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
+        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
+            below: this rank alone, nothing is sent.
+        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
+            Each has all of the teacher's logits and the partition of the whole vocabularies.
+        sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
+            chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
+        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+
+    Returns:
+        The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
+        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
+        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
+        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
+        Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
+        over sequence_group the teacher's. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: alignment or partition are of another size than the logits, or a number is out
+            of its range.
+
+    References:
+        NeMo-RL's gold loss (https://github.com/NVIDIA-NeMo/RL,
+        nemo_rl/algorithms/loss/loss_functions.py, `_compute_gold`), which this is. Its top-1
+        agreement is on the paired tokens too.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import VocabProjection, align_spans, partitioned_loss, vocab_partition
+        >>> alignment = align_spans([[(0, 0), (0, 1)]], [[(0, 0), (0, 1)]])
+        >>> pairs = {(0, 0): 1.0, (1, 1): 0.5, (1, 2): 0.5}
+        >>> projection = VocabProjection.from_pairs(pairs, student_vocab=2, teacher_vocab=3)
+        >>> partition = vocab_partition(projection, rule="strict")
+        >>> logits = torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)
+        >>> terms = partitioned_loss(*logits, alignment=alignment, partition=partition)
+        >>> round(terms.kl_common.item(), 4), round(terms.l1_tail.item(), 4)
+        (-0.1352, 0.1667)
+    """
+    name = "partitioned_loss"
+    check_times(name, alignment, student_logits, teacher_logits)
+    _check_partition(name, partition, student_logits, teacher_logits, vocab_group)
+    if tail_top_k < 1:
+        raise ValueError(f"{name} needs tail_top_k >= 1, got {tail_top_k}")
+    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    num_chunks, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
+    loss, measured, _ = cast(
+        "tuple[Tensor, Tensor, Tensor]",
+        _Partitioned.apply(
+            student_logits,
+            link_to(student_logits),
+            teacher_logits.detach(),
+            *chunks,
+            *(partition.common_student, partition.common_teacher),
+            *(partition.rest_student, partition.rest_teacher),
+            _first_token(student_logits, vocab_group),
+            per_chunk,
+            tail_top_k,
+            common_weight,
+            tail_weight,
+            temperature,
+            direction == "reverse",
+            wants_gradient(student_logits),
+            vocab_group and vocab_group.group_name,
+            sequence_group and sequence_group.group_name,
+        ),
+    )
+    if batch_group is not None:
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        sums = _groups.terminal_sum(torch.cat([loss[None], measured]), batch_group, scale)
+        loss, measured = sums[0], sums[1:].detach()
+    dtype = lifted(student_logits.new_empty(())).dtype
+    parts = (measured[:2] * (per_chunk / temperature**2)).to(dtype)
+    shares = (measured[2:] / num_chunks.where(num_chunks > 0, 1)).to(dtype)
+    return PartitionedTerms(
+        loss=loss.to(dtype),
+        kl_common=parts[0],
+        l1_tail=parts[1],
+        num_chunks=num_chunks.to(dtype),
+        top1_agreement=shares[0],
+        common_teacher_mass=shares[1],
+    )
+
+
+class PartitionedLoss(nn.Module):
+    """[`partitioned_loss`][termwise.lm.partitioned_loss] with its numbers and partition held.
+
+    The partition is no parameter and no buffer: `module.to(device)` leaves it where it is.
+
+    Examples:
+        >>> from termwise.lm import PartitionedLoss, VocabProjection, vocab_partition
+        >>> projection = VocabProjection.from_tokens(["ab", "c"], ["a", "b", "c"])
+        >>> loss_fn = PartitionedLoss(vocab_partition(projection, rule="relaxed"), temperature=2.0)
+    """
+
+    @contract
+    def __init__(
+        self,
+        partition: VocabPartition,
+        *,
+        tail_top_k: int = 8192,
+        common_weight: float = 1.0,
+        tail_weight: float = 1.0,
+        temperature: float = 1.0,
+        direction: Direction = "forward",
+        exact_only: bool = False,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.partition = partition
+        self.tail_top_k = tail_top_k
+        self.common_weight = common_weight
+        self.tail_weight = tail_weight
+        self.temperature = temperature
+        self.direction: Direction = direction
+        self.exact_only = exact_only
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "batch student_time student_vocab"],
+        teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+        *,
+        alignment: Alignment,
+        sample_mask: Bool[Tensor, " batch"] | None = None,
+        normalizer: Float[Tensor, ""] | float | None = None,
+        batch_group: ProcessGroup | None = None,
+        vocab_group: ProcessGroup | None = None,
+        sequence_group: ProcessGroup | None = None,
+    ) -> PartitionedTerms:
+        """Compute the terms of the loss of a batch."""
+        return partitioned_loss(
+            student_logits,
+            teacher_logits,
+            alignment=alignment,
+            partition=self.partition,
+            tail_top_k=self.tail_top_k,
+            common_weight=self.common_weight,
+            tail_weight=self.tail_weight,
+            temperature=self.temperature,
+            direction=self.direction,
+            sample_mask=sample_mask,
+            exact_only=self.exact_only,
+            normalizer=normalizer,
+            batch_group=batch_group,
+            vocab_group=vocab_group,
+            sequence_group=sequence_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            student_logits: Float[Tensor, "batch student_time student_vocab"],
+            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+            *,
+            alignment: Alignment,
+            sample_mask: Bool[Tensor, " batch"] | None = None,
+            normalizer: Float[Tensor, ""] | float | None = None,
+            batch_group: ProcessGroup | None = None,
+            vocab_group: ProcessGroup | None = None,
+            sequence_group: ProcessGroup | None = None,
+        ) -> PartitionedTerms:
+            """Compute the terms of the loss of a batch."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        common, students, teachers = (
+            len(ids)
+            for ids in (
+                self.partition.common_student,
+                self.partition.rest_student,
+                self.partition.rest_teacher,
+            )
+        )
+        return (
+            f"common={common}, rest_student={students}, rest_teacher={teachers}, "
+            f"tail_top_k={self.tail_top_k}, common_weight={self.common_weight}, "
+            f"tail_weight={self.tail_weight}, temperature={self.temperature}, "
+            f"direction={self.direction!r}, exact_only={self.exact_only}, "
+            f"grad_reduction={self.grad_reduction!r}"
+        )
+
+
+def _check_partition(
+    name: str,
+    partition: VocabPartition,
+    student: Tensor,
+    teacher: Tensor,
+    vocab_group: ProcessGroup | None,
+) -> None:
+    students = len(partition.common_student) + len(partition.rest_student)
+    teachers = len(partition.common_teacher) + len(partition.rest_teacher)
+    # How many tokens the other ranks of vocab_group have is not known here without waiting.
+    fits = student.shape[2] == students if vocab_group is None else student.shape[2] <= students
+    if not fits or teacher.shape[2] != teachers:
+        raise ValueError(
+            f"{name} needs a partition of {student.shape[2]} student and {teacher.shape[2]} "
+            f"teacher tokens, got one of {students} and {teachers}"
+        )
+
+
+def _first_token(student: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
+    """Give the id of this rank's first token, which depends on how many the others have."""
+    if vocab_group is None:
+        return None
+    counts = student.new_full((), student.shape[2], dtype=torch.int64)
+    each = _groups.each_rank(counts, vocab_group)
+    return each.cumsum(0)[vocab_group.rank()] - each[vocab_group.rank()]
+
+
+class _Partitioned(torch.autograd.Function):
+    """Outputs the loss of this rank's samples, its measurements, and its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _partitioned(student, *others)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(output[2], inputs[1])
+        ctx.mark_non_differentiable(output[1], output[2])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, link = ctx.saved_tensors
+        return chain(gradient, gradients[0], link), *(None,) * (ctx.inputs - 1)
+
+
+@torch.library.custom_op("termwise::partitioned", mutates_args=())
+def _partitioned(
+    student: Tensor,
+    teacher: Tensor,
+    student_id: Tensor,
+    teacher_id: Tensor,
+    student_size: Tensor,
+    teacher_size: Tensor,
+    valid: Tensor,
+    common_student: Tensor,
+    common_teacher: Tensor,
+    rest_student: Tensor,
+    rest_teacher: Tensor,
+    first_token: Tensor | None,
+    per_chunk: Tensor,
+    tail_top_k: int,
+    common_weight: float,
+    tail_weight: float,
+    temperature: float,
+    reverse: bool,
+    with_gradient: bool,
+    vocab_name: str | None,
+    sequence_name: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    student, teacher = student.detach(), teacher.detach()
+    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
+    wide = lifted(student[:0]).dtype
+    here = None
+    if first_token is not None:
+        here = first_token + torch.arange(student.shape[2], device=student.device)
+    distance = _Distance(
+        (common_student, common_teacher),
+        (rest_student, rest_teacher),
+        tail_top_k,
+        (common_weight, tail_weight),
+        reverse,
+    )
+    gradient = student.new_zeros(student.shape if with_gradient else 0)
+    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
+    sums = per_chunk.new_zeros(4)
+    scale = (per_chunk / temperature).to(wide)
+    with torch.autocast(student.device.type, enabled=False):
+        for block in blocks(chunks, teacher.shape[2], wide):
+            x = block.student.of(flat)
+            powers, inverse, log_sum = exponentials(x, temperature, vocab_name)
+            a = _log_means(x, log_sum, block.student, temperature, sequence_name)
+            if here is not None:
+                whole = a.new_zeros(len(a), len(common_student) + len(rest_student))
+                a = total(whole.index_copy_(1, here, a), vocab_name)
+            y = block.teacher.of(flat_teacher)
+            _, _, log_sum = exponentials(y, temperature, None)
+            b = _log_means(y, log_sum, block.teacher, temperature, sequence_name)
+            parts, push = distance(a, b, block)
+            sums += parts
+            if not with_gradient:
+                continue
+            # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
+            shares = block.student.sharing(scale).T
+            together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
+            own = push if here is None else push[:, here]
+            block.student.put(flat_gradient, (shares @ own).addcmul_(powers, together, value=-1))
+    loss = (common_weight * sums[0] + tail_weight * sums[1]) * per_chunk
+    return loss, sums, gradient
+
+
+@_partitioned.register_fake
+def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    per_chunk, with_gradient = others[11], others[17]
+    gradient = student.new_empty(student.shape if with_gradient else 0)
+    return torch.empty_like(per_chunk), per_chunk.new_empty(4), gradient
+
+
+_partitioned.register_vmap(looped(_partitioned))
+
+
+def _log_means(
+    x: Tensor, log_sum: Tensor, rows: Rows, temperature: float, sequence_name: str | None
+) -> Tensor:
+    """Average log-probabilities over chunks: mean logits less mean log-sums."""
+    means = rows.mean(x, sequence_name).div_(temperature)
+    return means.sub_(rows.mean(log_sum[:, None], sequence_name))
+
+
+class _Distance(NamedTuple):
+    """The two parts of the loss of a block of chunks, and the gradient in the student's means."""
+
+    common: tuple[Tensor, Tensor]
+    rest: tuple[Tensor, Tensor]
+    tail_top_k: int
+    weights: tuple[float, float]
+    reverse: bool
+
+    def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Give sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
+        push = torch.zeros_like(a)
+        parts = [
+            *self._common(a[:, self.common[0]], b[:, self.common[1]], push),
+            self._tail(a[:, self.rest[0]].exp_(), b[:, self.rest[1]].exp_(), push),
+        ]
+        kl, agree, mass, l1 = parts
+        parts = [kl, l1, agree, mass]
+        if block.counted is not None:
+            parts = [part.where(block.counted, 0) for part in parts]
+            push = push.where(block.counted[:, None], 0)
+        return torch.stack([part.sum(dtype=accumulator(a)) for part in parts]), push
+
+    def _common(self, a: Tensor, b: Tensor, push: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = b.exp()
+        # Where the probability is 0 the product is, whatever the logarithms are.
+        if self.reverse:
+            q = a.exp()
+            each = (q * (a - b)).where(q > 0, 0)
+            gradient = (q * (a - b + 1)).where(q > 0, 0)
+        else:
+            each = (p * (b - a)).where(p > 0, 0)
+            gradient = -p
+        push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
+        agree = a.new_zeros(len(a))
+        if a.shape[1]:
+            agree = (a.argmax(1) == b.argmax(1)).to(a.dtype)
+        return each.sum(1), agree, p.sum(1)
+
+    def _tail(self, p: Tensor, q: Tensor, push: Tensor) -> Tensor:
+        most = min(p.shape[1], q.shape[1], self.tail_top_k)
+        ours, place = p.topk(most, dim=1)
+        difference = ours - q.topk(most, dim=1).values
+        gradient = difference.sign().mul_(ours).mul_(self.weights[1])
+        push.scatter_(1, self.rest[0][place], gradient)
+        return difference.abs_().sum(1)

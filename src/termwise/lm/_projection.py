@@ -1,0 +1,462 @@
+"""A sparse matrix from the student's vocabulary to the teacher's."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._contract import contract
+from .._numbers import lifted, looped
+from . import _projection_files
+
+Token: TypeAlias = str | bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class VocabProjection:
+    r"""Weights M of [student_vocab, teacher_vocab], sparse, kept by rows and by columns.
+
+    The row of a student token holds the teacher tokens that stand for it, and how much of its
+    probability goes to each: a distribution p over the student's vocabulary becomes
+
+    $$q_t = \sum_s p_s M_{st}$$
+
+    over the teacher's. Rows need not sum to 1; the losses normalise what comes out.
+
+    Build one with `from_topk`, `from_pairs`, `from_tokens`, `load` or `load_nemo`, which look at
+    every number; the constructor itself compares shapes and dtypes only.
+    """
+
+    student_vocab: int
+    teacher_vocab: int
+    student_pointers: Int[Tensor, " student_vocab+1"]
+    """Where each student token's entries begin, and the last ones end, int64."""
+    student_columns: Int[Tensor, " entries"]
+    """Teacher token of each entry, int64, ascending within a row."""
+    student_weights: Float[Tensor, " entries"]
+    """Weight of each entry, float32."""
+    teacher_pointers: Int[Tensor, " teacher_vocab+1"]
+    """Where each teacher token's entries begin, and the last ones end, int64."""
+    teacher_rows: Int[Tensor, " entries"]
+    """Student token of each entry in the order of teacher tokens, int64, ascending within one."""
+    teacher_weights: Float[Tensor, " entries"]
+    """Weight of each entry in that order, float32."""
+
+    def __post_init__(self) -> None:
+        entries = self.student_columns.numel()
+        for name, dtype, size in (
+            ("student_pointers", torch.int64, self.student_vocab + 1),
+            ("student_columns", torch.int64, entries),
+            ("student_weights", torch.float32, entries),
+            ("teacher_pointers", torch.int64, self.teacher_vocab + 1),
+            ("teacher_rows", torch.int64, entries),
+            ("teacher_weights", torch.float32, entries),
+        ):
+            value: Tensor = getattr(self, name)
+            if value.dtype != dtype or value.shape != (size,):
+                raise ValueError(
+                    f"VocabProjection needs {name} of shape [{size}] in {dtype}, "
+                    f"got {list(value.shape)} in {value.dtype}"
+                )
+
+    @classmethod
+    @contract
+    def from_topk(
+        cls,
+        indices: Int[Tensor, "rows k"],
+        weights: Float[Tensor, "rows k"],
+        *,
+        student_vocab: int,
+        teacher_vocab: int,
+    ) -> Self:
+        """Build from up to k teacher tokens for each student token.
+
+        Args:
+            indices: teacher tokens, -1 for none. Row s is student token s.
+            weights: their weights, not negative, 0 where there is no token. A token that stands
+                twice in a row has the sum.
+            student_vocab: size of the student's vocabulary; rows beyond the last one are empty.
+            teacher_vocab: size of the teacher's vocabulary.
+
+        Raises:
+            ContractError: shapes or dtypes do not fit.
+            ValueError: an index out of range, a weight that is negative, not finite or on -1, more
+                rows than student_vocab, or no entry at all.
+        """
+        if indices.shape[0] > student_vocab:
+            raise ValueError(
+                f"VocabProjection.from_topk needs at most student_vocab = {student_vocab} rows, "
+                f"got {indices.shape[0]}"
+            )
+        if bool(((indices == -1) & (weights != 0)).any()):
+            raise ValueError(
+                "VocabProjection.from_topk needs weight 0 where the index is -1, got "
+                f"{float(weights[(indices == -1) & (weights != 0)][0])}"
+            )
+        kept = indices != -1
+        rows = torch.arange(indices.shape[0], device=indices.device)[:, None].expand_as(indices)
+        fields = _from_entries(
+            "from_topk", rows[kept], indices[kept], weights[kept], student_vocab, teacher_vocab
+        )
+        return cls(**fields)
+
+    @classmethod
+    @contract
+    def from_pairs(
+        cls, pairs: Mapping[tuple[int, int], float], *, student_vocab: int, teacher_vocab: int
+    ) -> Self:
+        """Build from (student token, teacher token): weight, such as a count.
+
+        Args:
+            pairs: weights, not negative.
+            student_vocab: size of the student's vocabulary.
+            teacher_vocab: size of the teacher's vocabulary.
+
+        Raises:
+            ValueError: a token out of range, a weight that is negative or not finite, or no pair.
+        """
+        entries = _projection_files.entries_of("VocabProjection.from_pairs", pairs)
+        return cls(**_from_entries("from_pairs", *entries, student_vocab, teacher_vocab))
+
+    @classmethod
+    @contract
+    def from_tokens(
+        cls,
+        student_tokens: Sequence[Token | None],
+        teacher_tokens: Sequence[Token | None],
+        *,
+        encode: Callable[[Any], Sequence[int]] | None = None,
+        student_vocab: int | None = None,
+        teacher_vocab: int | None = None,
+    ) -> Self:
+        r"""Build from the texts of the tokens of both vocabularies.
+
+        A student token whose text is a teacher token too goes there with weight 1. Any other one
+        is written in teacher tokens, and the i-th of them, from 0, gets
+        $0.9 \cdot 0.1^i / \sum_j 0.9 \cdot 0.1^j$: a teacher that reads this text predicts its
+        first token where the student predicts the whole. One that cannot be written has no entry.
+
+        Args:
+            student_tokens: the text of each token, in the order of ids; None for special tokens
+                and unused ids, which have no entry. Bytes, or strings, which stand for their
+                UTF-8: the same kind of text on both sides, so that a space is a space.
+            teacher_tokens: the same of the teacher. Of equal texts the lowest id counts.
+            encode: gives the teacher tokens of a text as student_tokens has it: the teacher's
+                tokenizer, without special tokens. None: the longest teacher token that fits comes
+                first, then the longest that fits in the rest.
+            student_vocab: size of the student's vocabulary, where logits are wider than the list.
+            teacher_vocab: size of the teacher's.
+
+        Raises:
+            ValueError: a vocabulary smaller than its list, or no token has an entry.
+
+        References:
+            The weights are those of tools/x_token/minimal_projection_via_multitoken.py in NeMo-RL
+            (https://github.com/NVIDIA-NeMo/RL), which re-encodes with the teacher's tokenizer,
+            and tokens of equal text as well.
+
+        Examples:
+            >>> from termwise.lm import VocabProjection
+            >>> projection = VocabProjection.from_tokens(["a", "ab"], ["b", "a"])
+            >>> projection.student_columns.tolist(), projection.student_weights.tolist()
+            ([1, 0, 1], [1.0, 0.0909..., 0.9090...])
+        """
+        name = "VocabProjection.from_tokens"
+        students = len(student_tokens) if student_vocab is None else student_vocab
+        teachers = len(teacher_tokens) if teacher_vocab is None else teacher_vocab
+        if students < len(student_tokens) or teachers < len(teacher_tokens):
+            raise ValueError(
+                f"{name} needs vocabularies as large as the lists of tokens, "
+                f"{len(student_tokens)} and {len(teacher_tokens)}, got {students} and {teachers}"
+            )
+        known: dict[bytes, int] = {}
+        for token, text in enumerate(teacher_tokens):
+            if text:
+                known.setdefault(_as_bytes(text), token)
+        write = encode or _longest_first(known)
+        pairs: dict[tuple[int, int], float] = {}
+        for student, text in enumerate(student_tokens):
+            if not text:
+                continue
+            same = known.get(_as_bytes(text))
+            written = write(text) if same is None else (same,)
+            whole = sum(0.1**place for place in range(len(written)))
+            for place, teacher in enumerate(written):
+                pairs[student, teacher] = pairs.get((student, teacher), 0.0) + 0.1**place / whole
+        return cls(
+            **_from_entries(
+                "from_tokens",
+                *_projection_files.entries_of(name, pairs),
+                students,
+                teachers,
+            )
+        )
+
+    @classmethod
+    @contract
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that [`save`][termwise.lm.VocabProjection.save] wrote, anew at each call.
+
+        Raises:
+            ImportError: the package safetensors is missing; the extra `distill` installs it.
+            FileNotFoundError: there is no such file.
+            ValueError: it is another kind of file, or its entries cannot be right.
+        """
+        entries, (student_vocab, teacher_vocab) = _projection_files.read(path)
+        return cls(**_from_entries("load", *entries, student_vocab, teacher_vocab))
+
+    @classmethod
+    @contract
+    def load_nemo(
+        cls, path: str | os.PathLike[str], *, student_vocab: int, teacher_vocab: int
+    ) -> Self:
+        """Read a projection of NeMo-RL's, of either format, anew at each call.
+
+        The formats are a dict of `indices` and `likelihoods`, both [student_vocab, k], and a dict
+        {(student token, teacher token): weight}, saved by `torch.save`. Such a file is a pickle,
+        which could run code when it is read; here it is read as tensors and numbers alone
+        (`weights_only=True`), and one that holds more is refused.
+
+        Args:
+            path: the file.
+            student_vocab: width of the student's logits. Where the file has a higher token, the
+                projection is as large as that asks.
+            teacher_vocab: width of the teacher's logits; likewise.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds code or is of another format, or its entries cannot be
+                right: see [`from_topk`][termwise.lm.VocabProjection.from_topk].
+
+        References:
+            `parse_projection_file` and `get_sparse_projection_matrix` in NeMo-RL
+            (https://github.com/NVIDIA-NeMo/RL, nemo_rl/algorithms/x_token/loss_utils.py), which
+            read with `weights_only=False`, keep the file in a cache by its path, and drop a
+            negative index whatever it weighs.
+        """
+        rows, columns, weights = _projection_files.read_nemo(path)
+        if rows.numel():
+            student_vocab = max(student_vocab, int(rows.max()) + 1)
+            teacher_vocab = max(teacher_vocab, int(columns.max()) + 1)
+        fields = _from_entries("load_nemo", rows, columns, weights, student_vocab, teacher_vocab)
+        return cls(**fields)
+
+    @contract
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file for [`load`][termwise.lm.VocabProjection.load], in safetensors.
+
+        Raises:
+            ImportError: the package safetensors is missing; the extra `distill` installs it.
+        """
+        entries = self._rows_of_entries(), self.student_columns, self.student_weights
+        _projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Give the same projection on a device."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+    def rows(self, lo: int, hi: int) -> Self:
+        """Give the part for student tokens lo to hi - 1, renumbered from 0: a shard's.
+
+        It may have no entries. This waits for the device: cut once, not in the training step.
+        """
+        if not 0 <= lo <= hi <= self.student_vocab:
+            raise ValueError(
+                f"VocabProjection.rows needs 0 <= lo <= hi <= {self.student_vocab}, "
+                f"got {lo} and {hi}"
+            )
+        pointers = self.student_pointers[lo : hi + 1]
+        start, stop = int(pointers[0]), int(pointers[-1])
+        counts = pointers.diff()
+        rows = torch.arange(hi - lo, device=counts.device).repeat_interleave(counts)
+        columns = self.student_columns[start:stop]
+        weights = self.student_weights[start:stop]
+        return type(self)(**_in_both_orders(rows, columns, weights, hi - lo, self.teacher_vocab))
+
+    def columns(self, ids: Int[Tensor, " kept"]) -> Self:
+        """Give the part for these teacher tokens, renumbered in the order of ids.
+
+        It may have no entries. This waits for the device.
+        """
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.teacher_vocab:
+            raise ValueError(
+                f"VocabProjection.columns needs ids from 0 to {self.teacher_vocab - 1}, "
+                f"got {int(ids.min())} to {int(ids.max())}"
+            )
+        place = ids.new_full((self.teacher_vocab,), -1, dtype=torch.int64)
+        place[ids] = torch.arange(len(ids), device=ids.device)
+        if int((place >= 0).sum()) != len(ids):
+            raise ValueError("VocabProjection.columns needs every id once")
+        columns = place[self.student_columns]
+        kept = columns >= 0
+        rows, columns = self._rows_of_entries()[kept], columns[kept]
+        weights = self.student_weights[kept]
+        return type(self)(**_in_both_orders(rows, columns, weights, self.student_vocab, len(ids)))
+
+    @contract
+    def project(
+        self, probs: Float[Tensor, "*batch student_vocab"]
+    ) -> Float[Tensor, "*batch teacher_vocab"]:
+        """Carry distributions over the student's vocabulary to the teacher's.
+
+        Half precision is lifted to float32, whatever autocast says. Linear in probs, and
+        differentiable in it as often as is wanted.
+        """
+        if probs.shape[-1] != self.student_vocab:
+            raise ValueError(
+                f"VocabProjection.project needs probs over {self.student_vocab} student tokens, "
+                f"got {probs.shape[-1]}"
+            )
+        wide = lifted(probs)
+        orders = (
+            *(self.teacher_pointers, self.teacher_rows, self.teacher_weights),
+            *(self.student_pointers, self.student_columns, self.student_weights),
+        )
+        rows = wide.reshape(probs.shape[:-1].numel(), self.student_vocab)
+        projected = cast("Tensor", _Product.apply(rows, *orders))
+        return projected.view(*probs.shape[:-1], self.teacher_vocab)
+
+    def _rows_of_entries(self) -> Tensor:
+        numbers = torch.arange(self.student_vocab, device=self.student_pointers.device)
+        return numbers.repeat_interleave(self.student_pointers.diff())
+
+
+torch.export.register_dataclass(VocabProjection, serialized_type_name="termwise.lm.VocabProjection")
+
+
+def _as_bytes(token: Token) -> bytes:
+    return token.encode() if isinstance(token, str) else token
+
+
+def _longest_first(known: Mapping[bytes, int]) -> Callable[[Token], Sequence[int]]:
+    """Write a text in known tokens, the longest that fits first; in none where one is missing."""
+    lengths = sorted({len(token) for token in known}, reverse=True)
+
+    def write(token: Token) -> Sequence[int]:
+        text = _as_bytes(token)
+        written: list[int] = []
+        start = 0
+        while start < len(text):
+            fitting = (length for length in lengths if length <= len(text) - start)
+            length = next((n for n in fitting if text[start : start + n] in known), 0)
+            if not length:
+                return ()
+            written.append(known[text[start : start + length]])
+            start += length
+        return written
+
+    return write
+
+
+def _from_entries(
+    name: str,
+    rows: Tensor,
+    columns: Tensor,
+    weights: Tensor,
+    student_vocab: int,
+    teacher_vocab: int,
+) -> dict[str, Any]:
+    """Refuse what cannot be right, then sum entries of one place."""
+    name = f"VocabProjection.{name}"
+    if rows.numel() == 0:
+        raise ValueError(f"{name} needs at least 1 entry, got none")
+    for side, ids, vocab in (("student", rows, student_vocab), ("teacher", columns, teacher_vocab)):
+        if not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise ValueError(
+                f"{name} needs {side} tokens from 0 to {vocab - 1}, "
+                f"got {int(ids.min())} to {int(ids.max())}"
+            )
+    wrong = ~(weights.isfinite() & (weights >= 0))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} needs weights that are finite and not negative, got {float(weights[wrong][0])}"
+        )
+    place, where = cast(
+        "tuple[Tensor, Tensor]",
+        torch.unique(rows * teacher_vocab + columns, return_inverse=True),
+    )
+    summed = weights.new_zeros(len(place), dtype=torch.float64).index_add(
+        0, where, weights.double()
+    )
+    return _in_both_orders(
+        place // teacher_vocab, place % teacher_vocab, summed.float(), student_vocab, teacher_vocab
+    )
+
+
+def _in_both_orders(
+    rows: Tensor, columns: Tensor, weights: Tensor, student_vocab: int, teacher_vocab: int
+) -> dict[str, Any]:
+    by_row = (rows * max(teacher_vocab, 1) + columns).argsort()
+    by_column = (columns * max(student_vocab, 1) + rows).argsort()
+    return {
+        "student_vocab": student_vocab,
+        "teacher_vocab": teacher_vocab,
+        "student_pointers": _pointers(rows, student_vocab),
+        "student_columns": columns[by_row],
+        "student_weights": weights[by_row],
+        "teacher_pointers": _pointers(columns, teacher_vocab),
+        "teacher_rows": rows[by_column],
+        "teacher_weights": weights[by_column],
+    }
+
+
+def _pointers(ids: Tensor, count: int) -> Tensor:
+    pointers = ids.new_zeros(count + 1)
+    pointers[1:] = ids.bincount(minlength=count).cumsum(0)
+    return pointers
+
+
+class _Product(torch.autograd.Function):
+    """Rows times a sparse matrix, which is given by its columns and, for gradients, by its rows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, *orders: Tensor) -> Tensor:
+        return _csr_product(rows, *orders[:3])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_column, by_row = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        if torch.compiler.is_compiling():
+            gradient = _csr_product(gradients[0], *by_row)
+        else:
+            gradient = cast("Tensor", _Product.apply(gradients[0], *by_row, *by_column))
+        return gradient, *(None,) * 6
+
+
+@torch.library.custom_op("termwise::csr_product", mutates_args=())
+def _csr_product(rows: Tensor, pointers: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """Give rows [n, m] times the transpose of a sparse matrix [r, m]: [n, r]."""
+    # The sum over a bag of embeddings is this product, without the sparse tensors' warnings.
+    return F.embedding_bag(
+        columns,
+        rows.T.contiguous(),
+        pointers,
+        mode="sum",
+        per_sample_weights=weights.to(rows.dtype),
+        include_last_offset=True,
+    ).T.contiguous()
+
+
+@_csr_product.register_fake
+def _(rows: Tensor, pointers: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], pointers.shape[0] - 1)
+
+
+_csr_product.register_vmap(looped(_csr_product))

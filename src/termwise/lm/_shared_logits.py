@@ -1,0 +1,251 @@
+"""A teacher's logits in memory that processes share: written in place, read without a copy."""
+
+import dataclasses
+import math
+import mmap
+import os
+import secrets
+from typing import Any, Self, cast
+
+import torch
+import torch.multiprocessing.reductions as reductions
+from jaxtyping import Float
+from torch import Tensor
+
+from .._contract import contract
+
+_TOKEN, _OPEN, _WRITES = range(3)  # int64 numbers that stand before the logits
+_HEAD = 3
+_BEFORE = 64  # bytes, so that the logits begin on a line of the cache
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedLogitsHandle:
+    """Where another process finds a [`SharedLogits`][termwise.lm.SharedLogits]: small, pickles."""
+
+    process: int
+    descriptor: int
+    token: int
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    cuda: tuple[Any, ...] | None
+    """What CUDA needs to open the memory in another process; None on the CPU."""
+
+
+class SharedLogits:
+    """A buffer [batch, teacher_time, teacher_vocab] that a producer writes and consumers read.
+
+    The producer, which runs the teacher, makes it once and writes each step's logits in place.
+    A consumer, which trains the student, opens the handle once and slices: what it gets is a view
+    of the producer's memory, in its dtype, and shows each later write. Nobody waits for anybody:
+    the processes agree on when to write and when to read, by a barrier or a queue, and `writes`
+    says which step is there.
+
+    On the CPU the memory is anonymous and goes with the last process that has it mapped, however
+    it ends; this needs Linux, and processes of one user that see each other's numbers. On CUDA it
+    is shared by IPC, between processes on one machine that see the same device.
+
+    Once the producer has closed or is gone, opening and slicing are refused. Views taken before
+    stay readable on the CPU and hold what was written last; on CUDA drop them first.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import SharedLogits
+        >>> producer = SharedLogits.create((2, 3, 5), dtype=torch.bfloat16)
+        >>> consumer = SharedLogits.open(producer.handle)  # the handle pickles: send it anywhere
+        >>> view = consumer[0:1]
+        >>> producer.write(torch.ones(2, 3, 5, dtype=torch.bfloat16))
+        >>> view.sum().item(), consumer.writes
+        (15.0, 1)
+        >>> producer.close()
+        >>> consumer[0:1]
+        Traceback (most recent call last):
+        RuntimeError: SharedLogits needs its producer, but process ... has closed it
+    """
+
+    def __init__(self, handle: SharedLogitsHandle, head: Tensor, logits: Tensor) -> None:
+        self.handle = handle
+        self._head = head
+        self._logits = logits
+        self._inode = _inode(handle)
+        self._owner: int | None = None
+
+    @classmethod
+    @contract
+    def create(
+        cls,
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Make the buffer, of zeros, in the process that will write it.
+
+        Args:
+            shape: batch, teacher_time, teacher_vocab.
+            dtype: a floating dtype, kept on all sides.
+            device: "cpu", or a CUDA device.
+
+        Raises:
+            ValueError: a size below 1, a dtype that is not floating, or a device of another kind.
+            RuntimeError: the system is not Linux.
+        """
+        device = torch.device(device)
+        if min(shape) < 1 or not dtype.is_floating_point or device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                "SharedLogits.create needs sizes from 1 up, a floating dtype and a device cpu or "
+                f"cuda, got {shape}, {dtype} and {device}"
+            )
+        if not hasattr(os, "memfd_create"):
+            raise RuntimeError("SharedLogits.create needs Linux, for its anonymous shared memory")
+        logits = torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else None
+        handle = SharedLogitsHandle(
+            process=os.getpid(),
+            descriptor=os.memfd_create("termwise"),
+            token=secrets.randbits(63),
+            shape=shape,
+            dtype=dtype,
+            cuda=None if logits is None else cast("Any", reductions).reduce_tensor(logits)[1],
+        )
+        os.ftruncate(handle.descriptor, _size(handle))
+        memory = mmap.mmap(handle.descriptor, _size(handle))
+        head = torch.frombuffer(memory, dtype=torch.int64, count=_HEAD)
+        head[_TOKEN], head[_OPEN] = handle.token, 1
+        logits = _logits_in(memory, shape, dtype) if logits is None else logits
+        producer = cls(handle, head, logits)
+        producer._owner = os.getpid()
+        return producer
+
+    @classmethod
+    @contract
+    def open(cls, handle: SharedLogitsHandle) -> Self:
+        """Map the producer's buffer into this process: once, not at every step.
+
+        Raises:
+            RuntimeError: the producer is gone or has closed it, or the handle is not this
+                buffer's.
+        """
+        try:
+            descriptor = os.open(_path(handle), os.O_RDWR)
+        except OSError as error:
+            raise RuntimeError(
+                f"SharedLogits.open needs a live producer, but process {handle.process} is gone, "
+                f"has closed it, or is of another user or container ({error.strerror})"
+            ) from error
+        try:
+            about = os.fstat(descriptor)
+            # Whatever else the process may have open under this number by now.
+            memory = mmap.mmap(descriptor, about.st_size) if about.st_size == _size(handle) else b""
+        finally:
+            os.close(descriptor)
+        head = torch.frombuffer(memory, dtype=torch.int64, count=_HEAD) if memory else None
+        if head is None or int(head[_TOKEN]) != handle.token:
+            raise RuntimeError(
+                f"SharedLogits.open needs a handle of a buffer that is there, but process "
+                f"{handle.process} holds another one, or none of shape {list(handle.shape)} in "
+                f"{handle.dtype}: the handle is stale, or is not this producer's"
+            )
+        if handle.cuda is None:
+            logits = _logits_in(memory, handle.shape, handle.dtype)
+        else:
+            logits = cast("Any", reductions).rebuild_cuda_tensor(*handle.cuda)
+        return cls(handle, head, logits)
+
+    @property
+    def writes(self) -> int:
+        """How many writes have been finished."""
+        return int(self._head[_WRITES])
+
+    @contract
+    def write(self, logits: Float[Tensor, "rows time vocab"], *, start: int = 0) -> None:
+        """Copy logits into the rows from start on, in the process that made the buffer.
+
+        Args:
+            logits: as wide as the buffer, in its dtype; as many rows as fit.
+            start: the first sample to write.
+
+        Raises:
+            RuntimeError: this process did not make the buffer, or has closed it.
+            ValueError: shape or dtype do not fit.
+        """
+        if self._owner != os.getpid():
+            raise RuntimeError("SharedLogits.write needs the process that made the buffer")
+        self._check()
+        batch, *wide = self.handle.shape
+        stop = start + logits.shape[0]
+        if [*logits.shape[1:]] != wide or logits.dtype != self.handle.dtype:
+            raise ValueError(
+                f"SharedLogits.write needs logits of [rows, {wide[0]}, {wide[1]}] in "
+                f"{self.handle.dtype}, got {list(logits.shape)} in {logits.dtype}"
+            )
+        if not 0 <= start <= stop <= batch:
+            raise ValueError(
+                f"SharedLogits.write needs rows within 0 to {batch}, got {start} to {stop}"
+            )
+        self._logits[start:stop].copy_(logits.detach())
+        if self._logits.is_cuda:  # the count must not say what the device has not done
+            torch.cuda.synchronize(self._logits.device)
+        self._head[_WRITES] += 1
+
+    def __getitem__(self, samples: slice) -> Tensor:
+        """Give a view of samples start to stop - 1, with no copy.
+
+        Raises:
+            IndexError: it is not a slice of step 1 within the batch. None of it is cut off
+                silently.
+            RuntimeError: the producer has closed the buffer or is gone.
+        """
+        batch = self.handle.shape[0]
+        start = 0 if samples.start is None else samples.start
+        stop = batch if samples.stop is None else samples.stop
+        if samples.step not in (None, 1) or not 0 <= start <= stop <= batch:
+            raise IndexError(f"SharedLogits needs a slice within 0 to {batch}, got {samples}")
+        self._check()
+        return self._logits[start:stop]
+
+    def close(self) -> None:
+        """End it: for all, in the process that made it; for itself alone in a consumer."""
+        if self._owner == os.getpid() and int(self._head[_OPEN]):
+            self._head[_OPEN] = 0
+            os.close(self.handle.descriptor)
+        self._logits = self._logits.new_empty(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", None) is not None:
+            self.close()
+
+    def _check(self) -> None:
+        if self._logits.numel() == 0:
+            raise RuntimeError("SharedLogits was closed in this process")
+        producer = f"process {self.handle.process}"
+        if not int(self._head[_OPEN]):
+            raise RuntimeError(f"SharedLogits needs its producer, but {producer} has closed it")
+        if _inode(self.handle) != self._inode:
+            raise RuntimeError(f"SharedLogits needs its producer, but {producer} is gone")
+
+
+def _path(handle: SharedLogitsHandle) -> str:
+    return f"/proc/{handle.process}/fd/{handle.descriptor}"
+
+
+def _size(handle: SharedLogitsHandle) -> int:
+    on_cpu = handle.cuda is None
+    return _BEFORE + on_cpu * math.prod(handle.shape) * handle.dtype.itemsize
+
+
+def _logits_in(memory: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(memory, dtype=dtype, offset=_BEFORE).view(shape)
+
+
+def _inode(handle: SharedLogitsHandle) -> int | None:
+    """Tell one buffer from another that took its number; None where there is none."""
+    try:
+        return os.stat(_path(handle)).st_ino
+    except OSError:
+        return None

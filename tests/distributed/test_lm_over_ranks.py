@@ -1,0 +1,76 @@
+"""Losses over logits whose samples, columns or positions are on different ranks."""
+
+import lm_cases
+import pytest
+import torch
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+AXES = {"batch_group": 0, "sequence_group": 1, "vocab_group": 2}
+SIZES = ([3, 2], [1, 3, 2], [5, 0])
+
+
+def whole(axis, total):
+    """Logits of two models, tokens and a mask, with `total` along the axis that is sharded."""
+    generator = torch.Generator().manual_seed(axis)
+    shape = [3, 6, 7]
+    shape[axis] = total
+    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) * 2 for _ in range(2)]
+    tokens = torch.randint(-1, shape[2], shape[:2], generator=generator)
+    mask = torch.rand(shape[:2], generator=generator) < 0.8
+    return *logits, tokens, mask
+
+
+def shared(x, sizes, axis):
+    """Cut x along an axis, or give all of it to each rank where it has no such axis."""
+    if axis >= x.ndim:
+        return [x.clone() for _ in sizes]
+    return [part.clone() for part in x.split(sizes, axis)]
+
+
+def assert_is_one_process(results, expected, gradient, sizes, axis):
+    parts = gradient.split(sizes, axis)
+    factor = len(sizes) if axis == 0 else 1  # what averaging over batch_group divides out
+    for (terms, own), part in zip(results, parts, strict=True):
+        torch.testing.assert_close(terms, expected, **EXACT)
+        torch.testing.assert_close(own, factor * part, **EXACT)
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_next_token(ranks, sharded, sizes):
+    axis = AXES[sharded]
+    logits, _, tokens, mask = whole(axis, sum(sizes))
+    expected, gradient = lm_cases.next_token(None, sharded, logits.clone(), tokens, mask)
+    arguments = [shared(x, sizes, axis) for x in (logits, tokens, mask)]
+    results = ranks(lm_cases.next_token, [sharded] * len(sizes), *arguments)
+    assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
+def test_distillation(ranks, divergence, sharded, sizes):
+    axis, world = AXES[sharded], len(sizes)
+    options = {"divergence": divergence, "beta": 0.3, "temperature": 1.5}
+    logits, teacher, _, mask = whole(axis, sum(sizes))
+    expected, gradient = lm_cases.distillation(
+        None, sharded, logits.clone(), teacher, mask, options
+    )
+    arguments = [shared(x, sizes, axis) for x in (logits, teacher, mask)]
+    results = ranks(lm_cases.distillation, [sharded] * world, *arguments, [options] * world)
+    assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
+def test_no_token_on_any_rank_is_no_loss(ranks):
+    logits, _, tokens, mask = whole(0, 5)
+    arguments = [shared(x, [3, 2], 0) for x in (logits, tokens, torch.zeros_like(mask))]
+    for terms, gradient in ranks(lm_cases.next_token, ["batch_group"] * 2, *arguments):
+        assert terms["loss"] == 0
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_second_derivatives_over_shards_are_refused_by_name(ranks):
+    logits, teacher, _, _ = whole(2, 5)
+    arguments = [shared(x, [3, 2], 2) for x in (logits, teacher)]
+    for said in ranks(lm_cases.distillation_second_derivative, *arguments):
+        assert "a loss over a process group has no second derivative" in said

@@ -1,0 +1,226 @@
+"""Same-tokenizer distillation against its formulas in float64, laws, and what does not count."""
+
+import functools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import termwise as tw
+from termwise.lm import DistillationLoss, distillation_loss
+
+DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
+
+
+def kl(p, q):
+    return sum(a * (a.log() - b.log()) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def oracle(student, teacher, *, divergence, beta, temperature, top_k, mask):
+    total, count = torch.zeros((), dtype=student.dtype), 0
+    for b in range(student.shape[0]):
+        for t in range(student.shape[1] - 1):
+            if mask is not None and not mask[b, t + 1]:
+                continue
+            x, y = student[b, t] / temperature, teacher[b, t] / temperature
+            if top_k is not None:
+                kept = sorted(range(len(y)), key=lambda v: -float(y[v].detach()))[:top_k]
+                x, y = x[kept], y[kept]
+            q, p = x.exp() / x.exp().sum(), y.exp() / y.exp().sum()
+            if divergence == "forward":
+                value = kl(p, q)
+            elif divergence == "reverse":
+                value = kl(q, p)
+            else:
+                m = beta * p + (1 - beta) * q
+                value = beta * kl(p, m) + (1 - beta) * kl(q, m)
+            total, count = total + value, count + 1
+    return temperature**2 * total / max(count, 1), count
+
+
+def logits(batch, time, vocab, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, time, vocab)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(2)
+    ]
+
+
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(2, 5),
+    vocab=st.integers(1, 6),
+    seed=st.integers(0, 2**30),
+    divergence=st.sampled_from(DIVERGENCES),
+    beta=st.sampled_from([0.1, 0.5, 0.8]),
+    temperature=st.sampled_from([1.0, 2.5]),
+    few=st.booleans(),
+    masked=st.booleans(),
+)
+def test_terms_and_gradients_are_the_formulas(
+    batch, time, vocab, seed, divergence, beta, temperature, few, masked
+):
+    student, teacher = logits(batch, time, vocab, seed)
+    mask = torch.arange(batch * time).reshape(batch, time) % 3 != 1 if masked else None
+    options = {
+        "divergence": divergence,
+        "beta": beta,
+        "temperature": temperature,
+        "top_k": (vocab + 1) // 2 if few else None,
+        "mask": mask,
+    }
+    terms = distillation_loss(student, teacher, **options)
+    loss, count = oracle(student, teacher, **options)
+    torch.testing.assert_close(terms.loss, loss, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(terms.loss, temperature**2 * terms.divergence)
+    assert terms.num_tokens.item() == count
+    if loss.requires_grad:
+        ours, theirs = (
+            torch.autograd.grad(value, student, allow_unused=True, materialize_grads=True)[0]
+            for value in (terms.loss, loss)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_derivatives_are_those_of_finite_differences(divergence):
+    student, teacher = logits(2, 3, 4)
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    function = functools.partial(
+        lambda x, **options: distillation_loss(x, teacher, **options).loss,
+        divergence=divergence,
+        beta=0.3,
+        temperature=1.5,
+        mask=mask,
+    )
+    assert torch.autograd.gradcheck(function, student)
+    assert torch.autograd.gradgradcheck(function, student)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_it_is_nothing_for_equal_models_and_something_for_others(divergence, top_k):
+    student, teacher = logits(2, 4, 6)
+    options = {"divergence": divergence, "top_k": top_k}
+    same = distillation_loss(student, student.detach() + 3, **options)
+    torch.testing.assert_close(same.loss, torch.zeros_like(same.loss))
+    (gradient,) = torch.autograd.grad(same.loss, student)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+    assert distillation_loss(student, teacher, **options).loss > 0.01
+
+
+def test_forward_is_reverse_with_the_models_in_each_others_place():
+    student, teacher = logits(2, 4, 6)
+    forward = distillation_loss(student, teacher, divergence="forward")
+    reverse = distillation_loss(teacher, student, divergence="reverse")
+    torch.testing.assert_close(forward.loss, reverse.loss)
+    one = distillation_loss(student, teacher, divergence="jensen_shannon", beta=0.3)
+    other = distillation_loss(teacher, student, divergence="jensen_shannon", beta=0.7)
+    torch.testing.assert_close(one.loss, other.loss)
+
+
+@pytest.mark.parametrize(("beta", "limit"), [(1e-7, "forward"), (1 - 1e-7, "reverse")])
+def test_jensen_shannon_tends_to_both_divergences(beta, limit):
+    student, teacher = logits(2, 4, 6)
+    mixed = distillation_loss(student, teacher, divergence="jensen_shannon", beta=beta)
+    expected = distillation_loss(student, teacher, divergence=limit)
+    ours = mixed.loss / min(beta, 1 - beta)
+    torch.testing.assert_close(ours, expected.loss, rtol=1e-5, atol=1e-7)
+
+
+def test_the_teacher_gets_no_gradient():
+    student, teacher = logits(2, 4, 6)
+    loss = distillation_loss(student, teacher).loss
+    assert torch.autograd.grad(loss, teacher, allow_unused=True) == (None,)
+
+
+def test_positions_whose_token_does_not_count_may_hold_anything():
+    student, teacher = logits(2, 4, 5)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[0, 2] = False
+    broken = [x.detach().clone() for x in (student, teacher)]
+    for x, value in zip(broken, (torch.nan, torch.inf), strict=True):
+        x[:, -1] = value
+        x[0, 1] = value
+    broken[0].requires_grad_()
+    for options in ({}, {"top_k": 2}):
+        ours = distillation_loss(*broken, mask=mask, **options)
+        theirs = distillation_loss(student, teacher, mask=mask, **options)
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        (gradient,) = torch.autograd.grad(ours.loss, broken[0])
+        torch.testing.assert_close(gradient, torch.autograd.grad(theirs.loss, student)[0])
+
+
+def test_tokens_that_cannot_come():
+    student, teacher = logits(1, 2, 4)
+    impossible = teacher.detach().clone()
+    impossible[..., 1] = -math.inf
+    for divergence, finite in [("forward", True), ("reverse", False), ("jensen_shannon", True)]:
+        loss = distillation_loss(student, impossible, divergence=divergence).loss
+        assert bool(loss.isfinite()) == finite
+    both = student.detach().clone()
+    both[..., 1] = -math.inf
+    both.requires_grad_()
+    for divergence in DIVERGENCES:
+        loss = distillation_loss(both, impossible, divergence=divergence).loss
+        assert loss.isfinite()
+        (gradient,) = torch.autograd.grad(loss, both)
+        assert gradient.isfinite().all()
+        assert (gradient[..., 1] == 0).all()
+    assert distillation_loss(both, teacher).loss.isinf()
+
+
+def test_no_position_is_no_loss_and_in_the_graph():
+    student, teacher = logits(2, 4, 5)
+    terms = distillation_loss(student, teacher, mask=torch.zeros(2, 4, dtype=torch.bool))
+    assert terms.metrics() == {"loss": 0.0, "divergence": 0.0, "num_tokens": 0.0}
+    (gradient,) = torch.autograd.grad(terms.loss, student)
+    assert torch.equal(gradient, torch.zeros_like(student))
+
+
+def test_micro_batches_of_one_normalizer_add_up():
+    student, teacher = logits(4, 5, 6)
+    whole = distillation_loss(student, teacher)
+    parts = [
+        distillation_loss(student[rows], teacher[rows], normalizer=whole.num_tokens).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole.loss)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_bfloat16_gives_the_gradient_of_float64_to_rounding(divergence):
+    student, teacher = (x.detach().bfloat16().requires_grad_() for x in logits(2, 9, 200))
+    terms = distillation_loss(student, teacher, divergence=divergence)
+    exact = student.detach().double().requires_grad_()
+    expected = distillation_loss(exact, teacher.double(), divergence=divergence)
+    assert terms.loss.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (ours,) = torch.autograd.grad(terms.loss, student)
+    (theirs,) = torch.autograd.grad(expected.loss, exact)
+    torch.testing.assert_close(ours.double(), theirs, rtol=2**-7, atol=1e-6)
+
+
+def test_refusals():
+    student, teacher = logits(2, 3, 4)
+    said = "^distillation_loss needs "
+    with pytest.raises(ValueError, match=said + "temperature > 0, got 0$"):
+        distillation_loss(student, teacher, temperature=0)
+    with pytest.raises(ValueError, match=said + r"beta in \(0, 1\), got 1$"):
+        distillation_loss(student, teacher, divergence="jensen_shannon", beta=1)
+    with pytest.raises(ValueError, match=said + r"top_k in 1..4 and no vocab_group, got top_k 5$"):
+        distillation_loss(student, teacher, top_k=5)
+    with pytest.raises(tw.ContractError, match="teacher_logits needs .* axis vocab is 3, but it"):
+        distillation_loss(student, teacher[..., :3])
+    with pytest.raises(tw.ContractError, match='divergence needs Literal.*got str "js"'):
+        distillation_loss(student, teacher, divergence="js")
+
+
+def test_the_module_is_the_function():
+    student, teacher = logits(2, 3, 4)
+    numbers = {"divergence": "reverse", "temperature": 2.0, "top_k": 3}
+    ours = DistillationLoss(**numbers)(student, teacher)
+    assert ours.metrics() == distillation_loss(student, teacher, **numbers).metrics()

@@ -1,0 +1,144 @@
+"""Next-token cross-entropy against its formula in float64, and what does not count."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import termwise as tw
+from termwise.lm import NextTokenLoss, NextTokenTerms, next_token_loss
+
+
+def oracle(logits, tokens, mask=None):
+    """Sum over positions one by one; the loss, the number that count, and the share right."""
+    total, count, right = torch.zeros((), dtype=logits.dtype), 0, 0
+    for b in range(tokens.shape[0]):
+        for t in range(tokens.shape[1] - 1):
+            token = int(tokens[b, t + 1])
+            if token < 0 or (mask is not None and not mask[b, t + 1]):
+                continue
+            row = logits[b, t]
+            total = total + row.exp().sum().log() - row[token]
+            count += 1
+            right += bool(row[token] == row.max())
+    return total / max(count, 1), count, right / max(count, 1)
+
+
+def inputs(batch, time, vocab, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, time, vocab, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(-1, vocab, (batch, time), generator=generator)
+    mask = torch.rand(batch, time, generator=generator) < 0.7
+    return logits.to(dtype).requires_grad_(), tokens, mask
+
+
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 5),
+    vocab=st.integers(1, 6),
+    seed=st.integers(0, 2**30),
+    masked=st.booleans(),
+)
+def test_terms_and_gradients_are_the_formulas(batch, time, vocab, seed, masked):
+    logits, tokens, mask = inputs(batch, time, vocab, seed)
+    mask = mask if masked else None
+    terms = next_token_loss(logits, tokens, mask=mask)
+    loss, count, right = oracle(logits, tokens, mask)
+    torch.testing.assert_close(terms.loss, loss, rtol=1e-12, atol=1e-12)
+    assert terms.num_tokens.item() == count
+    assert terms.accuracy.item() == pytest.approx(right)
+    if count:
+        ours, theirs = (torch.autograd.grad(value, logits)[0] for value in (terms.loss, loss))
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_derivatives_are_those_of_finite_differences():
+    logits, tokens, mask = inputs(2, 4, 5)
+    function = lambda x: next_token_loss(x, tokens, mask=mask).loss  # noqa: E731
+    assert torch.autograd.gradcheck(function, logits)
+    assert torch.autograd.gradgradcheck(function, logits)
+
+
+def test_positions_whose_token_does_not_count_may_hold_anything():
+    logits, tokens, _ = inputs(2, 4, 5)
+    tokens[0, 2], tokens[1, 1] = -100, -1
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[1, 3] = False
+    changed = logits.detach().clone()
+    changed[:, -1] = torch.nan  # predicts nothing
+    changed[0, 1], changed[1, 0], changed[1, 2] = torch.inf, torch.nan, -torch.inf
+    changed.requires_grad_()
+    ours, theirs = (next_token_loss(x, tokens, mask=mask) for x in (changed, logits))
+    assert torch.equal(ours.loss, theirs.loss)
+    (gradient,) = torch.autograd.grad(ours.loss, changed)
+    assert torch.equal(gradient, torch.autograd.grad(theirs.loss, logits)[0])
+    assert torch.equal(gradient[:, -1], torch.zeros(2, 5).double())
+
+
+def test_micro_batches_of_one_normalizer_add_up():
+    logits, tokens, _ = inputs(4, 5, 6)
+    whole = next_token_loss(logits, tokens)
+    parts = [
+        next_token_loss(logits[rows], tokens[rows], normalizer=whole.num_tokens)
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(parts[0].loss + parts[1].loss, whole.loss)
+
+
+def test_no_token_is_no_loss_and_in_the_graph():
+    logits, tokens, _ = inputs(2, 3, 4)
+    terms = next_token_loss(logits, torch.full_like(tokens, -100))
+    assert terms.metrics() == {"loss": 0.0, "num_tokens": 0.0, "accuracy": 0.0}
+    (gradient,) = torch.autograd.grad(terms.loss, logits)
+    assert torch.equal(gradient, torch.zeros_like(logits))
+
+
+def test_a_token_beyond_the_vocabulary_is_no_number():
+    logits, tokens, _ = inputs(2, 3, 4)
+    tokens[0, 1] = 4
+    assert next_token_loss(logits, tokens).loss.isnan()
+
+
+def test_a_logit_that_is_not_finite_shows():
+    logits, tokens, _ = inputs(2, 3, 4)
+    tokens = tokens.clamp_min(0)
+    for value in (torch.nan, torch.inf):
+        broken = logits.detach().clone()
+        broken[0, 0, 1] = value
+        assert next_token_loss(broken, tokens).loss.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_lifted(dtype):
+    logits, tokens, _ = inputs(2, 9, 300, dtype=dtype)
+    terms = next_token_loss(logits, tokens)
+    exact = logits.detach().double().requires_grad_()
+    expected = next_token_loss(exact, tokens)
+    assert terms.loss.dtype == torch.float32
+    assert terms.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    (ours,) = torch.autograd.grad(terms.loss, logits)
+    (theirs,) = torch.autograd.grad(expected.loss, exact)
+    torch.testing.assert_close(ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+    logits = torch.tensor([[[1e30, -1e30], [0.0, 0.0]]])
+    assert next_token_loss(logits, torch.tensor([[0, 0]])).loss.item() == 0.0
+
+
+def test_equal_logits_are_a_uniform_guess():
+    terms = NextTokenLoss()(torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.int64))
+    assert isinstance(terms, NextTokenTerms)
+    assert terms.loss.item() == pytest.approx(math.log(8))
+
+
+def test_refusals():
+    logits, tokens, mask = inputs(2, 3, 4)
+    with pytest.raises(tw.ContractError, match="tokens needs .* axis time is 2, but it is 3 in"):
+        next_token_loss(logits, tokens[:, 1:])
+    with pytest.raises(tw.ContractError, match="tokens needs Int.* float32 is not a dtype of Int"):
+        next_token_loss(logits, tokens.float())
+    with pytest.raises(tw.ContractError, match="mask needs Bool"):
+        next_token_loss(logits, tokens, mask=mask.int())
