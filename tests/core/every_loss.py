@@ -14,6 +14,7 @@ import torch
 from losses import Case
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import termwise as tw
 
@@ -192,10 +193,7 @@ def test_nothing_waits_for_the_device(case):
     with FakeTensorMode() as mode:
         inputs = [mode.from_tensor(x).requires_grad_() for x in case.tensors()]
         extra, options = (
-            {
-                name: mode.from_tensor(value) if isinstance(value, Tensor) else value
-                for name, value in numbers.items()
-            }
+            tree_map_only(Tensor, mode.from_tensor, numbers)
             for numbers in (case.extra(), case.options)
         )
         terms = dataclasses.replace(case, options=options).call_function(*inputs, **extra)

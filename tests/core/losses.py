@@ -26,6 +26,8 @@ class Case:
     masks: tuple[str, ...] = ()
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What else a call needs, of the function and the module alike."""
+    made: Callable[[int], dict[str, Any]] = lambda rows: {}
+    """The same, where it depends on the number of rows."""
     order: tuple[int, ...] | None = None
     """Where the module takes its tensors in another order than the function."""
     first: tuple[Any, ...] = ()
@@ -39,7 +41,7 @@ class Case:
         generator = torch.Generator().manual_seed(9)
         masks = {name: torch.arange(rows) % 3 != 1 for name in self.masks}
         drawn = {name: draw(shape, rows, generator) for name, shape in self.named.items()}
-        return {**drawn, **masks, **self.fixed}
+        return {**drawn, **masks, **self.fixed, **self.made(rows)}
 
     def call_function(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
         return self.function(*self.first, *inputs, **self.options, **extra)
@@ -53,5 +55,5 @@ class Case:
 
 
 def draw(shape: str, rows: int, generator: torch.Generator) -> Tensor:
-    sizes = {"rows": rows, "columns": 3, "latents": 5, "layers": 2, "noises": 2}
+    sizes = {"rows": rows, "columns": 3, "latents": 5, "layers": 2, "noises": 2, "time": 4}
     return torch.randn([sizes[axis] for axis in shape.split()], generator=generator)
