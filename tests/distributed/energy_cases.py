@@ -173,3 +173,24 @@ def energy_fsdp(group, x, name):
         terms = loss_of(name, model, x, {"batch_group": group})
         terms.loss.backward()
     return values(terms), {name: p.grad.full_tensor() for name, p in parameters.items()}
+
+
+def energy_whole_loss(group, x, trainer):
+    """Put a trainer around the module of the whole loss, where even a static graph is fine."""
+    model = Scalar(x.shape[1])
+    loss_fn = energy.ScoreMatchingLoss(model)
+    parameters = dict(model.named_parameters())
+    if trainer == "ddp":
+        run = DistributedDataParallel(loss_fn, process_group=group, static_graph=True)
+    else:
+        run = fully_shard(loss_fn, mesh=DeviceMesh.from_group(group, "cpu"))
+        parameters = dict(model.named_parameters())
+    for _ in range(2):
+        for parameter in parameters.values():
+            parameter.grad = None
+        terms = run(x, batch_group=group)
+        terms.loss.backward()
+    kept = {name: p.grad for name, p in parameters.items()}
+    return values(terms), {
+        name: g.full_tensor() if trainer == "fsdp2" else g for name, g in kept.items()
+    }

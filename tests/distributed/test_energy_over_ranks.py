@@ -72,3 +72,15 @@ def test_under_a_trainer(ranks, trainer, name):
 def test_ddp_with_a_static_graph_is_refused_where_its_gradients_would_be_wrong(ranks, name):
     for said in ranks(energy_cases.energy_ddp_static_graph, rows([11, 5]), [name] * 2):
         assert "DistributedDataParallel(static_graph=True) takes for the backward pass" in said
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_a_trainer_around_the_whole_loss(ranks, trainer):
+    shards = rows([11, 5])
+    expected, gradients = energy_cases.energy_loss(
+        None, torch.cat(shards), None, "score matching", "mean"
+    )
+    del gradients["log_z"]
+    for terms, reduced in ranks(energy_cases.energy_whole_loss, shards, [trainer] * 2):
+        torch.testing.assert_close(terms, expected, **EXACT)
+        torch.testing.assert_close(reduced, gradients, rtol=1e-11, atol=1e-11)
