@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import termwise as tw
-from termwise.energy import _score_matching, hessian_trace
+from termwise.energy import _forward_laplacian, _score_matching, hessian_trace
 
 WAYS = ("forward_laplacian", "reverse", "forward_over_reverse")
 OTHER = torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -87,6 +87,15 @@ def test_what_carriers_go_through_has_the_derivatives_of_autograd(name):
     expected = values_and_gradients(energy, x, weight, trace="reverse")
     ours = values_and_gradients(energy, x, weight)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_directions_may_go_through_a_layer_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(_forward_laplacian, "_steps", lambda base: 3)
+    layers = nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
+    energy, x, _ = case(nn.Sequential(*layers).double(), ROWS)
+    for weight in (layers[0].weight, layers[2].weight, layers[4].weight):
+        expected = values_and_gradients(energy, x, weight, trace="reverse")
+        torch.testing.assert_close(values_and_gradients(energy, x, weight), expected)
 
 
 @pytest.mark.parametrize("name", ["convolution", "attention", "layer_norm"])
