@@ -30,3 +30,18 @@ def distillation_second_derivative(group, logits, teacher):
         torch.autograd.grad(loss, logits, create_graph=True)
     except NotImplementedError as error:
         return str(error)
+
+
+def universal_logit(group, sharded, logits, teacher, *alignment) -> tuple[Numbers, Tensor]:
+    *alignment, student_vocab = alignment
+    logits = logits.requires_grad_()
+    terms = lm.universal_logit_loss(
+        logits,
+        teacher,
+        alignment=lm.Alignment(*alignment),
+        temperature=1.5,
+        student_vocab=student_vocab,
+        **{sharded: group},
+    )
+    terms.loss.backward()
+    return values(terms), logits.grad

@@ -61,6 +61,45 @@ def test_distillation(ranks, divergence, sharded, sizes):
     assert_is_one_process(results, expected, gradient, sizes, axis)
 
 
+def chunked(axis, total):
+    """Logits of two vocabularies and an alignment, with `total` along the axis that is sharded."""
+    generator = torch.Generator().manual_seed(10 + axis)
+    student, teacher = [3, 6, 7], [3, 6, 5]
+    student[axis] = total
+    if axis < 2:  # each rank has all of the teacher's vocabulary
+        teacher[axis] = total
+    logits = [
+        torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+        for shape in (student, teacher)
+    ]
+    ids = [torch.randint(-1, 3, x.shape[:2], generator=generator).sort(1).values for x in logits]
+    valid = torch.rand((student[0], 3), generator=generator) < 0.8
+    return *logits, *ids, valid, valid.clone()
+
+
+def chunked_parts(arguments, sizes, axis):
+    """Cut what a rank holds a part of: the chunks themselves are whole where positions are cut."""
+    logits, teacher, student_id, teacher_id, valid, exact = arguments
+    whole_on_each = [shared(x, sizes, 0 if axis == 0 else 9) for x in (valid, exact)]
+    teacher = shared(teacher, sizes, axis if axis < 2 else 9)
+    ids = [shared(x, sizes, axis) for x in (student_id, teacher_id)]
+    return [shared(logits, sizes, axis), teacher, *ids, *whole_on_each]
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_universal_logit(ranks, sharded, sizes):
+    axis, world = AXES[sharded], len(sizes)
+    arguments = chunked(axis, sum(sizes))
+    vocab = sum(sizes) if axis == 2 else None
+    first = [x.clone() for x in arguments]
+    expected, gradient = lm_cases.universal_logit(None, sharded, *first, vocab)
+    assert expected["num_chunks"] > 2
+    parts = chunked_parts(arguments, sizes, axis)
+    results = ranks(lm_cases.universal_logit, [sharded] * world, *parts, [vocab] * world)
+    assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
 def test_no_token_on_any_rank_is_no_loss(ranks):
     logits, _, tokens, mask = whole(0, 5)
     arguments = [shared(x, [3, 2], 0) for x in (logits, tokens, torch.zeros_like(mask))]

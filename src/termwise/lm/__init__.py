@@ -25,3 +25,7 @@ from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
 from ._targeted_variance import TargetedVarianceTerms as TargetedVarianceTerms
 from ._targeted_variance import targeted_variance_loss as targeted_variance_loss
+from ._universal_logit import UniversalLogitLoss as UniversalLogitLoss
+from ._universal_logit import UniversalLogitTerms as UniversalLogitTerms
+from ._universal_logit import align_in_order as align_in_order
+from ._universal_logit import universal_logit_loss as universal_logit_loss
