@@ -7,13 +7,18 @@ from torch.distributed import ProcessGroup
 
 from termwise.lm import (
     Alignment,
+    CrossTokenizerLoss,
+    CrossTokenizerTerms,
     DistillationLoss,
     DistillationTerms,
     NextTokenLoss,
     NextTokenTerms,
+    Teacher,
     UniversalLogitLoss,
     UniversalLogitTerms,
+    VocabProjection,
     align_in_order,
+    cross_tokenizer_loss,
     distillation_loss,
     next_token_loss,
     universal_logit_loss,
@@ -39,6 +44,19 @@ def over_chunks(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
     assert_type(terms, UniversalLogitTerms)
     loss_fn = UniversalLogitLoss(exact_only=True)
     assert_type(loss_fn(student, teacher, alignment=alignment).num_chunks, Tensor)
+
+
+def beside_the_text(
+    student: Tensor, teacher: Tensor, tokens: Tensor, alignment: Alignment, pairs: VocabProjection
+) -> None:
+    one, other = Teacher(student), Teacher(teacher, alignment, pairs, weight=2)
+    terms = cross_tokenizer_loss(student, tokens, [one, other], scale="match", log_vocab=True)
+    assert_type(terms, CrossTokenizerTerms)
+    assert_type(terms.teacher_weight, Tensor)
+    assert_type(CrossTokenizerLoss(combine="select")(student, tokens, one), CrossTokenizerTerms)
+    cross_tokenizer_loss(student, tokens, teacher)  # pyright: ignore[reportArgumentType]
+    cross_tokenizer_loss(student, tokens, one, score="ce")  # pyright: ignore[reportArgumentType]
+    CrossTokenizerLoss()(student, one)  # pyright: ignore
 
 
 def wrong_calls(student: Tensor, teacher: Tensor, alignment: Alignment) -> None:
