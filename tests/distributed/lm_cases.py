@@ -30,3 +30,37 @@ def distillation_second_derivative(group, logits, teacher):
         torch.autograd.grad(loss, logits, create_graph=True)
     except NotImplementedError as error:
         return str(error)
+
+
+def universal_logit(group, sharded, logits, teacher, *alignment) -> tuple[Numbers, Tensor]:
+    *alignment, student_vocab = alignment
+    logits = logits.requires_grad_()
+    terms = lm.universal_logit_loss(
+        logits,
+        teacher,
+        alignment=lm.Alignment(*alignment),
+        temperature=1.5,
+        student_vocab=student_vocab,
+        **{sharded: group},
+    )
+    terms.loss.backward()
+    return values(terms), logits.grad
+
+
+def cross_tokenizer(
+    group, sharded, logits, tokens, same, teacher, teacher_tokens, alignment, values_of, options
+) -> tuple[Numbers, Tensor]:
+    logits = logits.requires_grad_()
+    aligned = lm.Alignment(*alignment)
+    projection, partition, student_vocab = values_of
+    teachers = [
+        lm.Teacher(same),
+        lm.Teacher(teacher, aligned, projection, tokens=teacher_tokens),
+        lm.Teacher(teacher, aligned, partition=partition, tokens=teacher_tokens),
+        lm.Teacher(teacher, aligned, tokens=teacher_tokens),
+    ]
+    terms = lm.cross_tokenizer_loss(
+        logits, tokens, teachers, student_vocab=student_vocab, **options, **{sharded: group}
+    )
+    terms.loss.backward()
+    return values(terms), logits.grad

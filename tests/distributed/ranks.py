@@ -19,16 +19,18 @@ SECONDS = 40
 
 
 class Ranks:
-    """Three ranks, and the group of the first two of them."""
+    """Ranks, three unless told, and the group of the first two of them."""
 
-    def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, folder: Path, count: int = 3) -> None:
+        # One process imports, and the ranks are its copies: eight imports would take a minute.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["termwise.lm", "termwise.sae", "torch.distributed.fsdp"])
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(3):
+        for rank in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, str(folder / "store"), theirs), daemon=True
+                target=_serve, args=(rank, count, str(folder / "store"), theirs), daemon=True
             )
             process.start()
             self._pipes.append(ours)
@@ -59,16 +61,16 @@ class Ranks:
                 process.kill()
 
 
-def _serve(rank: int, store: str, pipe: Connection) -> None:
+def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(store, 3),
+        store=dist.FileStore(store, count),
         rank=rank,
-        world_size=3,
+        world_size=count,
         timeout=datetime.timedelta(seconds=SECONDS),
     )
-    groups = {2: dist.new_group([0, 1]), 3: dist.group.WORLD}
+    groups = {2: dist.new_group([0, 1]), count: dist.group.WORLD}
     while (message := pipe.recv()) is not None:
         case, world, arguments = message
         try:

@@ -4,6 +4,8 @@ import lm_cases
 import pytest
 import torch
 
+from termwise.lm import VocabProjection, vocab_partition
+
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 AXES = {"batch_group": 0, "sequence_group": 1, "vocab_group": 2}
 SIZES = ([3, 2], [1, 3, 2], [5, 0])
@@ -58,6 +60,92 @@ def test_distillation(ranks, divergence, sharded, sizes):
     )
     arguments = [shared(x, sizes, axis) for x in (logits, teacher, mask)]
     results = ranks(lm_cases.distillation, [sharded] * world, *arguments, [options] * world)
+    assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
+def chunked(axis, total):
+    """Logits of two vocabularies and an alignment, with `total` along the axis that is sharded."""
+    generator = torch.Generator().manual_seed(10 + axis)
+    student, teacher = [3, 6, 7], [3, 6, 5]
+    student[axis] = total
+    if axis < 2:  # each rank has all of the teacher's vocabulary
+        teacher[axis] = total
+    logits = [
+        torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+        for shape in (student, teacher)
+    ]
+    ids = [torch.randint(-1, 3, x.shape[:2], generator=generator).sort(1).values for x in logits]
+    valid = torch.rand((student[0], 3), generator=generator) < 0.8
+    return *logits, *ids, valid, valid.clone()
+
+
+def chunked_parts(arguments, sizes, axis):
+    """Cut what a rank holds a part of: the chunks themselves are whole where positions are cut."""
+    logits, teacher, student_id, teacher_id, valid, exact = arguments
+    whole_on_each = [shared(x, sizes, 0 if axis == 0 else 9) for x in (valid, exact)]
+    teacher = shared(teacher, sizes, axis if axis < 2 else 9)
+    ids = [shared(x, sizes, axis) for x in (student_id, teacher_id)]
+    return [shared(logits, sizes, axis), teacher, *ids, *whole_on_each]
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_universal_logit(ranks, sharded, sizes):
+    axis, world = AXES[sharded], len(sizes)
+    arguments = chunked(axis, sum(sizes))
+    vocab = sum(sizes) if axis == 2 else None
+    first = [x.clone() for x in arguments]
+    expected, gradient = lm_cases.universal_logit(None, sharded, *first, vocab)
+    assert expected["num_chunks"] > 2
+    parts = chunked_parts(arguments, sizes, axis)
+    results = ranks(lm_cases.universal_logit, [sharded] * world, *parts, [vocab] * world)
+    assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("options", [{"score": "entropy"}, {"combine": "select"}], ids=str)
+def test_cross_tokenizer(ranks, sharded, sizes, options):
+    axis, world = AXES[sharded], len(sizes)
+    options = {**options, "scale": "match", "temperature": 1.5}
+    logits, same, tokens, mask = whole(axis, sum(sizes))
+    tokens = tokens.where(mask, -1)
+    chunks = chunked(axis, sum(sizes))
+    teacher, vocab = chunks[1], logits.shape[2]
+    generator = torch.Generator().manual_seed(8)
+    teacher_tokens = torch.randint(-1, 5, teacher.shape[:2], generator=generator)
+    pairs = {(token, token % 5): 1.0 for token in range(vocab)}
+    projection = VocabProjection.from_pairs(pairs, student_vocab=vocab, teacher_vocab=5)
+    partition = vocab_partition(projection, rule="strict")
+    given = projection, partition, vocab if axis == 2 else None
+    expected, gradient = lm_cases.cross_tokenizer(
+        None,
+        sharded,
+        logits.clone(),
+        tokens,
+        same,
+        teacher,
+        teacher_tokens,
+        chunks[2:],
+        given,
+        options,
+    )
+    cut = chunked_parts(chunks, sizes, axis)
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    shards = [
+        (projection.rows(*ends[rank : rank + 2]) if axis == 2 else projection, *given[1:])
+        for rank in range(world)
+    ]
+    results = ranks(
+        lm_cases.cross_tokenizer,
+        [sharded] * world,
+        *[shared(x, sizes, axis) for x in (logits, tokens, same)],
+        cut[1],
+        shared(teacher_tokens, sizes, axis),
+        list(zip(*cut[2:], strict=True)),
+        shards,
+        [options] * world,
+    )
     assert_is_one_process(results, expected, gradient, sizes, axis)
 
 

@@ -4,9 +4,15 @@ from ._alignment import Alignment as Alignment
 from ._alignment import align_spans as align_spans
 from ._chunks import chunk_average_log_probs as chunk_average_log_probs
 from ._chunks import valid_chunk_mask as valid_chunk_mask
+from ._cross_tokenizer import CrossTokenizerLoss as CrossTokenizerLoss
+from ._cross_tokenizer import CrossTokenizerTerms as CrossTokenizerTerms
+from ._cross_tokenizer import Teacher as Teacher
+from ._cross_tokenizer import cross_tokenizer_loss as cross_tokenizer_loss
 from ._distillation import DistillationLoss as DistillationLoss
 from ._distillation import DistillationTerms as DistillationTerms
 from ._distillation import distillation_loss as distillation_loss
+from ._linear_projected_kl import LinearProjectedKLLoss as LinearProjectedKLLoss
+from ._linear_projected_kl import linear_projected_kl_loss as linear_projected_kl_loss
 from ._next_token import NextTokenLoss as NextTokenLoss
 from ._next_token import NextTokenTerms as NextTokenTerms
 from ._next_token import next_token_loss as next_token_loss
@@ -25,3 +31,7 @@ from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
 from ._targeted_variance import TargetedVarianceTerms as TargetedVarianceTerms
 from ._targeted_variance import targeted_variance_loss as targeted_variance_loss
+from ._universal_logit import UniversalLogitLoss as UniversalLogitLoss
+from ._universal_logit import UniversalLogitTerms as UniversalLogitTerms
+from ._universal_logit import align_in_order as align_in_order
+from ._universal_logit import universal_logit_loss as universal_logit_loss

@@ -21,8 +21,8 @@ from .._numbers import accumulator, lifted
 from ._alignment import Alignment
 from ._chunks import logit_chunks
 
-# Elements of a block of logits. 4 MiB in float32, of which a few fit into a core's share of cache.
-BLOCK = 2**20
+# Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
+BLOCK = 2**19
 
 
 class Chunks(NamedTuple):
@@ -238,9 +238,27 @@ def exponentials(
     """
     highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
     highest = largest(highest, vocab_name)
-    powers = (x - highest[:, None]).div_(temperature).exp_()
+    powers = x - highest[:, None]
+    if temperature != 1:
+        powers.div_(temperature)
+    powers.exp_()
     sums = total(powers.sum(1), vocab_name)
     return powers, 1 / sums, highest / temperature + sums.log()
+
+
+def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
+    """Make room for the gradient, with 0 in the rows that no block will write."""
+    if student.device.type != "cpu":
+        return torch.zeros_like(student, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
+    unused = ~_used(chunks.student_id, chunks.valid)
+    gradient.flatten(0, 1).index_fill_(0, unused.reshape(-1).nonzero()[:, 0], 0)
+    return gradient
+
+
+def _used(ids: Tensor, valid: Tensor) -> Tensor:
+    """Tell which positions are in a chunk that counts."""
+    return F.pad(valid, (1, 0)).gather(1, ids + 1)
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
@@ -286,9 +304,7 @@ def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
 @torch.library.custom_op("termwise::highest_logits", mutates_args=())
 def _highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
     highest = logits.new_full(logits.shape[2:], -torch.inf)
-    valid = F.pad(valid, (0, 1))  # the last one is that of no chunk
-    for sample, rows in enumerate(logits):
-        used = valid[sample][ids[sample]]
+    for rows, used in zip(logits, _used(ids, valid), strict=True):
         if rows.device.type == "cpu":
             step = max(1, BLOCK // max(rows.shape[1], 1))
             for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):

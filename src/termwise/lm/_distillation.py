@@ -271,14 +271,14 @@ class _Rows(torch.autograd.Function):
         beta: float,
         vocab_name: str | None,
     ) -> tuple[Tensor, Tensor]:
-        sums = [_log_sums(logits, used, temperature, vocab_name) for logits in (student, teacher)]
+        sums = [log_sums(logits, used, temperature, vocab_name) for logits in (student, teacher)]
         parts = [lifted(student[:0]).new_zeros(2, 0)]
         for part in blocks(student):
             q, p = (
-                _scaled(logits[part], used[part], temperature) - log_sum[part, None]
+                scaled_rows(logits[part], used[part], temperature) - log_sum[part, None]
                 for logits, log_sum in zip((student, teacher), sums, strict=True)
             )
-            pulls = _times(q.exp(), _pulls(p, q, divergence, beta)).sum(1)
+            pulls = times(q.exp(), _pulls(p, q, divergence, beta)).sum(1)
             parts.append(torch.stack([_divergence(p, q, divergence, beta).sum(1), pulls]))
         both = total(torch.cat(parts, 1), vocab_name)
         return both[0], torch.stack([*sums, both[1]])
@@ -298,13 +298,15 @@ class _Rows(torch.autograd.Function):
             raise NotImplementedError(NO_SECOND_DERIVATIVE)
         parts: list[Tensor] = [student[:0]]
         for part in blocks(student):
-            x, y = (_scaled(logits[part], used[part], temperature) for logits in (student, teacher))
+            x, y = (
+                scaled_rows(logits[part], used[part], temperature) for logits in (student, teacher)
+            )
             # For a second derivative what each row sums to is a function of the logits too.
             q = x.log_softmax(1) if again else x - kept[0, part, None]
             p = y - kept[1, part, None]
             pulls, mass = _pulls(p, q, divergence, beta), q.exp()
-            of_all = _times(mass, pulls).sum(1) if again else kept[2, part]
-            pulled = _times(mass, pulls) - mass * of_all[:, None]
+            of_all = times(mass, pulls).sum(1) if again else kept[2, part]
+            pulled = times(mass, pulls) - mass * of_all[:, None]
             if divergence == "forward":
                 pulled = mass - p.exp()
             gradient = pulled * (gradients[0][part, None] / temperature)
@@ -312,13 +314,17 @@ class _Rows(torch.autograd.Function):
         return torch.cat(parts), None, None, None, None, None, None
 
 
-def _scaled(logits: Tensor, used: Tensor, temperature: float) -> Tensor:
+def scaled_rows(logits: Tensor, used: Tensor, temperature: float) -> Tensor:
+    """Lift rows and divide them by the temperature; what is not used is read as 0."""
     return lifted(logits).where(used[:, None], 0) / temperature
 
 
-def _log_sums(logits: Tensor, used: Tensor, temperature: float, vocab_name: str | None) -> Tensor:
+def log_sums(logits: Tensor, used: Tensor, temperature: float, vocab_name: str | None) -> Tensor:
+    """Give each row's log-sum-exp over the columns of all ranks."""
     own = [lifted(logits[:0]).sum(1)]
-    own += [_scaled(logits[part], used[part], temperature).logsumexp(1) for part in blocks(logits)]
+    own += [
+        scaled_rows(logits[part], used[part], temperature).logsumexp(1) for part in blocks(logits)
+    ]
     local = torch.cat(own)
     if vocab_name is None:
         return local
@@ -326,7 +332,7 @@ def _log_sums(logits: Tensor, used: Tensor, temperature: float, vocab_name: str 
     return top + total((local - top).exp(), vocab_name).log()
 
 
-def _times(mass: Tensor, logs: Tensor) -> Tensor:
+def times(mass: Tensor, logs: Tensor) -> Tensor:
     """Multiply, with 0 log 0 = 0."""
     return mass * logs.masked_fill(mass == 0, 0)
 
@@ -334,11 +340,11 @@ def _times(mass: Tensor, logs: Tensor) -> Tensor:
 def _divergence(p: Tensor, q: Tensor, divergence: Divergence, beta: float) -> Tensor:
     """Give each token's part, from log-probabilities of teacher and student."""
     if divergence == "forward":
-        return _times(p.exp(), p - q)
+        return times(p.exp(), p - q)
     if divergence == "reverse":
-        return _times(q.exp(), q - p)
+        return times(q.exp(), q - p)
     mixed = _mixed(p, q, beta)
-    return beta * _times(p.exp(), p - mixed) + (1 - beta) * _times(q.exp(), q - mixed)
+    return beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
 
 
 def _pulls(p: Tensor, q: Tensor, divergence: Divergence, beta: float) -> Tensor:

@@ -188,14 +188,20 @@ def _local(
     targets: Tensor, logits: Tensor, vocab_group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
     """Give the targets as columns of this rank, and whether they are."""
-    width = logits.shape[2]
-    local = targets
-    if vocab_group is not None:
-        widths = _groups.each_rank(targets.new_full((), width), vocab_group)
-        before = torch.arange(vocab_group.size(), device=targets.device) < vocab_group.rank()
-        local = targets - widths.where(before, 0).sum()
-    here = (local >= 0) & (local < width)
+    first = first_token(logits, vocab_group)
+    local = targets if first is None else targets - first
+    here = (local >= 0) & (local < logits.shape[2])
     return local.where(here, 0), here & (targets >= 0)
+
+
+def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
+    """Give the token of this rank's first column. None: 0."""
+    if vocab_group is None:
+        return None
+    width = logits.new_full((), logits.shape[2], dtype=torch.int64)
+    widths = _groups.each_rank(width, vocab_group)
+    before = torch.arange(vocab_group.size(), device=logits.device) < vocab_group.rank()
+    return widths.where(before, 0).sum()
 
 
 class _Rows(torch.autograd.Function):

@@ -21,6 +21,7 @@ from ._chunk_streams import (
     check_times,
     chunks_of,
     exponentials,
+    gradient_of,
     link_to,
     normalized,
     total,
@@ -384,13 +385,14 @@ def _partitioned(
         (common_weight, tail_weight),
         reverse,
     )
-    gradient = student.new_zeros(student.shape if with_gradient else 0)
+    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
     flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
+    flat_gradient = gradient.flatten(0, -2)
     sums = per_chunk.new_zeros(4)
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
-        for block in blocks(chunks, teacher.shape[2], wide):
+        # Smaller blocks than others: each of them is read by more steps at once.
+        for block in blocks(chunks, 2 * teacher.shape[2], wide):
             x = block.student.of(flat)
             powers, inverse, log_sum = exponentials(x, temperature, vocab_name)
             a = _log_means(x, log_sum, block.student, temperature, sequence_name)
@@ -444,8 +446,8 @@ class _Distance(NamedTuple):
         """Give sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
         push = torch.zeros_like(a)
         parts = [
-            *self._common(a[:, self.common[0]], b[:, self.common[1]], push),
-            self._tail(a[:, self.rest[0]].exp_(), b[:, self.rest[1]].exp_(), push),
+            *self._common(*_columns(a, b, self.common), push),
+            self._tail(*(x.exp_() for x in _columns(a, b, self.rest)), push),
         ]
         kl, agree, mass, l1 = parts
         parts = [kl, l1, agree, mass]
@@ -472,8 +474,27 @@ class _Distance(NamedTuple):
 
     def _tail(self, p: Tensor, q: Tensor, push: Tensor) -> Tensor:
         most = min(p.shape[1], q.shape[1], self.tail_top_k)
-        ours, place = p.topk(most, dim=1)
-        difference = ours - q.topk(most, dim=1).values
+        ours, place = largest_of_rows(p, most)
+        difference = ours - largest_of_rows(q, most)[0]
         gradient = difference.sign().mul_(ours).mul_(self.weights[1])
         push.scatter_(1, self.rest[0][place], gradient)
         return difference.abs_().sum(1)
+
+
+def _columns(a: Tensor, b: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return a.index_select(1, ids[0]), b.index_select(1, ids[1])
+
+
+def largest_of_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Give the k largest of each row of numbers from 0 to 1, sorted, and their places."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        found = x.topk(k, dim=1)
+        return found.values, found.indices
+    # The bits of such floats, read as integers, are in the floats' order. Integers are sorted by
+    # their digits, all rows in one go, in a third of the time that comparisons take.
+    numbers = torch.arange(len(x))[:, None]
+    last = 0x3FFFFFFF  # just under 2.0
+    bits = last - (x.view(torch.int32) & 0x7FFFFFFF).clamp_(max=last)
+    order = ((numbers << 30) | bits).flatten().sort().indices.view(x.shape)
+    places = order[:, :k] - numbers * x.shape[1]
+    return x.gather(1, places), places

@@ -21,6 +21,7 @@ from ._chunk_streams import (
     check_times,
     chunks_of,
     exponentials,
+    gradient_of,
     highest_logits,
     largest,
     link_to,
@@ -503,11 +504,9 @@ def _projected_kl(
         vocab_name,
         sequence_name,
     )
-    gradient = student.new_empty(student.shape if with_gradient else 0)
-    if with_gradient:
-        gradient.zero_()
+    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
     flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
+    flat_gradient = gradient.flatten(0, -2)
     sums = per_chunk.new_zeros(3)
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
@@ -574,7 +573,7 @@ class Divergence(NamedTuple):
         else:
             p = log_p.exp()
             each = (p * (log_p - log_q)).where(p > 0, 0)
-            push = -(p / q).where(p > 0, 0)
+            push = -p / q if self.eps > 0 else -(p / q).where(p > 0, 0)
         kl = each.sum(1)
         agree = projected.argmax(1) == log_p.argmax(1)
         push = (push - row_products(push, share)[:, None]) / whole
@@ -592,21 +591,23 @@ class Divergence(NamedTuple):
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Give the log of the target in the columns, and the mass that is not covered."""
         rows, columns = block.teacher, self.columns
-        logits = logits / self.temperature
         uncovered = (~self.covered).to(logits.dtype)
         if self.teacher_mean == "prob":
-            among = logits if columns is None else logits[:, columns]
-            parts = [among.softmax(1), (logits.softmax(1) @ uncovered)[:, None]]
+            logits = logits / self.temperature
+            parts = [_pick(logits, columns).softmax(1), (logits.softmax(1) @ uncovered)[:, None]]
             mean = rows.mean(torch.cat(parts, 1), self.sequence_name)
             return mean[:, :-1].log(), mean[:, -1]
-        mean = rows.mean(logits, self.sequence_name)
-        among = mean if columns is None else mean[:, columns]
+        mean = rows.mean(logits, self.sequence_name).div_(self.temperature)
         if self.teacher_mean == "log_normalized":
-            target = among.log_softmax(1)
+            target = _pick(mean, columns).log_softmax(1)
         else:
-            own = logits if columns is None else logits[:, columns]
-            target = among - rows.mean(own.logsumexp(1)[:, None], self.sequence_name)
+            log_sums = (_pick(logits, columns) / self.temperature).logsumexp(1, keepdim=True)
+            target = _pick(mean, columns) - rows.mean(log_sums, self.sequence_name)
         return target, mean.softmax(1) @ uncovered
+
+
+def _pick(x: Tensor, columns: Tensor | None) -> Tensor:
+    return x if columns is None else x.index_select(1, columns)
 
 
 def _bag(order: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:

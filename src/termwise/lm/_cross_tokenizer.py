@@ -1,0 +1,670 @@
+"""Distillation beside cross-entropy, from one teacher or several, of any tokenizer."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import blocks, lifted
+from .._terms import Terms, terms
+from ._alignment import Alignment
+from ._chunk_streams import largest, total
+from ._distillation import (
+    distillation_loss,
+    log_sums,
+    mean_over_positions,
+    scaled_rows,
+    times,
+    used_positions,
+)
+from ._next_token import next_token_loss
+from ._partition import VocabPartition
+from ._partitioned import partitioned_loss
+from ._projected_kl import Direction, TeacherMean, projected_kl_loss
+from ._projection import VocabProjection
+from ._universal_logit import universal_logit_loss
+
+Combination: TypeAlias = Literal["sum", "average_logits", "select"]
+Score: TypeAlias = Literal["cross_entropy", "entropy", "max_prob"]
+Scale: TypeAlias = Literal["fixed", "match"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A teacher's logits of a batch, and how its tokens relate to the student's.
+
+    What it holds tells how it is compared:
+
+    | holds | compared by |
+    |---|---|
+    | logits alone | [`distillation_loss`][termwise.lm.distillation_loss]: the student's tokenizer |
+    | alignment and projection | [`projected_kl_loss`][termwise.lm.projected_kl_loss] |
+    | alignment and partition | [`partitioned_loss`][termwise.lm.partitioned_loss] |
+    | alignment | [`universal_logit_loss`][termwise.lm.universal_logit_loss] |
+
+    Raises:
+        ValueError: both a projection and a partition, or one of them without an alignment.
+    """
+
+    logits: Float[Tensor, "batch teacher_time teacher_vocab"]
+    """Unnormalised, a row for each position. No gradient flows to them."""
+    alignment: Alignment | None = None
+    """Which tokens make up which chunk. None: the teacher has the student's tokens."""
+    projection: VocabProjection | None = None
+    """From the student's vocabulary to the teacher's."""
+    partition: VocabPartition | None = None
+    """The tokens that both vocabularies have, and the rest."""
+    tokens: Int[Tensor, "batch teacher_time"] | None = None
+    """Its own tokens, negative where one does not count: for scores and selection, if the teacher
+    has an alignment."""
+    weight: float = 1.0
+    """What its divergence is multiplied by, or its share in an average of logits."""
+    normalizer: Float[Tensor, ""] | float | None = None
+    """Chunks to divide by, if it has an alignment; see
+    [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
+
+    def __post_init__(self) -> None:
+        if self.projection is not None and self.partition is not None:
+            raise ValueError("Teacher needs a projection or a partition, got both")
+        for name in ("projection", "partition"):
+            if getattr(self, name) is not None and self.alignment is None:
+                raise ValueError(f"Teacher needs an alignment beside its {name}")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Give the same teacher on a device."""
+        moved = {
+            field.name: value
+            if value is None or isinstance(value, float | int)
+            else value.to(device)
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return dataclasses.replace(self, **moved)
+
+
+torch.export.register_dataclass(Teacher, serialized_type_name="termwise.lm.Teacher")
+
+
+@terms
+class CrossTokenizerTerms(Terms):
+    """Terms of [`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss]."""
+
+    loss: Float[Tensor, ""]
+    """kd_weight * kd_scale * kd + ce_weight * cross_entropy."""
+    kd: Float[Tensor, ""]
+    """The teachers' divergences, combined."""
+    cross_entropy: Float[Tensor, ""]
+    """Of the student's next token, in nats, mean over the tokens that count."""
+    kd_scale: Float[Tensor, ""]
+    """|cross_entropy| / |kd| with scale="match", 1 where kd is 0; else 1; detached."""
+    teacher_kd: Float[Tensor, " divergences"]
+    """Each teacher's divergence, temperature^2 in it where its loss has it, before its weight. With
+    combine="average_logits" the one from the average."""
+    teacher_weight: Float[Tensor, " teachers"]
+    """What each divergence, or each teacher's logits, is multiplied by; detached."""
+    num_tokens: Float[Tensor, ""]
+    """Tokens of the student that count, on all ranks; detached."""
+    accuracy: Float[Tensor, ""]
+    """Share of them that the student finds likeliest; detached."""
+
+
+@contract
+def cross_tokenizer_loss(
+    student_logits: Float[Tensor, "batch time vocab"],
+    tokens: Int[Tensor, "batch time"],
+    teachers: Teacher | Sequence[Teacher],
+    *,
+    kd_weight: float = 1.0,
+    ce_weight: float = 1.0,
+    scale: Scale = "fixed",
+    combine: Combination = "sum",
+    score: Score | None = None,
+    score_scale: float = 1.0,
+    log_vocab: bool = False,
+    temperature: float = 1.0,
+    direction: Direction = "forward",
+    top_k: int | None = None,
+    tail_top_k: int = 8192,
+    teacher_mean: TeacherMean = "log_normalized",
+    exact_only: bool = False,
+    mask: Bool[Tensor, "batch time"] | None = None,
+    sample_mask: Bool[Tensor, " batch"] | None = None,
+    normalizer: Float[Tensor, ""] | float | None = None,
+    student_vocab: int | None = None,
+    batch_group: ProcessGroup | None = None,
+    vocab_group: ProcessGroup | None = None,
+    sequence_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> CrossTokenizerTerms:
+    r"""Learn from the text and from teachers at once.
+
+    $$\mathrm{loss} = w_{KD}\, s\, \mathrm{KD} + w_{CE}\, \mathrm{CE}, \qquad
+    s = \begin{cases} 1 & \text{fixed} \\
+    |\mathrm{CE}| / |\mathrm{KD}| \text{, detached} & \text{match} \end{cases}$$
+
+    CE is that of [`next_token_loss`][termwise.lm.next_token_loss]. With D_i the loss that
+    [`Teacher`][termwise.lm.Teacher] i is compared by, y_i its logits and V_i its vocabulary:
+
+    $$\mathrm{KD} = \begin{cases} \sum_i w_i v_i D_i & \text{sum} \\
+    D\big(\sum_i w_i y_i / \sum_i w_i\big) & \text{average\_logits} \\
+    D_i \text{ of the teacher with the lowest CE} & \text{select} \end{cases}$$
+
+    $$v_i = \begin{cases} \log V_i / \log \min_j V_j & \text{log\_vocab} \\ 1 \end{cases}, \qquad
+    w_i = \begin{cases} \text{the teacher's weight} \\
+    \mathrm{softmax}_i(\alpha\, v_i\, \mathrm{score}_i) & \text{score} \end{cases}$$
+
+    A score is a mean over the positions that predict a token that counts of the teacher's, at
+    temperature 1: -CE, -entropy or the highest probability. Larger is more trusted; a teacher none
+    of whose tokens count is not trusted, unless that is so for all. None of the scores has a
+    gradient.
+
+    Args:
+        student_logits: unnormalised, a row for each position.
+        tokens: the student's; a negative one (padding, -100) does not count.
+        teachers: one or several.
+        kd_weight: w_KD.
+        ce_weight: w_CE.
+        scale: "fixed", or "match": KD rescaled to the size of CE.
+        combine: how several teachers make one KD. "average_logits" needs the student's tokenizer.
+        score: weigh teachers by how sure or right they are. None: by their weights.
+        score_scale: alpha, the sharpness of these weights.
+        log_vocab: count a teacher's divergence, and its score, by the logarithm of its vocabulary.
+        temperature: T, of every divergence.
+        direction: of every divergence: "forward", KL(teacher || student), or "reverse".
+        top_k: of `projected_kl_loss`, for all positions together, and of `distillation_loss`, at
+            each position. None: all.
+        tail_top_k: of `partitioned_loss`.
+        teacher_mean: of `projected_kl_loss`.
+        exact_only: of the losses over chunks.
+        mask: student tokens that count, of those that are predicted. None: all.
+        sample_mask: samples that count, for the teachers too. None: all.
+        normalizer: tokens to divide CE, and the divergence of teachers without an alignment, by.
+            None: those of this batch, over batch_group and sequence_group. Given one, and the
+            teachers theirs, micro-batches add up exactly, unless their scales, scores or choice
+            differ.
+        student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
+        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
+            below: this rank alone, nothing is sent.
+        vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
+            an alignment is held in the same parts, one with an alignment whole on each rank.
+        sequence_group: ranks that hold other positions of all models, in the order of ranks.
+        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+
+    Returns:
+        The terms of the whole batch, the same on every rank; so are s, the weights and the choice,
+        for they are made of sums over ranks. Gradient: combined over batch_group as
+        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
+        rank's is its part of the whole gradient, and nothing is to be averaged. Where no token and
+        no chunk counts, loss and gradient are 0. Every teacher is compared whatever is chosen, so
+        each rank sends the same and nothing waits for the device. Kept for the backward pass: the
+        logits, and for each teacher with an alignment a gradient of the student's logits.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: no teacher; arguments that say nothing together (a score, log_vocab or weights
+            with a combination that does not use them); teachers of other tokenizers or shapes to
+            be averaged; no tokens of a teacher that needs them; or what the losses refuse.
+
+    References:
+        NeMo-RL's `CrossTokenizerDistillationLossFn` (https://github.com/NVIDIA-NeMo/RL,
+        nemo_rl/algorithms/loss/loss_functions.py). Where this differs: it matches scales from each
+        rank's own values, and leaves the weights of the two terms out then; it averages only what
+        can be averaged, and otherwise sums without a word; it takes entropies and probabilities
+        where the positions *hold* tokens that count, the last one included; its top_k columns of a
+        teacher of the student's tokenizer are the same at all positions. log_vocab multiplies
+        scores too, as there: of negative ones, it trusts the larger vocabulary less.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import Teacher, cross_tokenizer_loss
+        >>> logits, tokens = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
+        >>> sure = torch.tensor([0.0, 0.0, 0.0, torch.inf]).neg().expand(1, 3, 4)
+        >>> terms = cross_tokenizer_loss(logits, tokens, [Teacher(sure), Teacher(logits)])
+        >>> round(terms.kd.item(), 4), round(terms.cross_entropy.item(), 4)
+        (0.2877, 1.3863)
+    """
+    name = "cross_tokenizer_loss"
+    several = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
+    _check(name, several, combine, score, score_scale, log_vocab)
+    if top_k is not None and vocab_group is not None and any(_same(t) for t in several):
+        raise ValueError(
+            f"{name} needs top_k None for a teacher of the student's tokenizer with a vocab_group, "
+            f"got {top_k}"
+        )
+    counted = tokens if mask is None else tokens.where(mask, -1)
+    if sample_mask is not None:
+        counted = counted.where(sample_mask[:, None], -1)
+    groups = _Groups(batch_group, vocab_group, sequence_group, grad_reduction)
+    student = next_token_loss(
+        student_logits,
+        counted,
+        normalizer=normalizer,
+        batch_group=batch_group,
+        vocab_group=vocab_group,
+        sequence_group=sequence_group,
+        grad_reduction=grad_reduction,
+    )
+    if combine == "average_logits":
+        shares = [teacher.weight / sum(t.weight for t in several) for teacher in several]
+        weights = _constants(student.loss, shares)
+        compared = (Teacher(_averaged(several, shares)),)
+    else:
+        compared = several
+        weights = _constants(student.loss, [teacher.weight for teacher in several])
+    divergences = torch.stack(
+        [
+            _divergence(
+                student_logits,
+                teacher,
+                counted,
+                sample_mask,
+                temperature=temperature,
+                direction=direction,
+                top_k=top_k,
+                tail_top_k=tail_top_k,
+                teacher_mean=teacher_mean,
+                exact_only=exact_only,
+                normalizer=normalizer,
+                student_vocab=student_vocab,
+                groups=groups,
+            )
+            for teacher in compared
+        ]
+    )
+
+    by_vocab = _constants(student.loss, _log_vocab_ratios(several, groups, log_vocab))
+    if combine == "average_logits":
+        kd = divergences[0]
+    elif combine == "select":
+        scores = _scores(several, "cross_entropy", counted, sample_mask, groups)
+        chosen = torch.arange(len(several), device=scores.device) == scores.argmax()
+        weights = chosen.to(divergences.dtype)
+        kd = divergences.where(chosen, 0).sum()  # 0 * inf would not be 0
+    else:
+        if score is not None:
+            scores = _scores(several, score, counted, sample_mask, groups)
+            weights = (score_scale * by_vocab * scores.to(by_vocab.dtype)).softmax(0)
+        weights = weights * by_vocab
+        kd = (weights * divergences).sum()
+
+    size, target = kd.detach().abs(), student.loss.detach().abs()
+    kd_scale = torch.ones_like(size)
+    if scale == "match":
+        kd_scale = (target / size.where(size != 0, 1)).where(size != 0, 1)
+    return CrossTokenizerTerms(
+        loss=kd_weight * kd_scale * kd + ce_weight * student.loss,
+        kd=kd,
+        cross_entropy=student.loss,
+        kd_scale=kd_scale,
+        teacher_kd=divergences,
+        teacher_weight=weights,
+        num_tokens=student.num_tokens,
+        accuracy=student.accuracy,
+    )
+
+
+class CrossTokenizerLoss(nn.Module):
+    """[`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss] with its numbers held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import CrossTokenizerLoss, Teacher
+        >>> loss_fn = CrossTokenizerLoss(scale="match", temperature=2.0)
+        >>> logits, tokens = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.int64)
+        >>> terms = loss_fn(logits, tokens, Teacher(torch.zeros(2, 5, 8)))
+        >>> bool(torch.isclose(terms.loss, 2 * terms.cross_entropy))
+        True
+    """
+
+    @contract
+    def __init__(
+        self,
+        *,
+        kd_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        scale: Scale = "fixed",
+        combine: Combination = "sum",
+        score: Score | None = None,
+        score_scale: float = 1.0,
+        log_vocab: bool = False,
+        temperature: float = 1.0,
+        direction: Direction = "forward",
+        top_k: int | None = None,
+        tail_top_k: int = 8192,
+        teacher_mean: TeacherMean = "log_normalized",
+        exact_only: bool = False,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.kd_weight = kd_weight
+        self.ce_weight = ce_weight
+        self.scale: Scale = scale
+        self.combine: Combination = combine
+        self.score: Score | None = score
+        self.score_scale = score_scale
+        self.log_vocab = log_vocab
+        self.temperature = temperature
+        self.direction: Direction = direction
+        self.top_k = top_k
+        self.tail_top_k = tail_top_k
+        self.teacher_mean: TeacherMean = teacher_mean
+        self.exact_only = exact_only
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "batch time vocab"],
+        tokens: Int[Tensor, "batch time"],
+        teachers: Teacher | Sequence[Teacher],
+        *,
+        mask: Bool[Tensor, "batch time"] | None = None,
+        sample_mask: Bool[Tensor, " batch"] | None = None,
+        normalizer: Float[Tensor, ""] | float | None = None,
+        student_vocab: int | None = None,
+        batch_group: ProcessGroup | None = None,
+        vocab_group: ProcessGroup | None = None,
+        sequence_group: ProcessGroup | None = None,
+    ) -> CrossTokenizerTerms:
+        """Compute the terms of the loss of a batch."""
+        return cross_tokenizer_loss(
+            student_logits,
+            tokens,
+            teachers,
+            kd_weight=self.kd_weight,
+            ce_weight=self.ce_weight,
+            scale=self.scale,
+            combine=self.combine,
+            score=self.score,
+            score_scale=self.score_scale,
+            log_vocab=self.log_vocab,
+            temperature=self.temperature,
+            direction=self.direction,
+            top_k=self.top_k,
+            tail_top_k=self.tail_top_k,
+            teacher_mean=self.teacher_mean,
+            exact_only=self.exact_only,
+            mask=mask,
+            sample_mask=sample_mask,
+            normalizer=normalizer,
+            student_vocab=student_vocab,
+            batch_group=batch_group,
+            vocab_group=vocab_group,
+            sequence_group=sequence_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            student_logits: Float[Tensor, "batch time vocab"],
+            tokens: Int[Tensor, "batch time"],
+            teachers: Teacher | Sequence[Teacher],
+            *,
+            mask: Bool[Tensor, "batch time"] | None = None,
+            sample_mask: Bool[Tensor, " batch"] | None = None,
+            normalizer: Float[Tensor, ""] | float | None = None,
+            student_vocab: int | None = None,
+            batch_group: ProcessGroup | None = None,
+            vocab_group: ProcessGroup | None = None,
+            sequence_group: ProcessGroup | None = None,
+        ) -> CrossTokenizerTerms:
+            """Compute the terms of the loss of a batch."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"kd_weight={self.kd_weight}, ce_weight={self.ce_weight}, scale={self.scale!r}, "
+            f"combine={self.combine!r}, score={self.score!r}, score_scale={self.score_scale}, "
+            f"log_vocab={self.log_vocab}, temperature={self.temperature}, "
+            f"direction={self.direction!r}, top_k={self.top_k}, tail_top_k={self.tail_top_k}, "
+            f"teacher_mean={self.teacher_mean!r}, exact_only={self.exact_only}, "
+            f"grad_reduction={self.grad_reduction!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Groups:
+    batch: ProcessGroup | None
+    vocab: ProcessGroup | None
+    sequence: ProcessGroup | None
+    grad_reduction: GradReduction
+
+
+def _same(teacher: Teacher) -> bool:
+    """Tell whether it has the student's tokens."""
+    return teacher.alignment is None
+
+
+def _check(
+    name: str,
+    teachers: tuple[Teacher, ...],
+    combine: Combination,
+    score: Score | None,
+    score_scale: float,
+    log_vocab: bool,
+) -> None:
+    if not teachers:
+        raise ValueError(f"{name} needs a teacher, got none")
+    given = [teacher.weight for teacher in teachers]
+    if not all(map(math.isfinite, [*given, score_scale])):
+        raise ValueError(f"{name} needs finite weights, got {given} and score_scale {score_scale}")
+    if combine != "sum" and (score is not None or log_vocab):
+        raise ValueError(
+            f"{name} needs combine='sum' with score or log_vocab, got {combine!r} with score "
+            f"{score!r} and log_vocab {log_vocab}"
+        )
+    if (combine == "select" or score is not None) and any(weight != 1 for weight in given):
+        raise ValueError(
+            f"{name} needs weights of 1 where teachers are scored or selected, got {given}"
+        )
+    if combine == "select" or score is not None:
+        for place, teacher in enumerate(teachers):
+            if teacher.alignment is not None and teacher.tokens is None:
+                raise ValueError(
+                    f"{name} needs the tokens of a teacher that is scored or selected, got none of "
+                    f"teacher {place}"
+                )
+    if combine != "average_logits":
+        return
+    for place, teacher in enumerate(teachers):
+        if teacher.alignment is not None:
+            raise ValueError(
+                f"{name} needs teachers of the student's tokenizer to average their logits, got an "
+                f"alignment of teacher {place}"
+            )
+        if teacher.logits.shape != teachers[0].logits.shape:
+            raise ValueError(
+                f"{name} needs logits of one shape to average them, got "
+                f"{list(teachers[0].logits.shape)} and {list(teacher.logits.shape)}"
+            )
+    if min(given) < 0 or not sum(given) > 0:
+        raise ValueError(
+            f"{name} needs weights that are not negative, nor all 0, to average logits, got {given}"
+        )
+
+
+def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Give numbers as a vector, which no copy from the host has to wait for."""
+    return torch.stack([like.new_full((), number) for number in numbers])
+
+
+def _log_vocab_ratios(
+    teachers: tuple[Teacher, ...], groups: _Groups, log_vocab: bool
+) -> list[float]:
+    if not log_vocab:
+        return [1.0] * len(teachers)
+    if groups.vocab is not None and any(_same(teacher) for teacher in teachers):
+        raise ValueError(
+            "cross_tokenizer_loss needs whole vocabularies for log_vocab, got a teacher that is in "
+            "parts over vocab_group"
+        )
+    sizes = [teacher.logits.shape[2] for teacher in teachers]
+    if min(sizes) < 2:
+        raise ValueError(f"cross_tokenizer_loss needs 2 tokens or more for log_vocab, got {sizes}")
+    return [math.log(size) / math.log(min(sizes)) for size in sizes]
+
+
+def _averaged(teachers: tuple[Teacher, ...], shares: list[float]) -> Tensor:
+    """Average logits, a block of rows at a time, in their own dtype."""
+    rows = [teacher.logits.detach().flatten(0, 1) for teacher in teachers]
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in rows])
+    mean = torch.empty_like(rows[0], dtype=dtype)
+    for part in blocks(mean):
+        # A teacher of weight 0 is not read: its -inf would make NaN.
+        parts = [share * lifted(x[part]) for share, x in zip(shares, rows, strict=True) if share]
+        mean[part] = functools.reduce(torch.add, parts)
+    return mean.view(teachers[0].logits.shape)
+
+
+def _divergence(
+    student_logits: Tensor,
+    teacher: Teacher,
+    counted: Tensor,
+    sample_mask: Tensor | None,
+    *,
+    temperature: float,
+    direction: Direction,
+    top_k: int | None,
+    tail_top_k: int,
+    teacher_mean: TeacherMean,
+    exact_only: bool,
+    normalizer: Tensor | float | None,
+    student_vocab: int | None,
+    groups: _Groups,
+) -> Tensor:
+    """Compare with one teacher."""
+    if teacher.alignment is None:
+        whole = top_k is None or top_k >= student_logits.shape[2]
+        return distillation_loss(
+            student_logits,
+            teacher.logits,
+            divergence=direction,
+            temperature=temperature,
+            top_k=None if whole else top_k,
+            mask=counted >= 0,
+            normalizer=normalizer,
+            batch_group=groups.batch,
+            vocab_group=groups.vocab,
+            sequence_group=groups.sequence,
+            grad_reduction=groups.grad_reduction,
+        ).loss
+    if teacher.projection is not None:
+        return projected_kl_loss(
+            student_logits,
+            teacher.logits,
+            alignment=teacher.alignment,
+            projection=teacher.projection,
+            temperature=temperature,
+            direction=direction,
+            top_k=top_k,
+            teacher_mean=teacher_mean,
+            sample_mask=sample_mask,
+            exact_only=exact_only,
+            normalizer=teacher.normalizer,
+            batch_group=groups.batch,
+            vocab_group=groups.vocab,
+            sequence_group=groups.sequence,
+            grad_reduction=groups.grad_reduction,
+        ).loss
+    if teacher.partition is not None:
+        return partitioned_loss(
+            student_logits,
+            teacher.logits,
+            alignment=teacher.alignment,
+            partition=teacher.partition,
+            tail_top_k=tail_top_k,
+            temperature=temperature,
+            direction=direction,
+            sample_mask=sample_mask,
+            exact_only=exact_only,
+            normalizer=teacher.normalizer,
+            batch_group=groups.batch,
+            vocab_group=groups.vocab,
+            sequence_group=groups.sequence,
+            grad_reduction=groups.grad_reduction,
+        ).loss
+    return universal_logit_loss(
+        student_logits,
+        teacher.logits,
+        alignment=teacher.alignment,
+        temperature=temperature,
+        sample_mask=sample_mask,
+        exact_only=exact_only,
+        normalizer=teacher.normalizer,
+        student_vocab=student_vocab,
+        batch_group=groups.batch,
+        vocab_group=groups.vocab,
+        sequence_group=groups.sequence,
+        grad_reduction=groups.grad_reduction,
+    ).loss
+
+
+def _scores(
+    teachers: tuple[Teacher, ...],
+    score: Score,
+    counted: Tensor,
+    sample_mask: Tensor | None,
+    groups: _Groups,
+) -> Tensor:
+    """Give each teacher's score, -inf for those of which no token counts, unless none does."""
+    pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
+    wide = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
+    scores, counts = (torch.stack([pair[i].to(wide) for pair in pairs]) for i in (0, 1))
+    known = counts > 0
+    return scores.where(known | ~known.any(), -torch.inf)
+
+
+def _score(
+    teacher: Teacher,
+    score: Score,
+    counted: Tensor,
+    sample_mask: Tensor | None,
+    groups: _Groups,
+) -> tuple[Tensor, Tensor]:
+    """Give the mean score and the number of tokens that it is of, over all ranks."""
+    logits, vocab_group = teacher.logits.detach(), groups.vocab
+    if teacher.tokens is not None:
+        counted = teacher.tokens
+        if sample_mask is not None:
+            counted = counted.where(sample_mask[:, None], -1)
+    if not _same(teacher):
+        vocab_group = None
+    if score == "cross_entropy":
+        found = next_token_loss(
+            logits,
+            counted,
+            batch_group=groups.batch,
+            vocab_group=vocab_group,
+            sequence_group=groups.sequence,
+        )
+        return -found.loss, found.num_tokens
+    with torch.autocast(logits.device.type, enabled=False):
+        used = used_positions(logits, counted >= 0, groups.sequence)
+        rows = logits.flatten(0, 1)
+        per_row = _sureness(
+            rows, used, score, None if vocab_group is None else vocab_group.group_name
+        )
+        return mean_over_positions(per_row, used, None, groups.batch, groups.sequence, "sum")
+
+
+def _sureness(rows: Tensor, used: Tensor, score: Score, vocab_name: str | None) -> Tensor:
+    """Give each row's -entropy or highest probability, a block of rows at a time."""
+    log_sum = log_sums(rows, used, 1.0, vocab_name)
+    own = [log_sum[:0]]
+    for part in blocks(rows):
+        x = scaled_rows(rows[part], used[part], 1.0) - log_sum[part, None]
+        if score == "entropy":
+            own.append(times(x.exp(), x).sum(1))
+        else:
+            own.append(x.amax(1) if x.shape[1] else torch.full_like(log_sum[part], -torch.inf))
+    found = torch.cat(own)
+    return total(found, vocab_name) if score == "entropy" else largest(found, vocab_name).exp()

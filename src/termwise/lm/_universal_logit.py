@@ -1,0 +1,377 @@
+"""Universal logit distillation: an L1 distance between sorted probabilities."""
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import _groups
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted, looped
+from .._terms import Terms, terms
+from ._alignment import Alignment
+from ._chunk_streams import (
+    Chunks,
+    blocks,
+    chain,
+    check_times,
+    chunks_of,
+    exponentials,
+    link_to,
+    normalized,
+    softmax_gradient,
+    total,
+    wants_gradient,
+)
+from ._next_token import first_token
+
+
+@terms
+class UniversalLogitTerms(Terms):
+    """Terms of [`universal_logit_loss`][termwise.lm.universal_logit_loss]."""
+
+    loss: Float[Tensor, ""]
+    """L1 distance of a chunk's sorted probabilities, from 0 to 2, summed over the chunks that
+    count, over the normalizer."""
+    num_chunks: Float[Tensor, ""]
+    """How many chunks count, over batch_group; detached."""
+
+
+@contract
+def universal_logit_loss(
+    student_logits: Float[Tensor, "batch student_time student_vocab"],
+    teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+    *,
+    alignment: Alignment,
+    temperature: float = 1.0,
+    sample_mask: Bool[Tensor, " batch"] | None = None,
+    exact_only: bool = False,
+    normalizer: Float[Tensor, ""] | float | None = None,
+    student_vocab: int | None = None,
+    batch_group: ProcessGroup | None = None,
+    vocab_group: ProcessGroup | None = None,
+    sequence_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> UniversalLogitTerms:
+    r"""Teach a student how the teacher's probabilities fall off, whatever tokens they belong to.
+
+    With x and y the logits of student and teacher, T the temperature, c a chunk and t a position
+    that predicts one of its tokens:
+
+    $$P_c = \frac{1}{n_c} \sum_{t \in c} \mathrm{softmax}(x_t / T), \qquad
+    Q_c = \frac{1}{m_c} \sum_{t \in c} \mathrm{softmax}(y_t / T)$$
+
+    $$\mathrm{loss} = \frac{1}{N} \sum_c \sum_i
+    \left| (\mathrm{sorted}\, P_c)_i - (\mathrm{sorted}\, Q_c)_i \right|$$
+
+    Both are sorted from the largest, and the shorter vocabulary is filled up with zeros. It needs
+    no pairing of tokens, and knows none: a student that is as sure as its teacher, of another
+    word, has loss 0. So it goes with [`next_token_loss`][termwise.lm.next_token_loss].
+
+    Conventions, besides those of [`projected_kl_loss`][termwise.lm.projected_kl_loss] on the shift,
+    on which chunks count and on positions that are never read: no T^2, for the loss is none of
+    logits; and the subgradient of |0| is 0, while which of equal probabilities comes first is left
+    open.
+
+    Args:
+        student_logits: unnormalised, a row for each position.
+        teacher_logits: the same of the teacher. No gradient flows to it.
+        alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
+            with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
+        temperature: T, positive.
+        sample_mask: samples that count. None: all.
+        exact_only: count chunks of equal text alone (`pair_exact`).
+        normalizer: N. None: the number of chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
+        student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
+            is needed, so that nothing waits to learn it.
+        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
+            below: this rank alone, nothing is sent.
+        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
+            each has all of the teacher's logits.
+        sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
+            chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
+        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+
+    Returns:
+        The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
+        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
+        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
+        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
+        Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
+        over sequence_group the teacher's. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: the alignment is of another size than the logits, student_vocab is missing with
+            vocab_group or does not fit, or a number is out of its range.
+
+    References:
+        Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss
+        for LLMs (TMLR 2025), https://arxiv.org/abs/2402.12030. Where paper and code differ this is
+        the paper's: the authors' code (https://github.com/Nicolas-BZRD/llm-recipes) and TRL's
+        GOLD trainer as it comes (https://github.com/huggingface/trl) compare the positions that
+        *hold* the answer's tokens, not those that predict them, and average over the positions
+        of a sample before they average over samples. Both add the cross-entropy, here
+        [`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss]. For a chunk of several tokens
+        GOLD multiplies probabilities instead, which leaves less than a distribution.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import align_in_order, universal_logit_loss
+        >>> alignment = align_in_order(*[torch.ones(1, 2, dtype=torch.bool)] * 2)
+        >>> logits = torch.zeros(1, 2, 2), torch.zeros(1, 2, 4)
+        >>> universal_logit_loss(*logits, alignment=alignment).metrics()
+        {'loss': 1.0, 'num_chunks': 1.0}
+    """
+    name = "universal_logit_loss"
+    check_times(name, alignment, student_logits, teacher_logits)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{name} needs temperature > 0, got {temperature}")
+    width = student_logits.shape[2]
+    if vocab_group is not None and (student_vocab is None or student_vocab < width):
+        raise ValueError(
+            f"{name} needs student_vocab, of all ranks of vocab_group and so at least {width}, "
+            f"got {student_vocab}"
+        )
+    if vocab_group is None and student_vocab not in (None, width):
+        raise ValueError(
+            f"{name} needs student_vocab {width} without a vocab_group, got {student_vocab}"
+        )
+    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    num_chunks, per_chunk = normalized(name, chunks, 1.0, normalizer, batch_group)
+    loss, _ = cast(
+        "tuple[Tensor, Tensor]",
+        _UniversalLogit.apply(
+            student_logits,
+            link_to(student_logits),
+            teacher_logits.detach(),
+            *chunks,
+            first_token(student_logits, vocab_group),
+            per_chunk,
+            width if student_vocab is None else student_vocab,
+            temperature,
+            wants_gradient(student_logits),
+            vocab_group and vocab_group.group_name,
+            sequence_group and sequence_group.group_name,
+        ),
+    )
+    scale = _groups.gradient_scale(batch_group, grad_reduction)
+    loss = _groups.terminal_sum(loss, batch_group, scale)
+    dtype = lifted(student_logits.new_empty(())).dtype
+    return UniversalLogitTerms(loss=loss.to(dtype), num_chunks=num_chunks.to(dtype))
+
+
+@contract
+def align_in_order(
+    student_mask: Bool[Tensor, "batch student_time"],
+    teacher_mask: Bool[Tensor, "batch teacher_time"],
+) -> Alignment:
+    """Pair the i-th token of the student with the i-th of the teacher, whatever they say.
+
+    Args:
+        student_mask: tokens that are paired, of an answer for instance, in the order of time.
+        teacher_mask: the same of the teacher.
+
+    Returns:
+        An alignment whose chunks are one token on each side, as many as the side with fewer has.
+        None is `pair_exact`, for nobody compared their texts. Nothing waits for the device.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+
+    References:
+        Boizard et al. (2024), https://arxiv.org/abs/2402.12030, compare answers so.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import align_in_order
+        >>> student = torch.tensor([[False, True, True]])
+        >>> teacher = torch.tensor([[True, False, True, True]])
+        >>> align_in_order(student, teacher).teacher_chunk_id
+        tensor([[ 0, -1,  1, -1]])
+    """
+    masks = student_mask, teacher_mask
+    fewer = torch.minimum(*[mask.sum(1, keepdim=True) for mask in masks])
+    ids = [(mask.cumsum(1) - 1).where(mask & (mask.cumsum(1) <= fewer), -1) for mask in masks]
+    most = min(mask.shape[1] for mask in masks)
+    valid = torch.arange(most, device=fewer.device) < fewer
+    return Alignment(ids[0], ids[1], valid, torch.zeros_like(valid))
+
+
+class UniversalLogitLoss(nn.Module):
+    """[`universal_logit_loss`][termwise.lm.universal_logit_loss] with its numbers held.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.lm import UniversalLogitLoss, align_in_order
+        >>> loss_fn = UniversalLogitLoss(temperature=2.0)
+        >>> alignment = align_in_order(*[torch.ones(1, 4, dtype=torch.bool)] * 2)
+        >>> logits = torch.randn(1, 4, 8)
+        >>> loss_fn(logits, logits.flip(2), alignment=alignment).metrics()
+        {'loss': 0.0, 'num_chunks': 3.0}
+    """
+
+    @contract
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        exact_only: bool = False,
+        grad_reduction: GradReduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.exact_only = exact_only
+        self.grad_reduction: GradReduction = grad_reduction
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "batch student_time student_vocab"],
+        teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+        *,
+        alignment: Alignment,
+        sample_mask: Bool[Tensor, " batch"] | None = None,
+        normalizer: Float[Tensor, ""] | float | None = None,
+        student_vocab: int | None = None,
+        batch_group: ProcessGroup | None = None,
+        vocab_group: ProcessGroup | None = None,
+        sequence_group: ProcessGroup | None = None,
+    ) -> UniversalLogitTerms:
+        """Compute the terms of the loss of a batch."""
+        return universal_logit_loss(
+            student_logits,
+            teacher_logits,
+            alignment=alignment,
+            temperature=self.temperature,
+            sample_mask=sample_mask,
+            exact_only=self.exact_only,
+            normalizer=normalizer,
+            student_vocab=student_vocab,
+            batch_group=batch_group,
+            vocab_group=vocab_group,
+            sequence_group=sequence_group,
+            grad_reduction=self.grad_reduction,
+        )
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(
+            self,
+            student_logits: Float[Tensor, "batch student_time student_vocab"],
+            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
+            *,
+            alignment: Alignment,
+            sample_mask: Bool[Tensor, " batch"] | None = None,
+            normalizer: Float[Tensor, ""] | float | None = None,
+            student_vocab: int | None = None,
+            batch_group: ProcessGroup | None = None,
+            vocab_group: ProcessGroup | None = None,
+            sequence_group: ProcessGroup | None = None,
+        ) -> UniversalLogitTerms:
+            """Compute the terms of the loss of a batch."""
+            ...
+
+    def extra_repr(self) -> str:
+        """Show the numbers in `print(module)`."""
+        return (
+            f"temperature={self.temperature}, exact_only={self.exact_only}, "
+            f"grad_reduction={self.grad_reduction!r}"
+        )
+
+
+class _UniversalLogit(torch.autograd.Function):
+    """Outputs the loss of this rank's samples, and its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return _universal_logit(student, *others)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(output[1], inputs[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, link = ctx.saved_tensors
+        return chain(gradient, gradients[0], link), *(None,) * (ctx.inputs - 1)
+
+
+@torch.library.custom_op("termwise::universal_logit", mutates_args=())
+def _universal_logit(
+    student: Tensor,
+    teacher: Tensor,
+    student_id: Tensor,
+    teacher_id: Tensor,
+    student_size: Tensor,
+    teacher_size: Tensor,
+    valid: Tensor,
+    first: Tensor | None,
+    per_chunk: Tensor,
+    student_vocab: int,
+    temperature: float,
+    with_gradient: bool,
+    vocab_name: str | None,
+    sequence_name: str | None,
+) -> tuple[Tensor, Tensor]:
+    student, teacher = student.detach(), teacher.detach()
+    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
+    wide = lifted(student[:0]).dtype
+    here = None
+    if first is not None:
+        here = first + torch.arange(student.shape[2], device=student.device)
+    gradient = student.new_zeros(student.shape if with_gradient else 0)
+    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
+    distance = per_chunk.new_zeros(())
+    scale = (per_chunk / temperature).to(wide)
+    with torch.autocast(student.device.type, enabled=False):
+        for block in blocks(chunks, max(student_vocab, teacher.shape[2]), wide):
+            powers, inverse, _ = exponentials(block.student.of(flat), temperature, vocab_name)
+            ours = block.student.sharing(inverse) @ powers
+            if here is not None:
+                whole = ours.new_zeros(len(ours), student_vocab)
+                ours = total(whole.index_copy_(1, here, ours), vocab_name)
+            ours = total(ours, sequence_name)
+            others, norm, _ = exponentials(block.teacher.of(flat_teacher), temperature, None)
+            theirs = total(block.teacher.sharing(norm) @ others, sequence_name)
+            part, push = _sorted_distance(ours, theirs)
+            if block.counted is not None:
+                part = part.where(block.counted, 0)
+                push = push.where(block.counted[:, None], 0)
+            distance += part.sum(dtype=accumulator(part))
+            if not with_gradient:
+                continue
+            own = push if here is None else push[:, here]
+            back = block.student.sharing(scale).T @ own
+            block.student.put(flat_gradient, softmax_gradient(powers, inverse, back, vocab_name))
+    return distance * per_chunk, gradient
+
+
+@_universal_logit.register_fake
+def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    per_chunk, with_gradient = others[7], others[10]
+    gradient = student.new_empty(student.shape if with_gradient else 0)
+    return torch.empty_like(per_chunk), gradient
+
+
+_universal_logit.register_vmap(looped(_universal_logit))
+
+
+def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each row's L1 distance between sorted entries, and its gradient in ours."""
+    most = min(ours.shape[1], theirs.shape[1])
+    ours, place = ours.sort(dim=1, descending=True)
+    theirs = theirs.sort(dim=1, descending=True).values
+    difference = ours.clone()
+    difference[:, :most] -= theirs[:, :most]
+    distance = difference.abs().sum(1) + theirs[:, most:].sum(1)
+    return distance, torch.empty_like(ours).scatter_(1, place, difference.sign_())

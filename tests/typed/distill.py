@@ -1,0 +1,67 @@
+"""What a type checker knows of the distillation losses. Never run: pyright reads it."""
+
+from typing import assert_type
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from termwise.lm import (
+    Alignment,
+    CrossTokenizerLoss,
+    CrossTokenizerTerms,
+    DistillationLoss,
+    DistillationTerms,
+    NextTokenLoss,
+    NextTokenTerms,
+    Teacher,
+    UniversalLogitLoss,
+    UniversalLogitTerms,
+    VocabProjection,
+    align_in_order,
+    cross_tokenizer_loss,
+    distillation_loss,
+    next_token_loss,
+    universal_logit_loss,
+)
+
+
+def over_positions(student: Tensor, teacher: Tensor, tokens: Tensor, group: ProcessGroup) -> None:
+    terms = distillation_loss(student, teacher, divergence="reverse", top_k=8, mask=tokens >= 0)
+    assert_type(terms, DistillationTerms)
+    assert_type(terms.divergence, Tensor)
+    loss_fn = DistillationLoss(divergence="jensen_shannon", beta=0.1)
+    assert_type(loss_fn(student, teacher, vocab_group=group), DistillationTerms)
+    assert_type(loss_fn.temperature, float)
+
+    assert_type(next_token_loss(student, tokens, normalizer=8), NextTokenTerms)
+    assert_type(NextTokenLoss(grad_reduction="sum")(student, tokens).accuracy, Tensor)
+
+
+def over_chunks(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
+    alignment = align_in_order(mask, mask)
+    assert_type(alignment, Alignment)
+    terms = universal_logit_loss(student, teacher, alignment=alignment, temperature=2)
+    assert_type(terms, UniversalLogitTerms)
+    loss_fn = UniversalLogitLoss(exact_only=True)
+    assert_type(loss_fn(student, teacher, alignment=alignment).num_chunks, Tensor)
+
+
+def beside_the_text(
+    student: Tensor, teacher: Tensor, tokens: Tensor, alignment: Alignment, pairs: VocabProjection
+) -> None:
+    one, other = Teacher(student), Teacher(teacher, alignment, pairs, weight=2)
+    terms = cross_tokenizer_loss(student, tokens, [one, other], scale="match", log_vocab=True)
+    assert_type(terms, CrossTokenizerTerms)
+    assert_type(terms.teacher_weight, Tensor)
+    assert_type(CrossTokenizerLoss(combine="select")(student, tokens, one), CrossTokenizerTerms)
+    cross_tokenizer_loss(student, tokens, teacher)  # pyright: ignore[reportArgumentType]
+    cross_tokenizer_loss(student, tokens, one, score="ce")  # pyright: ignore[reportArgumentType]
+    CrossTokenizerLoss()(student, one)  # pyright: ignore
+
+
+def wrong_calls(student: Tensor, teacher: Tensor, alignment: Alignment) -> None:
+    next_token_loss(student)  # pyright: ignore[reportCallIssue]
+    distillation_loss(student, teacher, 2.0)  # pyright: ignore[reportCallIssue]
+    distillation_loss(student, teacher, divergence="js")  # pyright: ignore[reportArgumentType]
+    universal_logit_loss(student, teacher)  # pyright: ignore[reportCallIssue]
+    UniversalLogitLoss()(student, teacher, alignment)  # pyright: ignore[reportCallIssue]
