@@ -1,5 +1,7 @@
 """What holds for every loss, of the language-model family."""
 
+from typing import Any
+
 import torch
 from every_loss import *  # noqa: F403
 from losses import Case
@@ -25,6 +27,15 @@ def aligned(rows: int) -> dict[str, lm.Alignment]:
 
 FAMILY = tw.lm
 VARIANCE = {"coefficient": 0.7, "target": 2.0}
+
+
+def taught(rows: int) -> dict[str, Any]:
+    """Two teachers, one of the student's tokenizer and one of another."""
+    logits = torch.sin(torch.arange(rows * 12.0)).reshape(rows, 4, 3)
+    other = lm.Teacher(logits.flip(2), **aligned(rows), projection=PROJECTION)
+    return {**tokens(rows), "teachers": (lm.Teacher(logits), other)}
+
+
 LOGITS = ("rows time columns", "rows time columns")
 PROJECTION = lm.VocabProjection.from_pairs(
     {(0, 0): 1.0, (1, 1): 1.0, (2, 1): 0.5, (2, 2): 0.5}, student_vocab=3, teacher_vocab=3
@@ -47,6 +58,23 @@ CASES = {
         {"projection": PROJECTION, "temperature": 2.0},
         LOGITS,
         made=aligned,
+    ),
+    "linear projected kl": Case(
+        lm.linear_projected_kl_loss,
+        lm.LinearProjectedKLLoss(PROJECTION, temperature=2.0),
+        {"projection": PROJECTION, "temperature": 2.0},
+        ("rows time columns", "columns columns", "rows time columns"),
+        made=aligned,
+    ),
+    "universal logit": Case(
+        lm.universal_logit_loss, lm.UniversalLogitLoss(), {}, LOGITS, made=aligned
+    ),
+    "cross tokenizer": Case(
+        lm.cross_tokenizer_loss,
+        lm.CrossTokenizerLoss(scale="match"),
+        {"scale": "match"},
+        ("rows time columns",),
+        made=taught,
     ),
     "partitioned": Case(
         lm.partitioned_loss,
