@@ -506,7 +506,7 @@ def _projected_kl(
     )
     gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
     flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2)
+    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
     sums = per_chunk.new_zeros(3)
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
