@@ -1,5 +1,6 @@
 """What each rank runs of the losses over logits: terms, and the gradient of its own logits."""
 
+import distill_cases
 import torch
 from cases import Numbers, values
 from torch import Tensor
@@ -64,3 +65,59 @@ def cross_tokenizer(
     )
     terms.loss.backward()
     return values(terms), logits.grad
+
+
+def every_teacher(place, groups, options) -> tuple[Numbers, Tensor]:
+    """Compute what a place of the mesh of 8 ranks holds; a Place of None is one process."""
+    whole = distill_cases.problem(3)
+    generator = torch.Generator().manual_seed(4)
+    same = torch.randn(whole.student.shape, generator=generator, dtype=torch.float64)
+    own, theirs = (
+        torch.randint(-1, x.shape[2], x.shape[:2], generator=generator)
+        for x in (whole.student, whole.teacher)
+    )
+    samples, columns = (
+        distill_cases.part(sizes, at)
+        for sizes, at in (
+            (distill_cases.SAMPLES, place.batch),
+            (distill_cases.TOKENS, place.vocab),
+        )
+    )
+    times = {
+        side: distill_cases.part(sizes, place.sequence)
+        for side, sizes in distill_cases.TIMES.items()
+    }
+    a = whole.alignment
+    alignment = lm.Alignment(
+        a.student_chunk_id[samples, times["student"]],
+        a.teacher_chunk_id[samples, times["teacher"]],
+        a.pair_valid[samples],
+        a.pair_exact[samples],
+    )
+    logits = whole.student[samples, times["student"], columns].clone().requires_grad_()
+    teacher = whole.teacher[samples, times["teacher"]]
+    lo, hi, _ = columns.indices(distill_cases.STUDENTS)
+    tokens = theirs[samples, times["teacher"]]
+    terms = lm.cross_tokenizer_loss(
+        logits,
+        own[samples, times["student"]],
+        [
+            lm.Teacher(same[samples, times["student"], columns]),
+            lm.Teacher(teacher, alignment, whole.projection.rows(lo, hi), tokens=tokens),
+            lm.Teacher(teacher, alignment, partition=whole.partition, tokens=tokens),
+            lm.Teacher(teacher, alignment, tokens=tokens),
+        ],
+        student_vocab=distill_cases.STUDENTS,
+        sample_mask=whole.sample_mask[samples],
+        scale="match",
+        temperature=1.5,
+        **options,
+        **groups,
+    )
+    terms.loss.backward()
+    return values(terms), logits.grad
+
+
+def every_teacher_at_once(group, options) -> tuple[Numbers, Tensor]:
+    place = distill_cases.Place(*[int(bit) for bit in f"{group.rank():03b}"])
+    return every_teacher(place, distill_cases.groups_of(group), options)

@@ -3,6 +3,8 @@
 import lm_cases
 import pytest
 import torch
+from distill_cases import SAMPLES, TIMES, TOKENS, Place, part
+from ranks import Ranks
 
 from termwise.lm import VocabProjection, vocab_partition
 
@@ -32,9 +34,9 @@ def shared(x, sizes, axis):
 def assert_is_one_process(results, expected, gradient, sizes, axis):
     parts = gradient.split(sizes, axis)
     factor = len(sizes) if axis == 0 else 1  # what averaging over batch_group divides out
-    for (terms, own), part in zip(results, parts, strict=True):
+    for (terms, own), expected_part in zip(results, parts, strict=True):
         torch.testing.assert_close(terms, expected, **EXACT)
-        torch.testing.assert_close(own, factor * part, **EXACT)
+        torch.testing.assert_close(own, factor * expected_part, **EXACT)
 
 
 @pytest.mark.parametrize("sharded", AXES)
@@ -147,6 +149,28 @@ def test_cross_tokenizer(ranks, sharded, sizes, options):
         [options] * world,
     )
     assert_is_one_process(results, expected, gradient, sizes, axis)
+
+
+@pytest.fixture(scope="module")
+def eight_ranks(tmp_path_factory):
+    running = Ranks(tmp_path_factory.mktemp("eight"), 8)
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("score", [None, "cross_entropy", "entropy", "max_prob"])
+@pytest.mark.parametrize("how", ["mean", "sum"])
+def test_every_teacher_over_all_three_axes_at_once(eight_ranks, score, how):
+    options = {"score": score, "grad_reduction": how}
+    expected, gradient = lm_cases.every_teacher(Place(), {}, options)
+    assert expected["num_tokens"] > 4
+    results = eight_ranks(lm_cases.every_teacher_at_once, [options] * 8)
+    for rank, (terms, own) in enumerate(results):
+        place = Place(*[int(bit) for bit in f"{rank:03b}"])
+        whole = gradient[part(SAMPLES, place.batch), part(TIMES["student"], place.sequence)]
+        torch.testing.assert_close(terms, expected, **EXACT)
+        scale = 2 if how == "mean" else 1
+        torch.testing.assert_close(own, scale * whole[..., part(TOKENS, place.vocab)], **EXACT)
 
 
 def test_no_token_on_any_rank_is_no_loss(ranks):

@@ -204,6 +204,20 @@ def test_bfloat16_gives_the_gradient_of_float64_to_rounding(divergence):
     torch.testing.assert_close(ours.double(), theirs, rtol=2**-7, atol=1e-6)
 
 
+def test_it_compiles_whole_and_maps():
+    student, teacher = logits(2, 4, 5)
+    mask = torch.arange(8).reshape(2, 4) % 3 != 1
+    options = {"divergence": "jensen_shannon", "top_k": 3, "mask": mask}
+    compiled = torch.compile(distillation_loss, fullgraph=True, backend="aot_eager")
+    pair = [f(student, teacher, **options).loss for f in (compiled, distillation_loss)]
+    torch.testing.assert_close(*pair)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in pair))
+    several = torch.stack([student.detach(), student.detach().flip(1)])
+    gradient = torch.func.grad(lambda x: distillation_loss(x, teacher, **options).loss)
+    expected = torch.stack([gradient(x) for x in several])
+    torch.testing.assert_close(torch.vmap(gradient)(several), expected)
+
+
 def test_refusals():
     student, teacher = logits(2, 3, 4)
     said = "^distillation_loss needs "

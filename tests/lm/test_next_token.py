@@ -134,6 +134,18 @@ def test_equal_logits_are_a_uniform_guess():
     assert terms.loss.item() == pytest.approx(math.log(8))
 
 
+def test_it_compiles_whole_and_maps():
+    logits, tokens, mask = inputs(2, 4, 5)
+    compiled = torch.compile(next_token_loss, fullgraph=True, backend="aot_eager")
+    pair = [function(logits, tokens, mask=mask).loss for function in (compiled, next_token_loss)]
+    torch.testing.assert_close(*pair)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in pair))
+    several = torch.stack([logits.detach(), logits.detach().flip(1)])
+    gradient = torch.func.grad(lambda x: next_token_loss(x, tokens, mask=mask).loss)
+    expected = torch.stack([gradient(x) for x in several])
+    torch.testing.assert_close(torch.vmap(gradient)(several), expected)
+
+
 def test_refusals():
     logits, tokens, mask = inputs(2, 3, 4)
     with pytest.raises(tw.ContractError, match="tokens needs .* axis time is 2, but it is 3 in"):

@@ -11,16 +11,26 @@ from termwise.lm import (
     CrossTokenizerTerms,
     DistillationLoss,
     DistillationTerms,
+    LinearProjectedKLLoss,
     NextTokenLoss,
     NextTokenTerms,
+    PartitionedLoss,
+    PartitionedTerms,
+    ProjectedKLLoss,
+    ProjectedKLTerms,
     Teacher,
     UniversalLogitLoss,
     UniversalLogitTerms,
+    VocabPartition,
     VocabProjection,
     align_in_order,
+    count_valid_chunks,
     cross_tokenizer_loss,
     distillation_loss,
+    linear_projected_kl_loss,
     next_token_loss,
+    partitioned_loss,
+    projected_kl_loss,
     universal_logit_loss,
 )
 
@@ -65,3 +75,38 @@ def wrong_calls(student: Tensor, teacher: Tensor, alignment: Alignment) -> None:
     distillation_loss(student, teacher, divergence="js")  # pyright: ignore[reportArgumentType]
     universal_logit_loss(student, teacher)  # pyright: ignore[reportCallIssue]
     UniversalLogitLoss()(student, teacher, alignment)  # pyright: ignore[reportCallIssue]
+
+
+def through_a_projection(
+    student: Tensor, teacher: Tensor, alignment: Alignment, pairs: VocabProjection, x: Tensor
+) -> None:
+    count = count_valid_chunks(alignment, exact_only=True)
+    assert_type(count, Tensor)
+    terms = projected_kl_loss(
+        student, teacher, alignment=alignment, projection=pairs, top_k=8, normalizer=count
+    )
+    assert_type(terms, ProjectedKLTerms)
+    assert_type(terms.uncovered_teacher_mass, Tensor)
+    loss_fn = ProjectedKLLoss(pairs, teacher_mean="log", temperature=2)
+    assert_type(loss_fn(student, teacher, alignment=alignment, normalizer=8), ProjectedKLTerms)
+    assert_type(loss_fn.projection, VocabProjection)
+
+    terms = linear_projected_kl_loss(x, x, teacher, alignment=alignment, projection=pairs)
+    assert_type(terms, ProjectedKLTerms)
+    linear_fn = LinearProjectedKLLoss(pairs, direction="reverse")
+    assert_type(linear_fn(x, x, teacher, alignment=alignment), ProjectedKLTerms)
+
+    projected_kl_loss(student, teacher, alignment=alignment)  # pyright: ignore[reportCallIssue]
+    ProjectedKLLoss(pairs, direction="up")  # pyright: ignore[reportArgumentType]
+
+
+def through_a_partition(
+    student: Tensor, teacher: Tensor, alignment: Alignment, pairs: VocabPartition
+) -> None:
+    terms = partitioned_loss(student, teacher, alignment=alignment, partition=pairs)
+    assert_type(terms, PartitionedTerms)
+    assert_type(terms.l1_tail, Tensor)
+    loss_fn = PartitionedLoss(pairs, tail_top_k=64)
+    assert_type(loss_fn(student, teacher, alignment=alignment), PartitionedTerms)
+    assert_type(loss_fn.tail_weight, float)
+    loss_fn(student, teacher, partition=pairs)  # pyright: ignore[reportCallIssue]

@@ -330,7 +330,8 @@ def _linear_projected_kl(
     sums = per_chunk.new_zeros(3)
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(hidden.device.type, enabled=False):
-        for block in blocks(chunks, max(teacher.shape[2] // 2, 1), wide):
+        # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
+        for block in blocks(chunks, max(teacher.shape[2] // 4, 1), wide):
             h = block.student.of(flat).to(wide)
             powers, inverse, _ = exponentials(h @ head.T, temperature, vocab_name)
             means = block.student.sharing(inverse) @ powers

@@ -445,11 +445,8 @@ class _Distance(NamedTuple):
     def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Give sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
         push = torch.zeros_like(a)
-        parts = [
-            *self._common(*_columns(a, b, self.common), push),
-            self._tail(*(x.exp_() for x in _columns(a, b, self.rest)), push),
-        ]
-        kl, agree, mass, l1 = parts
+        kl, agree, mass = self._common(*_columns(a, b, self.common), push)
+        l1 = self._tail(*_columns(a, b, self.rest), push)
         parts = [kl, l1, agree, mass]
         if block.counted is not None:
             parts = [part.where(block.counted, 0) for part in parts]
@@ -472,7 +469,8 @@ class _Distance(NamedTuple):
             agree = (a.argmax(1) == b.argmax(1)).to(a.dtype)
         return each.sum(1), agree, p.sum(1)
 
-    def _tail(self, p: Tensor, q: Tensor, push: Tensor) -> Tensor:
+    def _tail(self, a: Tensor, b: Tensor, push: Tensor) -> Tensor:
+        p, q = a.exp_(), b.exp_()
         most = min(p.shape[1], q.shape[1], self.tail_top_k)
         ours, place = largest_of_rows(p, most)
         difference = ours - largest_of_rows(q, most)[0]

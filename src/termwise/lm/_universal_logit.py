@@ -20,6 +20,7 @@ from ._chunk_streams import (
     check_times,
     chunks_of,
     exponentials,
+    gradient_of,
     link_to,
     normalized,
     softmax_gradient,
@@ -27,6 +28,7 @@ from ._chunk_streams import (
     wants_gradient,
 )
 from ._next_token import first_token
+from ._partitioned import largest_of_rows
 
 
 @terms
@@ -328,7 +330,7 @@ def _universal_logit(
     here = None
     if first is not None:
         here = first + torch.arange(student.shape[2], device=student.device)
-    gradient = student.new_zeros(student.shape if with_gradient else 0)
+    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
     flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
     flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
     distance = per_chunk.new_zeros(())
@@ -369,9 +371,8 @@ _universal_logit.register_vmap(looped(_universal_logit))
 def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Give each row's L1 distance between sorted entries, and its gradient in ours."""
     most = min(ours.shape[1], theirs.shape[1])
-    ours, place = ours.sort(dim=1, descending=True)
-    theirs = theirs.sort(dim=1, descending=True).values
-    difference = ours.clone()
+    difference, place = largest_of_rows(ours, ours.shape[1])
+    theirs, _ = largest_of_rows(theirs, theirs.shape[1])
     difference[:, :most] -= theirs[:, :most]
     distance = difference.abs().sum(1) + theirs[:, most:].sum(1)
     return distance, torch.empty_like(ours).scatter_(1, place, difference.sign_())
