@@ -208,7 +208,7 @@ def main() -> None:
         batch = batch_of(row)
         for ours, theirs in zip(*[step(loss, row, batch) for loss in LOSSES.values()], strict=True):
             # By their norms: of nearly equal probabilities in a tail either may come first.
-            assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+            assert (ours - theirs).norm() < 1e-2 * theirs.norm()
         slow, fast = measure.seconds(
             {name: functools.partial(step, loss, row, batch) for name, loss in LOSSES.items()},
             repeats=options.repeats,
