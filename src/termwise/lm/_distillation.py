@@ -127,7 +127,7 @@ def distillation_loss(
             logits.flatten(0, 1) for logits in (student_logits, teacher_logits.detach())
         )
         if top_k is not None:
-            chosen = teacher.where(used[:, None], 0).topk(top_k, dim=1).indices
+            chosen = _highest(teacher, used, top_k)
             student, teacher = student.gather(1, chosen), teacher.gather(1, chosen)
         per_row, _ = cast(
             "tuple[Tensor, Tensor]",
@@ -255,6 +255,14 @@ def mean_over_positions(
     whole, count = _groups.terminal_sum(sums, batch_group, scale).unbind()
     divisor = count.clamp_min(1) if normalizer is None else normalizer
     return (whole / divisor).to(per_row.dtype), count.detach().to(per_row.dtype)
+
+
+def _highest(logits: Tensor, used: Tensor, k: int) -> Tensor:
+    parts = [used.new_empty(0, k, dtype=torch.int64)]
+    for part in blocks(logits):
+        rows = logits[part].where(used[part, None], 0)
+        parts.append(rows.topk(k, dim=1).indices)
+    return torch.cat(parts)
 
 
 class _Rows(torch.autograd.Function):
