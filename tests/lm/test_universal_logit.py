@@ -9,6 +9,7 @@ import termwise as tw
 from termwise.lm import (
     Alignment,
     UniversalLogitLoss,
+    _universal_logit,
     align_in_order,
     count_valid_chunks,
     partitioned_loss,
@@ -16,6 +17,7 @@ from termwise.lm import (
     vocab_partition,
 )
 from termwise.lm import VocabProjection as Projection
+from termwise.lm._chunk_streams import _blocks_of_samples
 
 
 def oracle(student, teacher, alignment, temperature=1.0, sample_mask=None):
@@ -216,6 +218,19 @@ def test_it_compiles_whole_and_maps():
     gradient = torch.func.grad(lambda x: universal_logit_loss(x, teacher, alignment=alignment).loss)
     mapped = torch.vmap(gradient)(several)
     torch.testing.assert_close(mapped, torch.stack([gradient(x) for x in several]))
+
+
+def test_blocks_of_whole_samples_give_the_same(monkeypatch):
+    student, teacher, alignment = inputs(3, seed=2)
+    expected = universal_logit_loss(student, teacher, alignment=alignment)
+    (gradient,) = torch.autograd.grad(expected.loss, student)
+    teacher[:, -1] = torch.nan  # as a device reads samples, what does not count is masked
+    monkeypatch.setattr(
+        _universal_logit, "blocks", lambda chunks, _, dtype: _blocks_of_samples(chunks, dtype)
+    )
+    terms = universal_logit_loss(student, teacher, alignment=alignment)
+    torch.testing.assert_close(terms.loss, expected.loss)
+    torch.testing.assert_close(torch.autograd.grad(terms.loss, student)[0], gradient)
 
 
 def test_second_derivatives_are_refused():

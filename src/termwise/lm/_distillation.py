@@ -14,6 +14,7 @@ from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
 from ._chunk_streams import largest, total
 from ._chunks import logit_chunks
+from ._next_token import put
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -126,7 +127,7 @@ def distillation_loss(
             logits.flatten(0, 1) for logits in (student_logits, teacher_logits.detach())
         )
         if top_k is not None:
-            chosen = teacher.where(used[:, None], 0).topk(top_k, dim=1).indices
+            chosen = _highest(teacher, used, top_k)
             student, teacher = student.gather(1, chosen), teacher.gather(1, chosen)
         per_row, _ = cast(
             "tuple[Tensor, Tensor]",
@@ -256,6 +257,14 @@ def mean_over_positions(
     return (whole / divisor).to(per_row.dtype), count.detach().to(per_row.dtype)
 
 
+def _highest(logits: Tensor, used: Tensor, k: int) -> Tensor:
+    parts = [used.new_empty(0, k, dtype=torch.int64)]
+    for part in blocks(logits):
+        rows = logits[part].where(used[part, None], 0)
+        parts.append(rows.topk(k, dim=1).indices)
+    return torch.cat(parts)
+
+
 class _Rows(torch.autograd.Function):
     """The divergence of each row, a block of rows at a time; remembers the logits alone."""
 
@@ -278,8 +287,11 @@ class _Rows(torch.autograd.Function):
                 scaled_rows(logits[part], used[part], temperature) - log_sum[part, None]
                 for logits, log_sum in zip((student, teacher), sums, strict=True)
             )
-            pulls = times(q.exp(), _pulls(p, q, divergence, beta)).sum(1)
-            parts.append(torch.stack([_divergence(p, q, divergence, beta).sum(1), pulls]))
+            found = _divergence(p, q, divergence, beta).sum(1)
+            pulls = found.new_zeros(found.shape)  # the forward divergence's gradient needs none
+            if divergence != "forward":
+                pulls = times(q.exp(), _pulls(p, q, divergence, beta)).sum(1)
+            parts.append(torch.stack([found, pulls]))
         both = total(torch.cat(parts, 1), vocab_name)
         return both[0], torch.stack([*sums, both[1]])
 
@@ -296,7 +308,7 @@ class _Rows(torch.autograd.Function):
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if again and vocab_name is not None:
             raise NotImplementedError(NO_SECOND_DERIVATIVE)
-        parts: list[Tensor] = [student[:0]]
+        whole = None
         for part in blocks(student):
             x, y = (
                 scaled_rows(logits[part], used[part], temperature) for logits in (student, teacher)
@@ -304,14 +316,23 @@ class _Rows(torch.autograd.Function):
             # For a second derivative what each row sums to is a function of the logits too.
             q = x.log_softmax(1) if again else x - kept[0, part, None]
             p = y - kept[1, part, None]
-            pulls, mass = _pulls(p, q, divergence, beta), q.exp()
-            of_all = times(mass, pulls).sum(1) if again else kept[2, part]
-            pulled = times(mass, pulls) - mass * of_all[:, None]
+            mass = q.exp()
             if divergence == "forward":
                 pulled = mass - p.exp()
+            else:
+                pulled = times(mass, _pulls(p, q, divergence, beta))
+                pulled = pulled - mass * (pulled.sum(1) if again else kept[2, part])[:, None]
             gradient = pulled * (gradients[0][part, None] / temperature)
-            parts.append(gradient.where(used[part, None], 0).to(student.dtype))
-        return torch.cat(parts), None, None, None, None, None, None
+            whole = put(whole, student, part, gradient)
+        return (
+            torch.zeros_like(student) if whole is None else whole,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def scaled_rows(logits: Tensor, used: Tensor, temperature: float) -> Tensor:

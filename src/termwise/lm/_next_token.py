@@ -238,11 +238,19 @@ class _Rows(torch.autograd.Function):
         rows, local, here, used, own = ctx.saved_tensors
         if rows.shape[1] == 0:
             return torch.zeros_like(rows), None, None, None
-        parts: list[Tensor] = [rows[:0]]
+        whole = None
         for part in blocks(rows):
             x = lifted(rows[part]).where(used[part, None], 0)
             gradient = (x - own[part, None]).exp() * gradients[0][part, None]
             pulled = gradients[1][part].where(here[part], 0)[:, None]
             gradient = gradient.scatter_add(1, local[part, None], pulled)
-            parts.append(gradient.where(used[part, None], 0).to(rows.dtype))
-        return torch.cat(parts), None, None, None
+            whole = put(whole, rows, part, gradient)
+        return torch.zeros_like(rows) if whole is None else whole, None, None, None
+
+
+def put(whole: Tensor | None, rows: Tensor, part: slice, block: Tensor) -> Tensor:
+    """Write a block of the gradient of rows; the first makes the room, mapped where it is."""
+    if whole is None:
+        whole = block.new_empty(rows.shape, dtype=rows.dtype)
+    whole[part] = block
+    return whole

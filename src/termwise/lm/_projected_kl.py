@@ -568,13 +568,17 @@ class Divergence(NamedTuple):
         # Where one factor is 0 the product is, whatever the logarithm is.
         if self.reverse:
             ratio = log_q - log_p
-            each = (q * ratio).where(q > 0, 0)
+            kl = (q * ratio).where(q > 0, 0).sum(1)
             push = (ratio + 1).where(q > 0, 0)
         else:
             p = log_p.exp()
-            each = (p * (log_p - log_q)).where(p > 0, 0)
-            push = -p / q if self.eps > 0 else -(p / q).where(p > 0, 0)
-        kl = each.sum(1)
+            if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
+                ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
+                kl = row_products(p, ratio)
+                push = -p / q
+            else:
+                kl = (p * (log_p - log_q)).where(p > 0, 0).sum(1)
+                push = -(p / q).where(p > 0, 0)
         agree = projected.argmax(1) == log_p.argmax(1)
         push = (push - row_products(push, share)[:, None]) / whole
         if block.counted is not None:
