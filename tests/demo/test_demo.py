@@ -1,6 +1,9 @@
 """`python -m termwise` as a user calls it, and the views that VICReg's run draws."""
 
+import contextlib
+import dataclasses
 import json
+import math
 import os
 import socket
 import subprocess
@@ -10,8 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from termwise.demo import _distill, _vicreg
+from termwise.demo import _densities, _distill, _energy, _energy_digits, _vicreg
 from termwise.demo._command import main
+from termwise.demo._training import Setting
+from termwise.energy import (
+    ConditionalNoiseContrastiveTerms,
+    ContrastiveDivergenceTerms,
+    DenoisingScoreMatchingTerms,
+    EnergyDiscrepancyTerms,
+    FiniteDifferenceScoreMatchingTerms,
+    MaximumLikelihoodTerms,
+    NoiseContrastiveTerms,
+    RankingNoiseContrastiveTerms,
+    ScoreMatchingTerms,
+    SlicedScoreMatchingTerms,
+)
 
 TERMS = {
     "vicreg": {"loss", "sim", "var", "cov", "std"},
@@ -24,7 +40,21 @@ OBJECTIVES = {
     "matryoshka": ["mse", *(f"mse_per_prefix[{i}]" for i in range(5)), "sparsity", "l0", "l1"],
 }
 STUDENTS = ["cross-entropy only", "projected KL", "partitioned"]
-RUNS = [*TERMS, "sae", "distill"]
+LOSSES = {
+    "maximum likelihood": MaximumLikelihoodTerms,
+    "contrastive divergence": ContrastiveDivergenceTerms,
+    "persistent CD": ContrastiveDivergenceTerms,
+    "energy discrepancy": EnergyDiscrepancyTerms,
+    "NCE": NoiseContrastiveTerms,
+    "ranking NCE": RankingNoiseContrastiveTerms,
+    "conditional NCE": ConditionalNoiseContrastiveTerms,
+    "score matching": ScoreMatchingTerms,
+    "sliced score matching": SlicedScoreMatchingTerms,
+    "finite-difference SM": FiniteDifferenceScoreMatchingTerms,
+    "denoising SM": DenoisingScoreMatchingTerms,
+    "NCE without log q": NoiseContrastiveTerms,
+}
+RUNS = [*TERMS, "sae", "energy", "distill"]
 MEASURED = {
     "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
     "targeted-variance": {
@@ -83,6 +113,8 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     check_frontier(results["sae"])
     assert all(f" {student} " in done.stdout for student in STUDENTS)
     check_students(results["distill"])
+    assert all(f" {loss} " in done.stdout for loss in LOSSES)
+    check_energies(results["energy"])
 
     five_steps("--seed", "0", cwd=tmp_path)
     assert json.loads((tmp_path / "terms.json").read_text()) == results
@@ -162,6 +194,43 @@ def test_the_sentence_drawn_is_cut_into_chunks_of_equal_text():
     assert _distill._sentence_of("\n".join(passages)).startswith("Tokens are cut")
     text = "It is short. This sentence has the length that fits a line of the figure well. And on."
     assert _distill._sentence_of(text) == text[13:78]
+
+
+def check_energies(result: dict) -> None:
+    assert set(result["densities"]) == {"eight Gaussians", "moons"}
+    for density in result["densities"].values():
+        truth = density["truth"]
+        assert truth["log_likelihood"] == pytest.approx(truth["negative_entropy"], abs=0.05)
+        assert list(density["losses"]) == list(LOSSES)
+        for loss, one in density["losses"].items():
+            fields = [field.name for field in dataclasses.fields(LOSSES[loss])]
+            names = {name.partition("[")[0] for name in one["terms"]}
+            assert names == set(fields) - {"negatives"}, loss
+            check_curves(one["terms"])
+            measured = one["measured"]
+            assert ("log_z_learnt" in measured) == (LOSSES[loss] is NoiseContrastiveTerms)
+            assert measured["kl"] > 0
+            assert measured["log_z_error"] < 1e-3
+            below = truth["log_likelihood"] - measured["log_likelihood"]
+            assert below == pytest.approx(measured["kl"], abs=0.05)
+    digits = result["digits"]["terms"]
+    assert set(digits) == {
+        *("loss", "energy_data", "energy_model", "gap", "regularization", "energy_squares")
+    }
+    assert len(digits["gap"]["curve"]) == 7  # a quarter more
+    assert set(result["measured"]) == {
+        "log_z_error",
+        "energy_seen_digits",
+        "energy_held_out_digits",
+        *(
+            f"auroc_{images}_{by}"
+            for images in ("shuffled_pixels", "gaussian_samples")
+            for by in ("model", "full_gaussian", "diagonal_gaussian")
+        ),
+    }
+    assert result["measured"]["auroc_shuffled_pixels_model"] > 0.95
+    # Nothing but covariance tells these from digits, to a Gaussian.
+    assert result["measured"]["auroc_gaussian_samples_full_gaussian"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
@@ -281,3 +350,77 @@ def test_two_views_differ_stay_images_and_repeat_by_the_generator():
     distance = (first - images).square().mean()
     assert distance < (first - images.roll(1, 0)).square().mean()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("density", [_densities.eight_gaussians(), _densities.moons()])
+def test_known_densities_are_normalised_and_drawn_from(density):
+    plane = _densities.Plane(torch.device("cpu"))
+    log_p = plane.on_grid(density.log_density)
+    assert plane.integral(log_p.exp()) == pytest.approx(1, abs=1e-6)
+    log_z, error = plane.log_integral(log_p + 3)
+    assert log_z == pytest.approx(3, abs=1e-6)
+    assert error < 1e-6
+    drawn = density.draw(50_000, torch.Generator().manual_seed(0))
+    mean, second = (
+        torch.tensor([plane.integral(plane.on_grid(f) * log_p.exp()) for f in moments])
+        for moments in (
+            (lambda x: x[:, 0], lambda x: x[:, 1]),
+            (lambda x: x[:, 0] ** 2, lambda x: x[:, 0] * x[:, 1]),
+        )
+    )
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.03, rtol=0)
+    products = torch.stack([drawn[:, 0] ** 2, drawn[:, 0] * drawn[:, 1]], dim=1)
+    torch.testing.assert_close(products.mean(0), second, atol=0.05, rtol=0)
+
+
+def test_quadrature_says_how_wrong_it_is():
+    plane = _densities.Plane(torch.device("cpu"))
+    wide, narrow = (
+        plane.log_integral(plane.on_grid(lambda x, s=s: -x.square().sum(1) / (2 * s**2)))
+        for s in (3.0, 0.04)
+    )
+    for (value, error), deviation in ((wide, 3.0), (narrow, 0.04)):
+        true = math.log(2 * math.pi * deviation**2)
+        assert 1e-3 < abs(value - true) < error
+
+
+def quiet(steps: int) -> Setting:
+    def follow(label: str, steps: int):
+        return contextlib.nullcontext(lambda metrics: None)
+
+    return Setting(steps=steps, seed=0, device=torch.device("cpu"), group=None, follow=follow)
+
+
+def test_noise_contrastive_estimation_finds_a_density_and_its_normaliser(monkeypatch):
+    losses = {name: _energy.LOSSES[name] for name in ("NCE", "NCE without log q")}
+    monkeypatch.setattr(_energy, "LOSSES", losses)
+    density = _energy.learn_density("moons", _densities.moons(), quiet(150))
+    found, wrong = (density.learnt[name].measured for name in losses)
+    assert found["kl"] < 0.1
+    assert found["log_z_learnt"] == pytest.approx(found["log_z"], abs=0.1)
+    assert wrong["kl"] > 0.2
+    held_out = density.measured["log_likelihood"] - found["log_likelihood"]
+    assert held_out == pytest.approx(found["kl"], abs=0.02)
+
+
+def test_images_of_digits_keep_their_moments_and_their_order():
+    seen = _vicreg.load_digits()[0].flatten(1)
+    units = _energy_digits.Units(seen)
+    generator = torch.Generator().manual_seed(0)
+    again = units.gaussian(20_000, generator)
+    torch.testing.assert_close(again.mean(0), seen.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.cov(again.T), torch.cov(seen.T), atol=0.01, rtol=0)
+    z = units.noised(seen, generator)
+    # Of a Gaussian the mean of what it was without noise is linear, and nearer to it.
+    precision = units.scale**2 / (units.clean + 0.1**2)
+    denoised = units.denoised(z, z * precision)
+    distance = (denoised - seen).square().mean()
+    assert distance < 0.7 * (units.denoised(z, 0 * z) - seen).square().mean()
+    mean = units.full_gaussian(z).mean(), units.diagonal_gaussian(z).mean()
+    assert mean == pytest.approx((64, 64), rel=0.02)
+
+
+def test_area_under_the_curve_counts_ties_as_halves():
+    low, high = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])
+    assert _energy_digits.auroc(low, high) == 0.875
+    assert _energy_digits.auroc(high, low) == 0.125

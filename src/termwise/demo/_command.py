@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _distill, _sae, _targeted_variance, _vicreg
+from . import _distill, _energy, _sae, _targeted_variance, _vicreg
 from ._distill import Distillation
-from ._training import Frontier, Result, Setting
+from ._training import Energies, Frontier, Result, Setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     about: str
-    train: Callable[[Setting], Result | Frontier | Distillation]
+    train: Callable[[Setting], Result | Frontier | Energies | Distillation]
     steps: int
     shared: bool
     """Whether ranks share each batch. If not, rank 0 trains alone."""
@@ -48,6 +48,12 @@ RUNS = {
         about="four sparse autoencoders on a classifier's activations: error against sparsity",
         train=_sae.run,
         steps=150,
+        shared=False,
+    ),
+    "energy": _Run(
+        about="each loss of energies on known densities, by log-likelihood, and samples of digits",
+        train=_energy.run,
+        steps=200,
         shared=False,
     ),
     "distill": _Run(
@@ -171,7 +177,7 @@ def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) ->
 
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Result | Frontier | Distillation] = {}
+    results: dict[str, Result | Frontier | Energies | Distillation] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from ._distill import Chunk, Distillation
-from ._training import Curves, Frontier, Result, Show
+from ._energy_report import energies_figure, energies_json, energies_tables
+from ._training import Curves, Energies, Frontier, Result, Show
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
@@ -48,12 +49,14 @@ def following(console: Console, label: str, steps: int) -> Generator[Show, None,
 def tell(
     console: Console,
     name: str,
-    result: Result | Frontier | Distillation,
+    result: Result | Frontier | Energies | Distillation,
     seconds: float,
     figure: Path,
 ) -> None:
     """Print the table, the line that says what was learnt, and where the figure is."""
-    if isinstance(result, Result):
+    if isinstance(result, Energies):
+        table = energies_tables(name, result, seconds)
+    elif isinstance(result, Result):
         table = _terms_table(name, result, seconds)
     elif isinstance(result, Frontier):
         table = _frontier_table(name, result, seconds)
@@ -109,8 +112,10 @@ def _students_table(name: str, result: Distillation, seconds: float) -> Table:
     return table
 
 
-def as_json(result: Result | Frontier | Distillation) -> dict[str, object]:
+def as_json(result: Result | Frontier | Energies | Distillation) -> dict[str, object]:
     """Give every curve and measurement as JSON has them: a number that is not finite is null."""
+    if isinstance(result, Energies):
+        return energies_json(result, _json_curves, _json_numbers)
     if isinstance(result, Frontier):
         return {
             "network": {"terms": _json_curves(result.network)},
@@ -147,14 +152,21 @@ def as_json(result: Result | Frontier | Distillation) -> dict[str, object]:
     }
 
 
-def write_json(path: Path, results: dict[str, Result | Frontier | Distillation]) -> None:
+def write_json(path: Path, results: dict[str, Result | Frontier | Energies | Distillation]) -> None:
     """Write one object for each run, by its name."""
     objects = {name: as_json(result) for name, result in results.items()}
     path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def draw(path: Path, name: str, result: Result | Frontier | Distillation) -> None:
+def draw(path: Path, name: str, result: Result | Frontier | Energies | Distillation) -> None:
     """Draw the run's figure."""
+    if isinstance(result, Energies):
+        figure = energies_figure(result)
+        figure.suptitle(
+            _title(name, result.sentence, 165), fontsize=10, x=0.01, horizontalalignment="left"
+        )
+        figure.savefig(path, dpi=120)
+        return
     rows = math.ceil((len(result.terms) + 1) / _COLUMNS) if isinstance(result, Result) else 2
     figure = Figure(figsize=(11, 2.7 * rows + 1.3), layout="constrained")
     if isinstance(result, Frontier):
@@ -163,15 +175,21 @@ def draw(path: Path, name: str, result: Result | Frontier | Distillation) -> Non
         panel = _draw_distillation(figure, result)
     else:
         panel = _draw_terms(figure, rows, result)
-    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
-    sentence = textwrap.wrap(result.sentence, width=140, break_on_hyphens=False)
-    title = "\n".join([f"$\\bf{{{bold}}}$", *sentence])
-    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
+    figure.suptitle(
+        _title(name, result.sentence, 140), fontsize=10, x=0.01, horizontalalignment="left"
+    )
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
     )
     figure.savefig(path, dpi=150)
+
+
+def _title(name: str, sentence: str, width: int) -> str:
+    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
+    return "\n".join(
+        [f"$\\bf{{{bold}}}$", *textwrap.wrap(sentence, width=width, break_on_hyphens=False)]
+    )
 
 
 def _draw_terms(figure: Figure, rows: int, result: Result) -> Axes:

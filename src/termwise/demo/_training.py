@@ -88,6 +88,52 @@ class Frontier:
     """What was measured on held-out data, in words."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """A density that was learnt with one loss."""
+
+    terms: Curves
+    measured: dict[str, float]
+    """In nats: held-out log-likelihood, distance from the truth, log Z and the error of it."""
+    density: Tensor
+    """On a grid, to be drawn."""
+    seconds: float
+    """Of the training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Density:
+    """A known density, and what each loss made of samples of it."""
+
+    truth: Tensor
+    """On a grid, to be drawn."""
+    samples: Tensor
+    """Some of those that the losses saw."""
+    half_width: float
+    """Of the square that the grids cover."""
+    learnt: dict[str, Learnt]
+    measured: dict[str, float]
+    """Of the truth: its log-likelihood on the held-out samples, and its negative entropy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Energies:
+    """What a run hands back that compares losses of energy-based models."""
+
+    densities: dict[str, Density]
+    control_name: str
+    """The one of `learnt` whose loss is wrong on purpose."""
+    digits: Curves
+    """Terms of the model of digits."""
+    images: dict[str, Tensor]
+    """To be drawn: 64 images of each kind."""
+    energies: dict[str, Tensor]
+    """Of each kind of images, by the model of digits."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+
+
 def train(
     label: str,
     setting: Setting,

@@ -1,0 +1,170 @@
+"""How the energy run is shown: tables, JSON, and a figure of densities and digits."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from ._densities import SPACING
+from ._energy import TAIL
+from ._training import Curves, Density, Energies
+
+_COLUMNS = 7
+_COLORS = ("#0072B2", "#D55E00", "#8C8C8C")
+
+
+def energies_tables(name: str, result: Energies, seconds: float) -> Group:
+    """Compare what each loss learnt of each density, and show the terms of the digits' model."""
+    first = next(iter(result.densities.values()))
+    steps = len(next(iter(first.learnt.values())).terms["loss"])
+    title = f"{name}: {steps} steps each, {seconds:.1f} s"
+    table = Table("\nloss", title=title, title_style="bold")
+    for called in result.densities:
+        table.add_column(f"{called}, held-out\nnats a sample", justify="right")
+        table.add_column("\nKL", justify="right")
+    table.add_column("ms a\nstep", justify="right")
+    truths = [density.measured for density in result.densities.values()]
+    table.add_row("the truth", *_cells([(of["log_likelihood"], 0.0) for of in truths]), "")
+    table.add_row("minus its entropy", *_cells([(of["negative_entropy"], None) for of in truths]))
+    table.add_section()
+    for loss in first.learnt:
+        learnt = [density.learnt[loss] for density in result.densities.values()]
+        numbers = [(one.measured["log_likelihood"], one.measured["kl"]) for one in learnt]
+        spent = sum(one.seconds for one in learnt) / (len(learnt) * steps)
+        if loss == result.control_name:
+            table.add_section()
+        table.add_row(loss, *_cells(numbers), f"{1000 * spent:.1f}")
+    table.caption = (
+        f"E(x) = network(x) + |x|^2 / {2 * TAIL**2:g}: every normaliser is finite. Z by quadrature "
+        f"with spacing {SPACING:g}, log Z wrong by at most {result.measured['log_z_error']:.0e}."
+    )
+    digits = Table("term", "first", "last", title="digits: contrastive divergence")
+    for column in digits.columns[1:]:
+        column.justify = "right"
+    for term, curve in result.digits.items():
+        digits.add_row(term, f"{curve[0]:.4g}", f"{curve[-1]:.4g}")
+    return Group(table, digits)
+
+
+def _cells(numbers: Sequence[tuple[float, float | None]]) -> list[str]:
+    return [
+        cell
+        for value, kl in numbers
+        for cell in (f"{value:.3f}", "" if kl is None else f"{kl:.4f}")
+    ]
+
+
+def energies_json(
+    result: Energies,
+    curves: Callable[[Curves], object],
+    numbers: Callable[[dict[str, float]], object],
+) -> dict[str, object]:
+    """Give all but the pictures, and the times, which do not repeat."""
+    return {
+        "densities": {
+            called: {
+                "truth": numbers(density.measured),
+                "losses": {
+                    loss: {"terms": curves(one.terms), "measured": numbers(one.measured)}
+                    for loss, one in density.learnt.items()
+                },
+            }
+            for called, density in result.densities.items()
+        },
+        "digits": {"terms": curves(result.digits)},
+        "measured": numbers(result.measured),
+    }
+
+
+def energies_figure(result: Energies) -> Figure:
+    """Draw each density beside what each loss learnt of it, then the digits and their energies."""
+    panels = 2 + len(next(iter(result.densities.values())).learnt)
+    rows = -(-panels // _COLUMNS)
+    heights = [2.1 * rows + 0.45] * len(result.densities) + [3.4]
+    figure = Figure(figsize=(13, sum(heights) + 1), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.02)
+    parts = [figure.add_subfigure(grid[row]) for row in range(len(heights))]
+    for part, letter, (called, density) in zip(
+        parts[:-1], "abcdef", result.densities.items(), strict=False
+    ):
+        _heading(part, f"({letter}) {called}: the truth, and what each loss learnt of it")
+        _draw_density(part, rows, density, result.control_name)
+    letter = "abcdef"[len(result.densities)]
+    _heading(parts[-1], f"({letter}) digits: persistent contrastive divergence")
+    _draw_digits(parts[-1], result)
+    return figure
+
+
+def _heading(part: SubFigure, text: str) -> None:
+    part.suptitle(text, fontsize=10, fontweight="bold", x=0.005, horizontalalignment="left")
+
+
+def _draw_density(part: SubFigure, rows: int, density: Density, control_name: str) -> None:
+    panels: list[Axes] = list(part.subplots(rows, _COLUMNS).flat)
+    top = 1.2 * float(density.truth.max())
+    half = density.half_width
+    edge = half + SPACING / 2  # of the outermost cells
+    drawn: dict[str, Tensor] = {"truth": density.truth}
+    drawn |= {loss: one.density for loss, one in density.learnt.items()}
+    panels[1].scatter(*density.samples.T.numpy(), s=0.4, linewidths=0, color="white")
+    panels[1].set(facecolor="black", xlim=(-half, half), ylim=(-half, half), aspect="equal")
+    panels[1].set_title("samples", fontsize=8.5)
+    for panel, (called, values) in zip([panels[0], *panels[2:]], drawn.items(), strict=False):
+        panel.imshow(
+            values.T.numpy(),  # the first axis of the grid is x
+            origin="lower",
+            extent=(-edge, edge, -edge, edge),
+            cmap="magma",
+            interpolation="bilinear",
+            vmin=0,
+            vmax=top,
+        )
+        learnt = density.learnt.get(called)
+        second = "" if learnt is None else f"\nKL {learnt.measured['kl']:.3f}"
+        color = _COLORS[1] if called == control_name else "black"
+        panel.set_title(called + second, fontsize=8.5, color=color)
+    for panel in panels:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    panels[0].set_xticks([-2, 0, 2])  # all panels show the same square
+    panels[0].set_yticks([-2, 0, 2])
+    panels[0].tick_params(labelsize=7)
+    for panel in panels[1 + len(drawn) :]:
+        panel.set_visible(False)
+    bar = part.colorbar(
+        panels[0].images[0], ax=panels, shrink=0.8, pad=0.01, extend="max", aspect=30
+    )
+    bar.set_label("density", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _draw_digits(part: SubFigure, result: Energies) -> None:
+    panels: list[Axes] = list(
+        part.subplots(1, len(result.images) + 1, width_ratios=[1] * len(result.images) + [1.5])
+    )
+    for panel, (called, images) in zip(panels, result.images.items(), strict=False):
+        side = round(len(images) ** 0.5)
+        framed = F.pad(images.reshape(side, side, 8, 8), (1, 1, 1, 1))
+        tiles = framed.permute(0, 2, 1, 3).reshape(10 * side, 10 * side)
+        panel.imshow(tiles.numpy(), cmap="gray_r", vmin=0, vmax=1)
+        panel.set_title(called, fontsize=8.5)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    panel = panels[-1]
+    together = torch.cat(list(result.energies.values()))
+    span = (float(together.min()), float(together.max()))
+    for (called, energies), color in zip(result.energies.items(), _COLORS, strict=True):
+        auroc = result.measured.get(f"auroc_{called.replace(' ', '_').lower()}_model")
+        label = called if auroc is None else f"{called} (AUROC {auroc:.3f})"
+        panel.hist(energies.numpy(), bins=100, range=span, alpha=0.65, color=color, label=label)
+    panel.set_title("energies by the model", fontsize=8.5)
+    panel.set_xlabel("energy (nats)", fontsize=8)
+    panel.set_ylabel("images", fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
