@@ -1,11 +1,14 @@
 """Teachers beside cross-entropy: weights, scales, scores, averages and choices."""
 
+import functools
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import termwise as tw
 from termwise.lm import (
@@ -336,12 +339,27 @@ def test_it_maps_over_students():
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"score": "entropy", "scale": "match"}, {"combine": "select"}, {"top_k": 3}],
+    ids=str,
+)
+def test_nothing_waits_for_the_device(options):
+    # A fake tensor has no data: .item(), a boolean index or nonzero would raise.
+    with FakeTensorMode() as mode:
+        fake = functools.partial(tree_map_only, torch.Tensor, mode.from_tensor)
+        x = fake(STUDENT).requires_grad_()
+        terms = cross_tokenizer_loss(x, fake(TOKENS), fake(list(KINDS.values())), **options)
+        (gradient,) = torch.autograd.grad(terms.loss, x)
+        assert gradient.shape == x.shape
+
+
 def test_teachers_move_and_are_trees():
     teacher = KINDS["projection"]
     moved = teacher.to("cpu")
     assert moved.partition is None
     assert torch.equal(moved.logits, teacher.logits)
-    leaves = torch.utils._pytree.tree_leaves(teacher)
+    leaves = tree_leaves(teacher)
     assert any(leaf is teacher.logits for leaf in leaves)
 
 

@@ -66,7 +66,7 @@ def next_token_loss(
         `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
         counts, loss and gradient are 0. A token beyond the vocabulary gives NaN. Second
-        derivatives are right without a group. Sent by each rank: over vocab_group 4 numbers for
+        derivatives are right without a group. Sent by each rank: over vocab_group 5 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
         each group. Kept for the backward pass: the logits as given, and no probabilities. Nothing
         waits for the device.
