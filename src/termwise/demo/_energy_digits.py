@@ -119,7 +119,7 @@ class Units:
 
     def denoised(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Give the mean of the images that z may be of, which the gradient of its energy tells."""
-        return self._images(z - (_NOISE / self.scale) * gradient)
+        return self._images(z - (_NOISE / self.scale) ** 2 * gradient)
 
     def gaussian(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw images that have nothing but the mean and covariance of those seen."""
