@@ -37,6 +37,7 @@ _CHAINS = 512  # of persistent contrastive divergence
 _FREQUENCIES = 32
 _WIDTH = 64
 TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
+_LOG_Z = math.log(2 * math.pi * TAIL**2)  # of that Gaussian
 _SIGMA = 0.1  # of denoising
 _DRAWN = 2_000  # of the samples
 _SHOWN = 3.2  # half the width of what is drawn
@@ -113,7 +114,7 @@ def _maximum_likelihood(energy: nn.Module, given: _Given) -> _Built:
 
 
 def _noise_contrastive(energy: nn.Module, given: _Given) -> _Built:
-    loss_fn = NoiseContrastiveLoss(energy)
+    loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
 
     def step(x: Tensor) -> Terms:
         noise = given.noise(2 * len(x), 2)
@@ -126,7 +127,7 @@ def _noise_contrastive(energy: nn.Module, given: _Given) -> _Built:
 
 def _noise_contrastive_without_density(energy: nn.Module, given: _Given) -> _Built:
     """Leave the density of the noise out: what is found is then p / q, up to a factor."""
-    loss_fn = NoiseContrastiveLoss(energy)
+    loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
 
     def step(x: Tensor) -> Terms:
         noise = given.noise(2 * len(x), 2)
