@@ -53,7 +53,7 @@ RUNS = {
     "energy": _Run(
         about="each loss of energies on known densities, by log-likelihood, and samples of digits",
         train=_energy.run,
-        steps=200,
+        steps=150,
         shared=False,
     ),
     "distill": _Run(

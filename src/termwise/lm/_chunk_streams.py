@@ -94,6 +94,16 @@ def total(x: Tensor, group_name: str | None) -> Tensor:
     return x if group_name is None else _groups.all_reduce(x, group_name)
 
 
+def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
+    """Give the token of this rank's first column. None: 0."""
+    if vocab_group is None:
+        return None
+    width = logits.new_full((), logits.shape[2], dtype=torch.int64)
+    widths = _groups.each_rank(width, vocab_group)
+    before = torch.arange(vocab_group.size(), device=logits.device) < vocab_group.rank()
+    return widths.where(before, 0).sum()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of one model's logits that a block reads."""

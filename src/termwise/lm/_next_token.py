@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
-from ._chunk_streams import largest
+from ._chunk_streams import first_token, largest
 from ._chunks import logit_chunks
 
 
@@ -192,16 +192,6 @@ def _local(
     local = targets if first is None else targets - first
     here = (local >= 0) & (local < logits.shape[2])
     return local.where(here, 0), here & (targets >= 0)
-
-
-def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
-    """Give the token of this rank's first column. None: 0."""
-    if vocab_group is None:
-        return None
-    width = logits.new_full((), logits.shape[2], dtype=torch.int64)
-    widths = _groups.each_rank(width, vocab_group)
-    before = torch.arange(vocab_group.size(), device=logits.device) < vocab_group.rank()
-    return widths.where(before, 0).sum()
 
 
 class _Rows(torch.autograd.Function):

@@ -21,6 +21,7 @@ from ._chunk_streams import (
     check_times,
     chunks_of,
     exponentials,
+    first_token,
     gradient_of,
     link_to,
     normalized,
@@ -168,7 +169,7 @@ def partitioned_loss(
             *chunks,
             *(partition.common_student, partition.common_teacher),
             *(partition.rest_student, partition.rest_teacher),
-            _first_token(student_logits, vocab_group),
+            first_token(student_logits, vocab_group),
             per_chunk,
             tail_top_k,
             common_weight,
@@ -315,15 +316,6 @@ def _check_partition(
             f"{name} needs a partition of {student.shape[2]} student and {teacher.shape[2]} "
             f"teacher tokens, got one of {students} and {teachers}"
         )
-
-
-def _first_token(student: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
-    """Give the id of this rank's first token, which depends on how many the others have."""
-    if vocab_group is None:
-        return None
-    counts = student.new_full((), student.shape[2], dtype=torch.int64)
-    each = _groups.each_rank(counts, vocab_group)
-    return each.cumsum(0)[vocab_group.rank()] - each[vocab_group.rank()]
 
 
 class _Partitioned(torch.autograd.Function):

@@ -20,6 +20,7 @@ from ._chunk_streams import (
     check_times,
     chunks_of,
     exponentials,
+    first_token,
     gradient_of,
     link_to,
     normalized,
@@ -27,7 +28,6 @@ from ._chunk_streams import (
     total,
     wants_gradient,
 )
-from ._next_token import first_token
 from ._partitioned import largest_of_rows
 
 
