@@ -274,7 +274,10 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vicregg"], "unknown run 'vicregg', there are: vicreg, targeted-variance, sae, energy, distill"),
+        (
+            ["vicregg"],
+            "unknown run 'vicregg', there are: vicreg, targeted-variance, sae, energy, distill",
+        ),
         (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
         (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
         (["--seed", "x"], "argument --seed: needs a whole number"),
