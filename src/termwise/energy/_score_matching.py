@@ -225,7 +225,7 @@ def score_and_trace(
                 return _lifted(_forward_over_reverse(caller, energy, x, chunk_size), kept)
             except NotImplementedError:  # an autograd.Function without a jvp of its own
                 pass
-        if differentiation_of(differentiation, energy) == "func":
+        if differentiation_of(differentiation) == "func":
             results = _reverse_func(caller, energy, x, chunk_size)
         else:
             results = _reverse(caller, energy, x, chunk_size, kept)
@@ -269,7 +269,7 @@ def _forward(
             return "reverse"
         carrier = cast("Carrier", result)
         energies = energies_of(caller, lambda _, value=carrier.value: value, x)
-        if differentiation_of("auto", energy) == "autograd":
+        if differentiation_of("auto") == "autograd":
             refuse_static_graph(caller, energies)
         scores.append(carrier.jacobian)
         traces.append(

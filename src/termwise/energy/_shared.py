@@ -63,7 +63,7 @@ def energies_and_gradients(
     Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
     it requires a gradient, it gets one.
     """
-    if differentiation_of(differentiation, energy) == "func":
+    if differentiation_of(differentiation) == "func":
         gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     kept = torch.is_grad_enabled()
@@ -77,7 +77,7 @@ def energies_and_gradients(
     return (values if kept else values.detach()), lifted(gradient)
 
 
-def differentiation_of(differentiation: Differentiation, energy: Energy) -> str:
+def differentiation_of(differentiation: Differentiation) -> str:
     """Choose: Dynamo traces torch.func alone, its transforms nest in it alone, export neither."""
     if differentiation != "auto":
         return differentiation

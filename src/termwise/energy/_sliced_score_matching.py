@@ -128,7 +128,7 @@ def sliced_score_matching_loss(
         x, v = _recordable(x), _recordable(v.to(x.dtype))
         try:
             with _higher_order.higher_order_safe(higher_order_safe):
-                if differentiation_of(differentiation, energy) == "func":
+                if differentiation_of(differentiation) == "func":
                     rows = _by_func(energy, x, v, variance_reduced)
                 elif differentiation == "auto" and not torch.compiler.is_compiling():
                     rows = _forward(energy, x, v, variance_reduced)
