@@ -7,7 +7,6 @@ what the teacher knows of the rest can only come across the two tokenizations.
 import dataclasses
 import importlib
 import math
-import pydoc_data.topics
 import re
 from collections.abc import Callable
 from typing import cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import lm
 from .._terms import Terms, terms
-from ._training import Curves, Setting, train
+from ._training import Curves, Setting, help_paragraphs, train
 
 _PASSAGE = 128  # characters
 _HELD_OUT = 128  # passages that are measured on
@@ -142,15 +141,8 @@ def run(setting: Setting) -> Distillation:
 
 def _passages(setting: Setting) -> tuple[list[str], list[str]]:
     """Cut the paragraphs of `help()`, each once, into passages, a tenth of them held out."""
-    topics = pydoc_data.topics.topics
-    # Topics repeat each other's paragraphs: held-out text must not stand in the rest too.
-    found = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
-    paragraphs = list(dict.fromkeys(paragraph.strip("\n") for paragraph in found))
-    order = torch.randperm(len(paragraphs), generator=setting.generator())
-    shuffled = [paragraphs[int(place)] for place in order]
-    held_out = len(paragraphs) // 10
-    unseen = _cut("\n\n".join(shuffled[:held_out]))
-    return _cut("\n\n".join(shuffled[held_out:])), unseen[:_HELD_OUT]
+    kept, held_out = help_paragraphs(setting)
+    return _cut("\n\n".join(kept)), _cut("\n\n".join(held_out))[:_HELD_OUT]
 
 
 def _cut(text: str) -> list[str]:

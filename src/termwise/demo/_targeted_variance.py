@@ -1,7 +1,6 @@
 """Targeted variance on the embedding of a next-character model of Python's own documentation."""
 
 import math
-import pydoc_data.topics
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import lm
 from .._terms import Terms, terms
-from ._training import Result, Setting, train
+from ._training import Result, Setting, help_paragraphs, train
 
 _BATCH = 1024
 _CONTEXT = 16  # characters
@@ -86,21 +85,15 @@ class _Text:
     """The paragraphs of `help()`, each once, a tenth of them held out, as character numbers."""
 
     def __init__(self, setting: Setting) -> None:
-        topics = pydoc_data.topics.topics
-        # Topics repeat each other's paragraphs: held-out text must not stand in the rest too.
-        found = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
-        paragraphs = list(dict.fromkeys(paragraph.strip("\n") for paragraph in found))
-        order = torch.randperm(len(paragraphs), generator=setting.generator())
-        shuffled = [paragraphs[int(place)] for place in order]
-        number = {character: i for i, character in enumerate(sorted({*"\n".join(paragraphs)}))}
+        kept, held_out = help_paragraphs(setting)
+        number = {character: i for i, character in enumerate(sorted({*"\n".join(kept + held_out)}))}
 
         def numbers(chosen: list[str]) -> Tensor:
             return torch.tensor([number[character] for character in "\n\n".join(chosen)])
 
-        held_out = len(paragraphs) // 10
         self.alphabet = len(number)
-        self.held_out = numbers(shuffled[:held_out])
-        self.kept = numbers(shuffled[held_out:])
+        self.held_out = numbers(held_out)
+        self.kept = numbers(kept)
 
     def unigram_cross_entropy(self) -> float:
         """Give the held-out cross-entropy of the kept text's character frequencies."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pydoc_data.topics
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
@@ -132,6 +133,18 @@ class Energies:
     measured: dict[str, float]
     sentence: str
     """What was measured on held-out data, in words."""
+
+
+def help_paragraphs(setting: Setting) -> tuple[list[str], list[str]]:
+    """Give the paragraphs of `help()`, each once and shuffled, and a tenth of them held out."""
+    topics = pydoc_data.topics.topics
+    # Topics repeat each other's paragraphs: held-out text must not stand in the rest too.
+    found = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    paragraphs = list(dict.fromkeys(paragraph.strip("\n") for paragraph in found))
+    order = torch.randperm(len(paragraphs), generator=setting.generator())
+    shuffled = [paragraphs[int(place)] for place in order]
+    held_out = len(paragraphs) // 10
+    return shuffled[held_out:], shuffled[:held_out]
 
 
 def train(
