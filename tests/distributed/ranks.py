@@ -18,6 +18,15 @@ import torch.distributed as dist
 SECONDS = 40
 
 
+def rows(sizes: Sequence[int], columns: int = 4, seed: int = 0) -> list[torch.Tensor]:
+    """Give each rank rows of a different scale and place."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(n, columns, generator=generator, dtype=torch.float64) * (rank + 0.5) + rank
+        for rank, n in enumerate(sizes)
+    ]
+
+
 class Ranks:
     """Ranks, three unless told, and the group of the first two of them."""
 

@@ -4,7 +4,6 @@ import distill_cases
 import pytest
 import torch
 from distill_cases import AXES, SAMPLES, TIMES, TOKENS, Place, part
-from ranks import Ranks
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 PROJECTED = [
@@ -18,13 +17,6 @@ CASES = [
     ("partitioned", {"direction": "reverse", "exact_only": True}),
     ("linear", {"top_k": 4, "temperature": 2.0}),
 ]
-
-
-@pytest.fixture(scope="module")
-def eight_ranks(tmp_path_factory):
-    running = Ranks(tmp_path_factory.mktemp("eight"), 8)
-    yield running
-    running.close()
 
 
 def one_process(seed, loss, options):

@@ -3,6 +3,7 @@
 import energy_cases
 import pytest
 import torch
+from ranks import rows
 
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -30,19 +31,11 @@ BY_X = (
 """Those that differentiate the energy by its input."""
 
 
-def rows(sizes, columns=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(n, columns, generator=generator, dtype=torch.float64) * (rank + 0.5) + rank
-        for rank, n in enumerate(sizes)
-    ]
-
-
 @pytest.mark.parametrize("name", [*FIRST_ORDER, *BY_X])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize(("how", "weighted"), [("mean", True), ("sum", True), ("mean", False)])
 def test_terms_and_gradients(ranks, name, how, weighted, sizes):
-    shards, world = rows(sizes), len(sizes)
+    shards, world = rows(sizes, 3), len(sizes)
     weights = [part.square().sum(1) if weighted else None for part in shards]
     together = torch.cat(weights) if weighted else None
     expected, gradients = energy_cases.energy_loss(None, torch.cat(shards), together, name, how)
@@ -60,7 +53,7 @@ def test_terms_and_gradients(ranks, name, how, weighted, sizes):
     "trainer", [energy_cases.energy_ddp, energy_cases.energy_fsdp], ids=["ddp", "fsdp2"]
 )
 def test_under_a_trainer(ranks, trainer, name):
-    shards = rows([11, 5])
+    shards = rows([11, 5], 3)
     expected, gradients = energy_cases.energy_loss(None, torch.cat(shards), None, name, "mean")
     del gradients["log_z"]  # which is not the trainer's
     for terms, reduced in ranks(trainer, shards, [name] * 2):
@@ -70,13 +63,13 @@ def test_under_a_trainer(ranks, trainer, name):
 
 @pytest.mark.parametrize("name", BY_X)
 def test_ddp_with_a_static_graph_is_refused_where_its_gradients_would_be_wrong(ranks, name):
-    for said in ranks(energy_cases.energy_ddp_static_graph, rows([11, 5]), [name] * 2):
+    for said in ranks(energy_cases.energy_ddp_static_graph, rows([11, 5], 3), [name] * 2):
         assert "DistributedDataParallel(static_graph=True) takes for the backward pass" in said
 
 
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_a_trainer_around_the_whole_loss(ranks, trainer):
-    shards = rows([11, 5])
+    shards = rows([11, 5], 3)
     expected, gradients = energy_cases.energy_loss(
         None, torch.cat(shards), None, "score matching", "mean"
     )

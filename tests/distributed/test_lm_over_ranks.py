@@ -4,7 +4,6 @@ import lm_cases
 import pytest
 import torch
 from distill_cases import SAMPLES, TIMES, TOKENS, Place, part
-from ranks import Ranks
 
 from termwise.lm import VocabProjection, vocab_partition
 
@@ -154,13 +153,6 @@ def test_cross_tokenizer(ranks, sharded, sizes, options):
         [options] * world,
     )
     assert_is_one_process(results, expected, gradient, sizes, axis)
-
-
-@pytest.fixture(scope="module")
-def eight_ranks(tmp_path_factory):
-    running = Ranks(tmp_path_factory.mktemp("eight"), 8)
-    yield running
-    running.close()
 
 
 @pytest.mark.parametrize("score", [None, "cross_entropy", "entropy", "max_prob"])

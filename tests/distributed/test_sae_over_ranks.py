@@ -3,17 +3,10 @@
 import cases
 import pytest
 import torch
+from ranks import rows
 
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-
-
-def rows(sizes, columns=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(n, columns, generator=generator, dtype=torch.float64) * (rank + 0.5) + rank
-        for rank, n in enumerate(sizes)
-    ]
 
 
 def masks_of(sizes, masked):
