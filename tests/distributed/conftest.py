@@ -1,16 +1,15 @@
 import pytest
-from ranks import Ranks
+
+from termwise.testing import Ranks
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
-    running = Ranks(tmp_path_factory.mktemp("ranks"))
-    yield running
-    running.close()
+def ranks():
+    with Ranks(3) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def eight_ranks(tmp_path_factory):
-    running = Ranks(tmp_path_factory.mktemp("eight"), 8)
-    yield running
-    running.close()
+def eight_ranks():
+    with Ranks(8) as running:
+        yield running

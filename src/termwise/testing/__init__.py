@@ -17,8 +17,10 @@ from ._laws import assert_shift_invariant as assert_shift_invariant
 from ._laws import assert_symmetric as assert_symmetric
 from ._laws import assert_terms_sum as assert_terms_sum
 from ._laws import assert_vmaps as assert_vmaps
+from ._ranks import Ranks as Ranks
 from ._recovers import GaussianEnergy as GaussianEnergy
 from ._recovers import check_recovers as check_recovers
 from ._recovers import exact_noise as exact_noise
 from ._recovers import exact_projections as exact_projections
 from ._recovers import sigma_points as sigma_points
+from ._sharding import assert_sharding as assert_sharding

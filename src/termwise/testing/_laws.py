@@ -165,7 +165,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         for name, value in first.items():
             if not _equal(value, again[name].detach()):
                 raise BrokenLawError(
-                    f"{name} of the same call is {_few(value)}, then {_few(again[name])}", call
+                    f"{name} of the same call is {few(value)}, then {few(again[name])}", call
                 )
 
     hold("assert_pure", drawn_calls(fn, inputs, count=2), check, max_examples)
@@ -222,7 +222,7 @@ def assert_finite(
             values, gradients = values_and_gradients(extreme)
             for name, value in {**values, **gradients}.items():
                 if not torch.isfinite(value).all():
-                    raise BrokenLawError(f"{name} is {_few(value)} for {kind}", extreme)
+                    raise BrokenLawError(f"{name} is {few(value)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
             if tensor.is_floating_point() and tensor.numel() and path not in ignores:
                 poisoned = call.mapped(
@@ -283,17 +283,15 @@ def assert_terms_sum(
         total = torch.zeros_like(terms["loss"])
         for term, weight in weights.items():
             total = total + terms[term] * _number(weight, live)
-        if not _close(terms["loss"], total):
-            raise BrokenLawError(
-                f"loss is {_few(terms['loss'])}, the terms' sum {_few(total)}", call
-            )
+        if not close(terms["loss"], total):
+            raise BrokenLawError(f"loss is {few(terms['loss'])}, the terms' sum {few(total)}", call)
         leaves = [t for t in live.tensors().values() if t.requires_grad]
         for ours, summed in zip(
             _derivatives(terms["loss"], leaves), _derivatives(total, leaves), strict=True
         ):
-            if not _close(ours, summed):
+            if not close(ours, summed):
                 raise BrokenLawError(
-                    f"loss's gradient is {_few(ours)}, the terms' sum's {_few(summed)}", call
+                    f"loss's gradient is {few(ours)}, the terms' sum's {few(summed)}", call
                 )
         for name, value in terms.items():
             if name not in ("loss", *weights, *also_in_graph) and value.requires_grad:
@@ -347,15 +345,15 @@ def assert_permutation_invariant(
         ours, our_gradients = values_and_gradients(moved)
         for name, value in values.items():
             names = result_axes(signature, name, value)
-            if not _close(ours[name], permuted(value, names)):
+            if not close(ours[name], permuted(value, names)):
                 raise BrokenLawError(
-                    f"{name} is {_few(value)}, and {_few(ours[name])} where {axis} is in the "
+                    f"{name} is {few(value)}, and {few(ours[name])} where {axis} is in the "
                     f"order {order.tolist()}",
                     call,
                 )
         for name, value in gradients.items():
-            wanted = permuted(value, axes.get(name.removeprefix(_GRADIENT), ()))
-            if not _close(our_gradients[name], wanted):
+            wanted = permuted(value, axes.get(name.removeprefix(GRADIENT), ()))
+            if not close(our_gradients[name], wanted):
                 raise BrokenLawError(f"{name} is not permuted with {axis}", call)
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -384,14 +382,14 @@ def assert_symmetric(
         values, gradients = values_and_gradients(call)
         ours, our_gradients = values_and_gradients(swapped)
         for name, value in values.items():
-            if not _close(ours[name], value):
+            if not close(ours[name], value):
                 raise BrokenLawError(
-                    f"{name} is {_few(value)}, and {_few(ours[name])} where {first} and {second} "
+                    f"{name} is {few(value)}, and {few(ours[name])} where {first} and {second} "
                     "change places",
                     call,
                 )
         for one, two in ((first, second), (second, first)):
-            if not _close(our_gradients[_GRADIENT + one], gradients[_GRADIENT + two]):
+            if not close(our_gradients[GRADIENT + one], gradients[GRADIENT + two]):
                 raise BrokenLawError(
                     f"the gradients of {first} and {second} do not change places", call
                 )
@@ -441,9 +439,9 @@ def assert_shift_invariant(
 
         values = outputs(call.mapped(_same_tensor)())
         for name, ours in outputs(call.mapped(shift)()).items():
-            if not _close(ours, values[name]):
+            if not close(ours, values[name]):
                 raise BrokenLawError(
-                    f"{name} is {_few(values[name])}, and {_few(ours)} when shifted", call
+                    f"{name} is {few(values[name])}, and {few(ours)} when shifted", call
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -480,9 +478,9 @@ def assert_scale(
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
-            if not _close(ours[name], values[name] * factor**power):
+            if not close(ours[name], values[name] * factor**power):
                 raise BrokenLawError(
-                    f"{name} is {_few(values[name])}, and {_few(ours[name])} for {factor:g} times "
+                    f"{name} is {few(values[name])}, and {few(ours[name])} for {factor:g} times "
                     f"the arguments: not of degree {power:g}",
                     call,
                 )
@@ -520,8 +518,8 @@ def assert_formula(
             formula = {"loss": formula["result"]}
         for name, wanted in formula.items():
             ours = values[name]
-            if not _close(ours, wanted):
-                raise BrokenLawError(f"{name} is {_few(ours)}, the formula's {_few(wanted)}", call)
+            if not close(ours, wanted):
+                raise BrokenLawError(f"{name} is {few(ours)}, the formula's {few(wanted)}", call)
             if not (ours.requires_grad and wanted.requires_grad):
                 continue
             leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
@@ -532,9 +530,9 @@ def assert_formula(
                 _derivatives(wanted.sum(), theirs),
                 strict=True,
             ):
-                if not _close(one, two):
+                if not close(one, two):
                     raise BrokenLawError(
-                        f"{name}'s gradient by {path} is {_few(one)}, the formula's {_few(two)}",
+                        f"{name}'s gradient by {path} is {few(one)}, the formula's {few(two)}",
                         call,
                     )
 
@@ -628,9 +626,9 @@ def assert_compiles(
                 raise BrokenLawError(problem, call) from None
             for name, value in {**values, **gradients}.items():
                 compiled = {**ours, **our_gradients}.get(name)
-                if compiled is None or not _close(compiled, value):
-                    shown = "absent" if compiled is None else _few(compiled)
-                    raise BrokenLawError(f"{name} is {_few(value)}, compiled {shown}", call)
+                if compiled is None or not close(compiled, value):
+                    shown = "absent" if compiled is None else few(compiled)
+                    raise BrokenLawError(f"{name} is {few(value)}, compiled {shown}", call)
         torch.compiler.reset()
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -682,9 +680,9 @@ def assert_vmaps(
             raise BrokenLawError(problem, call) from None
         for index, values in enumerate(looped):
             for name, value in values.items():
-                if not _close(together[name][index], value):
-                    shown = f"under vmap {_few(together[name][index])}"
-                    raise BrokenLawError(f"{name} is {_few(value)}, {shown}", three[index])
+                if not close(together[name][index], value):
+                    shown = f"under vmap {few(together[name][index])}"
+                    raise BrokenLawError(f"{name} is {few(value)}, {shown}", three[index])
         leaves = [tensor.clone().requires_grad_() for tensor in rows[0]]
         loss = scalar(of_tensors(*leaves))
         if not loss.requires_grad:
@@ -697,7 +695,7 @@ def assert_vmaps(
             problem = f"grad under vmap, {type(error).__name__}: {_first_line(str(error))}"
             raise BrokenLawError(problem, call) from None
         for path, ours, wanted in zip(paths, mapped, _derivatives(loss, leaves), strict=True):
-            if not _close(ours[0], wanted):
+            if not close(ours[0], wanted):
                 raise BrokenLawError(f"the gradient by {path} differs under vmap", call)
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -734,7 +732,7 @@ def hold(
         raise AssertionError(text) from broken.__cause__
 
 
-_GRADIENT: Final = "the gradient by "
+GRADIENT: Final = "the gradient by "
 
 
 def outputs(result: Any) -> Numbers:
@@ -776,7 +774,7 @@ def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbe
     gradients: Numbers = {}
     if loss.requires_grad:
         derived = _derivatives(loss, list(leaves.values()))
-        gradients = {_GRADIENT + path: value for path, value in zip(leaves, derived, strict=True)}
+        gradients = {GRADIENT + path: value for path, value in zip(leaves, derived, strict=True)}
     return {name: value.detach() for name, value in values.items()}, gradients
 
 
@@ -825,7 +823,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
     return bool(torch.equal(torch.nan_to_num(one, nan=1.5e9), torch.nan_to_num(two, nan=1.5e9)))
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
+def close(one: Tensor, two: Tensor) -> bool:
     """Compare to the precision of the dtype, with the size of the larger number as the unit."""
     if one.shape != two.shape:
         return False
@@ -839,7 +837,7 @@ def _close(one: Tensor, two: Tensor) -> bool:
     )
 
 
-def _few(value: Tensor) -> str:
+def few(value: Tensor) -> str:
     numbers = cast("list[float]", value.detach().reshape(-1)[:4].tolist())
     text = ", ".join(f"{number:.6g}" for number in numbers)
     if value.ndim == 0:
