@@ -151,7 +151,7 @@ def contrastive_divergence_kl_term(
 def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
     """Give what each row adds to the mean that is the entropy."""
     wide = accumulator(points)
-    points = points.reshape(len(points), -1) if points.ndim != 1 else points[:, None]
+    points = points.flatten(1) if points.ndim != 1 else points[:, None]
     points = points.to(wide)
     others = points if neighbours is None else neighbours.to(wide).reshape(-1, points.shape[1])
     with torch.no_grad():

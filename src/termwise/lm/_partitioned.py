@@ -450,10 +450,10 @@ class _Distance(NamedTuple):
         # Where the probability is 0 the product is, whatever the logarithms are.
         if self.reverse:
             q = a.exp()
-            each = (q * (a - b)).where(q > 0, 0)
-            gradient = (q * (a - b + 1)).where(q > 0, 0)
+            each = (q * (a - b)).where(q != 0, 0)
+            gradient = (q * (a - b + 1)).where(q != 0, 0)
         else:
-            each = (p * (b - a)).where(p > 0, 0)
+            each = (p * (b - a)).where(p != 0, 0)
             gradient = -p
         push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
         agree = a.new_zeros(len(a))

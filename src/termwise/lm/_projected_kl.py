@@ -565,11 +565,11 @@ class Divergence(NamedTuple):
         share = projected / whole
         q = share + self.eps
         log_q = q.log()
-        # Where one factor is 0 the product is, whatever the logarithm is.
+        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
         if self.reverse:
             ratio = log_q - log_p
-            kl = (q * ratio).where(q > 0, 0).sum(1)
-            push = (ratio + 1).where(q > 0, 0)
+            kl = (q * ratio).where(q != 0, 0).sum(1)
+            push = (ratio + 1).where(q != 0, 0)
         else:
             p = log_p.exp()
             if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
@@ -577,8 +577,8 @@ class Divergence(NamedTuple):
                 kl = row_products(p, ratio)
                 push = -p / q
             else:
-                kl = (p * (log_p - log_q)).where(p > 0, 0).sum(1)
-                push = -(p / q).where(p > 0, 0)
+                kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
+                push = -(p / q).where(p != 0, 0)
         agree = projected.argmax(1) == log_p.argmax(1)
         push = (push - row_products(push, share)[:, None]) / whole
         if block.counted is not None:

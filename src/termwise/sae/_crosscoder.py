@@ -154,7 +154,11 @@ def crosscoder_loss(
         mse = mse_per_layer.sum()
         sparsity = sparsity_coeff * price
         return CrosscoderTerms(
-            loss=mse + sparsity, mse_per_layer=mse_per_layer, mse=mse, sparsity=sparsity, l0=l0
+            loss=mse + sparsity,
+            mse_per_layer=mse_per_layer,
+            mse=mse,
+            sparsity=sparsity,
+            l0=l0.detach(),
         )
 
 

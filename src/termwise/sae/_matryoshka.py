@@ -181,8 +181,8 @@ def matryoshka_loss(
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,
-        l0=l0,
-        l1=l1,
+        l0=l0.detach(),
+        l1=l1 if decoder_norm is None and p == 1.0 else l1.detach(),
     )
 
 

@@ -130,7 +130,13 @@ def vanilla_loss(
         grad_reduction,
     )
     sparsity = sparsity_coeff * paid
-    return VanillaTerms(loss=mse + sparsity, mse=mse, sparsity=sparsity, l0=l0, l1=l1)
+    return VanillaTerms(
+        loss=mse + sparsity,
+        mse=mse,
+        sparsity=sparsity,
+        l0=l0.detach(),
+        l1=l1 if plain is weighed else l1.detach(),
+    )
 
 
 class VanillaObjective(nn.Module):
