@@ -63,8 +63,8 @@ def denoising_score_matching_loss(
 ) -> DenoisingScoreMatchingTerms:
     r"""Make the gradient of the energy at a noisy point the noise that it has, over sigma.
 
-    $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \Big\|
-    \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \Big\|^2$$
+    $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \left\|
+    \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \right\|^2$$
 
     over the rows of data x, whose weights w sum to 1, and L levels of noise; n is standard normal.
     Its minimum is the density of the data blurred by a normal of standard deviation sigma, not that

@@ -49,7 +49,7 @@ def noise_contrastive_loss(
 ) -> NoiseContrastiveTerms:
     r"""Classify rows as data or as noise of density q, with the model's own odds.
 
-    $$G(u) = -E(u) - \log Z - \log q(u) - \log \nu, \qquad
+    $$G(u) = -E(u) - \log\, Z - \log\, q(u) - \log\, \nu, \qquad
     \mathrm{loss} = \sum_i w_i \log(1 + e^{-G(x_i)}) + \nu \frac{1}{m} \sum_j \log(1 + e^{G(y_j)})$$
 
     over the rows of data x, whose weights w sum to 1, and m rows of noise y; nu = m / batch. The

@@ -70,7 +70,7 @@ def vanilla_loss(
     r"""Reconstruct activations, and pay for what is active.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
-    + \lambda \sum_j \nu_j |f_{ij}|^p \right)$$
+    + \lambda \sum_j \nu_j \left|f_{ij}\right|^p \right)$$
 
     over the n rows that count. Half precision is lifted to float32 before any difference is taken.
 
