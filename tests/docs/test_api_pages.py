@@ -101,6 +101,7 @@ def test_what_a_page_shows_of_the_docstring_is_there(loss):
     family, _, function = loss.rpartition(".")
     docstring = inspect.getdoc(getattr(FAMILIES[family], function))
     assert docstring.count("$$") >= 2
+    assert not re.search(r"[bB]igg?[lr]?\\\|", docstring)  # which is drawn as a single bar
     assert re.search(r"^References:\n {4}\S", docstring, re.MULTILINE)
 
 

@@ -116,9 +116,10 @@ def denoising_score_matching_loss(
 
     References:
         Vincent, A Connection Between Score Matching and Denoising Autoencoders (Neural Computation
-        2011); Song, Ermon, Generative Modeling by Estimating Gradients of the Data Distribution
-        (NeurIPS 2019), https://arxiv.org/abs/1907.05600, which weighs levels by sigma2. The score
-        of the model is -grad E: code that adds n / sigma to grad E learns the negated energy.
+        2011), https://doi.org/10.1162/NECO_a_00142; Song, Ermon, Generative Modeling by Estimating
+        Gradients of the Data Distribution (NeurIPS 2019), https://arxiv.org/abs/1907.05600, which
+        weighs levels by sigma2. The score of the model is -grad E: code that adds n / sigma to grad
+        E learns the negated energy.
 
     Examples:
         >>> import torch

@@ -82,9 +82,10 @@ def noise_contrastive_loss(
 
     References:
         Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with
-        Applications to Natural Image Statistics (JMLR 2012), of which this is the loss for any nu.
-        Code that classifies by -E - log Z alone, without log q and log nu, finds the density ratio
-        to the noise and takes it for the density.
+        Applications to Natural Image Statistics (JMLR 2012),
+        https://jmlr.org/papers/v13/gutmann12a.html, of which this is the loss for any nu. Code that
+        classifies by -E - log Z alone, without log q and log nu, finds the density ratio to the
+        noise and takes it for the density.
 
     Examples:
         Noise of the model's own density cannot be told from data:

@@ -104,7 +104,8 @@ def vanilla_loss(
         ValueError: p is not positive, or f has another number of rows than x.
 
     References:
-        Bricken et al., Towards Monosemanticity (2023), and the update of April 2024,
+        Bricken et al., Towards Monosemanticity (2023),
+        https://transformer-circuits.pub/2023/monosemantic-features, and the update of April 2024,
         https://transformer-circuits.pub/2024/april-update: there the squared error is summed over
         features. saev, whose names we keep, averages it; it also counts f > 0 and sums f without
         its absolute value, which is wrong for signed latents and equal for ReLU's.
