@@ -79,8 +79,8 @@ def partitioned_loss(
     predicts one of its tokens, and averages over the chunk's positions of log-probabilities over
     the *whole* vocabulary of each side,
 
-    $$a_c = \frac{1}{n_c} \sum_{t \in c} \log \mathrm{softmax}(x_t / T), \qquad
-    b_c = \frac{1}{m_c} \sum_{t \in c} \log \mathrm{softmax}(y_t / T)$$
+    $$a_c = \frac{1}{n_c} \sum_{t \in c} \log\, \mathrm{softmax}(x_t / T), \qquad
+    b_c = \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}(y_t / T)$$
 
     $$\mathrm{loss} = T^2 (w_1 \, \mathrm{kl\_common} + w_2 \, \mathrm{l1\_tail})$$
 

@@ -194,7 +194,7 @@ def jumprelu_loss(
 
     $$\lambda \, \mathrm{L0}, \qquad \lambda \left( \frac{\mathrm{L0}}{k} - 1 \right)^2
     \qquad \text{or} \qquad
-    \frac{\lambda}{n} \sum_{i,j} \tanh(c \, |f_{ij}| \, \| W_j \|)$$
+    \frac{\lambda}{n} \sum_{i,j} \tanh(c \, \left|f_{ij}\right| \, \| W_j \|)$$
 
     for "l0", "l0_relative" and "tanh", and the push on latents below their threshold is
 
