@@ -190,7 +190,7 @@ def draw(path: Path, name: str, result: Result | Frontier | Energies | Distillat
 
 
 def _save(figure: Figure, path: Path, sentence: str, dpi: int) -> None:
-    """Write a PNG that holds the sentence as text; of few colours, it takes a third of the bytes."""
+    """Write a PNG that holds the sentence too; of few colours, it takes a third of the bytes."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=dpi)
     about = PngInfo()
