@@ -88,7 +88,10 @@ OF_VARIANCE = dataclasses.replace(
 
 def of_latents(**more: Any) -> Laws:
     overrides = {**SPARSE, **more.pop("overrides", {})}
-    return Laws(LATENTS, overrides=overrides, shards=more.pop("shards", GROUPS), **more)
+    # Sparse latents may leave a row of the decoder out.
+    ignores = ("W_dec", "decoder_norm", *more.pop("ignores", ()))
+    shards = more.pop("shards", GROUPS)
+    return Laws(LATENTS, overrides=overrides, ignores=ignores, shards=shards, **more)
 
 
 def of_energy(weights: dict[str, Any] | None, **more: Any) -> Laws:
@@ -242,7 +245,7 @@ LAWS: dict[Callable[..., Any], Laws] = {
         overrides={"k_aux": 1},
         finite={"dead": lambda sizes: torch.ones(sizes["d_sae"], dtype=torch.bool)},
         by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-        ignores=("pre", "W_dec"),
+        ignores=("pre",),
     ),
     sae.batch_topk: of_latents(
         overrides={"k": 1},
