@@ -670,7 +670,9 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
         hints = typing.get_type_hints(type(value), include_extras=True)
         parts = {name: (hints[name], getattr(value, name)) for name in hints}
     elif isinstance(value, tuple | list):
-        kinds = next((list(typing.get_args(o)) for o in _options(hint) if typing.get_args(o)), [])
+        kinds: list[Any] = []
+        for option in _options(hint):
+            kinds = kinds or list(typing.get_args(option))
         items = list(cast("Sequence[Any]", value)) if kinds else []
         for index, item in enumerate(items):
             parts[str(index)] = (kinds[index if len(kinds) == len(items) else 0], item)

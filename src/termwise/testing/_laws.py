@@ -22,6 +22,14 @@ Numbers: TypeAlias = dict[str, Tensor]
 Weight: TypeAlias = str | float | Callable[[Call], float | Tensor]
 
 _DOUBLE: Final = (torch.float64,)
+# A loss is slow, a law may run inside a test under @given, and a call holds many numbers.
+_PATIENT: Final = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.filter_too_much,
+    HealthCheck.nested_given,
+)
 _LIFTED: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
@@ -723,10 +731,10 @@ def hold(
     @settings(
         deadline=None,
         max_examples=examples,
-        suppress_health_check=tuple(HealthCheck.__members__.values()),
+        suppress_health_check=_PATIENT,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=[p for p in settings.default.phases if shrink or p is not Phase.shrink],
+        phases=[p for p in settings().phases if shrink or p is not Phase.shrink],
     )
     @given(strategy)
     def run(drawn: Any) -> None:
@@ -799,7 +807,7 @@ def result_axes(signature: Signature, name: str, value: Tensor) -> tuple[str | N
     if isinstance(returns, type) and dataclasses.is_dataclass(returns):
         hint = typing.get_type_hints(returns, include_extras=True).get(name)
     elif name.startswith("result "):
-        hint = returns.__args__[int(name.removeprefix("result "))]
+        hint = typing.get_args(returns)[int(name.removeprefix("result "))]
     return named_axes(hint, value, "").get("", ())
 
 

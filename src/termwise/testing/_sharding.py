@@ -117,14 +117,14 @@ def assert_sharding(
             path = name.removeprefix(GRADIENT)
             theirs = [found[name] for _, found in answers]
             if path in whole:
-                combined = theirs
+                combined = list(theirs)
             elif path in parts:
                 combined = [torch.cat(theirs, places[path]) / share]
             else:
                 combined = [torch.stack(theirs).sum(0) / share]
             for ours in combined:
                 if not close(ours, wanted):
-                    ratio = float(ours.norm() / wanted.norm())
+                    ratio = (ours.square().sum() / wanted.square().sum()).sqrt()
                     raise BrokenLawError(
                         f"{name} is {few(wanted)}, and combined by {reduction} {few(ours)}, "
                         f"{ratio:.6g} times as long, {where}",
