@@ -450,8 +450,12 @@ def takes_tensors(function: Callable[..., Any]) -> bool:
     return any("Tensor" in str(hint) and "Callable" not in str(hint)[:40] for hint in hints)
 
 
+def laws_of(function: Callable[..., Any]) -> Laws:
+    return LAWS.get(function, Laws())
+
+
 def held(function: Callable[..., Any], law: str, *arguments: Any, **more: Any) -> None:
-    laws = LAWS.get(function, Laws())
+    laws = laws_of(function)
     run = getattr(testing, law)
     told = {**laws.inputs, **more}
     if law in laws.not_held:
@@ -467,7 +471,7 @@ def held(function: Callable[..., Any], law: str, *arguments: Any, **more: Any) -
 
 
 def by(function: Callable[..., Any], law: str) -> dict[str, Any]:
-    given = LAWS.get(function, Laws()).by.get(law)
+    given = laws_of(function).by.get(law)
     return {"arguments": given} if given else {}
 
 
@@ -486,7 +490,7 @@ def test_pure(function):
 
 @EVERY
 def test_finite(function):
-    laws = LAWS.get(function, Laws())
+    laws = laws_of(function)
     limits = ("mask", "target", "sample_mask", "valid_rows")  # what leaves elements out
     parameters = inspect.signature(function).parameters
     every = {
@@ -514,7 +518,7 @@ def test_vmaps(function):
 
 @EVERY
 def test_order_does_not_matter(function):
-    laws = LAWS.get(function, Laws())
+    laws = laws_of(function)
     for axis in laws.permuted:
         held(function, "assert_permutation_invariant", axis, max_examples=3)
 
@@ -522,20 +526,23 @@ def test_order_does_not_matter(function):
 @EVERY
 def test_terms_sum(function):
     returned = inspect.signature(function).return_annotation
-    weights = LAWS.get(function, Laws()).weights
+    weights = laws_of(function).weights
     if not (isinstance(returned, type) and issubclass(returned, tw.Terms)):
         assert weights is None
         return
     assert weights is not None, "name the weights of the terms: {} where the loss has no parts"
-    held(function, "assert_terms_sum", weights, max_examples=5, **LAWS[function].terms)
+    held(function, "assert_terms_sum", weights, max_examples=5, **laws_of(function).terms)
 
 
 @EVERY
 def test_sharding(function, ranks):
-    laws = LAWS.get(function, Laws())
+    laws = laws_of(function)
     groups = {name for name in inspect.signature(function).parameters if name.endswith("_group")}
     assert groups == set(laws.shards)
-    for group, (axis, more) in ((g, s) for g, s in laws.shards.items() if s is not None):
+    for group, shared in laws.shards.items():
+        if shared is None:
+            continue
+        axis, more = shared
         sizes = {**laws.sizes, **more.get("sizes", {})}
         told = {**more, "sizes": sizes, "ranks": ranks, "max_examples": 1}
         held(function, "assert_sharding", axis, group, **told)

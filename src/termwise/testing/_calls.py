@@ -279,17 +279,6 @@ class Signature:
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
-def drawn_calls(
-    fn: Callable[..., Any], inputs: Inputs, *, count: int = 1, generic: bool = False
-) -> st.SearchStrategy[list[Call]]:
-    """Draw calls that differ in their floating tensors alone.
-
-    Generic: elements that no strategy was given for are normal variates, so that no two are equal
-    and none is 0, as gradients compared with finite differences need.
-    """
-    return _drawn(fn, inputs, count, generic)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Array:
     """A tensor to be drawn once all sizes are known."""
@@ -320,9 +309,19 @@ class _OfSizes:
 
 
 @st.composite
-def _drawn(
-    draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs, count: int, generic: bool
+def drawn_calls(
+    draw: st.DrawFn,
+    fn: Callable[..., Any],
+    inputs: Inputs,
+    *,
+    count: int = 1,
+    generic: bool = False,
 ) -> list[Call]:
+    """Draw calls that differ in their floating tensors alone.
+
+    Generic: elements that no strategy was given for are normal variates, so that no two are equal
+    and none is 0, as gradients compared with finite differences need.
+    """
     signature = Signature(fn)
     overrides = inputs.get("overrides") or {}
     # First what each argument is, and all that has no shape; then sizes; then tensors.
@@ -345,26 +344,20 @@ def _drawn(
             _bind(signature.hint(name, values), choice, sizes)
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
-    ready = {
-        name: _settled(draw, choice, sizes, inputs.get("elements"))
-        for name, choice in chosen.items()
-    }
+    ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
     floating = [d for d in inputs.get("dtypes", (torch.float32,)) if d.is_floating_point]
     dtype = draw(st.sampled_from(floating or [torch.float32]))
+    dtypes = {path: _dtype(shape, dtype, inputs) for path, shape in arrays.items()}
+    hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
+    tensors: dict[str, Tensor] = {}
     drawn: list[Call] = []
     for _ in range(count):
-        tensors = {
-            path: (
-                drawn[0].tensors()[path]
-                if drawn and not _dtype(shape, dtype, inputs).is_floating_point
-                else _draw_tensor(
-                    draw, path, shapes[path], _dtype(shape, dtype, inputs), sizes, inputs, generic
+        for path, shape in shapes.items():
+            if path not in tensors or dtypes[path].is_floating_point:
+                tensors[path] = _draw_tensor(
+                    draw, path, shape, dtypes[path], sizes, inputs, generic
                 )
-            )
-            for path, shape in arrays.items()
-        }
         arguments = {name: _made(choice, name, tensors) for name, choice in ready.items()}
-        hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
         drawn.append(Call(fn, arguments, sizes, hints))
     return drawn
 
@@ -441,11 +434,8 @@ def _chosen_option(
             if field.init
         }
         return _Record(option, fields)
-    kinds = arguments
-    if len(arguments) != 2 or Ellipsis in arguments or origin is not tuple:
-        fixed = origin is tuple and Ellipsis not in arguments
-        length = len(arguments) if fixed else draw(st.integers(1, 3))
-        kinds = arguments if fixed else arguments[:1] * length
+    fixed = origin is tuple and Ellipsis not in arguments
+    kinds = arguments if fixed else arguments[:1] * draw(st.integers(1, 3))
     empty = inspect.Parameter.empty
     return _Several(
         tuple(
@@ -603,7 +593,7 @@ def _draw_tensor(
     return torch.tensor(drawn, dtype=dtype).reshape(shape)
 
 
-def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any], elements: Any) -> Any:
+def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
     """Evaluate what depends on the sizes."""
     if isinstance(choice, _OfSizes):
         value = choice.function(dict(sizes))
@@ -611,12 +601,10 @@ def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any], elements: Any)
             return draw(cast("st.SearchStrategy[Any]", value))
         return value
     if isinstance(choice, _Record):
-        fields = {
-            name: _settled(draw, part, sizes, elements) for name, part in choice.fields.items()
-        }
+        fields = {name: _settled(draw, part, sizes) for name, part in choice.fields.items()}
         return _Record(choice.kind, fields)
     if isinstance(choice, _Several):
-        return _Several(tuple(_settled(draw, part, sizes, elements) for part in choice.items))
+        return _Several(tuple(_settled(draw, part, sizes) for part in choice.items))
     return choice
 
 

@@ -842,7 +842,7 @@ def _copied(values: Numbers) -> Numbers:
 def _equal(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
-    return bool(torch.equal(torch.nan_to_num(one, nan=1.5e9), torch.nan_to_num(two, nan=1.5e9)))
+    return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
 
 
 def close(one: Tensor, two: Tensor) -> bool:

@@ -79,13 +79,12 @@ class Ranks:
         for rank in range(world):
             self._pipes[rank].send((function, world, [values[rank] for values in arguments]))
         answers: dict[int, tuple[bool, Any]] = {}
-        waiting = {id(pipe): rank for rank, pipe in enumerate(self._pipes[:world])}
         end = time.monotonic() + _SECONDS
         while len(answers) < world and time.monotonic() < end:
-            left = [pipe for pipe in self._pipes[:world] if waiting[id(pipe)] not in answers]
+            left = {self._pipes[rank]: rank for rank in range(world) if rank not in answers}
             for pipe in cast("list[Connection]", wait(left, max(0.0, end - time.monotonic()))):
                 failed, result = pipe.recv()
-                answers[waiting[id(pipe)]] = failed, result
+                answers[left[pipe]] = failed, result
                 if failed:  # the others may wait for it in vain
                     end = min(end, time.monotonic() + 2)
         failures = [text for failed, text in answers.values() if failed]
