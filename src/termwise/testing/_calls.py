@@ -238,20 +238,25 @@ def broken_calls(
         ...         broken()
         >>> test_refused_by_name()
     """
-    valid = calls(fn, sizes=sizes, dtypes=dtypes, elements=elements, overrides=overrides)
-    return valid.flatmap(lambda call: st.sampled_from(_some_violations(call)))
+    inputs = Inputs(sizes=sizes or {}, dtypes=dtypes, elements=elements, overrides=overrides or {})
+    return _broken(fn, inputs)
 
 
-def _some_violations(call: Call) -> list[BrokenCall]:
+@st.composite
+def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCall:
+    call = draw(drawn_calls(fn, inputs))[0]
     found = violations(call)
     if not found:
-        signature = Signature(call.fn)
+        signature = Signature(fn)
+        options = [option for hint in signature.hints.values() for option in _options(hint)]
         # An optional tensor that is None here is a tensor in another call.
-        assume(
-            not any(is_array(option) for h in signature.hints.values() for option in _options(h))
-        )
+        assume(not any(is_array(option) for option in options))
         raise TypeError(f"broken_calls: {signature.name} takes nothing that can be broken")
-    return found
+    # Argument by argument and kind by kind: they stay the same while the sizes shrink.
+    argument = draw(st.sampled_from(list(dict.fromkeys(one.argument for one in found))))
+    found = [one for one in found if one.argument == argument]
+    kind = draw(st.sampled_from(list(dict.fromkeys(one.kind for one in found))))
+    return draw(st.sampled_from([one for one in found if one.kind == kind]))
 
 
 class Signature:
@@ -769,17 +774,21 @@ _Kind = Literal["rank", "axis", "dtype", "array", "none", "literal"]
 def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
     wrong: list[tuple[_Kind, str, Any]] = []
     options = _options(hint)
-    if isinstance(value, Tensor):
-        wrong.append(("rank", "an axis more", value[None]))
-        if value.ndim:
-            wrong.append(("rank", "an axis fewer", value.new_zeros(value.shape[1:])))
-        for axis, size in enumerate(value.shape):
-            longer = value.new_zeros([n + (i == axis) for i, n in enumerate(value.shape)])
-            wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        sizes = list(value.shape)
+        # First what would broadcast: it is the worst to be taken.
+        for axis, size in enumerate(sizes):
             if size > 1:
-                single = value.narrow(axis, 0, 1)
-                wrong.append(("axis", f"axis {axis} is 1, not {size}", single))
-        other = value.long() if value.is_floating_point() else value.to(torch.float32)
+                how = f"axis {axis} is 1, not {size}"
+                wrong.append(("axis", how, value.narrow(axis, 0, 1)))
+        for axis, size in enumerate(sizes):
+            longer = value.new_zeros([*sizes[:axis], size + 1, *sizes[axis + 1 :]])
+            wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
+        wrong.append(("rank", "an axis more", value[None]))
+        if sizes:
+            wrong.append(("rank", "an axis fewer", value.new_zeros(sizes[1:])))
+        family = torch.int64 if value.is_floating_point() else torch.float32
+        other = value.new_zeros(sizes, dtype=family)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
         plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
         wrong.append(("array", "a NumPy array", plain.numpy()))

@@ -71,19 +71,18 @@ def _write(value: Any, imports: set[str]) -> str:
         return repr(value) if '"' in value or "\\" in value else f'"{value}"'
     if isinstance(value, functools.partial):
         return _write_partial(cast("functools.partial[Any]", value), imports)
-    if isinstance(value, nn.Module):
-        _name(type(value), imports)
-        return repr(value)
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
         return f"{_write(owner, imports)}.{value.__name__}"
-    if isinstance(value, torch.dtype | torch.device):
-        imports.add("import torch")
     if type(value).__module__ == "numpy" and hasattr(value, "shape"):
         imports.add("import torch")
         return f"{_write_tensor(torch.from_numpy(value))}.numpy()"
     if inspect.isroutine(value) or isinstance(value, type):
         return _name(value, imports)
+    if type(value).__module__ == "torch":  # a dtype or a device
+        imports.add("import torch")
+    elif type(value).__module__ != "builtins":
+        _name(type(value), imports)
     return repr(value)
 
 
