@@ -27,6 +27,7 @@ _COUNTS: Final = (1, 2, 3)
 # Multiples of 1/32 between -3 and 3: exact in every dtype but the eighths, short when printed.
 _FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
 _INTEGERS: Final = st.integers(0, 3)
+_MANY: Final = 64  # more elements are drawn as one seed: hypothesis holds some thousand choices
 # Which dtype stands for a family where `dtypes` names none of it.
 _PREFERRED: Final = (
     torch.float32,
@@ -168,7 +169,7 @@ def calls(
             ("x", or "f.values" for a field of a record, or "xs" for all of a sequence); a function
             of the sizes gives one that depends on them: `{"tokens": lambda sizes:
             st.integers(0, sizes["vocab"] - 1)}`. Multiples of 1/32 from -3 to 3 otherwise,
-            integers from 0 to 3.
+            integers from 0 to 3; in a tensor of more than 64 elements from one drawn seed.
         overrides: what an argument (or field, "f.indices") is given instead: a value, a strategy,
             a function of the sizes that gives either, or an annotation that is narrower than the
             signature's (`Float[Tensor, "{steps} batch"]`). For an argument that is itself a
@@ -652,21 +653,20 @@ def _draw_tensor(
         known = elements
     if inspect.isfunction(known):
         known = known(sizes)
-    if known is None and generic and dtype.is_floating_point:
+    number = int(torch.Size(shape).numel())
+    of_numbers = dtype.is_floating_point or dtype.is_complex
+    if known is None and (number > _MANY or (generic and dtype.is_floating_point)):
         # The path is in the seed, or arguments with one seed would be equal.
         seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
         generator = torch.Generator().manual_seed(seed)
-        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return ((normal * 1000).round() / 1000).to(dtype)  # short when printed
+        if generic and dtype.is_floating_point:
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return ((normal * 1000).round() / 1000).to(dtype)  # short when printed
+        low, high = (-96, 97) if of_numbers else (0, 2 if dtype == torch.bool else 4)
+        whole = torch.randint(low, high, shape, generator=generator)
+        return (whole / 32 if of_numbers else whole).to(dtype)
     if known is None:
-        known = (
-            st.booleans()
-            if dtype == torch.bool
-            else _FLOATS
-            if dtype.is_floating_point or dtype.is_complex
-            else _INTEGERS
-        )
-    number = int(torch.Size(shape).numel())
+        known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
     drawn = draw(st.lists(known, min_size=number, max_size=number))
     return torch.tensor(drawn, dtype=dtype).reshape(shape)
 
