@@ -1,5 +1,7 @@
 """What holds for every loss: it compiles, transforms, exports, copies, and waits for no device.
 
+What needs no case, as functions that compile and map, test_laws.py holds.
+
 A family's file defines FAMILY and CASES and imports these checks, each of which runs on each case.
 """
 
@@ -34,29 +36,13 @@ def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
     torch.testing.assert_close(dict(ours.items()), dict(theirs.items()))
 
 
-@pytest.mark.parametrize("form", ["function", "module"])
-def test_compiled_is_eager_whole(case, form):
-    eager = case.call_function if form == "function" else case.call_module
-    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
-    # The second size recompiles with a dynamic batch. A module only calls the function.
-    for rows in (7, 9, 4) if form == "function" else (7,):
-        inputs = [x.requires_grad_() for x in case.tensors(rows)]
-        ours = compiled(*inputs, **case.extra(rows))
-        theirs = eager(*inputs, **case.extra(rows))
-        assert_same(ours, theirs)
-        torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
-
-
-@pytest.mark.parametrize("form", ["function", "module"])
-def test_compiled_refuses_a_wrong_shape(case, form):
-    eager = case.call_function if form == "function" else case.call_module
-    compiled = torch.compile(eager, fullgraph=True, backend="eager")
-    first, *others = case.tensors()
-    few = first.sum() if case.first else first[0]  # to an energy a row may be one number
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*ax[ie]s, not"):
-        compiled(few, *others, **case.extra())
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="int64 is not a dtype of Float"):
-        compiled(first.long(), *others, **case.extra())
+def test_a_compiled_module_is_eager_whole(case):
+    compiled = torch.compile(case.call_module, fullgraph=True, backend="aot_eager")
+    inputs = [x.requires_grad_() for x in case.tensors()]
+    ours = compiled(*inputs, **case.extra())
+    theirs = case.call_module(*inputs, **case.extra())
+    assert_same(ours, theirs)
+    torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
 
 
 @pytest.mark.parametrize("form", ["function", "module"])
@@ -64,25 +50,6 @@ def test_the_module_is_the_function(case, form):
     inputs = case.tensors()
     ours = case.call_module(*inputs, **case.extra())
     assert_same(ours, case.call_function(*inputs, **case.extra()))
-
-
-def test_vmap_is_a_loop(case):
-    batches = [
-        torch.stack(xs) for xs in zip(*[case.tensors(seed=s) for s in range(3)], strict=True)
-    ]
-    masks = case.extra()
-
-    def loss(*inputs):
-        return case.call_function(*inputs, **masks)
-
-    ours = torch.vmap(loss)(*batches)
-    last = torch.vmap(loss, in_dims=-1)(*[x.movedim(0, -1) for x in batches])
-    assert_same(ours, last)
-    for index in range(3):
-        expected = loss(*[x[index] for x in batches])
-        torch.testing.assert_close(
-            {name: value[index] for name, value in ours.items()}, dict(expected.items())
-        )
 
 
 def test_vmap_and_grad_in_either_order(case):

@@ -34,6 +34,14 @@ Numbers: TypeAlias = dict[str, Tensor]
 Weight: TypeAlias = str | float | Callable[[Call], float | Tensor]
 
 _DOUBLE: Final = (torch.float64,)
+# A loss is slow, a law may run inside a test under @given, and a call holds many numbers.
+_PATIENT: Final = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.filter_too_much,
+    HealthCheck.nested_given,
+)
 _LIFTED: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 

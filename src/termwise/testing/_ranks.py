@@ -3,12 +3,13 @@
 import datetime
 import multiprocessing
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,10 @@ class Ranks:
         if count < 2:
             raise ValueError(f"Ranks needs a count of 2 or more, got {count}")
         self.count = count
+        self._start()
+
+    def _start(self) -> None:
+        count = self.count
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
         # One process imports, and the ranks are its copies: eight imports would take a minute.
@@ -65,22 +70,34 @@ class Ranks:
 
         Raises:
             RuntimeError: what the ranks raised, as text.
-            TimeoutError: a rank did not answer within 40 seconds.
+            TimeoutError: a rank did not answer within 40 seconds. After this, and where some
+                ranks raised while others waited, the ranks are started anew.
         """
         (world,) = {len(values) for values in arguments}
         if world not in (2, self.count):
             raise ValueError(f"Ranks needs arguments for 2 or {self.count} ranks, got {world}")
         for rank in range(world):
             self._pipes[rank].send((function, world, [values[rank] for values in arguments]))
-        answers: list[tuple[bool, Any]] = []
-        for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(_SECONDS):
-                raise TimeoutError(f"rank {rank} did not answer within {_SECONDS} seconds")
-            answers.append(pipe.recv())
-        failures = [text for failed, text in answers if failed]
+        answers: dict[int, tuple[bool, Any]] = {}
+        waiting = {id(pipe): rank for rank, pipe in enumerate(self._pipes[:world])}
+        end = time.monotonic() + _SECONDS
+        while len(answers) < world and time.monotonic() < end:
+            left = [pipe for pipe in self._pipes[:world] if waiting[id(pipe)] not in answers]
+            for pipe in cast("list[Connection]", wait(left, max(0.0, end - time.monotonic()))):
+                failed, result = pipe.recv()
+                answers[waiting[id(pipe)]] = failed, result
+                if failed:  # the others may wait for it in vain
+                    end = min(end, time.monotonic() + 2)
+        failures = [text for failed, text in answers.values() if failed]
+        silent = [rank for rank in range(world) if rank not in answers]
+        if silent:
+            self._end(0)
+            self._start()
         if failures:
             raise RuntimeError("\n".join(failures))
-        return [result for _, result in answers]
+        if silent:
+            raise TimeoutError(f"ranks {silent} did not answer within {_SECONDS} seconds")
+        return [answers[rank][1] for rank in range(world)]
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +114,11 @@ class Ranks:
         """End the ranks."""
         for pipe in self._pipes:
             pipe.send(None)
+        self._end(20)
+
+    def _end(self, seconds: float) -> None:
         for process in self._processes:
-            process.join(20)
+            process.join(seconds)
             if process.is_alive():
                 process.kill()
         self._folder.cleanup()

@@ -28,7 +28,7 @@ _CUTS: Final = ((3, 1), (2, 0, 3))
 
 def assert_sharding(
     fn: Function,
-    axis: str,
+    axis: str | Sequence[str],
     group_argument: str,
     *,
     grad_reduction: Literal["mean", "sum"] | None = None,
@@ -46,7 +46,7 @@ def assert_sharding(
 
     Args:
         fn: the function, which ranks must be able to import.
-        axis: name of the axis that is cut.
+        axis: name of the axis that is cut, or names of several that are cut alike.
         group_argument: name of the argument that takes the process group.
         grad_reduction: how the ranks' gradients combine. "mean": as DDP and FSDP do, so that a
             rank's gradient is its share of the whole one times the number of ranks. "sum": it is
@@ -57,8 +57,8 @@ def assert_sharding(
         ranks: running ranks; None starts some, which takes seconds.
         max_examples: calls to draw for each way to cut.
         **inputs: as [`calls`][termwise.testing.calls] takes them. In `sizes`, the axis has the
-            shares of the ranks, one tuple or a sequence of several, of 2 or of `ranks.count`
-            numbers: `{"batch": [(3, 1), (2, 0, 3)]}`, which is what is tried if it is not there.
+            shares of the ranks, one tuple or a list of several, of 2 or of `ranks.count` numbers:
+            `{"batch": [(3, 1), (2, 0, 3)]}`, which is what is tried if it has a size, or none.
 
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
@@ -75,18 +75,23 @@ def assert_sharding(
             f"{error}"
         ) from None
     sizes = dict(inputs.get("sizes") or {})
-    cuts = _cuts(sizes.pop(axis, _CUTS))
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    cuts = _cuts([sizes.pop(name, None) for name in axes])
+
+    def place(names: Sequence[str | None]) -> int | None:
+        return next((index for index, name in enumerate(names) if name in axes), None)
 
     def check(cut: Sequence[int], running: Ranks, several: list[Call]) -> None:
         (call,) = several
         names = call.axes()
-        if not any(axis in of for of in names.values()):
+        places = {path: at for path, of in names.items() if (at := place(of)) is not None}
+        if not places:
             raise ValueError(f"assert_sharding: no argument of {signature.name} has axis {axis}")
         values, gradients = values_and_gradients(call)
         parts = {
-            path: _split(tensor, cut, names[path].index(axis))
+            path: _split(tensor, cut, places[path])
             for path, tensor in call.tensors().items()
-            if axis in names.get(path, ())
+            if path in places
         }
         shares = [
             call.mapped(lambda path, t, rank=rank: parts[path][rank] if path in parts else t)
@@ -96,10 +101,10 @@ def assert_sharding(
             "list[tuple[Numbers, Numbers]]",
             running(_on_a_rank, [group_argument] * len(cut), shares),
         )
-        where = f"{axis} over ranks as {list(cut)}"
+        where = f"{' and '.join(axes)} over ranks as {list(cut)}"
         for name, value in values.items():
-            of = result_axes(signature, name, value)
-            pieces = _split(value, cut, of.index(axis)) if axis in of else [value] * len(cut)
+            at = place(result_axes(signature, name, value))
+            pieces = [value] * len(cut) if at is None else _split(value, cut, at)
             for rank, ((ours, _), wanted) in enumerate(zip(answers, pieces, strict=True)):
                 if not close(ours[name], wanted):
                     raise BrokenLawError(
@@ -112,14 +117,14 @@ def assert_sharding(
             path = name.removeprefix(GRADIENT)
             theirs = [found[name] for _, found in answers]
             if path in whole:
-                combined = theirs
+                combined = list(theirs)
             elif path in parts:
-                combined = [torch.cat(theirs, names[path].index(axis)) / share]
+                combined = [torch.cat(theirs, places[path]) / share]
             else:
                 combined = [torch.stack(theirs).sum(0) / share]
             for ours in combined:
                 if not close(ours, wanted):
-                    ratio = float(ours.norm() / wanted.norm())
+                    ratio = (ours.square().sum() / wanted.square().sum()).sqrt()
                     raise BrokenLawError(
                         f"{name} is {few(wanted)}, and combined by {reduction} {few(ours)}, "
                         f"{ratio:.6g} times as long, {where}",
@@ -129,18 +134,23 @@ def assert_sharding(
     inputs["dtypes"] = (torch.float64,)
     with nullcontext(ranks) if ranks else Ranks(max(len(cut) for cut in cuts)) as running:
         for cut in cuts:
-            inputs["sizes"] = {**sizes, axis: sum(cut)}
+            inputs["sizes"] = {**sizes, **dict.fromkeys(axes, sum(cut))}
             hold(
                 "assert_sharding",
                 drawn_calls(fn, inputs, generic=True),
                 lambda several, cut=cut: check(cut, running, several),
                 max_examples,
+                shrink=False,  # a call that ranks hang in takes long, and all are small
             )
 
 
-def _cuts(given: Any) -> list[tuple[int, ...]]:
-    cuts: list[Any] = list(given)
-    return [tuple(given)] if isinstance(cuts[0], int) else [tuple(cut) for cut in cuts]
+def _cuts(given: Sequence[Any]) -> list[tuple[int, ...]]:
+    for shares in given:
+        if isinstance(shares, tuple):
+            return [cast("tuple[int, ...]", shares)]
+        if isinstance(shares, list):
+            return cast("list[tuple[int, ...]]", shares)
+    return list(_CUTS)
 
 
 def _split(tensor: Tensor, cut: Sequence[int], axis: int) -> list[Tensor]:
