@@ -661,7 +661,7 @@ def _draw_tensor(
         generator = torch.Generator().manual_seed(seed)
         if generic and dtype.is_floating_point:
             normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-            return ((normal * 1000).round() / 1000).to(dtype)  # short when printed
+            return normal.round(decimals=6).to(dtype)  # shorter when printed
         low, high = (-96, 97) if of_numbers else (0, 2 if dtype == torch.bool else 4)
         whole = torch.randint(low, high, shape, generator=generator)
         return (whole / 32 if of_numbers else whole).to(dtype)

@@ -91,9 +91,8 @@ def assert_contract(
             _run_compiled(run, call)
             seen: set[str] = set()
             kinds = ("axis", "dtype", "rank")
-            for broken in violations(
-                call
-            ):  # one of each argument: a trace takes a tenth of a second
+            # One of each argument: a trace takes a tenth of a second.
+            for broken in violations(call):
                 if broken.argument not in seen and broken.kind == kinds[len(seen) % 3]:
                     seen.add(broken.argument)
                     _check_refusal(broken, lambda broken=broken: run(**broken), "compiled: ")
@@ -857,12 +856,10 @@ def hold(
     @settings(
         deadline=None,
         max_examples=examples if simplest else examples + 1,
-        suppress_health_check=cast("list[HealthCheck]", list(HealthCheck)),
+        suppress_health_check=_PATIENT,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=[
-            phase for phase in cast("settings", settings.default).phases if kept.get(phase, False)
-        ],
+        phases=[phase for phase in settings().phases if kept.get(phase, False)],
     )
     @given(strategy)
     def run(drawn: Any) -> None:
