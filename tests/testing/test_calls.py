@@ -275,6 +275,9 @@ def test_records_share_axis_names():
 
 
 def test_a_given_record_or_sequence_sets_the_sizes():
+    strategy = calls(of_record, overrides={"r.values": torch.zeros(3, 2)}, dtypes=[torch.float32])
+    drawn = every(strategy, lambda call: call(), 5)
+    assert {(tuple(r.indices.shape), len(x)) for r, x in drawn} == {((3, 2), 3)}
     record = Sparse(torch.zeros(3, 2), torch.zeros(3, 2).long(), Inner(torch.zeros(5)))
     strategy = calls(of_record, overrides={"r": record}, dtypes=[torch.float32])
     assert {tuple(x.shape) for _, x in every(strategy, lambda call: call(), 5)} == {(3, 5)}

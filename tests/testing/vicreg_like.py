@@ -174,11 +174,12 @@ DEFECTS = {
 }
 
 
-def formula(z1: Tensor, z2: Tensor, **_: Any) -> dict[str, Tensor]:
+def formula(z1: Tensor, z2: Tensor, eps: float, **_: Any) -> dict[str, Tensor]:
     """Write the terms from the paper's equations, in the plainest way."""
     covariances = [torch.cov(z.T).reshape(z.shape[1], z.shape[1]) for z in (z1, z2)]
     off = [c - torch.diag(torch.diag(c)) for c in covariances]
     return {
         "sim": (z1 - z2).square().mean(),
+        "var": sum(torch.relu(1 - (c.diagonal() + eps).sqrt()).mean() for c in covariances),
         "cov": sum(c.square().sum() for c in off) / z1.shape[1],
     }

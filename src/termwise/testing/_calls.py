@@ -307,7 +307,7 @@ def axis_names(hint: Any) -> list[str]:
         return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
     within = typing.get_args(hint)
     if _is_record(hint):
-        within = typing.get_type_hints(hint, include_extras=True).values()
+        within = tuple(typing.get_type_hints(hint, include_extras=True).values())
     return [name for part in within for name in axis_names(part)]
 
 

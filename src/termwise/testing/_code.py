@@ -60,8 +60,8 @@ def _write(value: Any, imports: set[str]) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_write(item, imports) for item in cast('list[Any]', value))}]"
     if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value).items()
-        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in items)
+        entries = cast("dict[Any, Any]", value).items()
+        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in entries)
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, float):
         return _write_number(value, torch.float64)
