@@ -14,7 +14,7 @@ from vicreg_like import DEFECTS, formula, right
 import termwise as tw
 from termwise import testing
 
-SIZES = {"sizes": {"batch": st.integers(2, 3), "dim": st.integers(1, 2)}, "max_examples": 4}
+SIZES = {"sizes": {"batch": st.integers(2, 3), "dim": st.integers(1, 2)}, "max_examples": 12}
 ONE = {"max_examples": 1}
 DOUBLE = {"dtypes": [torch.float64]}
 WEIGHTS = {"sim": "sim_weight", "var": "var_weight", "cov": "cov_weight"}
