@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, TypedDict, cast
 
 import torch
 from beartype.door import is_bearable
+from hypothesis import assume
 from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ _COUNTS: Final = (1, 2, 3)
 # Multiples of 1/32 between -3 and 3: exact in every dtype but the eighths, short when printed.
 _FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
 _INTEGERS: Final = st.integers(0, 3)
+_MANY: Final = 64  # more elements are drawn as one seed: hypothesis holds some thousand choices
 # Which dtype stands for a family where `dtypes` names none of it.
 _PREFERRED: Final = (
     torch.float32,
@@ -164,13 +166,15 @@ def calls(
         dtypes: floating dtypes to draw one from, which all floating tensors of the call have. An
             integer dtype here is taken where the annotation allows several.
         elements: strategy for the elements of all floating tensors, or a strategy by argument
-            ("x", or "f.values" for a field of a record); a function of the sizes gives one that
-            depends on them: `{"tokens": lambda sizes: st.integers(0, sizes["vocab"] - 1)}`.
-            Multiples of 1/32 from -3 to 3 otherwise, integers from 0 to 3.
+            ("x", or "f.values" for a field of a record, or "xs" for all of a sequence); a function
+            of the sizes gives one that depends on them: `{"tokens": lambda sizes:
+            st.integers(0, sizes["vocab"] - 1)}`. Multiples of 1/32 from -3 to 3 otherwise,
+            integers from 0 to 3; in a tensor of more than 64 elements from one drawn seed.
         overrides: what an argument (or field, "f.indices") is given instead: a value, a strategy,
             a function of the sizes that gives either, or an annotation that is narrower than the
             signature's (`Float[Tensor, "{steps} batch"]`). For an argument that is itself a
-            callable, the function is the value.
+            callable, the function is the value. Here as in `sizes` and `elements`, names that the
+            function does not have are passed over, so that one mapping serves a family.
 
     Returns:
         A strategy of [`Call`][termwise.testing.Call], which is a dict. Shrinks to few, small,
@@ -235,29 +239,46 @@ def broken_calls(
         ...         broken()
         >>> test_refused_by_name()
     """
-    valid = calls(fn, sizes=sizes, dtypes=dtypes, elements=elements, overrides=overrides)
-    return valid.flatmap(lambda call: st.sampled_from(_some_violations(call)))
+    inputs = Inputs(sizes=sizes or {}, dtypes=dtypes, elements=elements, overrides=overrides or {})
+    return _broken(fn, inputs)
 
 
-def _some_violations(call: Call) -> list[BrokenCall]:
+@st.composite
+def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCall:
+    call = draw(drawn_calls(fn, inputs))[0]
     found = violations(call)
     if not found:
-        raise TypeError(f"broken_calls: {Signature(call.fn).name} takes nothing that can be broken")
-    return found
+        signature = Signature(fn)
+        options = [option for hint in signature.hints.values() for option in _options(hint)]
+        # An optional tensor that is None here is a tensor in another call.
+        assume(not any(is_array(option) for option in options))
+        raise TypeError(f"broken_calls: {signature.name} takes nothing that can be broken")
+    # Argument by argument and kind by kind: they stay the same while the sizes shrink.
+    argument = draw(st.sampled_from(list(dict.fromkeys(one.argument for one in found))))
+    found = [one for one in found if one.argument == argument]
+    kind = draw(st.sampled_from(list(dict.fromkeys(one.kind for one in found))))
+    return draw(st.sampled_from([one for one in found if one.kind == kind]))
 
 
 class Signature:
     """A function's parameters, each with its annotation."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        self.name: str = getattr(fn, "__name__", None) or type(fn).__name__
-        called = fn.forward if isinstance(fn, nn.Module) else fn
-        owner: Any = called
-        while isinstance(owner, functools.partial):
-            owner = cast("functools.partial[Any]", owner).func
-        if isinstance(owner, nn.Module):
-            owner = owner.forward
-        self.parameters = inspect.signature(called).parameters
+        inner: Any = fn
+        while isinstance(inner, functools.partial):
+            inner = cast("functools.partial[Any]", inner).func
+        self.name: str = getattr(inner, "__name__", None) or type(inner).__name__
+        if isinstance(inner, type):
+            raise TypeError(f"calls: {self.name} is a class: give a function, or an instance")
+        owner = inner
+        if isinstance(inner, nn.Module):
+            owner = inner.forward
+        elif not inspect.isroutine(inner):
+            owner = inner.__call__
+        # What a partial holds is not drawn, but "{k}" may ask for it.
+        self.held: dict[str, Any] = dict(fn.keywords) if isinstance(fn, functools.partial) else {}
+        taken = inspect.signature(cast("Any", owner if fn is inner else fn)).parameters
+        self.parameters = {name: taken[name] for name in taken if name not in self.held}
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
         for name, parameter in self.parameters.items():
@@ -274,9 +295,20 @@ class Signature:
             if parameter.default is not parameter.empty
         }
         options = [
-            filled_in(option, {**whole, **arguments}) for option in _options(self.hints.get(name))
+            filled_in(option, {**whole, **self.held, **arguments})
+            for option in _options(self.hints.get(name))
         ]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
+
+
+def axis_names(hint: Any) -> list[str]:
+    """List the names of axes in an annotation."""
+    if is_array(hint):
+        return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
+    within = typing.get_args(hint)
+    if _is_record(hint):
+        within = tuple(typing.get_type_hints(hint, include_extras=True).values())
+    return [name for part in within for name in axis_names(part)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +330,7 @@ class _Record:
 class _Several:
     """A sequence of what is to be drawn."""
 
+    kind: type[list[Any]] | type[tuple[Any, ...]]
     items: tuple[Any, ...]
 
 
@@ -331,7 +364,7 @@ def drawn_calls(
         chosen[name] = _choose(
             draw, signature.name, name, signature.hints.get(name), default, overrides
         )
-    values = {
+    values = signature.held | {
         name: value
         for name, value in chosen.items()
         if not isinstance(value, _Array | _Record | _Several | _OfSizes)
@@ -340,8 +373,7 @@ def drawn_calls(
     sizes: dict[str, Any] = {}
     for name, choice in chosen.items():
         _collect(choice, name, values, arrays)
-        if isinstance(choice, Tensor):
-            _bind(signature.hint(name, values), choice, sizes)
+        _bind(signature.hint(name, values), choice, sizes)
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
     ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
@@ -378,9 +410,7 @@ def _choose(
             value = draw(cast("st.SearchStrategy[Any]", value))
         if is_array(value):
             return _Array(value)
-        of_sizes = inspect.isfunction(value) and not any(
-            typing.get_origin(option) is Callable for option in options
-        )
+        of_sizes = inspect.isfunction(value) and not any(_is_callable(o) for o in options)
         return _OfSizes(value) if of_sizes else value
     if torch.Generator in options:
         return torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -427,7 +457,7 @@ def _chosen_option(
                 function,
                 f"{path}.{field.name}",
                 hints[field.name],
-                inspect.Parameter.empty if _is_required(field) else field.default,
+                _default(field),
                 overrides,
             )
             for field in dataclasses.fields(option)
@@ -437,12 +467,11 @@ def _chosen_option(
     fixed = origin is tuple and Ellipsis not in arguments
     kinds = arguments if fixed else arguments[:1] * draw(st.integers(1, 3))
     empty = inspect.Parameter.empty
-    return _Several(
-        tuple(
-            _choose(draw, function, f"{path}.{index}", kind, empty, overrides)
-            for index, kind in enumerate(kinds)
-        )
+    items = (
+        _choose(draw, function, f"{path}.{index}", kind, empty, overrides)
+        for index, kind in enumerate(kinds)
     )
+    return _Several(list if origin is list else tuple, tuple(items))
 
 
 def _derivable(option: Any) -> bool:
@@ -471,8 +500,17 @@ def _is_record(option: Any) -> bool:
     return isinstance(option, type) and dataclasses.is_dataclass(option)
 
 
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING
+def _is_callable(option: Any) -> bool:
+    """Tell whether an annotation asks for something to call."""
+    if option is Callable or typing.get_origin(option) is Callable:
+        return True
+    return getattr(option, "_is_protocol", False) and "__call__" in vars(option)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
 def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, Shape]) -> None:
@@ -487,13 +525,37 @@ def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, 
             _collect(part, f"{path}.{index}", values, into)
 
 
-def _bind(hint: Any, value: Tensor, sizes: dict[str, Any]) -> None:
-    """Take the sizes of axes from a tensor that was given."""
-    found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
-    for option in _options(hint):
-        if is_array(option) and not Shape(option).mismatch(value, "", found):
-            sizes.update({name: size for name, (size, _) in found.items()})
-            return
+def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
+    """Take the sizes of axes from the tensors that were given."""
+    if isinstance(value, Tensor):
+        found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
+        for option in _options(hint):
+            if is_array(option) and not Shape(option).mismatch(value, "", found):
+                sizes.update({name: size for name, (size, _) in found.items()})
+                return
+    for kind, part in _parts(hint, value).values():
+        _bind(kind, part, sizes)
+
+
+def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
+    """List the fields of a record or the items of a sequence, each with its annotation."""
+    if isinstance(value, _Several):
+        value = value.items
+    if isinstance(value, tuple | list):
+        items = cast("Sequence[Any]", value)
+        kinds = next((args for o in _options(hint) if (args := typing.get_args(o))), (None,))
+        if Ellipsis in kinds or len(kinds) != len(items):
+            kinds = kinds[:1] * len(items)
+        return {str(i): both for i, both in enumerate(zip(kinds, items, strict=True))}
+    if isinstance(value, _Record):
+        fields, kind = value.fields, value.kind
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type | _Array | _OfSizes):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        kind = type(value)
+    else:
+        return {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name: (hints[name], part) for name, part in fields.items()}
 
 
 def _draw_sizes(
@@ -507,7 +569,7 @@ def _draw_sizes(
         axis.name: axis.variadic
         for shape in shapes
         for axis in shape.axes
-        if not axis.free and axis.fixed is None and axis.formula is None
+        if _is_named(axis) or _broadcasts(axis)
     }
     needed = {
         name: False
@@ -522,6 +584,14 @@ def _draw_sizes(
         size = given.get(name, _several_sizes() if variadic else _SIZES)
         size = draw(cast("Any", size)) if isinstance(size, st.SearchStrategy) else size
         sizes[name] = tuple(size) if variadic else size
+
+
+def _is_named(axis: Axis) -> bool:
+    return not axis.free and axis.fixed is None and axis.formula is None
+
+
+def _broadcasts(axis: Axis) -> bool:
+    return axis.variadic and axis.stretches and axis.name.isidentifier()
 
 
 def _several_sizes() -> st.SearchStrategy[tuple[int, ...]]:
@@ -539,17 +609,18 @@ def _draw_shape(draw: st.DrawFn, shape: Shape, sizes: Mapping[str, Any]) -> tupl
 def _size_of(draw: st.DrawFn, axis: Axis, sizes: Mapping[str, Any]) -> int | tuple[int, ...]:
     if axis.formula is not None:
         computed = int(axis.formula(*[sizes[name] for name in axis.needs]))
-        if computed < 0:
-            raise ValueError(f"calls: axis {axis.name} would be {computed}: give larger sizes")
+        assume(computed >= 0)
         return computed
     if axis.fixed is not None:
         return axis.fixed
-    if axis.free:
+    if axis.free and not _broadcasts(axis):
         return draw(_several_sizes() if axis.variadic else _SIZES)
     size: int | tuple[int, ...] = sizes[axis.name]
-    if axis.stretches and isinstance(size, int):
+    if not axis.stretches:
+        return size
+    if isinstance(size, int):
         return draw(st.sampled_from((size, 1)))
-    return size
+    return tuple(draw(st.sampled_from((one, 1))) for one in size)
 
 
 def _dtype(shape: Shape, floating: torch.dtype, inputs: Inputs) -> torch.dtype:
@@ -570,27 +641,34 @@ def _draw_tensor(
     generic: bool,
 ) -> Tensor:
     elements = inputs.get("elements")
-    known: Any = elements.get(path) if isinstance(elements, Mapping) else None
+    known: Any = given_for(path, elements) if isinstance(elements, Mapping) else None
     if isinstance(elements, st.SearchStrategy) and dtype.is_floating_point:
         known = elements
     if inspect.isfunction(known):
         known = known(sizes)
-    if known is None and generic and dtype.is_floating_point:
+    number = int(torch.Size(shape).numel())
+    of_numbers = dtype.is_floating_point or dtype.is_complex
+    if known is None and (number > _MANY or (generic and dtype.is_floating_point)):
         # The path is in the seed, or arguments with one seed would be equal.
         seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        if generic and dtype.is_floating_point:
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return normal.round(decimals=6).to(dtype)  # shorter when printed
+        low, high = (-96, 97) if of_numbers else (0, 2 if dtype == torch.bool else 4)
+        whole = torch.randint(low, high, shape, generator=generator)
+        return (whole / 32 if of_numbers else whole).to(dtype)
     if known is None:
-        known = (
-            st.booleans()
-            if dtype == torch.bool
-            else _FLOATS
-            if dtype.is_floating_point or dtype.is_complex
-            else _INTEGERS
-        )
-    number = int(torch.Size(shape).numel())
+        known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
     drawn = draw(st.lists(known, min_size=number, max_size=number))
     return torch.tensor(drawn, dtype=dtype).reshape(shape)
+
+
+def given_for(path: str, by_argument: Mapping[str, Any]) -> Any:
+    """Look up a tensor, or else the record or the sequence that it is in."""
+    while path and path not in by_argument:
+        path = path.rpartition(".")[0]
+    return by_argument.get(path)
 
 
 def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
@@ -604,7 +682,8 @@ def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
         fields = {name: _settled(draw, part, sizes) for name, part in choice.fields.items()}
         return _Record(choice.kind, fields)
     if isinstance(choice, _Several):
-        return _Several(tuple(_settled(draw, part, sizes) for part in choice.items))
+        items = tuple(_settled(draw, part, sizes) for part in choice.items)
+        return _Several(choice.kind, items)
     return choice
 
 
@@ -618,7 +697,7 @@ def _made(choice: Any, path: str, tensors: Mapping[str, Tensor]) -> Any:
         }
         return choice.kind(**parts)
     if isinstance(choice, _Several):
-        return tuple(
+        return choice.kind(
             _made(part, f"{path}.{index}", tensors) for index, part in enumerate(choice.items)
         )
     return choice
@@ -653,19 +732,8 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
             if is_array(option) and not Shape(option).mismatch(value, path, {}):
                 return {path: _axis_names(Shape(option), value.ndim)}
         return {}
-    parts: dict[str, tuple[Any, Any]] = {}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value), include_extras=True)
-        parts = {name: (hints[name], getattr(value, name)) for name in hints}
-    elif isinstance(value, tuple | list):
-        kinds: list[Any] = []
-        for option in _options(hint):
-            kinds = kinds or list(typing.get_args(option))
-        items = list(cast("Sequence[Any]", value)) if kinds else []
-        for index, item in enumerate(items):
-            parts[str(index)] = (kinds[index if len(kinds) == len(items) else 0], item)
     found: dict[str, tuple[str | None, ...]] = {}
-    for name, (kind, part) in parts.items():
+    for name, (kind, part) in _parts(hint, value).items():
         found.update(named_axes(kind, part, f"{path}.{name}"))
     return found
 
@@ -673,9 +741,8 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
 def _axis_names(shape: Shape, ndim: int) -> tuple[str | None, ...]:
     names: list[str | None] = []
     for axis in shape.axes:
-        named = not axis.free and axis.fixed is None and axis.formula is None
         several = ndim - len(shape.axes) + 1 if axis.variadic else 1
-        names.extend([axis.name if named and not axis.variadic else None] * several)
+        names.extend([axis.name if _is_named(axis) and not axis.variadic else None] * several)
     return tuple(names)
 
 
@@ -698,17 +765,21 @@ _Kind = Literal["rank", "axis", "dtype", "array", "none", "literal"]
 def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
     wrong: list[tuple[_Kind, str, Any]] = []
     options = _options(hint)
-    if isinstance(value, Tensor):
-        wrong.append(("rank", "an axis more", value[None]))
-        if value.ndim:
-            wrong.append(("rank", "an axis fewer", value.new_zeros(value.shape[1:])))
-        for axis, size in enumerate(value.shape):
-            longer = value.new_zeros([n + (i == axis) for i, n in enumerate(value.shape)])
-            wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        sizes = list(value.shape)
+        # First what would broadcast: it is the worst to be taken.
+        for axis, size in enumerate(sizes):
             if size > 1:
-                single = value.narrow(axis, 0, 1)
-                wrong.append(("axis", f"axis {axis} is 1, not {size}", single))
-        other = value.long() if value.is_floating_point() else value.to(torch.float32)
+                how = f"axis {axis} is 1, not {size}"
+                wrong.append(("axis", how, value.narrow(axis, 0, 1)))
+        for axis, size in enumerate(sizes):
+            longer = value.new_zeros([*sizes[:axis], size + 1, *sizes[axis + 1 :]])
+            wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
+        wrong.append(("rank", "an axis more", value[None]))
+        if sizes:
+            wrong.append(("rank", "an axis fewer", value.new_zeros(sizes[1:])))
+        family = torch.int64 if value.is_floating_point() else torch.float32
+        other = value.new_zeros(sizes, dtype=family)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
         plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
         wrong.append(("array", "a NumPy array", plain.numpy()))

@@ -1,6 +1,8 @@
 """A call as code that can be pasted."""
 
 import dataclasses
+import enum
+import functools
 import inspect
 import math
 import sys
@@ -17,9 +19,7 @@ def write_call(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[st
     Arguments that are equal to their default are left out.
     """
     imports: set[str] = set()
-    called = repr(fn) if isinstance(fn, nn.Module) else _name(fn, imports)
-    if isinstance(fn, nn.Module):
-        _name(type(fn), imports)
+    called = _write(fn, imports)
     parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
     lines = [
         f"    {name}={_write(value, imports)},\n"
@@ -59,18 +59,45 @@ def _write(value: Any, imports: set[str]) -> str:
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(value, list):
         return f"[{', '.join(_write(item, imports) for item in cast('list[Any]', value))}]"
+    if isinstance(value, dict):
+        entries = cast("dict[Any, Any]", value).items()
+        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in entries)
+        return f"{{{', '.join(pairs)}}}"
     if isinstance(value, float):
         return _write_number(value, torch.float64)
+    if isinstance(value, enum.Enum):
+        return f"{_name(type(value), imports)}.{value.name}"
+    if isinstance(value, str):
+        return repr(value) if '"' in value or "\\" in value else f'"{value}"'
+    if isinstance(value, functools.partial):
+        return _write_partial(cast("functools.partial[Any]", value), imports)
+    owner = getattr(value, "__self__", None)
+    if inspect.ismethod(value) and not isinstance(owner, type):
+        return f"{_write(owner, imports)}.{value.__name__}"
     if type(value).__module__ == "numpy" and hasattr(value, "shape"):
         imports.add("import torch")
         return f"{_write_tensor(torch.from_numpy(value))}.numpy()"
     if inspect.isroutine(value) or isinstance(value, type):
         return _name(value, imports)
+    if type(value).__module__ == "torch":  # a dtype or a device
+        imports.add("import torch")
+    elif type(value).__module__ != "builtins":
+        _name(type(value), imports)
     return repr(value)
 
 
+def _write_partial(value: functools.partial[Any], imports: set[str]) -> str:
+    imports.add("import functools")
+    arguments = [_write(one, imports) for one in (value.func, *value.args)]
+    arguments += [f"{name}={_write(one, imports)}" for name, one in value.keywords.items()]
+    return f"functools.partial({', '.join(arguments)})"
+
+
 def _write_tensor(value: Tensor) -> str:
-    if value.numel() == 0 or value.is_sparse or value.layout != torch.strided:
+    if value.layout != torch.strided:
+        dense = _write_tensor(value.to_dense())
+        return f"{dense}.to_sparse(layout={value.layout})"
+    if value.numel() == 0:
         return f"torch.zeros({list(value.shape)}, dtype={value.dtype})"
     inferred = {torch.float32: True, torch.int64: True, torch.bool: True}
     dtype = "" if value.dtype in inferred else f", dtype={value.dtype}"
@@ -82,6 +109,10 @@ def _write_nested(numbers: object, dtype: torch.dtype) -> str:
     if isinstance(numbers, list):
         inside = (_write_nested(one, dtype) for one in cast("list[object]", numbers))
         return f"[{', '.join(inside)}]"
+    if isinstance(numbers, complex):
+        part = torch.float32 if dtype == torch.complex64 else torch.float64
+        real, imaginary = (_write_number(one, part) for one in (numbers.real, numbers.imag))
+        return f"complex({real}, {imaginary})" if numbers.imag else real
     return _write_number(numbers, dtype) if isinstance(numbers, float) else repr(numbers)
 
 
@@ -103,7 +134,7 @@ def _name(thing: Any, imports: set[str]) -> str:
     if name is None or module is None:
         return repr(thing)
     first = name.partition(".")[0]
-    if "<locals>" in name:
+    if "<" in name:  # of a function's own, or a lambda: there is nothing to import
         return name.rpartition("<locals>.")[2]
     parts: Sequence[str] = module.split(".")
     while len(parts) > 1 and parts[-1].startswith("_"):

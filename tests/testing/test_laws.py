@@ -1,0 +1,274 @@
+"""The laws: a right loss passes them, and each planted defect is found by the one meant for it."""
+
+import re
+from typing import Any, Literal
+
+import pytest
+import torch
+from beartype import beartype
+from hypothesis import strategies as st
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor
+from vicreg_like import DEFECTS, formula, right
+
+import termwise as tw
+from termwise import testing
+
+SIZES = {"sizes": {"batch": st.integers(2, 3), "dim": st.integers(1, 2)}, "max_examples": 12}
+ONE = {"max_examples": 1}
+DOUBLE = {"dtypes": [torch.float64]}
+WEIGHTS = {"sim": "sim_weight", "var": "var_weight", "cov": "cov_weight"}
+EAGER = {"compiled": False}
+DEGREES = {"sim": 2, "cov": 4}
+
+# Defect, the law that is meant to find it, what the law is given, and what it says.
+FOUND = [
+    ("not centred", "assert_shift_invariant", ("batch",), {}, r"(loss|var|cov|std) is .*shifted"),
+    ("n for n-1", "assert_formula", (formula,), {}, r"var is [\d.e-]+, the formula's [\d.e-]+\n"),
+    ("diagonal kept", "assert_formula", (formula,), {}, r"cov is [\d.e-]+, the formula's 0\n"),
+    ("one view ignored", "assert_symmetric", ("z1", "z2"), {}, "where z1 and z2 change places"),
+    ("eps outside", "assert_finite", (), {}, r"gradient by z1 is nan for (zeros|arguments)"),
+    ("repaired", "assert_finite", (), {}, "a NaN in z1 does not reach the result"),
+    ("weights swapped", "assert_terms_sum", (WEIGHTS,), {}, r"loss is .*, the terms' sum "),
+    ("diagnostic in graph", "assert_terms_sum", (WEIGHTS,), {}, "std is not detached"),
+    (
+        "dtype leak",
+        "assert_contract",
+        (),
+        EAGER | DOUBLE,
+        r"loss is float32\[\], and the .* float64",
+    ),
+    ("no contract", "assert_contract", (), EAGER, r"z[12] is broken \(.*\), and"),
+    ("field's shape", "assert_contract", (), EAGER, r"the result's std needs .* got float"),
+    (
+        "field's shape, no contract",
+        "assert_contract",
+        (),
+        EAGER,
+        r'the result\'s std needs Float\[Tensor, " dim"\], got float32\[1, 1\]',
+    ),
+    ("in-place", "assert_pure", (), {}, "z1 is changed in place"),
+    ("global noise", "assert_pure", (), {}, "the global generator's state is changed"),
+    ("memory", "assert_pure", (), {}, r"of the same call is .*, then "),
+    ("last row dropped", "assert_permutation_invariant", ("batch",), {}, r"in the order \[1, 0\]"),
+    ("no square", "assert_scale", (("z1", "z2"), DEGREES), {}, "sim is .*for 2 times z1, z2.* 2"),
+    ("wrong backward", "assert_gradients", (), {}, r"gradient by z1 is .*, by finite differences"),
+    ("branch", "assert_compiles", (), ONE, r"compiled, \w+: .*data-dependent"),
+    (
+        "no vmap rule",
+        "assert_vmaps",
+        (),
+        {},
+        "under vmap, RuntimeError: .* does not have vmap support",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("defect", "law", "given", "options", "says"), FOUND, ids=[found[0] for found in FOUND]
+)
+def test_defect_is_found_by_its_law(defect, law, given, options, says):
+    check = getattr(testing, law)
+    check(right, *given, **(SIZES | options))
+    with pytest.raises(AssertionError) as failure:
+        check(DEFECTS[defect], *given, **(SIZES | options))
+    text = str(failure.value)
+    problem, _, code = text.partition("\n\n")
+    name = DEFECTS[defect].__name__
+    assert re.match(f"{law}: {name}: ", problem)
+    assert re.search(says, problem + "\n"), problem
+    assert "\n" not in problem
+    assert code.startswith(f"from vicreg_like import {name}\n")
+    assert f"\n{name}(\n    z1=torch.tensor(" in code
+
+
+def failure(law: str, fn: Any, *given: Any, **options: Any) -> str:
+    with pytest.raises(AssertionError) as broken:
+        getattr(testing, law)(fn, *given, **options)
+    return str(broken.value)
+
+
+def test_every_defect_is_planted_for_a_law():
+    assert {found[0] for found in FOUND} == set(DEFECTS) - {"gradient not scaled"}
+    assert len({found[1] for found in FOUND}) == 12
+
+
+@tw.contract
+def log_sum(x: Float[Tensor, " n"], how: Literal["sum", "mean"] = "sum") -> Float[Tensor, ""]:
+    return x.log().sum() if how == "sum" else x.log().mean()
+
+
+def test_finite_keeps_to_what_is_given():
+    positive = st.integers(1, 8).map(float)
+    assert "for " in failure("assert_finite", log_sum)
+    testing.assert_finite(log_sum, elements={"x": positive})
+    testing.assert_finite(log_sum, elements=positive)
+    testing.assert_finite(log_sum, overrides={"x": lambda sizes: torch.ones(2)})
+
+
+def test_formula_shows_where_and_asks_for_the_gradient():
+    def rows(x: Float[Tensor, "n 2"], w: Float[Tensor, " 2"]) -> Float[Tensor, "n 2"]:
+        return x * w + 1
+
+    def detached(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.detach().square().sum()
+
+    def wrong_rows(x, w):
+        return x * w + torch.tensor([1.0, 1.0 + 1e-7], dtype=x.dtype)
+
+    testing.assert_formula(rows, lambda x, w: 1 + w * x)
+    text = failure("assert_formula", rows, wrong_rows)
+    assert "rows: result is 1 at [0, 1], the formula's 1.0000001\n" in text
+    text = failure("assert_formula", rows, lambda x, w: x * w.detach() + 1)
+    assert re.search(r"result's gradient by w is .* at \[\d\], the formula's 0\n", text)
+    text = failure("assert_formula", detached, lambda x: x.square().sum())
+    assert "result has no gradient, and the formula has one" in text
+
+
+class CubeOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * grad
+
+
+def cube(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return CubeOnce.apply(x)
+
+
+def test_second_derivatives():
+    testing.assert_gradients(cube, max_examples=1)
+    text = failure("assert_gradients", cube, second=True, max_examples=1)
+    assert "the gradient by x's gradient by x is [[0." in text
+
+
+def test_what_is_along_the_axis_is_permuted_with_it():
+    def running(x: Float[Tensor, "n d"], keep: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return x.cumsum(0) * keep[:, None]
+
+    def each(x: Float[Tensor, "n d"], keep: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return x.square() * keep[:, None]
+
+    def neighbours(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return (x * x.roll(1)).sum()
+
+    testing.assert_permutation_invariant(each, "n")
+    assert "where n is in the order" in failure("assert_permutation_invariant", running, "n")
+    assert "order [2, 3, 1, 0]" in failure("assert_permutation_invariant", neighbours, "n")
+
+
+def test_a_memory_of_other_calls_is_found():
+    seen = set()
+
+    def counted(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        seen.add(tuple(x.tolist()))
+        return x.sum() + len(seen)
+
+    assert re.search(r"result of the same call is .*, then ", failure("assert_pure", counted))
+
+
+def test_terms_outside_the_sum():
+    in_graph = DEFECTS["diagnostic in graph"]
+    testing.assert_terms_sum(in_graph, WEIGHTS, also_in_graph=["std"], **SIZES)
+    text = failure("assert_terms_sum", right, {**WEIGHTS, "var": 24.0}, **SIZES)
+    assert re.search(r"loss is .*, the terms' sum ", text)
+    testing.assert_terms_sum(right, {**WEIGHTS, "sim": lambda call: call["sim_weight"]}, **SIZES)
+
+
+def test_symmetry_reaches_all_other_gradients():
+    def fn(a: Float[Tensor, " n"], b: Float[Tensor, " n"], c: Float[Tensor, " n"]):
+        return (a * b * c + (a - b).detach() * (c - c.detach())).sum()
+
+    text = failure("assert_symmetric", fn, "a", "b")
+    assert re.search(r"the gradient by c is .* where a and b change places", text)
+
+
+def test_a_failing_function_is_a_failure_with_its_cause():
+    def picky(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        if len(x) > 2:
+            raise ValueError("picky needs few")
+        return x.sum()
+
+    with pytest.raises(AssertionError) as broken:
+        testing.assert_pure(picky)
+    assert str(broken.value) == (
+        "assert_pure: picky: ValueError: picky needs few\n\n"
+        "import torch\n\npicky(\n    x=torch.tensor([0.0, 0.0, 0.0]),\n)"
+    )
+    assert isinstance(broken.value.__cause__, ValueError)
+
+
+def test_compilation_is_not_tried_on_zeros_alone():
+    sizes = {"batch": 2, "dim": 2}
+    text = failure("assert_compiles", DEFECTS["branch"], sizes=sizes)
+    assert "[[0.0, 0.0], [0.0, 0.0]]" not in text
+    # Unless there is nothing else.
+    every = dict.fromkeys(("sim_weight", "var_weight", "cov_weight", "eps"), 1.0)
+    zeros = {"z1": torch.zeros(2, 2), "z2": torch.zeros(2, 2), **every}
+    text = failure("assert_compiles", DEFECTS["branch"], overrides=zeros, dtypes=[torch.float32])
+    assert "[[0.0, 0.0], [0.0, 0.0]]" in text
+
+
+def test_jaxtyping_alone_does_not_compile():
+    @jaxtyped(typechecker=beartype)
+    def plain(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.sum()
+
+    testing.assert_contract(plain, compiled=False)
+    assert "assert_contract: plain: compiled" in failure("assert_contract", plain)
+
+
+def test_a_name_inside_a_word_is_no_name():
+    def fn(a: Float[Tensor, " n"]) -> Tensor:
+        if not isinstance(a, Tensor) or a.ndim != 1 or not a.is_floating_point():
+            raise TypeError("what is passed has another shape")
+        return a.sum()
+
+    text = failure("assert_contract", fn, compiled=False)
+    assert "a is broken (an axis more), and TypeError does not name it: what is passed" in text
+
+
+def numbers(k: int, weight: float = 1.0) -> float:
+    return k * weight
+
+
+def counting(tokens: Int[Tensor, " n"], x: Float[Tensor, " n"]) -> Int[Tensor, ""]:
+    return tokens.sum() + (x > 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("law", "fn", "given", "says"),
+    [
+        (
+            "assert_permutation_invariant",
+            right,
+            ("bacth",),
+            "assert_permutation_invariant: right has no axis bacth, only batch, dim",
+        ),
+        ("assert_shift_invariant", right, ("n",), "right has no axis n, only batch, dim"),
+        ("assert_symmetric", right, ("z1", "z3"), "assert_symmetric: right takes no z3, only z1"),
+        ("assert_scale", right, (["z"], 1), "assert_scale: right takes no z, only z1, z2"),
+        ("assert_scale", right, (["z1"], {"covar": 1}), "right returns has no covar, only loss"),
+        ("assert_terms_sum", right, ({"similarity": 1},), "right returns has no similarity"),
+        ("assert_terms_sum", right, ({"sim": "weight"},), "right takes no weight, only z1"),
+        ("assert_terms_sum", counting, ({},), "what counting returns has no loss"),
+        ("assert_formula", right, (lambda **_: 1.0,), "the reference gives no tensor"),
+        ("assert_formula", right, (lambda z1, **_: {"a": z1},), "right returns has no a, only"),
+        ("assert_gradients", numbers, (), "numbers returns has a gradient by a tensor it takes"),
+        ("assert_gradients", counting, (), "no part of what counting returns has a gradient"),
+        ("assert_vmaps", numbers, (), "assert_vmaps: numbers takes no floating tensor"),
+    ],
+)
+def test_laws_refuse_what_they_say_nothing_about(law, fn, given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        getattr(testing, law)(fn, *given, **(SIZES if fn is right else {}))
+
+
+def test_unknown_arguments_are_refused():
+    for law in ("assert_gradients", "assert_vmaps"):
+        with pytest.raises(ValueError, match=rf"{law}: right takes no z, only z1, z2"):
+            getattr(testing, law)(right, arguments=["z"], **SIZES)
