@@ -204,7 +204,7 @@ def _checked(
         if draws is not None and draws.shape[0] != steps:
             raise ValueError(f"langevin needs {name} of {steps} steps, got {draws.shape[0]}")
     if adjust == "metropolis":
-        if not math.isclose(scale, exact, rel_tol=1e-6):
+        if abs(scale - exact) > 1e-6 * exact:
             raise ValueError(
                 "langevin needs noise_scale = sqrt(2 * step_size) = "
                 f'{exact} for adjust="metropolis", got {scale}'
