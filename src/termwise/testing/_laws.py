@@ -329,7 +329,7 @@ def assert_terms_sum(
     function = Signature(fn).name
     for weight in weights.values():
         if isinstance(weight, str):
-            _know_arguments("assert_terms_sum", fn, [weight])
+            refuse_unknown_arguments("assert_terms_sum", fn, [weight])
 
     def check(call: Call) -> None:
         live = call.mapped(_leaf)
@@ -445,7 +445,7 @@ def assert_symmetric(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    _know_arguments("assert_symmetric", fn, [first, second])
+    refuse_unknown_arguments("assert_symmetric", fn, [first, second])
 
     def check(call: Call) -> None:
         swapped = call.changed(**{first: call[second], second: call[first]})
@@ -497,7 +497,7 @@ def assert_shift_invariant(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    _know_arguments("assert_shift_invariant", fn, arguments or ())
+    refuse_unknown_arguments("assert_shift_invariant", fn, arguments or ())
 
     def check(call: Call) -> None:
         if _size("assert_shift_invariant", call, axis) is None:
@@ -547,7 +547,7 @@ def assert_scale(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    _know_arguments("assert_scale", fn, arguments)
+    refuse_unknown_arguments("assert_scale", fn, arguments)
 
     def check(call: Call) -> None:
         scaled = {name: call[name] * factor for name in arguments if call[name] is not None}
@@ -648,7 +648,7 @@ def assert_gradients(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    _know_arguments("assert_gradients", fn, arguments or ())
+    refuse_unknown_arguments("assert_gradients", fn, arguments or ())
     compared = False
 
     def check(several: list[Call]) -> None:
@@ -775,7 +775,7 @@ def assert_vmaps(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    _know_arguments("assert_vmaps", fn, arguments or ())
+    refuse_unknown_arguments("assert_vmaps", fn, arguments or ())
     compared = False
 
     def check(three: list[Call]) -> None:
@@ -965,14 +965,17 @@ def _size(law: str, call: Call, axis: str) -> int | None:
     """Give the size of an axis in a call; None where the arguments that have it are None."""
     if axis in call.sizes:
         return call.sizes[axis]
-    signature = Signature(call.fn)
-    known = dict.fromkeys(name for hint in signature.hints.values() for name in axis_names(hint))
-    if axis not in known:
-        raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
+    refuse_unknown_axis(law, Signature(call.fn), axis)
     return None
 
 
-def _know_arguments(law: str, fn: Function, paths: Collection[str]) -> None:
+def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
+    known = dict.fromkeys(name for hint in signature.hints.values() for name in axis_names(hint))
+    if axis not in known:
+        raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
+
+
+def refuse_unknown_arguments(law: str, fn: Function, paths: Collection[str]) -> None:
     signature = Signature(fn)
     for path in paths:
         if path.partition(".")[0] not in signature.parameters:

@@ -1,5 +1,6 @@
 """Processes of this machine that form a group, for losses over ranks."""
 
+import contextlib
 import datetime
 import multiprocessing
 import tempfile
@@ -70,8 +71,8 @@ class Ranks:
 
         Raises:
             RuntimeError: what the ranks raised, as text.
-            TimeoutError: a rank did not answer within 40 seconds. After this, and where some
-                ranks raised while others waited, the ranks are started anew.
+            TimeoutError: a rank did not answer within 40 seconds. After this, and where a rank
+                ended, or raised while others waited, the ranks are started anew.
         """
         (world,) = {len(values) for values in arguments}
         if world not in (2, self.count):
@@ -79,17 +80,22 @@ class Ranks:
         for rank in range(world):
             self._pipes[rank].send((function, world, [values[rank] for values in arguments]))
         answers: dict[int, tuple[bool, Any]] = {}
+        ended = False
         end = time.monotonic() + _SECONDS
         while len(answers) < world and time.monotonic() < end:
             left = {self._pipes[rank]: rank for rank in range(world) if rank not in answers}
             for pipe in cast("list[Connection]", wait(left, max(0.0, end - time.monotonic()))):
-                failed, result = pipe.recv()
-                answers[left[pipe]] = failed, result
+                rank = left[pipe]
+                try:
+                    failed, result = pipe.recv()
+                except EOFError:
+                    failed, result, ended = True, f"rank {rank} has ended", True
+                answers[rank] = failed, result
                 if failed:  # the others may wait for it in vain
                     end = min(end, time.monotonic() + 2)
         failures = [text for failed, text in answers.values() if failed]
         silent = [rank for rank in range(world) if rank not in answers]
-        if silent:
+        if silent or ended:
             self._end(0)
             self._start()
         if failures:
@@ -112,7 +118,8 @@ class Ranks:
     def close(self) -> None:
         """End the ranks."""
         for pipe in self._pipes:
-            pipe.send(None)
+            with contextlib.suppress(BrokenPipeError):  # of a rank that has ended
+                pipe.send(None)
         self._end(20)
 
     def _end(self, seconds: float) -> None:

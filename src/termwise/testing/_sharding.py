@@ -13,10 +13,13 @@ from ._laws import (
     GRADIENT,
     BrokenLawError,
     Function,
+    MisuseError,
     Numbers,
     close,
     few,
     hold,
+    refuse_unknown_arguments,
+    refuse_unknown_axis,
     result_axes,
     values_and_gradients,
 )
@@ -65,17 +68,18 @@ def assert_sharding(
         ValueError: the function cannot be imported, or has no such argument or axis.
     """
     signature = Signature(fn)
-    if group_argument not in signature.parameters:
-        raise ValueError(f"assert_sharding: {signature.name} has no argument {group_argument}")
+    refuse_unknown_arguments("assert_sharding", fn, [group_argument])
     try:
         pickle.dumps(fn)
     except (AttributeError, pickle.PicklingError) as error:
-        raise ValueError(
+        raise MisuseError(
             f"assert_sharding: ranks import {signature.name}, which needs a name in a module: "
             f"{error}"
         ) from None
     sizes = dict(inputs.get("sizes") or {})
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    for name in axes:
+        refuse_unknown_axis("assert_sharding", signature, name)
     cuts = _cuts([sizes.pop(name, None) for name in axes])
 
     def place(names: Sequence[str | None]) -> int | None:
@@ -86,7 +90,9 @@ def assert_sharding(
         names = call.axes()
         places = {path: at for path, of in names.items() if (at := place(of)) is not None}
         if not places:
-            raise ValueError(f"assert_sharding: no argument of {signature.name} has axis {axis}")
+            raise MisuseError(
+                f"assert_sharding: no argument that was drawn of {signature.name} has axis {axis}"
+            )
         values, gradients = values_and_gradients(call)
         parts = {
             path: _split(tensor, cut, places[path])
