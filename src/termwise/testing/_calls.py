@@ -266,7 +266,7 @@ class Signature:
     def __init__(self, fn: Callable[..., Any]) -> None:
         inner: Any = fn
         while isinstance(inner, functools.partial):
-            inner = cast("functools.partial[Any]", inner).func
+            inner = cast("functools.partial[object]", inner).func
         self.name: str = getattr(inner, "__name__", None) or type(inner).__name__
         if isinstance(inner, type):
             raise TypeError(f"calls: {self.name} is a class: give a function, or an instance")
@@ -405,13 +405,13 @@ def _choose(
     """Decide what an argument is: a value, or something to be drawn once sizes are known."""
     options = _options(hint)
     if path in overrides:
-        value = overrides[path]
+        value: Any = overrides[path]
         if isinstance(value, st.SearchStrategy):
-            value = draw(cast("st.SearchStrategy[Any]", value))
+            value = draw(cast("st.SearchStrategy[object]", value))
         if is_array(value):
             return _Array(value)
         of_sizes = inspect.isfunction(value) and not any(_is_callable(o) for o in options)
-        return _OfSizes(value) if of_sizes else value
+        return _OfSizes(cast("Callable[..., Any]", value)) if of_sizes else value
     if torch.Generator in options:
         return torch.Generator().manual_seed(draw(st.integers(0, 99)))
     if ProcessGroup in options and type(None) in options:
@@ -614,7 +614,7 @@ def _size_of(draw: st.DrawFn, axis: Axis, sizes: Mapping[str, Any]) -> int | tup
     if axis.fixed is not None:
         return axis.fixed
     if axis.free and not _broadcasts(axis):
-        return draw(_several_sizes() if axis.variadic else _SIZES)
+        return draw(_several_sizes()) if axis.variadic else draw(_SIZES)
     size: int | tuple[int, ...] = sizes[axis.name]
     if not axis.stretches:
         return size
@@ -676,7 +676,7 @@ def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
     if isinstance(choice, _OfSizes):
         value = choice.function(dict(sizes))
         if isinstance(value, st.SearchStrategy):
-            return draw(cast("st.SearchStrategy[Any]", value))
+            return draw(cast("st.SearchStrategy[object]", value))
         return value
     if isinstance(choice, _Record):
         fields = {name: _settled(draw, part, sizes) for name, part in choice.fields.items()}
@@ -712,12 +712,12 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
         copied.set_state(value.get_state())
         return copied
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {
+        fields = {
             field.name: _mapped(getattr(value, field.name), f"{path}.{field.name}", change)
             for field in dataclasses.fields(value)
             if field.init
         }
-        return dataclasses.replace(value, **parts)
+        return dataclasses.replace(value, **fields)
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]

@@ -55,13 +55,14 @@ def _write(value: Any, imports: set[str]) -> str:
         )
         return f"{kind}({', '.join(fields)})"
     if isinstance(value, tuple):
-        items = [_write(item, imports) for item in cast("tuple[Any, ...]", value)]
+        items = [_write(item, imports) for item in cast("Sequence[Any]", value)]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(value, list):
-        return f"[{', '.join(_write(item, imports) for item in cast('list[Any]', value))}]"
+        items = [_write(item, imports) for item in cast("Sequence[Any]", value)]
+        return f"[{', '.join(items)}]"
     if isinstance(value, dict):
-        entries = cast("dict[Any, Any]", value).items()
-        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in entries)
+        entries = cast("Mapping[Any, Any]", value)
+        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in entries.items())
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, float):
         return _write_number(value, torch.float64)
@@ -70,7 +71,7 @@ def _write(value: Any, imports: set[str]) -> str:
     if isinstance(value, str):
         return repr(value) if '"' in value or "\\" in value else f'"{value}"'
     if isinstance(value, functools.partial):
-        return _write_partial(cast("functools.partial[Any]", value), imports)
+        return _write_partial(cast("functools.partial[object]", value), imports)
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
         return f"{_write(owner, imports)}.{value.__name__}"

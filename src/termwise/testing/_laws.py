@@ -1,6 +1,7 @@
 """Laws of losses: each is one call in a test, and its failure is code to be pasted."""
 
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -95,7 +96,7 @@ def assert_contract(
             for broken in violations(call):
                 if broken.argument not in seen and broken.kind == kinds[len(seen) % 3]:
                     seen.add(broken.argument)
-                    _check_refusal(broken, lambda broken=broken: run(**broken), "compiled: ")
+                    _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
         finally:
             torch.compiler.reset()
 
@@ -130,11 +131,11 @@ def _check_result(signature: Signature, call: Call, result: Any) -> None:
         if isinstance(result, Terms):
             hints = typing.get_type_hints(type(result), include_extras=True)
             for field in dataclasses.fields(result):
-                value: object = getattr(result, field.name)
-                if not fits(value, hints[field.name]):
+                part: object = getattr(result, field.name)
+                if not fits(part, hints[field.name]):
                     needs = spell(hints[field.name])
                     raise BrokenLawError(
-                        f"the result's {field.name} needs {needs}, got {show(value)}", call
+                        f"the result's {field.name} needs {needs}, got {show(part)}", call
                     )
     floating = [t.dtype for t in call.tensors().values() if t.is_floating_point()]
     if not floating:
@@ -259,11 +260,12 @@ def assert_finite(
         everywhere = isinstance(elements, st.SearchStrategy)
         return tensor.is_floating_point() and not everywhere and given_for(path, limited) is None
 
+    def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
+        return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
+
     def check(call: Call) -> None:
         for kind, change in _extremes(scale).items():
-            extreme = call.mapped(
-                lambda path, t, change=change: change(t) if is_free(path, t) else t.clone()
-            )
+            extreme = changed(call, change)
             values, gradients = values_and_gradients(extreme)
             for name, value in {**values, **gradients}.items():
                 if not torch.isfinite(value).all():
@@ -271,9 +273,7 @@ def assert_finite(
                     raise BrokenLawError(f"{name} is {few(worst)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
             if tensor.is_floating_point() and tensor.numel() and path not in ignores:
-                poisoned = call.mapped(
-                    lambda at, t, path=path: _with_nan(t) if at == path else t.clone()
-                )
+                poisoned = _poisoned(call, path)
                 values = outputs(poisoned())
                 loss = values.get("loss")
                 parts = [loss] if loss is not None else list(values.values())
@@ -290,6 +290,10 @@ def _extremes(scale: float) -> dict[str, Callable[[Tensor], Tensor]]:
         "equal rows": lambda t: t[:1].expand_as(t).clone() if t.ndim and t.numel() else t.clone(),
         "large numbers": lambda t: t * scale,
     }
+
+
+def _poisoned(call: Call, poisoned: str) -> Call:
+    return call.mapped(lambda path, t: _with_nan(t) if path == poisoned else t.clone())
 
 
 def _with_nan(tensor: Tensor) -> Tensor:
@@ -812,7 +816,7 @@ def assert_vmaps(
         if not losses[0].requires_grad:
             return
         by = tuple(range(len(paths)))
-        gradient = cast("Function", torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), by))  # pyright: ignore[reportArgumentType]
+        gradient: Function = torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), by)
         try:
             mapped = torch.vmap(gradient)(*stacked)
         except Exception as error:
@@ -963,10 +967,10 @@ def _derivatives(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) 
 
 def _size(law: str, call: Call, axis: str) -> int | None:
     """Give the size of an axis in a call; None where the arguments that have it are None."""
-    if axis in call.sizes:
-        return call.sizes[axis]
-    refuse_unknown_axis(law, Signature(call.fn), axis)
-    return None
+    size: int | None = call.sizes.get(axis)
+    if size is None:
+        refuse_unknown_axis(law, Signature(call.fn), axis)
+    return size
 
 
 def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:

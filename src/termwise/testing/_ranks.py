@@ -45,7 +45,7 @@ class Ranks:
     def _start(self) -> None:
         count = self.count
         self._folder = tempfile.TemporaryDirectory()
-        store = str(Path(self._folder.name) / "store")
+        store = (Path(self._folder.name) / "store").as_uri()
         # One process imports, and the ranks are its copies: eight imports would take a minute.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["termwise", "torch.distributed.fsdp"])
@@ -134,7 +134,7 @@ def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(store, count),  # pyright: ignore[reportPrivateImportUsage]
+        init_method=store,
         rank=rank,
         world_size=count,
         timeout=datetime.timedelta(seconds=_SECONDS),

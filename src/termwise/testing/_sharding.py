@@ -1,7 +1,8 @@
 """Whether a loss over ranks is the loss of one process, in value and in gradient."""
 
+import functools
 import pickle
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Literal, Unpack, cast
 
@@ -99,10 +100,7 @@ def assert_sharding(
             for path, tensor in call.tensors().items()
             if path in places
         }
-        shares = [
-            call.mapped(lambda path, t, rank=rank: parts[path][rank] if path in parts else t)
-            for rank in range(len(cut))
-        ]
+        shares = [_share(call, parts, rank) for rank in range(len(cut))]
         answers = cast(
             "list[tuple[Numbers, Numbers]]",
             running(_on_a_rank, [group_argument] * len(cut), shares),
@@ -128,11 +126,11 @@ def assert_sharding(
                 combined = [torch.cat(theirs, places[path]) / share]
             else:
                 combined = [torch.stack(theirs).sum(0) / share]
-            for ours in combined:
-                if not close(ours, wanted):
-                    ratio = (ours.square().sum() / wanted.square().sum()).sqrt()
+            for gradient in combined:
+                if not close(gradient, wanted):
+                    ratio = (gradient.square().sum() / wanted.square().sum()).sqrt()
                     raise BrokenLawError(
-                        f"{name} is {few(wanted)}, and combined by {reduction} {few(ours)}, "
+                        f"{name} is {few(wanted)}, and combined by {reduction} {few(gradient)}, "
                         f"{ratio:.6g} times as long, {where}",
                         call,
                     )
@@ -144,7 +142,7 @@ def assert_sharding(
             hold(
                 "assert_sharding",
                 drawn_calls(fn, inputs, generic=True),
-                lambda several, cut=cut: check(cut, running, several),
+                functools.partial(check, cut, running),
                 max_examples,
                 shrink=False,  # a call that ranks hang in takes long, and all are small
             )
@@ -157,6 +155,10 @@ def _cuts(given: Sequence[Any]) -> list[tuple[int, ...]]:
         if isinstance(shares, list):
             return cast("list[tuple[int, ...]]", shares)
     return list(_CUTS)
+
+
+def _share(call: Call, parts: Mapping[str, Sequence[Tensor]], rank: int) -> Call:
+    return call.mapped(lambda path, t: parts[path][rank] if path in parts else t)
 
 
 def _split(tensor: Tensor, cut: Sequence[int], axis: int) -> list[Tensor]:
