@@ -135,9 +135,10 @@ def denoising_score_matching_loss(
         several = isinstance(sigma, Sequence)
         if noise is None:
             noise = normal_like(x, generator, len(levels) if several else None)
+        noises = list(noise) if several else [noise]
         rows_by_level = [
             _of_level(energy, x, level, of_level, antithetic, differentiation)
-            for level, of_level in zip(levels, noise if several else [noise], strict=True)
+            for level, of_level in zip(levels, noises, strict=True)
         ]
         factors = _factors(levels, weighting)
         parts = [
@@ -161,8 +162,9 @@ def _levels(
     sigma: float | Tensor | Sequence[float],
     noise: Tensor | None,
     weighting: str | Tensor,
-) -> Sequence[float] | Sequence[Tensor]:
+) -> Sequence[float | Tensor]:
     """Give sigma as one for each level, and see that what comes with it has its shape."""
+    levels: Sequence[float | Tensor]
     if isinstance(sigma, Tensor):
         levels, factors = [lifted(sigma)], x.shape[0]
     else:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
@@ -173,7 +174,7 @@ def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
     return d * log_distance + log_ball + surplus
 
 
-class _HeldEnergies(torch.autograd.Function):
+class _HeldEnergies(Function):
     """The energies of samples, differentiable by the samples alone."""
 
     generate_vmap_rule = True
@@ -192,7 +193,7 @@ class _HeldEnergies(torch.autograd.Function):
         return cast("Tensor", _Once.apply(gradients[0], slope)), None, None
 
 
-class _Once(torch.autograd.Function):
+class _Once(Function):
     generate_vmap_rule = True
 
     @staticmethod

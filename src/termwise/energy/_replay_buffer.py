@@ -46,7 +46,7 @@ class ReplayBuffer:
     """The chains' last samples."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, Tensor) and self.samples.ndim == 0:  # pyright: ignore
+        if isinstance(self.samples, Tensor) and self.samples.ndim == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError("ReplayBuffer needs samples with an axis of capacity, got a scalar")
 
     @classmethod

@@ -268,7 +268,11 @@ def _forward(
         if not is_carrier(result):  # what is wrong with it, the other way says
             return "reverse"
         carrier = cast("Carrier", result)
-        energies = energies_of(caller, lambda _, value=carrier.value: value, x)
+
+        def of_rows(_: Tensor, value: Tensor = carrier.value) -> Tensor:
+            return value
+
+        energies = energies_of(caller, of_rows, x)
         if differentiation_of("auto") == "autograd":
             refuse_static_graph(caller, energies)
         scores.append(carrier.jacobian)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import _groups, _moments
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._moments import CovariancePath
@@ -248,7 +249,7 @@ def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:
     return cast("Tensor", _SquaredDistance.apply(z1, z2))
 
 
-class _SquaredDistance(torch.autograd.Function):
+class _SquaredDistance(Function):
     generate_vmap_rule = True
 
     @staticmethod

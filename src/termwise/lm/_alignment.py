@@ -3,7 +3,7 @@
 import dataclasses
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -103,8 +103,8 @@ class Alignment:
         missing = [key for key in keys.values() if key not in mapping]
         if missing:
             raise ValueError(f"Alignment.from_flat needs the keys {', '.join(missing)}")
-        found: dict[str, object] = {name: mapping[key] for name, key in keys.items()}
-        return cls(**found)  # pyright: ignore[reportArgumentType]  (what they are is checked there)
+        found: dict[str, Any] = {name: mapping[key] for name, key in keys.items()}
+        return cls(**found)  # what they are is checked there
 
 
 _DTYPES = {

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,7 +79,7 @@ class Teacher:
 
     def to(self, device: torch.device | str) -> Self:
         """Give the same teacher on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value
             if value is None or isinstance(value, float | int)
             else value.to(device)
@@ -254,7 +254,7 @@ def cross_tokenizer_loss(
     if combine == "average_logits":
         shares = [teacher.weight / sum(t.weight for t in several) for teacher in several]
         weights = _constants(student.loss, shares)
-        compared = (Teacher(_averaged(several, shares)),)
+        compared: tuple[Teacher, ...] = (Teacher(_averaged(several, shares)),)
     else:
         compared = several
         weights = _constants(student.loss, [teacher.weight for teacher in several])

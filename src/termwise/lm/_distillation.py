@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
@@ -265,7 +266,7 @@ def _highest(logits: Tensor, used: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(Function):
     """The divergence of each row, a block of rows at a time; remembers the logits alone."""
 
     generate_vmap_rule = True

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted, looped
@@ -252,7 +253,7 @@ class LinearProjectedKLLoss(nn.Module):
         )
 
 
-class _LinearProjectedKL(torch.autograd.Function):
+class _LinearProjectedKL(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradients."""
 
     generate_vmap_rule = True
@@ -261,7 +262,9 @@ class _LinearProjectedKL(torch.autograd.Function):
     def forward(
         hidden: Tensor, weight: Tensor, hidden_link: Tensor, weight_link: Tensor, *others: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _linear_projected_kl(hidden, weight, *others)
+        return cast(
+            "tuple[Tensor, Tensor, Tensor, Tensor]", _linear_projected_kl(hidden, weight, *others)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

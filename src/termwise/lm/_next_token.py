@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
@@ -194,7 +195,7 @@ def _local(
     return local.where(here, 0), here & (targets >= 0)
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(Function):
     """Log-sum-exp of each row, its target's logit and its highest, a block of rows at a time.
 
     What is not used is read as 0. Backward writes one gradient, and remembers the logits alone.

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -318,14 +319,14 @@ def _check_partition(
         )
 
 
-class _Partitioned(torch.autograd.Function):
+class _Partitioned(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _partitioned(student, *others)
+        return cast("tuple[Tensor, Tensor, Tensor]", _partitioned(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -402,7 +403,10 @@ def divergence_setting(
         raise ValueError(f"{name} needs top_k >= 1, got {top_k}")
     chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    names = [g and g.group_name for g in (batch_group, vocab_group, sequence_group)]
+    names = [
+        None if group is None else group.group_name
+        for group in (batch_group, vocab_group, sequence_group)
+    ]
 
     columns = teacher_columns
     if top_k is not None and top_k < teacher_logits.shape[2]:
@@ -441,14 +445,14 @@ def divergence_terms(
     )
 
 
-class _ProjectedKL(torch.autograd.Function):
+class _ProjectedKL(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _projected_kl(student, *others)
+        return cast("tuple[Tensor, Tensor, Tensor]", _projected_kl(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

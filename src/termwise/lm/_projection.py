@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._autograd import Function
 from .._contract import contract
 from .._numbers import lifted, looped
 from . import _projection_files
@@ -416,14 +417,14 @@ def _pointers(ids: Tensor, count: int) -> Tensor:
     return pointers
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """Rows times a sparse matrix, which is given by its columns and, for gradients, by its rows."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, *orders: Tensor) -> Tensor:
-        return _csr_product(rows, *orders[:3])
+        return cast("Tensor", _csr_product(rows, *orders[:3]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

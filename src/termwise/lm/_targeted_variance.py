@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._numbers import accumulator, blocks, lifted, looped
@@ -142,7 +143,7 @@ class TargetedVarianceLoss(nn.Module):
         return f"coefficient={self.coefficient}, target={self.target}"
 
 
-class _SumOfVariances(torch.autograd.Function):
+class _SumOfVariances(Function):
     """Outputs the sum of the rows' variances and, for the backward pass, the rows' means."""
 
     generate_vmap_rule = True

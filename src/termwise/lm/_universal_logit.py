@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -285,14 +286,14 @@ class UniversalLogitLoss(nn.Module):
         )
 
 
-class _UniversalLogit(torch.autograd.Function):
+class _UniversalLogit(Function):
     """Outputs the loss of this rank's samples, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return _universal_logit(student, *others)
+        return cast("tuple[Tensor, Tensor]", _universal_logit(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

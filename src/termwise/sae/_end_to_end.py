@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import blocks, lifted
@@ -272,7 +273,7 @@ def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
     return lifted(rows if mask is None else rows.where(mask[:, None], 0))
 
 
-class _RowsDivergence(torch.autograd.Function):
+class _RowsDivergence(Function):
     """Works in blocks of rows and keeps no tensor as large as the logits but themselves."""
 
     generate_vmap_rule = True

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
@@ -409,7 +410,7 @@ def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     return (lifted(pre) - lifted(threshold)).abs() < bandwidth / 2
 
 
-class _JumpReLU(torch.autograd.Function):
+class _JumpReLU(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -437,7 +438,7 @@ class _JumpReLU(torch.autograd.Function):
         return through.to(pre.dtype), for_threshold.to(threshold.dtype), None, None, None
 
 
-class _ActiveCount(torch.autograd.Function):
+class _ActiveCount(Function):
     generate_vmap_rule = True
 
     @staticmethod

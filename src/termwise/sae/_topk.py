@@ -297,7 +297,7 @@ def batch_topk(
         wanted = over_ranks(rows.to(torch.int64)) * k
         last, ties_wanted = _last_kept(bits, wanted, over_ranks)
     tied = bits == last
-    before = 0
+    before: Tensor | int = 0
     if batch_group is not None:
         ties = _groups.each_rank(tied.sum(), batch_group)
         before = ties.cumsum(0)[batch_group.rank()] - ties[batch_group.rank()]
