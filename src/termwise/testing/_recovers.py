@@ -7,7 +7,7 @@ gradient of 0, not of 0 up to noise.
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,12 @@ class GaussianEnergy(nn.Module):
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Give the energy of each row."""
         return _energy(x, self.mean, self.precision)
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+            """Give the energy of each row."""
+            ...
 
     def log_density(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Give the log-density of the true Gaussian, normalised, whatever the parameters are now.
