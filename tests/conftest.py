@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis profiles, one thread, no leftover compiler caches."""
+"""What every test shares: hypothesis profiles, one thread, fresh compiler caches, ranks."""
 
 import os
 
@@ -6,8 +6,13 @@ import hypothesis
 import pytest
 import torch
 
+from termwise.testing import Ranks
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=300)
+hypothesis.settings.register_profile(
+    "unshrunk", parent=hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -17,3 +22,15 @@ def _fresh_compiler():
     torch.manual_seed(0)
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    with Ranks(3) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def eight_ranks():
+    with Ranks(8) as running:
+        yield running

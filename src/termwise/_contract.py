@@ -25,9 +25,9 @@ R = TypeVar("R")
 Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argument that fixed it)
 
 # An int where a float is declared is what every caller means by `gamma=1`.
-_BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
+BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
 
-_DTYPE_NAMES: Final = {
+DTYPE_NAMES: Final = {
     dtype: str(dtype).removeprefix("torch.")
     for dtype in vars(torch).values()
     if isinstance(dtype, torch.dtype)
@@ -104,7 +104,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
     def check_result(result: Any, axes: Axes) -> None:
         if not isinstance(result, kind):
-            raise ContractError(f"{name}: the result needs {_spell(returns)}, got {show(result)}")
+            raise ContractError(f"{name}: the result needs {spell(returns)}, got {show(result)}")
         for part, expectation in results.items():
             value = getattr(result, part) if isinstance(part, str) else result[part]
             problem = expectation.problem(value, f"{part}", axes)
@@ -170,7 +170,7 @@ def _under_beartype(fn: Callable[P, R], *, computed: bool) -> Callable[P, R]:
     arguments_only.__annotations__ = {
         parameter: hint for parameter, hint in fn.__annotations__.items() if parameter != "return"
     }
-    typechecker = beartype(conf=_BEARTYPE)
+    typechecker = beartype(conf=BEARTYPE)
     # Only jaxtyping's own decorator knows the arguments that an axis "{k}+1" needs. The context
     # that all others run in costs a third as much.
     return (
@@ -203,12 +203,12 @@ def _explain(
     for parameter, value in bound.arguments.items():
         if parameter not in hints:
             continue
-        expected = _Expected(_filled_in(hints[parameter], bound.arguments))
+        expected = _Expected(filled_in(hints[parameter], bound.arguments))
         problem = expected.problem(value, parameter, axes)
         if (
             not problem
             and not expected.judged
-            and not is_bearable(value, hints[parameter], conf=_BEARTYPE)
+            and not is_bearable(value, hints[parameter], conf=BEARTYPE)
         ):
             problem = f"needs {expected.spelled}, got {show(value)}"
         if problem:
@@ -216,9 +216,9 @@ def _explain(
     return None
 
 
-def _filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
+def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
     """Put argument values into a shape string, as jaxtyping does: "{k}+1" becomes "3+1"."""
-    if not _is_array(hint) or "{" not in hint.dim_str:
+    if not is_array(hint) or "{" not in hint.dim_str:
         return hint
     shape = eval(f"f{hint.dim_str!r}", dict(arguments))
     return hint.dtype[hint.array_type, shape]
@@ -230,8 +230,8 @@ class _Expected:
     def __init__(self, hint: Any) -> None:
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         options = typing.get_args(hint) if union else (hint,)
-        self.spelled = _spell(hint)
-        self.shapes = tuple(_Shape(option) for option in options if _is_array(option))
+        self.spelled = spell(hint)
+        self.shapes = tuple(Shape(option) for option in options if is_array(option))
         self.literals = tuple(
             value
             for option in options
@@ -239,11 +239,11 @@ class _Expected:
             for value in typing.get_args(option)
         )
         classes = {option for option in options if _is_class(option)}
-        # An int where a float is declared is fine, as _BEARTYPE has it.
+        # An int where a float is declared is fine, as BEARTYPE has it.
         self.classes = (*classes, int) if float in classes else tuple(classes)
         # What is neither an array, a literal nor a class is left to beartype.
         self.judged = all(
-            _is_array(option) or _is_class(option) or typing.get_origin(option) is Literal
+            is_array(option) or _is_class(option) or typing.get_origin(option) is Literal
             for option in options
         )
 
@@ -262,7 +262,7 @@ class _Expected:
         return f"needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
 
-class _Shape:
+class Shape:
     """A jaxtyping annotation such as `Float[Tensor, "*batch dim"]`, parsed."""
 
     def __init__(self, hint: Any) -> None:
@@ -272,9 +272,9 @@ class _Shape:
         known: Any = hint.dtypes
         if not isinstance(known, tuple):
             known = ()
-        self.dtypes = frozenset(d for d, label in _DTYPE_NAMES.items() if label in known)
+        self.dtypes = frozenset(d for d, label in DTYPE_NAMES.items() if label in known)
         self.any_dtype = not known
-        self.axes = tuple(_Axis(word) for word in hint.dim_str.split())
+        self.axes = tuple(Axis(word) for word in hint.dim_str.split())
         several = [index for index, axis in enumerate(self.axes) if axis.variadic]
         self.before = several[0] if several else len(self.axes)
         self.after = len(self.axes) - self.before - 1 if several else 0
@@ -285,7 +285,7 @@ class _Shape:
         if not isinstance(value, self.array_type) or not isinstance(value, Tensor):
             return f"not a {self.array_type.__name__}"
         if not self.any_dtype and value.dtype not in self.dtypes:
-            return f"{_DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
+            return f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
         sizes = list(value.shape)
         needed = self.before + self.after
         if len(sizes) < needed or (len(sizes) > needed and not self.variadic):
@@ -305,7 +305,7 @@ class _Shape:
         return ""
 
 
-class _Axis:
+class Axis:
     """One word of a shape string."""
 
     def __init__(self, word: str) -> None:
@@ -359,7 +359,7 @@ class _Axis:
         return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {bound[1]}"
 
 
-def _is_array(hint: Any) -> bool:
+def is_array(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, AbstractArray)
 
 
@@ -369,16 +369,16 @@ def _is_class(hint: Any) -> bool:
         isinstance(hint, type)
         and hint is not Any
         and hint is not ProcessGroup  # which Dynamo shows as an object of another class
-        and not _is_array(hint)
+        and not is_array(hint)
         and not getattr(hint, "_is_protocol", False)
     )
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
     """Write an annotation as it stands in the source."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(_spell(option) for option in typing.get_args(hint))
-    if _is_array(hint):
+        return " | ".join(spell(option) for option in typing.get_args(hint))
+    if is_array(hint):
         shape = f" {hint.dim_str}" if hint.dim_str.isidentifier() else hint.dim_str
         return f'{hint.dtype.__name__}[{hint.array_type.__name__}, "{shape}"]'
     if typing.get_origin(hint) is Literal:
@@ -393,7 +393,7 @@ def _spell(hint: Any) -> str:
 def show(value: Any) -> str:
     """Write a value in a few words: a tensor by dtype and shape."""
     if isinstance(value, Tensor):
-        return f"{_DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"
+        return f"{DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"
     if value is None:
         return "None"
     kind = type(value).__name__

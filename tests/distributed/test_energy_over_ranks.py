@@ -3,7 +3,7 @@
 import energy_cases
 import pytest
 import torch
-from ranks import rows
+from rows import rows
 
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -121,7 +121,7 @@ def _draw_density(part: SubFigure, rows: int, density: Density, control_name: st
             origin="lower",
             extent=(-edge, edge, -edge, edge),
             cmap="magma",
-            interpolation="bilinear",
+            interpolation="nearest",  # a cell is what was integrated
             vmin=0,
             vmax=top,
         )

@@ -44,7 +44,7 @@ def conditional_noise_contrastive_loss(
 ) -> ConditionalNoiseContrastiveTerms:
     r"""Say which of two rows is data and which was made from it.
 
-    $$G(x, y) = E(y) - E(x) + \log p(y \mid x) - \log p(x \mid y), \qquad
+    $$G(x, y) = E(y) - E(x) + \log\, p(y \mid x) - \log\, p(x \mid y), \qquad
     \mathrm{loss} = 2 \sum_i w_i \frac{1}{K} \sum_{k=1}^{K} \log(1 + e^{-G(x_i, y_{ki})})$$
 
     over the rows of data x, whose weights w sum to 1, and K noises y drawn from p(y | x) for each.

@@ -117,13 +117,14 @@ def contrastive_divergence_loss(
             refuses.
 
     References:
-        Hinton, Training Products of Experts by Minimizing Contrastive Divergence (2002); Tieleman,
-        Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
-        (2008) for chains that persist, here a [`ReplayBuffer`][termwise.energy.ReplayBuffer]; Du,
-        Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
-        https://arxiv.org/abs/1903.08689, for the squares. TorchEBM
-        (https://github.com/soran-ghaderi/torchebm) adds the squares by default, at 0.001, and puts
-        0.1 in place of a loss that is not finite: here it stays not finite.
+        Hinton, Training Products of Experts by Minimizing Contrastive Divergence (2002),
+        https://doi.org/10.1162/089976602760128018; Tieleman, Training Restricted Boltzmann Machines
+        using Approximations to the Likelihood Gradient (2008),
+        https://doi.org/10.1145/1390156.1390290, for chains that persist, here a
+        [`ReplayBuffer`][termwise.energy.ReplayBuffer]; Du, Mordatch, Implicit Generation and
+        Modeling with Energy-Based Models (2019), https://arxiv.org/abs/1903.08689, for the squares.
+        TorchEBM (https://github.com/soran-ghaderi/torchebm) adds the squares by default, at 0.001,
+        and puts 0.1 in place of a loss that is not finite: here it stays not finite.
 
     Examples:
         >>> import torch

@@ -63,8 +63,8 @@ def denoising_score_matching_loss(
 ) -> DenoisingScoreMatchingTerms:
     r"""Make the gradient of the energy at a noisy point the noise that it has, over sigma.
 
-    $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \Big\|
-    \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \Big\|^2$$
+    $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \left\|
+    \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \right\|^2$$
 
     over the rows of data x, whose weights w sum to 1, and L levels of noise; n is standard normal.
     Its minimum is the density of the data blurred by a normal of standard deviation sigma, not that
@@ -116,9 +116,10 @@ def denoising_score_matching_loss(
 
     References:
         Vincent, A Connection Between Score Matching and Denoising Autoencoders (Neural Computation
-        2011); Song, Ermon, Generative Modeling by Estimating Gradients of the Data Distribution
-        (NeurIPS 2019), https://arxiv.org/abs/1907.05600, which weighs levels by sigma2. The score
-        of the model is -grad E: code that adds n / sigma to grad E learns the negated energy.
+        2011), https://doi.org/10.1162/NECO_a_00142; Song, Ermon, Generative Modeling by Estimating
+        Gradients of the Data Distribution (NeurIPS 2019), https://arxiv.org/abs/1907.05600, which
+        weighs levels by sigma2. The score of the model is -grad E: code that adds n / sigma to grad
+        E learns the negated energy.
 
     Examples:
         >>> import torch

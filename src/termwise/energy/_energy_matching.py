@@ -52,9 +52,10 @@ def energy_matching_loss(
 ) -> EnergyMatchingTerms:
     r"""Match the flow far from data with an energy whose Boltzmann density matches it near them.
 
-    $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
-    \mathrm{flow} = \sum_i w_i\, g(t)\, \| -\nabla E(x_t) - (x_1 - x_0) \|^2, \quad
-    \mathrm{contrast} = \sum_i w_i E(x_1) - \frac{1}{m} \sum_j E(y_j)$$
+    $$x_t = (1 - t)\, x_0 + t\, x_1, \qquad
+    \mathrm{flow} = \sum_i w_i\, g(t)\, \| -\nabla E(x_t) - (x_1 - x_0) \|^2$$
+
+    $$\mathrm{contrast} = \sum_i w_i E(x_1) - \frac{1}{m} \sum_j E(y_j)$$
 
     over pairs of rows, whose weights w sum to 1, with g(t) = min(1, (1 - t) / (1 - a)), and m
     negatives y of the density exp(-E / epsilon) at a temperature epsilon. The energy does not see

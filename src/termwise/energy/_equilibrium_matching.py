@@ -53,7 +53,7 @@ def equilibrium_matching_loss(
 
     $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
     c(t) = \lambda \min\Big(1, \frac{1 - t}{1 - a}\Big), \quad
-    \mathrm{loss} = \sum_i w_i \big\| \nabla E(x_t) - c(t)\, (x_0 - x_1) \big\|^2$$
+    \mathrm{loss} = \sum_i w_i \left\| \nabla E(x_t) - c(t)\, (x_0 - x_1) \right\|^2$$
 
     over pairs of rows, whose weights w sum to 1. The energy does not see t: descending it from
     noise, with any optimizer, leads to data. It is a landscape for sampling: exp(-E) is not the

@@ -58,7 +58,7 @@ def flow_matching_loss(
     r"""Make the descent of an energy the velocity of straight paths from noise to data.
 
     $$x_t = (1 - (1 - \sigma)\, t)\, x_0 + t\, x_1, \qquad
-    \mathrm{loss} = \sum_i w_i \big\| -\nabla E(x_{t}) - (x_1 - (1 - \sigma)\, x_0) \big\|^2$$
+    \mathrm{loss} = \sum_i w_i \left\| -\nabla E(x_{t}) - (x_1 - (1 - \sigma)\, x_0) \right\|^2$$
 
     over pairs of rows, whose weights w sum to 1. Its optimum is the mean velocity of the paths that
     pass through a point at a time, or the gradient field nearest to it: for independent normal

@@ -47,7 +47,7 @@ def contrastive_divergence_kl_term(
     r"""Say how far the sampler's law q is from p = exp(-E) / Z: KL(q, p), without its log Z.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \bar E(x_i) - H, \qquad
-    H = \frac{d}{n} \sum_i \log \rho_i + \log V_d + \psi(n) - \psi(1)$$
+    H = \frac{d}{n} \sum_i \log \rho_i + \log\, V_d + \psi(n) - \psi(1)$$
 
     over n samples x with d elements each, with rho_i the distance from x_i to the nearest of the
     others, V_d the volume of the unit ball and psi the digamma function (Kozachenko, Leonenko).
@@ -152,7 +152,7 @@ def contrastive_divergence_kl_term(
 def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
     """Give what each row adds to the mean that is the entropy."""
     wide = accumulator(points)
-    points = points.reshape(len(points), -1) if points.ndim != 1 else points[:, None]
+    points = points.flatten(1) if points.ndim != 1 else points[:, None]
     points = points.to(wide)
     others = points if neighbours is None else neighbours.to(wide).reshape(-1, points.shape[1])
     with torch.no_grad():

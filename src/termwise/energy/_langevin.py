@@ -85,9 +85,9 @@ def langevin(
 
     References:
         Roberts, Tweedie, Exponential convergence of Langevin distributions and their discrete
-        approximations (Bernoulli 1996). Their step is h / 2 where ours is h; TorchEBM's
-        `LangevinDynamics` (https://github.com/soran-ghaderi/torchebm) takes noise_scale for
-        s / sqrt(2 h), which is 1 for p.
+        approximations (Bernoulli 1996), https://doi.org/10.2307/3318418. Their step is h / 2 where
+        ours is h; TorchEBM's `LangevinDynamics` (https://github.com/soran-ghaderi/torchebm) takes
+        noise_scale for s / sqrt(2 h), which is 1 for p.
 
     Examples:
         >>> import torch

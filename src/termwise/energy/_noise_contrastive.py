@@ -49,7 +49,7 @@ def noise_contrastive_loss(
 ) -> NoiseContrastiveTerms:
     r"""Classify rows as data or as noise of density q, with the model's own odds.
 
-    $$G(u) = -E(u) - \log Z - \log q(u) - \log \nu, \qquad
+    $$G(u) = -E(u) - \log\, Z - \log\, q(u) - \log\, \nu, \qquad
     \mathrm{loss} = \sum_i w_i \log(1 + e^{-G(x_i)}) + \nu \frac{1}{m} \sum_j \log(1 + e^{G(y_j)})$$
 
     over the rows of data x, whose weights w sum to 1, and m rows of noise y; nu = m / batch. The
@@ -82,9 +82,10 @@ def noise_contrastive_loss(
 
     References:
         Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with
-        Applications to Natural Image Statistics (JMLR 2012), of which this is the loss for any nu.
-        Code that classifies by -E - log Z alone, without log q and log nu, finds the density ratio
-        to the noise and takes it for the density.
+        Applications to Natural Image Statistics (JMLR 2012),
+        https://jmlr.org/papers/v13/gutmann12a.html, of which this is the loss for any nu. Code that
+        classifies by -E - log Z alone, without log q and log nu, finds the density ratio to the
+        noise and takes it for the density.
 
     Examples:
         Noise of the model's own density cannot be told from data:

@@ -45,7 +45,7 @@ def ranking_noise_contrastive_loss(
 ) -> RankingNoiseContrastiveTerms:
     r"""Name the row of data among it and K noises, by softmax of the model's ratio to the noise.
 
-    $$s(u) = -E(u) - \log q(u), \qquad
+    $$s(u) = -E(u) - \log\, q(u), \qquad
     \mathrm{loss} = -\sum_i w_i \log \frac{e^{s(x_i)}}{e^{s(x_i)} + \sum_{k=1}^{K} e^{s(y_{ki})}}$$
 
     over the rows of data x, whose weights w sum to 1. A constant added to E, one for each row even,

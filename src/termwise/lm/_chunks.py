@@ -41,7 +41,7 @@ def chunk_average_log_probs(
 ) -> tuple[Float[Tensor, "batch chunks vocab"], Float[Tensor, "batch chunks"]]:
     r"""Average log-probabilities over the positions of each chunk.
 
-    $$\mathrm{mean}_{bcv} = \frac{1}{n_{bc}} \sum_{t :\, i_{bt} = c} \log p_{btv}, \qquad
+    $$\mathrm{mean}_{bcv} = \frac{1}{n_{bc}} \sum_{t :\, i_{bt} = c} \log\, p_{btv}, \qquad
     n_{bc} = |\{t : i_{bt} = c\}|$$
 
     Positions outside every chunk are never read: what they hold, infinities and NaN included,

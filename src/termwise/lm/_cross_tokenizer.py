@@ -147,7 +147,8 @@ def cross_tokenizer_loss(
 
     $$\mathrm{loss} = w_{KD}\, s\, \mathrm{KD} + w_{CE}\, \mathrm{CE}, \qquad
     s = \begin{cases} 1 & \text{fixed} \\
-    |\mathrm{CE}| / |\mathrm{KD}| \text{, detached} & \text{match} \end{cases}$$
+    \left|\mathrm{CE}\right| / \left|\mathrm{KD}\right| \text{, detached} & \text{match}
+    \end{cases}$$
 
     CE is that of [`next_token_loss`][termwise.lm.next_token_loss]. With D_i the loss that
     [`Teacher`][termwise.lm.Teacher] i is compared by, y_i its logits and V_i its vocabulary:
@@ -156,8 +157,9 @@ def cross_tokenizer_loss(
     D\big(\sum_i w_i y_i / \sum_i w_i\big) & \text{average\_logits} \\
     D_i \text{ of the teacher with the lowest CE} & \text{select} \end{cases}$$
 
-    $$v_i = \begin{cases} \log V_i / \log \min_j V_j & \text{log\_vocab} \\ 1 \end{cases}, \qquad
-    w_i = \begin{cases} \text{the teacher's weight} \\
+    $$v_i = \begin{cases} \log\, V_i / \log \min_j V_j & \text{log\_vocab} \\
+    1 & \text{else} \end{cases}, \qquad
+    w_i = \begin{cases} \text{the teacher's weight} & \text{no score} \\
     \mathrm{softmax}_i(\alpha\, v_i\, \mathrm{score}_i) & \text{score} \end{cases}$$
 
     A score is a mean over the positions that predict a token that counts of the teacher's, at

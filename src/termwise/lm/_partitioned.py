@@ -80,8 +80,8 @@ def partitioned_loss(
     predicts one of its tokens, and averages over the chunk's positions of log-probabilities over
     the *whole* vocabulary of each side,
 
-    $$a_c = \frac{1}{n_c} \sum_{t \in c} \log \mathrm{softmax}(x_t / T), \qquad
-    b_c = \frac{1}{m_c} \sum_{t \in c} \log \mathrm{softmax}(y_t / T)$$
+    $$a_c = \frac{1}{n_c} \sum_{t \in c} \log\, \mathrm{softmax}(x_t / T), \qquad
+    b_c = \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}(y_t / T)$$
 
     $$\mathrm{loss} = T^2 (w_1 \, \mathrm{kl\_common} + w_2 \, \mathrm{l1\_tail})$$
 
@@ -451,10 +451,10 @@ class _Distance(NamedTuple):
         # Where the probability is 0 the product is, whatever the logarithms are.
         if self.reverse:
             q = a.exp()
-            each = (q * (a - b)).where(q > 0, 0)
-            gradient = (q * (a - b + 1)).where(q > 0, 0)
+            each = (q * (a - b)).where(q != 0, 0)
+            gradient = (q * (a - b + 1)).where(q != 0, 0)
         else:
-            each = (p * (b - a)).where(p > 0, 0)
+            each = (p * (b - a)).where(p != 0, 0)
             gradient = -p
         push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
         agree = a.new_zeros(len(a))

@@ -85,15 +85,15 @@ def projected_kl_loss(
     Q_{cj} = \sum_s P_{cs} M_{sj}, \quad
     q_{cj} = \frac{Q_{cj}}{\epsilon + \sum_{i \in K} Q_{ci}} + \epsilon, \quad j \in K$$
 
-    $$\log p_{cj} = \begin{cases}
-    \frac{1}{m_c} \sum_{t \in c} \log \mathrm{softmax}_K(y_t / T)_j & \text{log} \\
+    $$\log\, p_{cj} = \begin{cases}
+    \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}_K(y_t / T)_j & \text{log} \\
     \text{the same} - \log \sum_{i \in K} \exp(\text{the same}_i) & \text{log_normalized} \\
     \log \frac{1}{m_c} \sum_{t \in c} \mathrm{softmax}_K(y_t / T)_j & \text{prob}
     \end{cases}$$
 
     $$\mathrm{loss} = T^2 \mathrm{kl}, \qquad \mathrm{kl} = \frac{1}{N} \sum_c
-    \begin{cases} \sum_{j \in K} p_{cj} (\log p_{cj} - \log q_{cj}) & \text{forward} \\
-    \sum_{j \in K} q_{cj} (\log q_{cj} - \log p_{cj}) & \text{reverse} \end{cases}$$
+    \begin{cases} \sum_{j \in K} p_{cj} (\log\, p_{cj} - \log\, q_{cj}) & \text{forward} \\
+    \sum_{j \in K} q_{cj} (\log\, q_{cj} - \log\, p_{cj}) & \text{reverse} \end{cases}$$
 
     Conventions:
 
@@ -569,11 +569,11 @@ class Divergence(NamedTuple):
         share = projected / whole
         q = share + self.eps
         log_q = q.log()
-        # Where one factor is 0 the product is, whatever the logarithm is.
+        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
         if self.reverse:
             ratio = log_q - log_p
-            kl = (q * ratio).where(q > 0, 0).sum(1)
-            push = (ratio + 1).where(q > 0, 0)
+            kl = (q * ratio).where(q != 0, 0).sum(1)
+            push = (ratio + 1).where(q != 0, 0)
         else:
             p = log_p.exp()
             if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
@@ -581,8 +581,8 @@ class Divergence(NamedTuple):
                 kl = row_products(p, ratio)
                 push = -p / q
             else:
-                kl = (p * (log_p - log_q)).where(p > 0, 0).sum(1)
-                push = -(p / q).where(p > 0, 0)
+                kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
+                push = -(p / q).where(p != 0, 0)
         agree = projected.argmax(1) == log_p.argmax(1)
         push = (push - row_products(push, share)[:, None]) / whole
         if block.counted is not None:

@@ -345,7 +345,7 @@ def _universal_logit(
                 ours = total(whole.index_copy_(1, here, ours), vocab_name)
             ours = total(ours, sequence_name)
             others, norm, _ = exponentials(block.teacher.of(flat_teacher), temperature, None)
-            theirs = total(block.teacher.sharing(norm) @ others, sequence_name)
+            theirs = total(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
             part, push = _sorted_distance(ours, theirs)
             if block.counted is not None:
                 part = part.where(block.counted, 0)

@@ -76,7 +76,7 @@ def crosscoder_loss(
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
     \sum_l \frac{1}{d} \| x_{il} - \hat{x}_{il} \|^2
-    + \lambda \sum_j |f_{ij}| \, \nu_j \right), \qquad
+    + \lambda \sum_j \left|f_{ij}\right| \, \nu_j \right), \qquad
     \nu_j = \sum_l \| W_{jl} \| \;\; \text{or} \;\; \sqrt{\sum_l \| W_{jl} \|^2}$$
 
     over the n rows that count, with the first nu for "l1" and the second for "l2". Half precision
@@ -154,7 +154,11 @@ def crosscoder_loss(
         mse = mse_per_layer.sum()
         sparsity = sparsity_coeff * price
         return CrosscoderTerms(
-            loss=mse + sparsity, mse_per_layer=mse_per_layer, mse=mse, sparsity=sparsity, l0=l0
+            loss=mse + sparsity,
+            mse_per_layer=mse_per_layer,
+            mse=mse,
+            sparsity=sparsity,
+            l0=l0.detach(),
         )
 
 

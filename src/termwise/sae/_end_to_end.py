@@ -74,9 +74,9 @@ def end_to_end_loss(
     r"""Match the output of the model that runs on a reconstruction to the model's own.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
-    \alpha \sum_v p_{iv} (\log p_{iv} - \log q_{iv})
+    \alpha \sum_v p_{iv} (\log\, p_{iv} - \log\, q_{iv})
     + \beta \sum_k \frac{1}{d_k} \| x^k_i - \hat{x}^k_i \|^2
-    + \lambda \sum_j |f_{ij}| \right)$$
+    + \lambda \sum_j \left|f_{ij}\right| \right)$$
 
     over the n rows that count, where p is the original model's distribution of the next token and
     q that of the patched one. Half precision is lifted to float32 before any exponential or

@@ -152,7 +152,8 @@ def gated_loss(
             grad_reduction,
         )
         sparsity = sparsity_coeff * price
-        return GatedTerms(loss=mse + sparsity + aux, mse=mse, sparsity=sparsity, aux=aux, l0=l0)
+        loss = mse + sparsity + aux
+        return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 
 
 class GatedObjective(nn.Module):

@@ -160,7 +160,7 @@ def jumprelu_l0(
         tensor([2.])
     """
     _check_bandwidth("jumprelu_l0", bandwidth)
-    return cast("Tensor", _ActiveCount.apply(pre, threshold, bandwidth, input_gradient))
+    return cast("Tensor", _ActiveCount.apply(pre, threshold, bandwidth, input_gradient, True))
 
 
 @contract
@@ -195,7 +195,7 @@ def jumprelu_loss(
 
     $$\lambda \, \mathrm{L0}, \qquad \lambda \left( \frac{\mathrm{L0}}{k} - 1 \right)^2
     \qquad \text{or} \qquad
-    \frac{\lambda}{n} \sum_{i,j} \tanh(c \, |f_{ij}| \, \| W_j \|)$$
+    \frac{\lambda}{n} \sum_{i,j} \tanh(c \, \left|f_{ij}\right| \, \| W_j \|)$$
 
     for "l0", "l0_relative" and "tanh", and the push on latents below their threshold is
 
@@ -284,7 +284,7 @@ def jumprelu_loss(
         error = residual(x if target is None else target, x_hat, mask)
         # Only a penalty of L0 needs its gradient.
         counted_in = (pre, theta) if penalty != "tanh" else (pre.detach(), theta.detach())
-        active = cast("Tensor", _ActiveCount.apply(*counted_in, bandwidth, input_gradient))
+        active = cast("Tensor", _ActiveCount.apply(*counted_in, bandwidth, input_gradient, False))
         per_row = [squared_norm(error, feature_reduction), active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
@@ -300,6 +300,8 @@ def jumprelu_loss(
         else:
             sparsity = sparsity_coeff * l0
         pre_act = pre_act_coeff * others[-1] if pre_act_coeff != 0 else 0 * l0.detach()
+        # No comparison with a NaN is true, so that none would come through the gate.
+        mse = mse.masked_fill(theta.isnan().any(), torch.nan)
         return JumpReLUTerms(
             loss=mse + sparsity + pre_act,
             mse=mse,
@@ -418,7 +420,9 @@ class _JumpReLU(Function):
         pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, lift: bool
     ) -> Tensor:
         # Not a product with the gate: that of -inf and 0 is NaN. And a NaN must stay one.
-        return (lifted(pre) if lift else pre).masked_fill(pre <= threshold, 0)
+        f = (lifted(pre) if lift else pre).masked_fill(pre <= threshold, 0)
+        # The loss, which lifts, marks a threshold that is NaN by itself, without this pass over f.
+        return f if lift else f.masked_fill_(threshold.isnan(), torch.nan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -442,12 +446,17 @@ class _ActiveCount(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool) -> Tensor:
-        return (pre > threshold).sum(1).to(lifted(pre[:0]).dtype)
+    def forward(
+        pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, look_for_nan: bool
+    ) -> Tensor:
+        count = (pre > threshold).sum(1).to(lifted(pre[:0]).dtype)
+        if look_for_nan:
+            count.masked_fill_((pre.isnan() | threshold.isnan()).any(1), torch.nan)
+        return count
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pre, threshold, ctx.bandwidth, ctx.input_gradient = inputs
+        pre, threshold, ctx.bandwidth, ctx.input_gradient, _ = inputs
         ctx.save_for_backward(pre, threshold)
 
     @staticmethod
@@ -456,4 +465,4 @@ class _ActiveCount(Function):
         density = gradients[0][:, None] * (1 / ctx.bandwidth)
         felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
         for_pre = felt.to(pre.dtype) if ctx.input_gradient else None
-        return for_pre, -felt.sum(0).to(threshold.dtype), None, None
+        return for_pre, -felt.sum(0).to(threshold.dtype), None, None, None

@@ -86,7 +86,7 @@ def matryoshka_loss(
     \mathrm{mse}_m = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - \hat{x}^m_i \|^2$$
 
     $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
-    + \frac{\lambda}{n} \sum_i \sum_j \nu_j |f_{ij}|^p$$
+    + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p$$
 
     over the n rows that count, m over the prefixes, and w of sum 1. Early latents must then do
     without later ones: they learn what is general, and are not absorbed. One prefix of all latents
@@ -181,8 +181,8 @@ def matryoshka_loss(
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,
-        l0=l0,
-        l1=l1,
+        l0=l0.detach(),
+        l1=l1 if decoder_norm is None and p == 1.0 else l1.detach(),
     )
 
 

@@ -18,7 +18,7 @@ def tanh_penalty(
 ) -> Float[Tensor, " batch"]:
     r"""Count the latents of each row, softly: a latent costs at most 1, however large it is.
 
-    $$\sum_j \tanh(c \, |f_j| \, \nu_j)$$
+    $$\sum_j \tanh(c \, \left|f_j\right| \, \nu_j)$$
 
     Args:
         f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is
@@ -64,7 +64,7 @@ def lp_penalty(
 ) -> Float[Tensor, " batch"]:
     r"""Sum a power of the latents of each row: L1 at p = 1, closer to their number below it.
 
-    $$\sum_j \nu_j |f_j|^p$$
+    $$\sum_j \nu_j \left|f_j\right|^p$$
 
     Args:
         f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is

@@ -123,7 +123,8 @@ def topk_loss(
     )
     aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
     n_dead = torch.zeros_like(mse) if dead is None else dead.sum().to(mse.dtype)
-    return TopKTerms(loss=mse + aux_coeff * aux, mse=mse, aux=aux, l0=l0, n_dead=n_dead.detach())
+    loss = mse + aux_coeff * aux
+    return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())
 
 
 @contract

@@ -70,7 +70,7 @@ def vanilla_loss(
     r"""Reconstruct activations, and pay for what is active.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
-    + \lambda \sum_j \nu_j |f_{ij}|^p \right)$$
+    + \lambda \sum_j \nu_j \left|f_{ij}\right|^p \right)$$
 
     over the n rows that count. Half precision is lifted to float32 before any difference is taken.
 
@@ -104,7 +104,8 @@ def vanilla_loss(
         ValueError: p is not positive, or f has another number of rows than x.
 
     References:
-        Bricken et al., Towards Monosemanticity (2023), and the update of April 2024,
+        Bricken et al., Towards Monosemanticity (2023),
+        https://transformer-circuits.pub/2023/monosemantic-features, and the update of April 2024,
         https://transformer-circuits.pub/2024/april-update: there the squared error is summed over
         features. saev, whose names we keep, averages it; it also counts f > 0 and sums f without
         its absolute value, which is wrong for signed latents and equal for ReLU's.
@@ -130,7 +131,13 @@ def vanilla_loss(
         grad_reduction,
     )
     sparsity = sparsity_coeff * paid
-    return VanillaTerms(loss=mse + sparsity, mse=mse, sparsity=sparsity, l0=l0, l1=l1)
+    return VanillaTerms(
+        loss=mse + sparsity,
+        mse=mse,
+        sparsity=sparsity,
+        l0=l0.detach(),
+        l1=l1 if plain is weighed else l1.detach(),
+    )
 
 
 class VanillaObjective(nn.Module):

@@ -1,0 +1,736 @@
+"""Calls of a function, drawn from the shapes in its signature, and calls that break it."""
+
+import copy
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, Self, TypedDict, cast
+
+import torch
+from beartype.door import is_bearable
+from hypothesis import strategies as st
+from jaxtyping import jaxtyped
+from torch import Tensor, nn
+
+from .._contract import BEARTYPE, Axis, Shape, filled_in, is_array, show, spell
+from .._groups import ProcessGroup
+from ._code import write_call
+
+_SIZES: Final = st.integers(1, 4)
+_NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
+_COUNTS: Final = (1, 2, 3)
+# Multiples of 1/32 between -3 and 3: exact in every dtype but the eighths, short when printed.
+_FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
+_INTEGERS: Final = st.integers(0, 3)
+# Which dtype stands for a family where `dtypes` names none of it.
+_PREFERRED: Final = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+class Inputs(TypedDict, total=False):
+    """How [`calls`][termwise.testing.calls] draws; every law takes these as keywords."""
+
+    sizes: Mapping[str, Any]
+    """Size of an axis by name: a number, or a strategy. Of a `*batch`: a tuple, or a strategy."""
+    dtypes: Sequence[torch.dtype]
+    """Dtypes to draw from. All floating tensors of a call have one."""
+    elements: Mapping[str, Any] | st.SearchStrategy[float] | None
+    """Strategy for the elements of floating tensors, or of one tensor by its argument."""
+    overrides: Mapping[str, Any]
+    """What an argument is given instead: a value, a strategy, or a function of the sizes."""
+
+
+class Call(dict[str, Any]):
+    """Keyword arguments for one call of a function: `call()` makes it, `fn(**call)` too.
+
+    Printed, it is the call as code.
+    """
+
+    fn: Callable[..., Any]
+    """What is called."""
+    sizes: dict[str, Any]
+    """Size of each axis by name; a tuple of sizes for a `*batch`."""
+    hints: dict[str, Any]
+    """The annotation that an argument was drawn from, where an override narrowed it."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        sizes: Mapping[str, Any],
+        hints: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(arguments)
+        self.fn = fn
+        self.sizes = dict(sizes)
+        self.hints = dict(hints or {})
+
+    def __call__(self) -> Any:
+        """Call the function."""
+        return self.fn(**self)
+
+    def __repr__(self) -> str:
+        return write_call(self.fn, self)[1]
+
+    def code(self) -> str:
+        """Write the call with its imports, to be pasted into a file."""
+        imports, text = write_call(self.fn, self)
+        return f"{imports}\n\n{text}"
+
+    def changed(self, **arguments: Any) -> Self:
+        """Give the same call with some arguments replaced."""
+        other = copy.copy(self)
+        other.update(arguments)
+        return other
+
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
+        """Give the same call with each tensor replaced by `change(path, tensor)`.
+
+        A tensor in a record or a sequence has the path "argument.field" or "argument.0". A
+        `torch.Generator` is copied, in the state it has.
+        """
+        return self.changed(**{name: _mapped(value, name, change) for name, value in self.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """List the tensors by path."""
+        found: dict[str, Tensor] = {}
+
+        def keep(path: str, value: Tensor) -> Tensor:
+            found[path] = value
+            return value
+
+        self.mapped(keep)
+        return found
+
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """Name the axes of each tensor by path; None for one that the annotation does not name."""
+        signature = Signature(self.fn)
+        named: dict[str, tuple[str | None, ...]] = {}
+        for name, value in self.items():
+            hint = self.hints.get(name) or signature.hint(name, self)
+            named.update(named_axes(filled_in(hint, self), value, name))
+        return named
+
+
+class BrokenCall(Call):
+    """A call in which one argument does not fit the signature."""
+
+    argument: str
+    """The argument that was broken."""
+    violation: str
+    """How, in a few words."""
+    kind: Literal["rank", "axis", "dtype", "array", "none", "literal"]
+    """Which sort of violation it is."""
+
+
+def calls(
+    fn: Callable[..., Any],
+    *,
+    sizes: Mapping[str, Any] | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+    elements: Mapping[str, Any] | st.SearchStrategy[float] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> st.SearchStrategy[Call]:
+    """Draw keyword arguments that satisfy a function's annotations.
+
+    An axis name has one size in a call, wherever it stands. Fixed sizes, `*batch`, `...`, `_`,
+    `#broadcast`, sizes computed from others (`"n-1"`) and from arguments (`"{k}+1"`), optional and
+    union arguments, `Literal`, numbers, sequences and frozen dataclasses of all these are
+    understood; a field of a dataclass shares the axis names. Process groups are None, a
+    `torch.Generator` is a seeded one. What cannot be derived, as a callable, takes its default, or
+    must be in `overrides`.
+
+    Args:
+        fn: a function under [`contract`][termwise.contract] or any other with jaxtyping
+            annotations, a method, or an `nn.Module`, whose `forward` is meant.
+        sizes: size of an axis by name, a number or a strategy; for `*batch` a tuple or a strategy
+            of tuples. 1 to 4 otherwise, and up to two axes for `*batch`.
+        dtypes: floating dtypes to draw one from, which all floating tensors of the call have. An
+            integer dtype here is taken where the annotation allows several.
+        elements: strategy for the elements of all floating tensors, or a strategy by argument
+            ("x", or "f.values" for a field of a record); a function of the sizes gives one that
+            depends on them: `{"tokens": lambda sizes: st.integers(0, sizes["vocab"] - 1)}`.
+            Multiples of 1/32 from -3 to 3 otherwise, integers from 0 to 3.
+        overrides: what an argument (or field, "f.indices") is given instead: a value, a strategy,
+            a function of the sizes that gives either, or an annotation that is narrower than the
+            signature's (`Float[Tensor, "{steps} batch"]`). For an argument that is itself a
+            callable, the function is the value.
+
+    Returns:
+        A strategy of [`Call`][termwise.testing.Call], which is a dict. Shrinks to few, small,
+        short numbers; printed, it is code to be pasted.
+
+    Raises:
+        TypeError: when drawing, if an argument has no annotation that says what to draw, and
+            neither a default nor an override.
+
+    Examples:
+        >>> import torch
+        >>> from hypothesis import given, settings
+        >>> import termwise as tw
+        >>> from termwise import testing
+        >>> @settings(derandomize=True, max_examples=20)
+        ... @given(testing.calls(tw.joint_embedding.vicreg_loss, sizes={"batch": 3}))
+        ... def test_nothing_is_negative(call):
+        ...     assert call().loss >= 0 and call["z1"].shape[0] == 3
+        >>> test_nothing_is_negative()
+    """
+    inputs = Inputs(sizes=sizes or {}, dtypes=dtypes, elements=elements, overrides=overrides or {})
+    return drawn_calls(fn, inputs).map(lambda several: several[0])
+
+
+def broken_calls(
+    fn: Callable[..., Any],
+    *,
+    sizes: Mapping[str, Any] | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+    elements: Mapping[str, Any] | st.SearchStrategy[float] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> st.SearchStrategy[BrokenCall]:
+    """Draw calls in which one argument, named, does not fit its annotation.
+
+    One of: an axis more or fewer; a shared axis one longer, or of size 1 (which would broadcast);
+    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. What
+    jaxtyping and beartype themselves would accept is not drawn.
+
+    Args:
+        fn: as for [`calls`][termwise.testing.calls], as are all others.
+        sizes: size of an axis by name.
+        dtypes: floating dtypes to draw from.
+        elements: strategies for elements.
+        overrides: what arguments are given.
+
+    Returns:
+        A strategy of [`BrokenCall`][termwise.testing.BrokenCall], which says what is broken in
+        `argument` and `violation`.
+
+    Raises:
+        TypeError: when drawing, if nothing in the signature can be broken.
+
+    Examples:
+        >>> import pytest
+        >>> from hypothesis import given, settings
+        >>> import termwise as tw
+        >>> from termwise import testing
+        >>> @settings(derandomize=True, max_examples=20)
+        ... @given(testing.broken_calls(tw.joint_embedding.vicreg_loss, sizes={"batch": 3}))
+        ... def test_refused_by_name(broken):
+        ...     with pytest.raises(TypeError, match=broken.argument):
+        ...         broken()
+        >>> test_refused_by_name()
+    """
+    valid = calls(fn, sizes=sizes, dtypes=dtypes, elements=elements, overrides=overrides)
+    return valid.flatmap(lambda call: st.sampled_from(_some_violations(call)))
+
+
+def _some_violations(call: Call) -> list[BrokenCall]:
+    found = violations(call)
+    if not found:
+        raise TypeError(f"broken_calls: {Signature(call.fn).name} takes nothing that can be broken")
+    return found
+
+
+class Signature:
+    """A function's parameters, each with its annotation."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.name: str = getattr(fn, "__name__", None) or type(fn).__name__
+        called = fn.forward if isinstance(fn, nn.Module) else fn
+        owner: Any = called
+        while isinstance(owner, functools.partial):
+            owner = cast("functools.partial[Any]", owner).func
+        if isinstance(owner, nn.Module):
+            owner = owner.forward
+        self.parameters = inspect.signature(called).parameters
+        self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
+        self.returns: Any = self.hints.get("return", Any)
+        for name, parameter in self.parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(f"calls: {self.name} takes *{name}, which no annotation limits")
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise TypeError(f"calls: {self.name} takes {name} by position only")
+
+    def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Give an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
+        whole = {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        options = [
+            filled_in(option, {**whole, **arguments}) for option in _options(self.hints.get(name))
+        ]
+        return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """A tensor to be drawn once all sizes are known."""
+
+    hint: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """A dataclass to be made once its fields are drawn."""
+
+    kind: Callable[..., Any]
+    fields: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Several:
+    """A sequence of what is to be drawn."""
+
+    items: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfSizes:
+    """A function of the sizes."""
+
+    function: Callable[[dict[str, Any]], Any]
+
+
+@st.composite
+def drawn_calls(
+    draw: st.DrawFn,
+    fn: Callable[..., Any],
+    inputs: Inputs,
+    *,
+    count: int = 1,
+    generic: bool = False,
+) -> list[Call]:
+    """Draw calls that differ in their floating tensors alone.
+
+    Generic: elements that no strategy was given for are normal variates, so that no two are equal
+    and none is 0, as gradients compared with finite differences need.
+    """
+    signature = Signature(fn)
+    overrides = inputs.get("overrides") or {}
+    # First what each argument is, and all that has no shape; then sizes; then tensors.
+    chosen: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        default = parameter.default
+        chosen[name] = _choose(
+            draw, signature.name, name, signature.hints.get(name), default, overrides
+        )
+    values = {
+        name: value
+        for name, value in chosen.items()
+        if not isinstance(value, _Array | _Record | _Several | _OfSizes)
+    }
+    arrays: dict[str, Shape] = {}
+    sizes: dict[str, Any] = {}
+    for name, choice in chosen.items():
+        _collect(choice, name, values, arrays)
+        if isinstance(choice, Tensor):
+            _bind(signature.hint(name, values), choice, sizes)
+    _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
+    shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
+    ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
+    floating = [d for d in inputs.get("dtypes", (torch.float32,)) if d.is_floating_point]
+    dtype = draw(st.sampled_from(floating or [torch.float32]))
+    dtypes = {path: _dtype(shape, dtype, inputs) for path, shape in arrays.items()}
+    hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
+    tensors: dict[str, Tensor] = {}
+    drawn: list[Call] = []
+    for _ in range(count):
+        for path, shape in shapes.items():
+            if path not in tensors or dtypes[path].is_floating_point:
+                tensors[path] = _draw_tensor(
+                    draw, path, shape, dtypes[path], sizes, inputs, generic
+                )
+        arguments = {name: _made(choice, name, tensors) for name, choice in ready.items()}
+        drawn.append(Call(fn, arguments, sizes, hints))
+    return drawn
+
+
+def _choose(
+    draw: st.DrawFn,
+    function: str,
+    path: str,
+    hint: Any,
+    default: Any,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """Decide what an argument is: a value, or something to be drawn once sizes are known."""
+    options = _options(hint)
+    if path in overrides:
+        value = overrides[path]
+        if isinstance(value, st.SearchStrategy):
+            value = draw(cast("st.SearchStrategy[Any]", value))
+        if is_array(value):
+            return _Array(value)
+        of_sizes = inspect.isfunction(value) and not any(
+            typing.get_origin(option) is Callable for option in options
+        )
+        return _OfSizes(value) if of_sizes else value
+    if torch.Generator in options:
+        return torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    if ProcessGroup in options and type(None) in options:
+        return None
+    possible = [option for option in options if _derivable(option)]
+    if not possible:
+        if default is not inspect.Parameter.empty:
+            return default
+        given = "no annotation" if hint is None else f"the annotation {spell(hint)}"
+        raise TypeError(
+            f"calls: {function} needs {path}, and {given} does not say what to draw: "
+            f"name it in overrides"
+        )
+    possible.sort(key=lambda option: option is not type(None))  # None shrinks best
+    option = draw(st.sampled_from(possible)) if len(possible) > 1 else possible[0]
+    return _chosen_option(draw, function, path, option, default, overrides)
+
+
+def _chosen_option(
+    draw: st.DrawFn,
+    function: str,
+    path: str,
+    option: Any,
+    default: Any,
+    overrides: Mapping[str, Any],
+) -> Any:
+    if option is type(None):
+        return None
+    if is_array(option):
+        return _Array(option)
+    origin, arguments = typing.get_origin(option), typing.get_args(option)
+    if origin is Literal:
+        return draw(st.sampled_from(arguments))
+    if option in (bool, int, float):
+        usual = {bool: (False, True), int: _COUNTS, float: _NUMBERS}[option]
+        first = (default,) if type(default) is option else ()
+        return draw(st.sampled_from((*first, *usual)))
+    if _is_record(option):
+        hints = typing.get_type_hints(option, include_extras=True)
+        fields = {
+            field.name: _choose(
+                draw,
+                function,
+                f"{path}.{field.name}",
+                hints[field.name],
+                inspect.Parameter.empty if _is_required(field) else field.default,
+                overrides,
+            )
+            for field in dataclasses.fields(option)
+            if field.init
+        }
+        return _Record(option, fields)
+    fixed = origin is tuple and Ellipsis not in arguments
+    kinds = arguments if fixed else arguments[:1] * draw(st.integers(1, 3))
+    empty = inspect.Parameter.empty
+    return _Several(
+        tuple(
+            _choose(draw, function, f"{path}.{index}", kind, empty, overrides)
+            for index, kind in enumerate(kinds)
+        )
+    )
+
+
+def _derivable(option: Any) -> bool:
+    """Tell whether an annotation says what to draw."""
+    if option is type(None) or is_array(option) or option in (bool, int, float):
+        return True
+    origin = typing.get_origin(option)
+    if origin is Literal or _is_record(option):
+        return True
+    if origin in (tuple, list, Sequence):
+        return all(
+            any(_derivable(one) for one in _options(item))
+            for item in typing.get_args(option)
+            if item is not Ellipsis
+        )
+    return False
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _is_record(option: Any) -> bool:
+    return isinstance(option, type) and dataclasses.is_dataclass(option)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, Shape]) -> None:
+    """List the tensors to be drawn by path."""
+    if isinstance(choice, _Array):
+        into[path] = Shape(filled_in(choice.hint, dict(values)))
+    elif isinstance(choice, _Record):
+        for field, part in choice.fields.items():
+            _collect(part, f"{path}.{field}", values, into)
+    elif isinstance(choice, _Several):
+        for index, part in enumerate(choice.items):
+            _collect(part, f"{path}.{index}", values, into)
+
+
+def _bind(hint: Any, value: Tensor, sizes: dict[str, Any]) -> None:
+    """Take the sizes of axes from a tensor that was given."""
+    found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
+    for option in _options(hint):
+        if is_array(option) and not Shape(option).mismatch(value, "", found):
+            sizes.update({name: size for name, (size, _) in found.items()})
+            return
+
+
+def _draw_sizes(
+    draw: st.DrawFn,
+    shapes: typing.Iterable[Shape],
+    given: Mapping[str, Any],
+    sizes: dict[str, Any],
+) -> None:
+    """Draw a size for each name that has none."""
+    named = {
+        axis.name: axis.variadic
+        for shape in shapes
+        for axis in shape.axes
+        if not axis.free and axis.fixed is None and axis.formula is None
+    }
+    needed = {
+        name: False
+        for shape in shapes
+        for axis in shape.axes
+        if axis.formula is not None
+        for name in axis.needs
+    }
+    for name, variadic in {**needed, **named}.items():
+        if name in sizes:
+            continue
+        size = given.get(name, _several_sizes() if variadic else _SIZES)
+        size = draw(cast("Any", size)) if isinstance(size, st.SearchStrategy) else size
+        sizes[name] = tuple(size) if variadic else size
+
+
+def _several_sizes() -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(1, 3), max_size=2).map(tuple)
+
+
+def _draw_shape(draw: st.DrawFn, shape: Shape, sizes: Mapping[str, Any]) -> tuple[int, ...]:
+    whole: list[int] = []
+    for axis in shape.axes:
+        size = _size_of(draw, axis, sizes)
+        whole.extend(size if isinstance(size, tuple) else (size,))
+    return tuple(whole)
+
+
+def _size_of(draw: st.DrawFn, axis: Axis, sizes: Mapping[str, Any]) -> int | tuple[int, ...]:
+    if axis.formula is not None:
+        computed = int(axis.formula(*[sizes[name] for name in axis.needs]))
+        if computed < 0:
+            raise ValueError(f"calls: axis {axis.name} would be {computed}: give larger sizes")
+        return computed
+    if axis.fixed is not None:
+        return axis.fixed
+    if axis.free:
+        return draw(_several_sizes() if axis.variadic else _SIZES)
+    size: int | tuple[int, ...] = sizes[axis.name]
+    if axis.stretches and isinstance(size, int):
+        return draw(st.sampled_from((size, 1)))
+    return size
+
+
+def _dtype(shape: Shape, floating: torch.dtype, inputs: Inputs) -> torch.dtype:
+    """Choose a tensor's dtype: the call's floating one, where the annotation allows it."""
+    if shape.any_dtype or floating in shape.dtypes:
+        return floating
+    wanted = [d for d in (*inputs.get("dtypes", ()), *_PREFERRED) if d in shape.dtypes]
+    return wanted[0] if wanted else next(iter(shape.dtypes))
+
+
+def _draw_tensor(
+    draw: st.DrawFn,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    sizes: dict[str, Any],
+    inputs: Inputs,
+    generic: bool,
+) -> Tensor:
+    elements = inputs.get("elements")
+    known: Any = elements.get(path) if isinstance(elements, Mapping) else None
+    if isinstance(elements, st.SearchStrategy) and dtype.is_floating_point:
+        known = elements
+    if inspect.isfunction(known):
+        known = known(sizes)
+    if known is None and generic and dtype.is_floating_point:
+        # The path is in the seed, or arguments with one seed would be equal.
+        seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if known is None:
+        known = (
+            st.booleans()
+            if dtype == torch.bool
+            else _FLOATS
+            if dtype.is_floating_point or dtype.is_complex
+            else _INTEGERS
+        )
+    number = int(torch.Size(shape).numel())
+    drawn = draw(st.lists(known, min_size=number, max_size=number))
+    return torch.tensor(drawn, dtype=dtype).reshape(shape)
+
+
+def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
+    """Evaluate what depends on the sizes."""
+    if isinstance(choice, _OfSizes):
+        value = choice.function(dict(sizes))
+        if isinstance(value, st.SearchStrategy):
+            return draw(cast("st.SearchStrategy[Any]", value))
+        return value
+    if isinstance(choice, _Record):
+        fields = {name: _settled(draw, part, sizes) for name, part in choice.fields.items()}
+        return _Record(choice.kind, fields)
+    if isinstance(choice, _Several):
+        return _Several(tuple(_settled(draw, part, sizes) for part in choice.items))
+    return choice
+
+
+def _made(choice: Any, path: str, tensors: Mapping[str, Tensor]) -> Any:
+    """Put tensors in their places."""
+    if isinstance(choice, _Array):
+        return tensors[path]
+    if isinstance(choice, _Record):
+        parts = {
+            name: _made(part, f"{path}.{name}", tensors) for name, part in choice.fields.items()
+        }
+        return choice.kind(**parts)
+    if isinstance(choice, _Several):
+        return tuple(
+            _made(part, f"{path}.{index}", tensors) for index, part in enumerate(choice.items)
+        )
+    return choice
+
+
+def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return change(path, value)
+    if isinstance(value, torch.Generator):
+        copied = torch.Generator(value.device)
+        copied.manual_seed(value.initial_seed())
+        copied.set_state(value.get_state())
+        return copied
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {
+            field.name: _mapped(getattr(value, field.name), f"{path}.{field.name}", change)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+        return dataclasses.replace(value, **parts)
+    if isinstance(value, tuple | list):
+        items = cast("Sequence[Any]", value)
+        parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    return value
+
+
+def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, ...]]:
+    """Name the axes of each tensor in a value by path."""
+    if isinstance(value, Tensor):
+        for option in _options(hint):
+            if is_array(option) and not Shape(option).mismatch(value, path, {}):
+                return {path: _axis_names(Shape(option), value.ndim)}
+        return {}
+    parts: dict[str, tuple[Any, Any]] = {}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value), include_extras=True)
+        parts = {name: (hints[name], getattr(value, name)) for name in hints}
+    elif isinstance(value, tuple | list):
+        kinds: list[Any] = []
+        for option in _options(hint):
+            kinds = kinds or list(typing.get_args(option))
+        items = list(cast("Sequence[Any]", value)) if kinds else []
+        for index, item in enumerate(items):
+            parts[str(index)] = (kinds[index if len(kinds) == len(items) else 0], item)
+    found: dict[str, tuple[str | None, ...]] = {}
+    for name, (kind, part) in parts.items():
+        found.update(named_axes(kind, part, f"{path}.{name}"))
+    return found
+
+
+def _axis_names(shape: Shape, ndim: int) -> tuple[str | None, ...]:
+    names: list[str | None] = []
+    for axis in shape.axes:
+        named = not axis.free and axis.fixed is None and axis.formula is None
+        several = ndim - len(shape.axes) + 1 if axis.variadic else 1
+        names.extend([axis.name if named and not axis.variadic else None] * several)
+    return tuple(names)
+
+
+def violations(call: Call) -> list[BrokenCall]:
+    """List every call that differs from a valid one in one argument that no longer fits."""
+    signature = Signature(call.fn)
+    found: list[BrokenCall] = []
+    for name, value in call.items():
+        for kind, how, wrong in _wrong_values(signature.hints.get(name), value):
+            broken = BrokenCall(call.fn, {**call, name: wrong}, call.sizes)
+            broken.argument, broken.violation, broken.kind = name, how, kind
+            if not _fits(signature, broken):
+                found.append(broken)
+    return found
+
+
+_Kind = Literal["rank", "axis", "dtype", "array", "none", "literal"]
+
+
+def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
+    wrong: list[tuple[_Kind, str, Any]] = []
+    options = _options(hint)
+    if isinstance(value, Tensor):
+        wrong.append(("rank", "an axis more", value[None]))
+        if value.ndim:
+            wrong.append(("rank", "an axis fewer", value.new_zeros(value.shape[1:])))
+        for axis, size in enumerate(value.shape):
+            longer = value.new_zeros([n + (i == axis) for i, n in enumerate(value.shape)])
+            wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
+            if size > 1:
+                single = value.narrow(axis, 0, 1)
+                wrong.append(("axis", f"axis {axis} is 1, not {size}", single))
+        other = value.long() if value.is_floating_point() else value.to(torch.float32)
+        wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
+        plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+        wrong.append(("array", "a NumPy array", plain.numpy()))
+    if any(typing.get_origin(option) is Literal for option in options) and isinstance(value, str):
+        wrong.append(("literal", "no such option", f"not {value}"))
+    if type(None) not in options:
+        wrong.append(("none", "None", None))
+    return wrong
+
+
+def _fits(signature: Signature, call: Call) -> bool:
+    """Ask jaxtyping and beartype themselves whether all arguments fit."""
+    with jaxtyped("context"):
+        for name, value in call.items():
+            if name not in signature.hints:
+                continue
+            if not fits(value, signature.hint(name, call)):
+                return False
+    return True
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Ask jaxtyping and beartype whether a value is of an annotation, in the bindings so far."""
+    # Option by option: beartype takes no union of shapes that were made after its import.
+    return any(is_bearable(value, option, conf=BEARTYPE) for option in _options(hint))

@@ -1,0 +1,115 @@
+"""A call as code that can be pasted."""
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def write_call(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Write the imports that a call needs, and the call.
+
+    Arguments that are equal to their default are left out.
+    """
+    imports: set[str] = set()
+    called = repr(fn) if isinstance(fn, nn.Module) else _name(fn, imports)
+    if isinstance(fn, nn.Module):
+        _name(type(fn), imports)
+    parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
+    lines = [
+        f"    {name}={_write(value, imports)},\n"
+        for name, value in arguments.items()
+        if name not in parameters or not _is_default(value, parameters[name].default)
+    ]
+    return "\n".join(sorted(imports)), f"{called}(\n{''.join(lines)})"
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    return (
+        type(value) is type(default)
+        and isinstance(value, (bool, int, float, str))
+        and bool(value == default)
+    )
+
+
+def _write(value: Any, imports: set[str]) -> str:
+    if isinstance(value, Tensor):
+        imports.add("import torch")
+        return _write_tensor(value.detach())
+    if isinstance(value, torch.Generator):
+        imports.add("import torch")
+        return f"torch.Generator().manual_seed({value.initial_seed()})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = _name(type(value), imports)
+        fields = (
+            f"{field.name}={_write(getattr(value, field.name), imports)}"
+            for field in dataclasses.fields(value)
+            if field.init
+        )
+        return f"{kind}({', '.join(fields)})"
+    if isinstance(value, tuple):
+        items = [_write(item, imports) for item in cast("tuple[Any, ...]", value)]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    if isinstance(value, list):
+        return f"[{', '.join(_write(item, imports) for item in cast('list[Any]', value))}]"
+    if isinstance(value, float):
+        return _write_number(value, torch.float64)
+    if type(value).__module__ == "numpy" and hasattr(value, "shape"):
+        imports.add("import torch")
+        return f"{_write_tensor(torch.from_numpy(value))}.numpy()"
+    if inspect.isroutine(value) or isinstance(value, type):
+        return _name(value, imports)
+    return repr(value)
+
+
+def _write_tensor(value: Tensor) -> str:
+    if value.numel() == 0 or value.is_sparse or value.layout != torch.strided:
+        return f"torch.zeros({list(value.shape)}, dtype={value.dtype})"
+    inferred = {torch.float32: True, torch.int64: True, torch.bool: True}
+    dtype = "" if value.dtype in inferred else f", dtype={value.dtype}"
+    numbers = cast("object", value.cpu().tolist())
+    return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype})"
+
+
+def _write_nested(numbers: object, dtype: torch.dtype) -> str:
+    if isinstance(numbers, list):
+        inside = (_write_nested(one, dtype) for one in cast("list[object]", numbers))
+        return f"[{', '.join(inside)}]"
+    return _write_number(numbers, dtype) if isinstance(numbers, float) else repr(numbers)
+
+
+def _write_number(number: float, dtype: torch.dtype) -> str:
+    """Write a float in as few digits as give it back in its dtype."""
+    if not math.isfinite(number):
+        return f'float("{number}")'
+    for digits in range(1, 17):
+        short = float(f"{number:.{digits}g}")
+        if torch.tensor(short, dtype=dtype).item() == number:
+            return repr(short)
+    return repr(number)
+
+
+def _name(thing: Any, imports: set[str]) -> str:
+    """Name a function or a class, with the import that brings it: from where users take it."""
+    name: str | None = getattr(thing, "__qualname__", None)
+    module: str | None = getattr(thing, "__module__", None)
+    if name is None or module is None:
+        return repr(thing)
+    first = name.partition(".")[0]
+    if "<locals>" in name:
+        return name.rpartition("<locals>.")[2]
+    parts: Sequence[str] = module.split(".")
+    while len(parts) > 1 and parts[-1].startswith("_"):
+        outer = sys.modules.get(".".join(parts[:-1]))
+        if getattr(outer, first, None) is not getattr(sys.modules.get(module), first, thing):
+            break
+        parts = parts[:-1]
+    imports.add(f"from {'.'.join(parts)} import {first}")
+    return name
