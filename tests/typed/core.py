@@ -1,4 +1,4 @@
-"""What a type checker knows of `contract` and `terms`. Never run: pyright reads it."""
+"""What a type checker knows of `contract` and `terms`. Never run: pyright and mypy read it."""
 
 from collections.abc import Callable
 from typing import assert_type

@@ -2,7 +2,8 @@
 
 from typing import assert_type
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from termwise import energy
 
@@ -15,6 +16,10 @@ def timed(x: Tensor, t: Tensor) -> Tensor:
     return t * x.square().sum(1)
 
 
+def started(n: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(n, 2, generator=generator)
+
+
 def functions(x: Tensor) -> None:
     assert_type(
         energy.conditional_noise_contrastive_loss(bowl, x, x),
@@ -22,6 +27,12 @@ def functions(x: Tensor) -> None:
     )
     assert_type(energy.contrastive_divergence_loss(bowl, x), energy.ContrastiveDivergenceTerms)
     assert_type(energy.create_loss("mle", bowl), energy.MaximumLikelihoodLoss)
+    assert_type(energy.create_loss("cd", bowl), energy.ContrastiveDivergenceLoss)
+    assert_type(energy.create_loss("nce", bowl), energy.NoiseContrastiveLoss)
+    assert_type(energy.create_loss("sm", bowl), energy.ScoreMatchingLoss)
+    assert_type(energy.create_loss("dsm", bowl, sigma=1.0), energy.DenoisingScoreMatchingLoss)
+    assert_type(energy.create_loss("ssm", bowl), energy.SlicedScoreMatchingLoss)
+    assert_type(energy.create_loss(str(bowl), bowl), nn.Module)
     assert_type(
         energy.denoising_score_matching_loss(bowl, x, sigma=1.0), energy.DenoisingScoreMatchingTerms
     )
@@ -228,5 +239,16 @@ def fields_of_sliced_score_matching_terms(terms: energy.SlicedScoreMatchingTerms
     assert_type(terms.detach(), energy.SlicedScoreMatchingTerms)
 
 
-def members_of_replay_buffer(one: energy.ReplayBuffer) -> None:
+def members_of_replay_buffer(one: energy.ReplayBuffer, x: Tensor) -> None:
+    assert_type(energy.ReplayBuffer.start(started, 8), energy.ReplayBuffer)
     assert_type(one.samples, Tensor)
+    assert_type(one.draw(2), tuple[Tensor, Tensor])
+    assert_type(one.write(x, x), Tensor)
+
+
+def aliases(
+    one: energy.Energy, other: energy.TimedEnergy, sampler: energy.Sampler, x: Tensor
+) -> None:
+    assert_type(one(x), Tensor)
+    assert_type(other(x, x), Tensor)
+    assert_type(sampler(bowl, x), Tensor)

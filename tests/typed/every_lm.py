@@ -43,12 +43,8 @@ def functions(
 
 def modules(
     alignment: lm.Alignment,
-    cuda: tuple[Any, ...] | None,
-    dtype: torch.dtype,
-    handle: lm.SharedLogitsHandle,
     partition: lm.VocabPartition,
     projection: lm.VocabProjection,
-    shape: tuple[int, int, int],
     teachers: lm.Teacher | Sequence[lm.Teacher],
     x: Tensor,
 ) -> None:
@@ -135,6 +131,9 @@ def members_of_alignment(one: lm.Alignment) -> None:
     assert_type(one.pair_valid, Tensor)
     assert_type(one.pair_exact, Tensor)
     assert_type(one.max_chunks, int)
+    assert_type(one.to("cpu"), lm.Alignment)
+    assert_type(one.check(), lm.Alignment)
+    assert_type(lm.Alignment.from_flat({}), lm.Alignment)
 
 
 def members_of_teacher(one: lm.Teacher) -> None:
@@ -145,6 +144,7 @@ def members_of_teacher(one: lm.Teacher) -> None:
     assert_type(one.tokens, Tensor | None)
     assert_type(one.weight, float)
     assert_type(one.normalizer, Tensor | float | None)
+    assert_type(one.to("cpu"), lm.Teacher)
 
 
 def members_of_vocab_partition(one: lm.VocabPartition) -> None:
@@ -152,9 +152,10 @@ def members_of_vocab_partition(one: lm.VocabPartition) -> None:
     assert_type(one.common_teacher, Tensor)
     assert_type(one.rest_student, Tensor)
     assert_type(one.rest_teacher, Tensor)
+    assert_type(one.to("cpu"), lm.VocabPartition)
 
 
-def members_of_vocab_projection(one: lm.VocabProjection) -> None:
+def members_of_vocab_projection(one: lm.VocabProjection, x: Tensor) -> None:
     assert_type(one.student_vocab, int)
     assert_type(one.teacher_vocab, int)
     assert_type(one.student_pointers, Tensor)
@@ -163,10 +164,33 @@ def members_of_vocab_projection(one: lm.VocabProjection) -> None:
     assert_type(one.teacher_pointers, Tensor)
     assert_type(one.teacher_rows, Tensor)
     assert_type(one.teacher_weights, Tensor)
+    assert_type(
+        lm.VocabProjection.from_topk(x, x, student_vocab=2, teacher_vocab=2), lm.VocabProjection
+    )
+    assert_type(
+        lm.VocabProjection.from_pairs({(0, 1): 1.0}, student_vocab=2, teacher_vocab=2),
+        lm.VocabProjection,
+    )
+    assert_type(lm.VocabProjection.from_tokens(["a"], ["a", None]), lm.VocabProjection)
+    assert_type(lm.VocabProjection.load("file"), lm.VocabProjection)
+    assert_type(
+        lm.VocabProjection.load_nemo("file", student_vocab=2, teacher_vocab=2), lm.VocabProjection
+    )
+    assert_type(one.save("file"), None)
+    assert_type(one.to("cpu"), lm.VocabProjection)
+    assert_type(one.rows(0, 1), lm.VocabProjection)
+    assert_type(one.columns(x), lm.VocabProjection)
+    assert_type(one.project(x), Tensor)
 
 
-def members_of_shared_logits(one: lm.SharedLogits) -> None:
+def members_of_shared_logits(one: lm.SharedLogits, x: Tensor) -> None:
     assert_type(one.writes, int)
+    assert_type(lm.SharedLogits.create((2, 3, 5)), lm.SharedLogits)
+    assert_type(lm.SharedLogits.open(one.handle), lm.SharedLogits)
+    assert_type(one.handle, lm.SharedLogitsHandle)
+    assert_type(one[0:1], Tensor)
+    assert_type(one.write(x), None)
+    assert_type(one.close(), None)
 
 
 def members_of_shared_logits_handle(one: lm.SharedLogitsHandle) -> None:

@@ -23,6 +23,12 @@ def functions(prefixes: Sequence[int], x: Tensor) -> None:
     assert_type(sae.mean_squared_err(x, x), Tensor)
     assert_type(sae.normalized_mse(x, x), Tensor)
     assert_type(sae.get_objective(sae.Vanilla()), sae.VanillaObjective)
+    assert_type(sae.get_objective(sae.TopK()), sae.TopKObjective)
+    assert_type(sae.get_objective(sae.JumpReLU()), sae.JumpReLUObjective)
+    assert_type(sae.get_objective(sae.Gated()), sae.GatedObjective)
+    assert_type(sae.get_objective(sae.Matryoshka()), sae.MatryoshkaObjective)
+    assert_type(sae.get_objective(sae.Crosscoder()), sae.CrosscoderObjective)
+    assert_type(sae.get_objective(sae.EndToEnd()), sae.EndToEndObjective)
     assert_type(sae.lp_penalty(x, p=1.0), Tensor)
     assert_type(sae.tanh_penalty(x), Tensor)
     assert_type(sae.sample_prefixes(2, 2), tuple[int, ...])
@@ -157,11 +163,14 @@ def members_of_matryoshka(one: sae.Matryoshka) -> None:
     assert_type(one.grad_reduction, Literal["mean", "sum"])
 
 
-def members_of_variance_statistics(one: sae.VarianceStatistics) -> None:
+def members_of_variance_statistics(one: sae.VarianceStatistics, x: Tensor) -> None:
     assert_type(one.count, Tensor)
     assert_type(one.sum, Tensor)
     assert_type(one.sum_of_squares, Tensor)
     assert_type(one.variance, Tensor)
+    assert_type(sae.VarianceStatistics.of(x), sae.VarianceStatistics)
+    assert_type(one.over_ranks(None), sae.VarianceStatistics)
+    assert_type(one.fraction_unexplained(one), Tensor)
 
 
 def members_of_sparse_latents(one: sae.SparseLatents) -> None:
@@ -169,14 +178,19 @@ def members_of_sparse_latents(one: sae.SparseLatents) -> None:
     assert_type(one.indices, Tensor)
 
 
-def members_of_activation_threshold(one: sae.ActivationThreshold) -> None:
+def members_of_activation_threshold(one: sae.ActivationThreshold, x: Tensor) -> None:
     assert_type(one.total, Tensor)
     assert_type(one.weight, Tensor)
     assert_type(one.value, Tensor)
+    assert_type(sae.ActivationThreshold.start(), sae.ActivationThreshold)
+    assert_type(one.update(x), sae.ActivationThreshold)
 
 
-def members_of_dead_latents(one: sae.DeadLatents) -> None:
+def members_of_dead_latents(one: sae.DeadLatents, x: Tensor) -> None:
     assert_type(one.tokens_since_fired, Tensor)
+    assert_type(sae.DeadLatents.start(3), sae.DeadLatents)
+    assert_type(one.update(x, 5), sae.DeadLatents)
+    assert_type(one.dead(after=8), Tensor)
 
 
 def members_of_top_k(one: sae.TopK) -> None:

@@ -1,4 +1,4 @@
-"""What a type checker knows of the joint-embedding losses. Never run: pyright reads it."""
+"""What a type checker knows of the joint-embedding losses. Never run: pyright and mypy read it."""
 
 from typing import assert_type
 

@@ -3,15 +3,15 @@
 from jaxtyping import Float
 from torch import Tensor
 
-import termwise as tw
+import termwise
 
 
-@tw.terms
-class ExampleTerms(tw.Terms):
+@termwise.terms
+class ExampleTerms(termwise.Terms):
     error: Float[Tensor, ""]
 
 
-@tw.contract
+@termwise.contract
 def example_loss(x: Float[Tensor, "batch dim"], *, weight: float = 1.0) -> ExampleTerms:
     return ExampleTerms(loss=x.sum(), error=x.sum())
 
@@ -22,7 +22,7 @@ def calls(x: Tensor) -> None:
     example_loss(x, w=2)  # error: reportCallIssue: No parameter named "w"
     example_loss(x, weight="2")  # error: reportArgumentType: "weight" of type "float"
     example_loss(x).lost  # error: reportAttributeAccessIssue: Cannot access attribute "lost"
-    tw.contract(x)  # error: reportArgumentType: parameter "fn"
+    termwise.contract(x)  # error: reportArgumentType: parameter "fn"
 
 
 def records(terms: ExampleTerms, x: Tensor) -> None:
@@ -31,4 +31,4 @@ def records(terms: ExampleTerms, x: Tensor) -> None:
     ExampleTerms(loss=x)  # error: reportCallIssue: Argument missing for parameter "error"
     terms.error = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "error"
     terms.loss = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "loss"
-    tw.terms(Tensor)  # error: reportArgumentType: parameter "cls"
+    termwise.terms(Tensor)  # error: reportArgumentType: parameter "cls"
