@@ -12,20 +12,12 @@ import typing
 from pathlib import Path
 
 import pytest
+from exports import EXPORTS, FAMILIES
 from torch import nn
 
 import termwise
-import termwise.testing
 
 TYPED = Path(__file__).parents[1] / "typed"
-PUBLIC = {name: value for name, value in vars(termwise).items() if not name.startswith("_")}
-FAMILIES = {"termwise": termwise, **{n: v for n, v in PUBLIC.items() if inspect.ismodule(v)}}
-EXPORTS = {
-    f"{family}.{name}": value
-    for family, module in FAMILIES.items()
-    for name, value in vars(module).items()
-    if not name.startswith("_") and not inspect.ismodule(value)
-}
 METHODS = (types.FunctionType, classmethod, staticmethod)
 
 

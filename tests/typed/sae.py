@@ -1,4 +1,4 @@
-"""What a type checker knows of the sparse-autoencoder family. Never run: pyright and mypy read it."""
+"""What a type checker knows of the sparse autoencoders. Never run: pyright and mypy read it."""
 
 from typing import assert_type
 

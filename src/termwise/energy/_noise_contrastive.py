@@ -174,6 +174,7 @@ class NoiseContrastiveLoss(nn.Module):
     """
 
     log_z: Tensor
+    """The estimate of log Z, with no axes."""
 
     @contract
     def __init__(

@@ -34,7 +34,9 @@ class VocabProjection:
     """
 
     student_vocab: int
+    """How many tokens the student's vocabulary has: rows of M."""
     teacher_vocab: int
+    """How many tokens the teacher's vocabulary has: columns of M."""
     student_pointers: Int[Tensor, " student_vocab+1"]
     """Where each student token's entries begin, and the last ones end, int64."""
     student_columns: Int[Tensor, " entries"]

@@ -15,7 +15,7 @@ from .._numbers import lifted
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeadLatents:
-    """How many tokens have passed since each latent fired. Frozen: an update gives the next one.
+    """How many tokens have passed since each latent fired; frozen, an update gives the next one.
 
     Examples:
         >>> import torch

@@ -32,7 +32,9 @@ class GaussianEnergy(nn.Module):
     log_z: nn.Parameter
     """What a loss that learns log Z takes for it; the energy does not use it."""
     true_mean: Tensor
+    """The mean it began with, " d"."""
     true_precision: Tensor
+    """The inverse of the covariance it began with, "d d"."""
 
     @contract
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
