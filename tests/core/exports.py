@@ -1,4 +1,4 @@
-"""Every public name, under the family that exports it: "lm.next_token_loss", "termwise.contract"."""
+"""Every public name under the family that exports it: "lm.next_token_loss", "termwise.terms"."""
 
 import inspect
 
