@@ -59,12 +59,12 @@ def contrastive_divergence_kl_term(
 
     Args:
         energy: gives the energy of each row. Called once.
-        samples: of the model, in the sampler's graph.
-        neighbours: m other samples of the same q to measure distances to, such as those of a
-            [`ReplayBuffer`][termwise.energy.ReplayBuffer] before the samples are written there;
-            psi(m + 1) then stands for psi(n). Detached. Where they are of another law r, H is the
-            cross-entropy -E_q log r. None: the other samples of the batch, which are then moved
-            apart from both sides.
+        samples (Float[Tensor, "batch *event"]): of the model, in the sampler's graph.
+        neighbours (Float[Tensor, "neighbours *event"] | None): m other samples of the same q to
+            measure distances to, such as those of a [`ReplayBuffer`][termwise.energy.ReplayBuffer]
+            before the samples are written there; psi(m + 1) then stands for psi(n). Detached. Where
+            they are of another law r, H is the cross-entropy -E_q log r. None: the other samples of
+            the batch, which are then moved apart from both sides.
         entropy_weight: of H in the loss. 0: it is reported, not added.
         differentiation: of E by the samples, with "autograd", with "func" (torch.func), or as the
             caller needs.

@@ -68,9 +68,9 @@ def vicreg_loss(
     float64 inputs are float64. A value that is not finite makes terms that are not finite.
 
     Args:
-        z1: embeddings of the first view, a row for each sample. Not normalised: the variance term
-            is what sets their scale.
-        z2: embeddings of the second view, in the same order.
+        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
+            normalised: the variance term is what sets their scale.
+        z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
         sim_weight: weight of `sim`; 25 in the paper (lambda).
         var_weight: weight of `var`; 25 in the paper (mu).
         cov_weight: weight of `cov`; 1 in the paper (nu).

@@ -166,7 +166,8 @@ class SharedLogits:
         """Copy logits into the rows from start on, in the process that made the buffer.
 
         Args:
-            logits: as wide as the buffer, in its dtype; as many rows as fit.
+            logits (Float[Tensor, "rows time vocab"]): as wide as the buffer, in its dtype; as many
+                rows as fit.
             start: the first sample to write.
 
         Raises:

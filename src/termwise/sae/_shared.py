@@ -32,9 +32,9 @@ class SparseLatents:
     """
 
     values: Float[Tensor, "batch k"]
-    """Activations, in the graph."""
+    """Float[Tensor, "batch k"]: activations, in the graph."""
     indices: Int[Tensor, "batch k"]
-    """The column of each activation, int64."""
+    """Int[Tensor, "batch k"]: the column of each activation, int64."""
 
     def __post_init__(self) -> None:
         if self.values.shape != self.indices.shape:

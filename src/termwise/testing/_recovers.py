@@ -88,8 +88,11 @@ def sigma_points(
     $$x = \mu \pm \sqrt{d}\, L e_i, \qquad \Sigma = L L^\top$$
 
     Args:
-        mean: mu.
-        covariance: Sigma, positive definite.
+        mean (Float[Tensor, " d"]): mu.
+        covariance (Float[Tensor, "d d"]): Sigma, positive definite.
+
+    Returns:
+        Float[Tensor, "points d"]: the points, the upper signs first.
 
     Examples:
         >>> import torch
@@ -108,7 +111,10 @@ def exact_projections(x: Float[Tensor, "batch d"]) -> Float[Tensor, "d batch d"]
     r"""Give each row the directions sqrt(d) e_i, over which the mean of v v^T is I exactly.
 
     Args:
-        x: data, of which the shape, dtype and device count.
+        x (Float[Tensor, "batch d"]): data, of which the shape, dtype and device count.
+
+    Returns:
+        Float[Tensor, "d batch d"]: direction i of each row.
 
     Examples:
         >>> import torch
@@ -133,10 +139,11 @@ def exact_noise(
     r"""Cross each row with the noises +-sqrt(d) e_i, of mean 0 and covariance I exactly.
 
     Args:
-        x: data.
+        x (Float[Tensor, "batch d"]): data.
 
     Returns:
-        Each row 2 d times, and the noise of each.
+        tuple[Float[Tensor, "crossed d"], Float[Tensor, "crossed d"]]: each row 2 d times, and the
+        noise of each.
 
     Examples:
         >>> import torch
