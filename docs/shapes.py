@@ -2,14 +2,22 @@
 
 griffe reads a string in an annotation as a forward reference, and so a shape as an expression:
 `"batch *event"` becomes `batch * event`, and `" batch"` loses its quotes. Here a string stays one.
+
+A docstring says its shapes once more, for editors that show an annotation without them. On the
+site the annotation itself has them, and they leave the docstring.
 """
 
 import ast
 import dataclasses
 import json
+import re
 from typing import Any
 
 import griffe
+
+# Of an argument in parentheses after its name, of a result or a field before what it is.
+_ARGUMENT = re.compile(r'^( +\w+) \(.*Tensor, ".*?"\].*?\):', re.MULTILINE)
+_RESULT = re.compile(r'^( *)(?!\w+ \()\S*\[Tensor, ".*?"\].*?: (\S)', re.MULTILINE)
 
 
 class Shapes(griffe.Extension):
@@ -21,6 +29,7 @@ class Shapes(griffe.Extension):
         """Mend the parameters and the result of a function."""
         if not isinstance(node, ast.FunctionDef):
             return
+        _say_once(func)
         arguments = node.args
         named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         for argument in [*named, arguments.vararg, arguments.kwarg]:
@@ -37,9 +46,16 @@ class Shapes(griffe.Extension):
         if isinstance(node, ast.FunctionDef):
             attr.annotation = _annotation(node.returns, attr)
         if isinstance(node, ast.AnnAssign):
+            _say_once(attr)
             attr.annotation = _annotation(node.annotation, attr)
             if node.value is not None:
                 attr.value = _annotation(node.value, attr)
+
+
+def _say_once(of: griffe.Object) -> None:
+    if of.docstring is not None:
+        text = _ARGUMENT.sub(r"\1:", of.docstring.value)
+        of.docstring.value = _RESULT.sub(lambda found: found[1] + found[2].upper(), text)
 
 
 def _annotation(node: ast.expr | None, of: griffe.Object) -> griffe.Expr | str | None:

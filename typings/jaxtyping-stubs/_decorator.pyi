@@ -7,8 +7,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-class TypeCheckError(TypeError): ...
-
 @overload
 def jaxtyped(fn: Literal["context"]) -> AbstractContextManager[None]: ...
 @overload

@@ -214,7 +214,7 @@ class _Model(nn.Module):
         length = ids.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device)
         embedded = self.embedding(ids.clamp_min(0)) + self.position[:length]
-        return self.head(self.body(embedded, mask=mask, is_causal=True))
+        return cast("Tensor", self.head(self.body(embedded, mask=mask, is_causal=True)))
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor, reduction: str = "mean") -> Tensor:

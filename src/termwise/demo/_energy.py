@@ -90,7 +90,7 @@ class _Energy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         phases = x @ self.frequencies
         waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-        return self.net(waves) + x.square().sum(1) / (2 * TAIL**2)
+        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * TAIL**2))
 
 
 _Built = tuple[nn.Module, _Step]

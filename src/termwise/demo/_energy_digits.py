@@ -157,7 +157,7 @@ class _Energy(nn.Module):
         self.to(setting.device)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(z) + z.square().sum(1) / 2
+        return cast("Tensor", self.net(z) + z.square().sum(1) / 2)
 
 
 def _train(

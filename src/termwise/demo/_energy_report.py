@@ -111,7 +111,8 @@ def _draw_density(part: SubFigure, rows: int, density: Density, control_name: st
     edge = half + SPACING / 2  # of the outermost cells
     drawn: dict[str, Tensor] = {"truth": density.truth}
     drawn |= {loss: one.density for loss, one in density.learnt.items()}
-    panels[1].scatter(*density.samples.T.numpy(), s=0.4, linewidths=0, color="white")
+    across, up = density.samples.T.numpy()
+    panels[1].scatter(across, up, s=0.4, linewidths=0, color="white")
     panels[1].set(facecolor="black", xlim=(-half, half), ylim=(-half, half), aspect="equal")
     panels[1].set_title("samples", fontsize=8.5)
     for panel, (called, values) in zip([panels[0], *panels[2:]], drawn.items(), strict=False):

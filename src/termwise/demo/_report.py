@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image  # which matplotlib needs itself
 from PIL.PngImagePlugin import PngInfo
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
@@ -59,7 +59,7 @@ def tell(
 ) -> None:
     """Print the table, the line that says what was learnt, and where the figure is."""
     if isinstance(result, Energies):
-        table = energies_tables(name, result, seconds)
+        table: RenderableType = energies_tables(name, result, seconds)
     elif isinstance(result, Result):
         table = _terms_table(name, result, seconds)
     elif isinstance(result, Frontier):

@@ -105,7 +105,7 @@ class _Network(nn.Module):
         self.to(setting.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.hidden(images))
+        return cast("Tensor", self.classify(self.hidden(images)))
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, digits: Tensor, setting: Setting) -> float:
@@ -116,7 +116,7 @@ class _Network(nn.Module):
     def activations(self, images: Tensor, generator: torch.Generator, setting: Setting) -> Tensor:
         """Give those of the images and of views of them."""
         views = torch.cat([images, *(augment(images, generator) for _ in range(_VIEWS))])
-        return self.hidden(views.to(setting.device))
+        return cast("Tensor", self.hidden(views.to(setting.device)))
 
 
 def _train_network(network: _Network, images: Tensor, digits: Tensor, setting: Setting) -> Curves:

@@ -105,7 +105,7 @@ class _Network(nn.Module):
         self.to(setting.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.expander(self.encoder(images[:, None]))
+        return cast("Tensor", self.expander(self.encoder(images[:, None])))
 
 
 def _convolution(channels: int, width: int) -> list[nn.Module]:
@@ -173,7 +173,7 @@ def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
 
 @torch.no_grad()
 def _represent(network: _Network, images: Tensor, setting: Setting) -> Tensor:
-    return network.encoder(images[:, None].to(setting.device)).cpu()
+    return cast("Tensor", network.encoder(images[:, None].to(setting.device)).cpu())
 
 
 def _probe(

@@ -55,11 +55,13 @@ def conditional_noise_contrastive_loss(
     Args:
         energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
             noises, so that what it closes over lines up with x every time.
-        x: data, as many axes to a sample as the energy takes.
-        noise: samples of p(y | x), K for each row of x.
-        log_forward: log p(y | x) of each. None, of both: p is symmetric.
-        log_backward: log p(x | y) of each.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        noise (Float[Tensor, "noises batch *event"]): samples of p(y | x), K for each row of x.
+        log_forward (Float[Tensor, "noises batch"] | None): log p(y | x) of each. None, of both: p
+            is symmetric.
+        log_backward (Float[Tensor, "noises batch"] | None): log p(x | y) of each.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

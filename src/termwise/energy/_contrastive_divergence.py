@@ -39,7 +39,8 @@ class ContrastiveDivergenceTerms(Terms):
     """Square of the energy of the data, weighted mean over rows, plus that of the negatives, mean
     over rows."""
     negatives: Float[Tensor, "negatives *event"]
-    """Where the chains ended, on this rank; detached. Not among the metrics."""
+    """Float[Tensor, "negatives *event"]: where the chains ended, on this rank; detached. Not among
+    the metrics."""
 
 
 @contract
@@ -77,9 +78,9 @@ def contrastive_divergence_loss(
     Args:
         energy: gives the energy of each row. It is called twice, on x and on the negatives, besides
             what the sampler does: `steps` gradients by default.
-        x: data, as many axes to a sample as the energy takes.
-        negatives: what the sampler would give, in any number of rows; then nothing is sampled.
-            Detached.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        negatives (Float[Tensor, "negatives *event"] | None): what the sampler would give, in any
+            number of rows; then nothing is sampled. Detached.
         sampler: called as sampler(energy, x), without grad mode, which it may turn on inside to
             differentiate (`langevin` does). It must leave x as it is. None:
             [`langevin`][termwise.energy.langevin], unadjusted, with the next four arguments, which
@@ -96,8 +97,9 @@ def contrastive_divergence_loss(
         regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
         regularization_weight: lambda.
         parameters: what R is taken over, such as `list(model.parameters())`.
-        weights: of the rows of x, normalised over all ranks. None: equal. Chains that start at the
-            rows do not inherit them: weigh by resampling x instead, where the two must match.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal. Chains that start at the rows do not inherit them: weigh by resampling x instead,
+            where the two must match.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

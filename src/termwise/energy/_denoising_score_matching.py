@@ -43,7 +43,8 @@ class DenoisingScoreMatchingTerms(Terms):
     noise_square: Float[Tensor, ""]
     """|n|^2 / sigma^2, sum over the event, mean; no gradient to the energy. Antithetic: 0."""
     per_sigma: Float[Tensor, " levels"]
-    """The loss of each level of noise, its weight in it. One level where each row has a sigma."""
+    """Float[Tensor, " levels"]: the loss of each level of noise, its weight in it. One level where
+    each row has a sigma."""
 
 
 @contract
@@ -84,16 +85,19 @@ def denoising_score_matching_loss(
         energy: gives the energy of each row. It is differentiated L times, 2 L with `antithetic`,
             each time on as many rows as x, in the order of x. One that depends on the level of each
             row closes over it.
-        x: data, as many axes to a sample as the energy takes.
-        sigma: standard deviation of the noise: one, or one of each row (a tensor, of which the
-            values are not looked at), or a sequence of levels that every row is taken at.
-        weighting: lambda, "none" (1) or "sigma2" (sigma squared, which makes levels alike in size),
-            or a tensor: of each level, or of each row where sigma is.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        sigma (float | Float[Tensor, " batch"] | Sequence[float]): standard deviation of the noise:
+            one, or one of each row (a tensor, of which the values are not looked at), or a sequence
+            of levels that every row is taken at.
+        weighting (Weighting | Float[Tensor, " n"]): lambda, "none" (1) or "sigma2" (sigma squared,
+            which makes levels alike in size), or a tensor: of each level, or of each row where
+            sigma is.
         antithetic: take each noise with its negative.
-        noise: n, standard normal, in the shape of x; "levels batch *event" where sigma is a
-            sequence. None: drawn.
+        noise (Float[Tensor, "..."] | None): n, standard normal, in the shape of x; "levels batch
+            *event" where sigma is a sequence. None: drawn.
         generator: what draws it. None: the default generator of x's device.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent. Ranks need generators of their own.
@@ -136,9 +140,10 @@ def denoising_score_matching_loss(
         several = isinstance(sigma, Sequence)
         if noise is None:
             noise = normal_like(x, generator, len(levels) if several else None)
+        noises = list(noise) if several else [noise]
         rows_by_level = [
             _of_level(energy, x, level, of_level, antithetic, differentiation)
-            for level, of_level in zip(levels, noise if several else [noise], strict=True)
+            for level, of_level in zip(levels, noises, strict=True)
         ]
         factors = _factors(levels, weighting)
         parts = [
@@ -162,8 +167,9 @@ def _levels(
     sigma: float | Tensor | Sequence[float],
     noise: Tensor | None,
     weighting: str | Tensor,
-) -> Sequence[float] | Sequence[Tensor]:
+) -> Sequence[float | Tensor]:
     """Give sigma as one for each level, and see that what comes with it has its shape."""
+    levels: Sequence[float | Tensor]
     if isinstance(sigma, Tensor):
         levels, factors = [lifted(sigma)], x.shape[0]
     else:

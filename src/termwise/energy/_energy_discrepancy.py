@@ -58,16 +58,17 @@ def energy_discrepancy_loss(
     Args:
         energy: gives the energy of each row. It is called M + 1 times: on x, then on each of the
             copies, so that what it closes over lines up with x every time.
-        x: data, as many axes to a sample as the energy takes.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         t: variance of each of the two disturbances, of data scaled to about 1.
         copies: M.
         w_stable: w, which keeps the log from 0 and copies of low energy from running off. The
             authors' 1 biases little and vanishes with M; at 0 the loss is unbounded below for
             finitely many copies.
-        noise: standard normal, M + 1 for each row: first xi, which all copies of a row share, then
-            xi' of each copy. None: drawn.
+        noise (Float[Tensor, "draws batch *event"] | None): standard normal, M + 1 for each row:
+            first xi, which all copies of a row share, then xi' of each copy. None: drawn.
         generator: what draws it. None: the default generator of x's device.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

@@ -67,13 +67,16 @@ def energy_matching_loss(
     Args:
         energy: gives the energy of each row. Called on x_t, and where there are negatives on x1
             and on them.
-        x0: noise, paired with x1 by optimal transport over the batch in the paper.
-        x1: data.
-        time: t of each row, 0 at the noise and 1 at the data.
-        negatives: samples of exp(-E / epsilon), in any number. Detached. None: the flow alone.
+        x0 (Float[Tensor, "batch *event"]): noise, paired with x1 by optimal transport over the
+            batch in the paper.
+        x1 (Float[Tensor, "batch *event"]): data.
+        time (Float[Tensor, " batch"]): t of each row, 0 at the noise and 1 at the data.
+        negatives (Float[Tensor, "negatives *event"] | None): samples of exp(-E / epsilon), in any
+            number. Detached. None: the flow alone.
         contrastive_weight: of the contrast.
         cutoff: a, from where the flow's share fades. 1: nowhere.
-        weights: of the rows, for both terms, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows, for both terms, normalised over all
+            ranks. None: equal.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

@@ -61,12 +61,14 @@ def equilibrium_matching_loss(
 
     Args:
         energy: gives the energy of each row of x_t. Called once.
-        x0: noise.
-        x1: data.
-        time: t of each row (the paper's gamma), 0 at the noise and 1 at the data.
+        x0 (Float[Tensor, "batch *event"]): noise.
+        x1 (Float[Tensor, "batch *event"]): data.
+        time (Float[Tensor, " batch"]): t of each row (the paper's gamma), 0 at the noise and 1 at
+            the data.
         cutoff: a, from where the gradient fades: 0.8 in the authors' code; 0: at once.
         multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
-        weights: of the rows, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
+            equal.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

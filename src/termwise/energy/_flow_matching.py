@@ -67,11 +67,12 @@ def flow_matching_loss(
     Args:
         energy: gives the energy of each row of x_t. One that depends on time closes over it:
             `lambda x: model(x, time)`. Called once.
-        x0: noise.
-        x1: data.
-        time: t of each row, 0 at the noise and 1 at the data.
+        x0 (Float[Tensor, "batch *event"]): noise.
+        x1 (Float[Tensor, "batch *event"]): data.
+        time (Float[Tensor, " batch"]): t of each row, 0 at the noise and 1 at the data.
         sigma_min: sigma, the spread of a path's end around its row of data, for standard normal x0.
-        weights: of the rows, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
+            equal.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

@@ -16,10 +16,6 @@ Li et al., A computational framework for neural network-based variational Monte 
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
 """
 
-# Whatever any function of torch takes passes through here, and is of no type known beforehand.
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false, reportUnnecessaryComparison=false
-
 import dataclasses
 import functools
 import math
@@ -33,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import Function
 from ._higher_order import COMPOSITIONS
 
 
@@ -106,15 +103,16 @@ class Carrier:
             return getattr(self.value, name)
         return functools.partial(_method, attribute, self)
 
-    @property
-    def __class__(self) -> type:  # pyright: ignore
+    def _seen_as(self) -> type:
         """Pass for a tensor with type checkers and einops, and never with torch itself.
 
         Torch hands what isinstance says is a tensor to C++, where this one would be the end of the
         process: in `autograd.Function.apply`, for one.
         """
-        asking = str(sys._getframe(1).f_globals.get("__name__", ""))  # pyright: ignore
+        asking = str(sys._getframe(1).f_globals.get("__name__", ""))  # pyright: ignore[reportPrivateUsage]
         return Carrier if asking.partition(".")[0] == "torch" else Tensor
+
+    __class__ = property(_seen_as)  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __len__(self) -> int:
         return len(self.value)
@@ -373,7 +371,7 @@ def _elementwise(name: str, call: _Call) -> Any:
             total = total.to(value.dtype).expand(value.shape)
         return _like(carriers[0], value, base, laplacian, total, carriers[0].squares)
     terms = [
-        carrier.base if isinstance(scale, float) and scale == 1 else _scaled(carrier.base, scale)
+        carrier.base if isinstance(scale, float) and scale == 1.0 else _scaled(carrier.base, scale)
         for carrier, scale in zip(carriers, scales, strict=True)
     ]
     jacobian = _by_row(lambda *bases: functools.reduce(operator.add, bases), *terms)
@@ -402,7 +400,7 @@ def _partial_derivatives(
         return [-1.0], nothing
 
     def total(*point: Tensor) -> Tensor:
-        return call(*point).sum()
+        return cast("Tensor", call(*point).sum())
 
     if count == 1:
 
@@ -418,13 +416,13 @@ def _partial_derivatives(
     def slopes(*point: Tensor) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", torch.func.grad(total, every)(*point))
 
-    return slopes(*values), [
-        cast(
-            "tuple[Tensor, ...]",
-            torch.func.grad(lambda *point, i=i: slopes(*point)[i].sum(), every)(*values),  # pyright: ignore
-        )
-        for i in every
-    ]
+    def curvatures(i: int) -> tuple[Tensor, ...]:
+        def slope(*point: Tensor) -> Tensor:
+            return slopes(*point)[i].sum()
+
+        return cast("tuple[Tensor, ...]", torch.func.grad(slope, every)(*values))
+
+    return slopes(*values), [curvatures(i) for i in every]
 
 
 def _linear(name: str, call: _Call) -> Carrier:
@@ -451,7 +449,7 @@ def _linear(name: str, call: _Call) -> Carrier:
     if weight is not None and carrier.scale is not None and carrier.value.ndim > 1:
         base = _ScaledProduct.apply(carrier.base, carrier.scale, weight)
     elif weight is not None:
-        base = _by_row(lambda rows: F.linear(rows, weight), carrier.base)
+        base = _by_row(functools.partial(F.linear, weight=weight), carrier.base)
     else:
         by_row = name in _BY_ROW or (name in _JOINED and _keeps_first_axis(call, value))
         mapped = torch.vmap(call)
@@ -463,7 +461,11 @@ def _linear(name: str, call: _Call) -> Carrier:
 def _bilinear(call: _Call, value: Tensor) -> Carrier:
     a, b = call.carriers
     ja, jb = a.jacobian, b.jacobian
-    base = torch.vmap(lambda ja, jb: call(ja, b.value) + call(a.value, jb))(ja, jb)
+
+    def crosswise(ja: Tensor, jb: Tensor) -> Tensor:
+        return cast("Tensor", call(ja, b.value) + call(a.value, jb))
+
+    base = torch.vmap(crosswise)(ja, jb)
     laplacian = 2 * torch.vmap(call)(ja, jb).sum(0)
     if a.laplacian is not None:
         laplacian = laplacian + call(a.laplacian, b.value)
@@ -553,15 +555,15 @@ def _weight(name: str, call: _Call) -> Tensor | None:
 def _expanded(carrier: Carrier, shape: Sequence[int]) -> Carrier:
     if carrier.value.shape == shape:
         return carrier
-    return _viewed(_Call(torch.broadcast_to, (carrier, tuple(shape)), {}))
+    return cast("Carrier", _viewed(_Call(torch.broadcast_to, (carrier, tuple(shape)), {})))
 
 
 def _product(factor: Tensor | float, value: Tensor | float | None, absent: Any = 1.0) -> Any:
     if value is None:
         return absent
-    if isinstance(factor, float) and factor == 1:
+    if isinstance(factor, float) and factor == 1.0:
         return value
-    return value if value is None else factor * value
+    return factor * value
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -578,16 +580,24 @@ def _inner(a: Carrier, b: Carrier) -> Tensor:
     """Give the sum over directions of one Jacobian times another."""
     if a.base is b.base:
         if a.squares is None:
-            a.squares = _by_row(lambda rows: _SquareSum.apply(rows)[None], a.base)[0]
+            a.squares = _by_row(_square_sums, a.base)[0]
         if b.squares is None:
             b.squares = a.squares
         inner = a.squares
     else:
-        inner = _by_row(lambda left, right: (left * right).sum(0, keepdim=True), a.base, b.base)[0]
+        inner = _by_row(_products, a.base, b.base)[0]
     for scale in (a.scale, b.scale):
         if scale is not None:
             inner = inner * scale
     return inner
+
+
+def _square_sums(rows: Tensor) -> Tensor:
+    return cast("Tensor", _SquareSum.apply(rows))[None]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum(0, keepdim=True)
 
 
 def _by_row(function: Callable[..., Tensor], *bases: Tensor) -> Tensor:
@@ -607,7 +617,7 @@ def _steps(base: Tensor) -> int:
     return max(1, 2**18 // max(1, math.prod(base.shape[1:])))
 
 
-class _SquareSum(torch.autograd.Function):
+class _SquareSum(Function):
     """Sum base^2 over directions; remembers base alone."""
 
     generate_vmap_rule = True
@@ -615,7 +625,7 @@ class _SquareSum(torch.autograd.Function):
     @staticmethod
     def forward(base: Tensor) -> Tensor:
         total = torch.zeros_like(base[0])
-        for part in base.split(_steps(base)):
+        for part in torch.split(base, _steps(base)):
             total = total + part.square().sum(0)
         return total
 
@@ -625,11 +635,11 @@ class _SquareSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (base,) = ctx.saved_tensors
+        base: Tensor = ctx.saved_tensors[0]
         return base * (2 * gradients[0])
 
 
-class _ScaledProduct(torch.autograd.Function):
+class _ScaledProduct(Function):
     """Multiply (base * scale) by weight^T, a few directions at a time; remembers no product."""
 
     generate_vmap_rule = True
@@ -637,7 +647,7 @@ class _ScaledProduct(torch.autograd.Function):
     @staticmethod
     def forward(base: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
         step = _steps(scale[None])
-        return torch.cat([F.linear(part * scale, weight) for part in base.split(step)])
+        return torch.cat([F.linear(part * scale, weight) for part in torch.split(base, step)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -650,7 +660,7 @@ class _ScaledProduct(torch.autograd.Function):
         step = _steps(scale[None])
         of_base: list[Tensor] = []
         of_scale, of_weight = torch.zeros_like(scale), torch.zeros_like(weight)
-        for part, outer in zip(base.split(step), gradient.split(step), strict=True):
+        for part, outer in zip(torch.split(base, step), torch.split(gradient, step), strict=True):
             inner = outer @ weight
             of_base.append(inner * scale)
             of_scale = of_scale + (inner * part).sum(0)
@@ -745,6 +755,18 @@ def _has_none(arguments: object) -> bool:
     return False
 
 
+def _divide_into(x: Any, other: Any) -> Any:
+    return other * x.reciprocal()
+
+
+def _power_of(x: Any, other: Any) -> Any:
+    return torch.pow(other, x)
+
+
+def _after(x: Any, other: Any) -> Any:
+    return torch.matmul(other, x)
+
+
 # The function itself, once it no longer asks who else would do its work.
 _multi_head_attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
@@ -757,10 +779,10 @@ _COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 _BY_NAME: dict[str, Callable[..., Any]] = {
-    "__rdiv__": lambda x, other: other * x.reciprocal(),
-    "__rtruediv__": lambda x, other: other * x.reciprocal(),
-    "__rpow__": lambda x, other: torch.pow(other, x),
-    "__rmatmul__": lambda x, other: torch.matmul(other, x),
+    "__rdiv__": _divide_into,
+    "__rtruediv__": _divide_into,
+    "__rpow__": _power_of,
+    "__rmatmul__": _after,
     "softmax": _softmax,
     "softmin": _softmin,
     "glu": _glu,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
@@ -58,12 +59,12 @@ def contrastive_divergence_kl_term(
 
     Args:
         energy: gives the energy of each row. Called once.
-        samples: of the model, in the sampler's graph.
-        neighbours: m other samples of the same q to measure distances to, such as those of a
-            [`ReplayBuffer`][termwise.energy.ReplayBuffer] before the samples are written there;
-            psi(m + 1) then stands for psi(n). Detached. Where they are of another law r, H is the
-            cross-entropy -E_q log r. None: the other samples of the batch, which are then moved
-            apart from both sides.
+        samples (Float[Tensor, "batch *event"]): of the model, in the sampler's graph.
+        neighbours (Float[Tensor, "neighbours *event"] | None): m other samples of the same q to
+            measure distances to, such as those of a [`ReplayBuffer`][termwise.energy.ReplayBuffer]
+            before the samples are written there; psi(m + 1) then stands for psi(n). Detached. Where
+            they are of another law r, H is the cross-entropy -E_q log r. None: the other samples of
+            the batch, which are then moved apart from both sides.
         entropy_weight: of H in the loss. 0: it is reported, not added.
         differentiation: of E by the samples, with "autograd", with "func" (torch.func), or as the
             caller needs.
@@ -173,7 +174,7 @@ def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
     return d * log_distance + log_ball + surplus
 
 
-class _HeldEnergies(torch.autograd.Function):
+class _HeldEnergies(Function):
     """The energies of samples, differentiable by the samples alone."""
 
     generate_vmap_rule = True
@@ -192,7 +193,7 @@ class _HeldEnergies(torch.autograd.Function):
         return cast("Tensor", _Once.apply(gradients[0], slope)), None, None
 
 
-class _Once(torch.autograd.Function):
+class _Once(Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -50,7 +50,8 @@ def langevin(
     Args:
         energy: gives the energy of each row. It is called `steps` times, once more under
             "metropolis", on all rows together, so that what it closes over lines up with x.
-        x: where the chains start. Not changed, and sent no gradient.
+        x (Float[Tensor, "batch *event"]): where the chains start. Not changed, and sent no
+            gradient.
         steps: moves of each chain.
         step_size: h, in units of x squared; a Gaussian's narrowest variance should be well above
             it, and above h / 2 for the unadjusted chain not to run off.
@@ -58,9 +59,11 @@ def langevin(
             other value samples p at another temperature, s^2 / (2 h); 0 draws no noise at all and
             is gradient descent.
         adjust: "none", or "metropolis" (MALA). A proposal whose energy is NaN is never accepted.
-        noise: xi, standard normal, of each step. None: drawn.
-        uniform: numbers in [0, 1), one for each step and row: a proposal is accepted where its
-            probability is above. None: drawn, after the noise of the same step.
+        noise (Float[Tensor, "steps batch *event"] | None): xi, standard normal, of each step. None:
+            drawn.
+        uniform (Float[Tensor, "steps batch"] | None): numbers in [0, 1), one for each step and row:
+            a proposal is accepted where its probability is above. None: drawn, after the noise of
+            the same step.
         generator: what draws them; give each rank its own. None: the default generator of x's
             device.
         differentiable_steps: how many steps, counted from the end, stay in the graph, so that the
@@ -69,11 +72,11 @@ def langevin(
             needs, 1 in its paper. Each keeps the graph of an energy and its gradient.
 
     Returns:
-        Where the chains end, in x's dtype; halves move in float32, so that small steps add up.
-        Detached without differentiable_steps, and under no_grad. It may be called under no_grad
-        and inference_mode all the same; flags, modes and gradients of the energy's parameters are
-        untouched. Nothing waits for the device. Autocast is off inside, for the energy too unless
-        it enters autocast itself.
+        Float[Tensor, "batch *event"]: where the chains end, in x's dtype; halves move in float32,
+        so that small steps add up. Detached without differentiable_steps, and under no_grad. It may
+        be called under no_grad and inference_mode all the same; flags, modes and gradients of the
+        energy's parameters are untouched. Nothing waits for the device. Autocast is off inside, for
+        the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number

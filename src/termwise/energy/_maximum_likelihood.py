@@ -56,14 +56,16 @@ def maximum_likelihood_loss(
 
     Args:
         energy: gives the energy of each row. It is called twice, on x and on the negatives.
-        x: data, as many axes to a sample as the energy takes.
-        negatives: samples of the model itself, in any number. Detached.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        negatives (Float[Tensor, "negatives *event"]): samples of the model itself, in any number.
+            Detached.
         negative_weight: alpha. Only at 1 is the true model stationary: any other weight is biased,
             below 1 toward energies that fall without bound.
         regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
         regularization_weight: lambda.
         parameters: what R is taken over, such as `list(model.parameters())`.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

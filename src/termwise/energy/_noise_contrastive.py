@@ -58,12 +58,15 @@ def noise_contrastive_loss(
 
     Args:
         energy: gives the energy of each row. It is called twice, on x and on the noise.
-        x: data, as many axes to a sample as the energy takes.
-        noise: samples of q, in any number. Not detached: what made them gets its gradient.
-        log_noise_x: log q of the rows of x, normalised.
-        log_noise_noise: log q of the rows of noise.
-        log_z: log of the model's normaliser, an estimate that is learnt like a parameter.
-        weights: of the rows of x, normalised over all ranks. None: equal. They leave nu as it is.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        noise (Float[Tensor, "noise *event"]): samples of q, in any number. Not detached: what made
+            them gets its gradient.
+        log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, normalised.
+        log_noise_noise (Float[Tensor, " noise"]): log q of the rows of noise.
+        log_z (Float[Tensor, ""]): log of the model's normaliser, an estimate that is learnt like a
+            parameter.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal. They leave nu as it is.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent. nu is that of all rows of all ranks.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters, log_z
@@ -174,6 +177,7 @@ class NoiseContrastiveLoss(nn.Module):
     """
 
     log_z: Tensor
+    """The estimate of log Z, with no axes."""
 
     @contract
     def __init__(

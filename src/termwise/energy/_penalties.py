@@ -60,8 +60,10 @@ def energy_square_penalty(
 
     Args:
         energy: gives the energy of each row. Called once.
-        x: data or samples, as many axes to a sample as the energy takes.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        x (Float[Tensor, "batch *event"]): data or samples, as many axes to a sample as the energy
+            takes.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
@@ -117,9 +119,11 @@ def gradient_penalty(
 
     Args:
         energy: gives the energy of each row. Called once.
-        x: where the slope is taken: data, samples, or points between them.
+        x (Float[Tensor, "batch *event"]): where the slope is taken: data, samples, or points
+            between them.
         target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

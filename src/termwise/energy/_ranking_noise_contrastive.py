@@ -56,12 +56,15 @@ def ranking_noise_contrastive_loss(
     Args:
         energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
             noises, so that what it closes over lines up with x every time.
-        x: data, as many axes to a sample as the energy takes.
-        noise: samples of q, K for each row of x; for a conditional q those of the row's condition.
-            Not detached: what made them gets its gradient.
-        log_noise_x: log q of the rows of x, up to a constant of the row.
-        log_noise_noise: log q of the noises, up to the same constant.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        noise (Float[Tensor, "noises batch *event"]): samples of q, K for each row of x; for a
+            conditional q those of the row's condition. Not detached: what made them gets its
+            gradient.
+        log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, up to a constant of the row.
+        log_noise_noise (Float[Tensor, "noises batch"]): log q of the noises, up to the same
+            constant.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

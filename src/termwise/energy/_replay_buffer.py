@@ -43,10 +43,10 @@ class ReplayBuffer:
     """
 
     samples: Float[Tensor, "capacity *event"]
-    """The chains' last samples."""
+    """Float[Tensor, "capacity *event"]: the chains' last samples."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, Tensor) and self.samples.ndim == 0:  # pyright: ignore
+        if isinstance(self.samples, Tensor) and self.samples.ndim == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError("ReplayBuffer needs samples with an axis of capacity, got a scalar")
 
     @classmethod
@@ -88,8 +88,8 @@ class ReplayBuffer:
                 rank its own. None: the default generator of the samples' device.
 
         Returns:
-            Copies of the samples, detached, and their places in the buffer, int64, for `write`.
-            Nothing waits for the device.
+            tuple[Float[Tensor, "n *event"], Int[Tensor, " n"]]: copies of the samples, detached,
+            and their places in the buffer, int64, for `write`. Nothing waits for the device.
 
         Raises:
             ContractError: init_fn does not give n samples like those of the buffer.
@@ -118,12 +118,14 @@ class ReplayBuffer:
         """Put samples into the buffer, in place.
 
         Args:
-            samples: where the chains have moved to. Detached, in the buffer's dtype.
-            places: where `draw` took them from. Others of the buffer's are free to use, as long as
-                no two are the same.
+            samples (Float[Tensor, "n *event"]): where the chains have moved to. Detached, in the
+                buffer's dtype.
+            places (Int[Tensor, " n"]): where `draw` took them from. Others of the buffer's are free
+                to use, as long as no two are the same.
 
         Returns:
-            The samples as given, so that a sampler of one line can end with it.
+            Float[Tensor, "n *event"]: the samples as given, so that a sampler of one line can end
+            with it.
 
         Raises:
             ContractError: shapes or dtypes do not fit, one of them those of the buffer.

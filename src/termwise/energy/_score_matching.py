@@ -72,7 +72,7 @@ def score_matching_loss(
     Args:
         energy: gives the energy of each row. It needs two derivatives by x: with relu alone the
             trace is 0 almost everywhere, and the loss has no minimum.
-        x: data, as many axes to a sample as the energy takes.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
             forward through the energy, called once; where it calls what there is no rule for, a
             warning names it and "forward_over_reverse" is taken. That and "reverse" differentiate
@@ -85,7 +85,8 @@ def score_matching_loss(
             has its own rules for them.
         differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
             can follow. "auto" chooses.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
@@ -156,7 +157,7 @@ def hessian_trace(
 
     Args:
         energy: gives the energy of each row.
-        x: where, "batch *event".
+        x (Float[Tensor, "batch *event"]): where.
         trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], and so are the
             others.
         chunk_size: how many axes of x go together. None: all.
@@ -164,8 +165,9 @@ def hessian_trace(
         differentiation: of "reverse": "autograd" or "func".
 
     Returns:
-        The trace of each row, in float32 at least. It can be differentiated by the parameters of
-        the energy, and by x. Nothing waits for the device, and autocast is off inside.
+        Float[Tensor, " batch"]: the trace of each row, in float32 at least. It can be
+        differentiated by the parameters of the energy, and by x. Nothing waits for the device, and
+        autocast is off inside.
 
     Raises:
         ContractError: the energy does not give one floating number for each row.
@@ -268,7 +270,11 @@ def _forward(
         if not is_carrier(result):  # what is wrong with it, the other way says
             return "reverse"
         carrier = cast("Carrier", result)
-        energies = energies_of(caller, lambda _, value=carrier.value: value, x)
+
+        def of_rows(_: Tensor, value: Tensor = carrier.value) -> Tensor:
+            return value
+
+        energies = energies_of(caller, of_rows, x)
         if differentiation_of("auto") == "autograd":
             refuse_static_graph(caller, energies)
         scores.append(carrier.jacobian)

@@ -81,7 +81,7 @@ def differentiation_of(differentiation: Differentiation) -> str:
     """Choose: Dynamo traces torch.func alone, its transforms nest in it alone, export neither."""
     if differentiation != "auto":
         return differentiation
-    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
     return "func" if torch.compiler.is_dynamo_compiling() or transformed else "autograd"
 
 
@@ -175,7 +175,7 @@ def refuse_static_graph(caller: str, energies: Tensor) -> None:
 def refuse_batch_statistics(caller: str, energy: Energy) -> None:
     """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
     for module in _modules(energy):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
             module.training or module.running_mean is None
         ):
             raise ValueError(

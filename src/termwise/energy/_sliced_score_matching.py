@@ -73,9 +73,9 @@ def sliced_score_matching_loss(
         energy: gives the energy of each row. Called once, whatever K is (and once more where it
             turns out that derivatives cannot be carried through it): the energies and their
             gradient are shared by the projections, each of which adds second-order products alone.
-        x: data, as many axes to a sample as the energy takes.
-        projections: K, drawn for each row, or the directions themselves, of length sqrt(d) on
-            average.
+        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        projections (int | Float[Tensor, "projections batch *event"]): K, drawn for each row, or the
+            directions themselves, of length sqrt(d) on average.
         distribution: of what is drawn: "rademacher" (signs, the least variance), "sphere" (of
             radius sqrt(d)) or "gaussian".
         variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
@@ -87,7 +87,8 @@ def sliced_score_matching_loss(
             more: "autograd", or "func", which torch.func and torch.compile can follow. All give
             the same numbers, up to rounding.
         generator: what draws. None: the default generator of x's device.
-        weights: of the rows of x, normalised over all ranks. None: equal.
+        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
+            equal.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import _groups, _moments
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._moments import CovariancePath
@@ -67,9 +68,9 @@ def vicreg_loss(
     float64 inputs are float64. A value that is not finite makes terms that are not finite.
 
     Args:
-        z1: embeddings of the first view, a row for each sample. Not normalised: the variance term
-            is what sets their scale.
-        z2: embeddings of the second view, in the same order.
+        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
+            normalised: the variance term is what sets their scale.
+        z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
         sim_weight: weight of `sim`; 25 in the paper (lambda).
         var_weight: weight of `var`; 25 in the paper (mu).
         cov_weight: weight of `cov`; 1 in the paper (nu).
@@ -248,7 +249,7 @@ def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:
     return cast("Tensor", _SquaredDistance.apply(z1, z2))
 
 
-class _SquaredDistance(torch.autograd.Function):
+class _SquaredDistance(Function):
     generate_vmap_rule = True
 
     @staticmethod

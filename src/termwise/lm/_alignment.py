@@ -3,7 +3,7 @@
 import dataclasses
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,13 +28,17 @@ class Alignment:
     """
 
     student_chunk_id: Int[Tensor, "batch student_time"]
-    """The chunk of each token of the student, int64, -1 for none."""
+    """Int[Tensor, "batch student_time"]: the chunk of each token of the student, int64, -1 for
+    none."""
     teacher_chunk_id: Int[Tensor, "batch teacher_time"]
-    """The chunk of each token of the teacher, int64, -1 for none."""
+    """Int[Tensor, "batch teacher_time"]: the chunk of each token of the teacher, int64, -1 for
+    none."""
     pair_valid: Bool[Tensor, "batch chunks"]
-    """Whether the chunk is one. Samples with fewer are padded with False."""
+    """Bool[Tensor, "batch chunks"]: whether the chunk is one. Samples with fewer are padded with
+    False."""
     pair_exact: Bool[Tensor, "batch chunks"]
-    """Whether the texts of the two sides are equal, which a fuzzy aligner cannot promise."""
+    """Bool[Tensor, "batch chunks"]: whether the texts of the two sides are equal, which a fuzzy
+    aligner cannot promise."""
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -103,8 +107,8 @@ class Alignment:
         missing = [key for key in keys.values() if key not in mapping]
         if missing:
             raise ValueError(f"Alignment.from_flat needs the keys {', '.join(missing)}")
-        found: dict[str, object] = {name: mapping[key] for name, key in keys.items()}
-        return cls(**found)  # pyright: ignore[reportArgumentType]  (what they are is checked there)
+        found: dict[str, Any] = {name: mapping[key] for name, key in keys.items()}
+        return cls(**found)  # what they are is checked there
 
 
 _DTYPES = {

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import Function
 from .._groups import ProcessGroup
 from .._numbers import accumulator, lifted
 from ._alignment import Alignment
@@ -296,7 +297,7 @@ def normalized(
         raise ValueError(f"{name} needs temperature > 0, got {temperature}")
     if isinstance(normalizer, float | int) and not normalizer >= 0:
         raise ValueError(f"{name} needs normalizer >= 0, got {normalizer}")
-    count = total(chunks.valid.sum(), batch_group and batch_group.group_name)
+    count = total(chunks.valid.sum(), None if batch_group is None else batch_group.group_name)
     count = count.to(accumulator(count))
     divisor = count
     if isinstance(normalizer, Tensor):
@@ -340,7 +341,7 @@ def wants_gradient(x: Tensor) -> bool:
 def _transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
 
 
 def link_to(x: Tensor) -> Tensor:
@@ -361,14 +362,14 @@ def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | Non
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or _transformed()
-        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore
-        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
+        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     ):
         return cast("Tensor", _Refusing.apply(gradient, factor, link))
     return gradient.mul_(factor)
 
 
-class _Refusing(torch.autograd.Function):
+class _Refusing(Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -48,18 +48,20 @@ def chunk_average_log_probs(
     reaches neither the value nor the gradient.
 
     Args:
-        log_probs: a row for each position. Half precision is lifted to float32.
-        chunk_id: the chunk of each position, -1 for none. Positions are those of log_probs: where
-            the ids are of tokens, shift them by one first.
+        log_probs (Float[Tensor, "batch time vocab"]): a row for each position. Half precision is
+            lifted to float32.
+        chunk_id (Int[Tensor, "batch time"]): the chunk of each position, -1 for none. Positions are
+            those of log_probs: where the ids are of tokens, shift them by one first.
         max_chunks: how many chunks a sample has room for; ids are below it.
         sequence_group: ranks that hold other positions, in any numbers; a chunk may straddle
             them. None: this rank alone, nothing is sent.
 
     Returns:
-        The means, 0 for an empty chunk, and the sizes n, as floats; the same on every rank.
-        Gradient: where what follows is the same on every rank, each rank's is its positions' part
-        of the whole gradient; nothing is to be averaged. Sent by each rank: one sum of
-        batch * max_chunks * (vocab + 1) elements.
+        tuple[Float[Tensor, "batch chunks vocab"], Float[Tensor, "batch chunks"]]: the means, 0 for
+        an empty chunk, and the sizes n, as floats; the same on every rank. Gradient: where what
+        follows is the same on every rank, each rank's is its positions' part of the whole gradient;
+        nothing is to be averaged. Sent by each rank: one sum of batch * max_chunks * (vocab + 1)
+        elements.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -109,10 +111,13 @@ def valid_chunk_mask(
     """Tell which chunks count: those that are valid and hold a position on both sides.
 
     Args:
-        student_sizes: positions in each chunk, as
+        student_sizes (Float[Tensor, "batch chunks"]): positions in each chunk, as
             [`chunk_average_log_probs`][termwise.lm.chunk_average_log_probs] gives them.
-        teacher_sizes: the same of the teacher.
-        pair_valid: whether the chunk is one.
+        teacher_sizes (Float[Tensor, "batch chunks"]): the same of the teacher.
+        pair_valid (Bool[Tensor, "batch chunks"]): whether the chunk is one.
+
+    Returns:
+        Bool[Tensor, "batch chunks"]: whether the chunk counts.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,7 +54,8 @@ class Teacher:
     """
 
     logits: Float[Tensor, "batch teacher_time teacher_vocab"]
-    """Unnormalised, a row for each position. No gradient flows to them."""
+    """Float[Tensor, "batch teacher_time teacher_vocab"]: unnormalised, a row for each position. No
+    gradient flows to them."""
     alignment: Alignment | None = None
     """Which tokens make up which chunk. None: the teacher has the student's tokens."""
     projection: VocabProjection | None = None
@@ -62,8 +63,8 @@ class Teacher:
     partition: VocabPartition | None = None
     """The tokens that both vocabularies have, and the rest."""
     tokens: Int[Tensor, "batch teacher_time"] | None = None
-    """Its own tokens, negative where one does not count: for scores and selection, if the teacher
-    has an alignment."""
+    """Int[Tensor, "batch teacher_time"] | None: its own tokens, negative where one does not count:
+    for scores and selection, if the teacher has an alignment."""
     weight: float = 1.0
     """What its divergence is multiplied by, or its share in an average of logits."""
     normalizer: Float[Tensor, ""] | float | None = None
@@ -79,7 +80,7 @@ class Teacher:
 
     def to(self, device: torch.device | str) -> Self:
         """Give the same teacher on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value
             if value is None or isinstance(value, float | int)
             else value.to(device)
@@ -105,10 +106,11 @@ class CrossTokenizerTerms(Terms):
     kd_scale: Float[Tensor, ""]
     """|cross_entropy| / |kd| with scale="match", 1 where kd is 0; else 1; detached."""
     teacher_kd: Float[Tensor, " divergences"]
-    """Each teacher's divergence, temperature^2 in it where its loss has it, before its weight. With
-    combine="average_logits" the one from the average."""
+    """Float[Tensor, " divergences"]: each teacher's divergence, temperature^2 in it where its loss
+    has it, before its weight. With combine="average_logits" the one from the average."""
     teacher_weight: Float[Tensor, " teachers"]
-    """What each divergence, or each teacher's logits, is multiplied by; detached."""
+    """Float[Tensor, " teachers"]: what each divergence, or each teacher's logits, is multiplied by;
+    detached."""
     num_tokens: Float[Tensor, ""]
     """Tokens of the student that count, on all ranks; detached."""
     accuracy: Float[Tensor, ""]
@@ -168,8 +170,9 @@ def cross_tokenizer_loss(
     gradient.
 
     Args:
-        student_logits: unnormalised, a row for each position.
-        tokens: the student's; a negative one (padding, -100) does not count.
+        student_logits (Float[Tensor, "batch time vocab"]): unnormalised, a row for each position.
+        tokens (Int[Tensor, "batch time"]): the student's; a negative one (padding, -100) does not
+            count.
         teachers: one or several.
         kd_weight: w_KD.
         ce_weight: w_CE.
@@ -185,12 +188,14 @@ def cross_tokenizer_loss(
         tail_top_k: of `partitioned_loss`.
         teacher_mean: of `projected_kl_loss`.
         exact_only: of the losses over chunks.
-        mask: student tokens that count, of those that are predicted. None: all.
-        sample_mask: samples that count, for the teachers too. None: all.
-        normalizer: tokens to divide CE, and the divergence of teachers without an alignment, by.
-            None: those of this batch, over batch_group and sequence_group. Given one, and the
-            teachers theirs, micro-batches add up exactly, unless their scales, scores or choice
-            differ.
+        mask (Bool[Tensor, "batch time"] | None): student tokens that count, of those that are
+            predicted. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count, for the teachers too. None:
+            all.
+        normalizer (Float[Tensor, ""] | float | None): tokens to divide CE, and the divergence of
+            teachers without an alignment, by. None: those of this batch, over batch_group and
+            sequence_group. Given one, and the teachers theirs, micro-batches add up exactly, unless
+            their scales, scores or choice differ.
         student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
@@ -256,7 +261,7 @@ def cross_tokenizer_loss(
     if combine == "average_logits":
         shares = [teacher.weight / sum(t.weight for t in several) for teacher in several]
         weights = _constants(student.loss, shares)
-        compared = (Teacher(_averaged(several, shares)),)
+        compared: tuple[Teacher, ...] = (Teacher(_averaged(several, shares)),)
     else:
         compared = several
         weights = _constants(student.loss, [teacher.weight for teacher in several])

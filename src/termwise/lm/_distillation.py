@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
@@ -62,20 +63,22 @@ def distillation_loss(
     size as T grows.
 
     Args:
-        student_logits: unnormalised, a row for each position.
-        teacher_logits: the same of the teacher. No gradient flows to it. A token that is -inf here
-            and not in the student's makes the reverse divergence infinite, as one the other way
-            round does the forward one.
+        student_logits (Float[Tensor, "batch time vocab"]): unnormalised, a row for each position.
+        teacher_logits (Float[Tensor, "batch time vocab"]): the same of the teacher. No gradient
+            flows to it. A token that is -inf here and not in the student's makes the reverse
+            divergence infinite, as one the other way round does the forward one.
         divergence: D.
         beta: of "jensen_shannon", in (0, 1). Over beta it tends to the forward divergence at 0,
             over 1 - beta to the reverse one at 1.
         temperature: T, positive.
         top_k: compare the k tokens of highest teacher logit at each position alone, with both
             distributions normalised among them. None: all tokens.
-        mask: tokens that count, of those that are predicted. None: all. A position whose token
-            does not count is never read, whatever it holds, and gets the gradient 0.
-        normalizer: N. None: the number of positions that count, over batch_group and
-            sequence_group. Give one of a whole optimizer step and micro-batches add up exactly.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
+            None: all. A position whose token does not count is never read, whatever it holds, and
+            gets the gradient 0.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of positions that count,
+            over batch_group and sequence_group. Give one of a whole optimizer step and
+            micro-batches add up exactly.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other columns of both logits, in any numbers.
@@ -265,7 +268,7 @@ def _highest(logits: Tensor, used: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(Function):
     """The divergence of each row, a block of rows at a time; remembers the logits alone."""
 
     generate_vmap_rule = True

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted, looped
@@ -65,19 +66,23 @@ def linear_projected_kl_loss(
     whatever autocast says; the gradients are summed in float32 and rounded once.
 
     Args:
-        hidden: what the head is applied to, a row for each position.
-        weight: of the head, a row for each student token. It has no bias.
-        teacher_logits: unnormalised. No gradient flows to it.
+        hidden (Float[Tensor, "batch student_time d_model"]): what the head is applied to, a row for
+            each position.
+        weight (Float[Tensor, "student_vocab d_model"]): of the head, a row for each student token.
+            It has no bias.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): unnormalised. No
+            gradient flows to it.
         alignment: as in projected_kl_loss, and so all that follow.
         projection: from the student's vocabulary, the rows of weight, to the teacher's.
         temperature: T, positive.
         direction: "forward" or "reverse".
         top_k: how many teacher tokens are compared. None: all.
-        teacher_columns: which teacher tokens are compared.
+        teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
-        sample_mask: samples that count. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
-        normalizer: N. None: the number of chunks that count, over batch_group.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
+            over batch_group.
         eps: epsilon, not negative.
         batch_group: ranks that hold other samples. None, here and below: this rank alone.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
@@ -252,7 +257,7 @@ class LinearProjectedKLLoss(nn.Module):
         )
 
 
-class _LinearProjectedKL(torch.autograd.Function):
+class _LinearProjectedKL(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradients."""
 
     generate_vmap_rule = True
@@ -261,7 +266,9 @@ class _LinearProjectedKL(torch.autograd.Function):
     def forward(
         hidden: Tensor, weight: Tensor, hidden_link: Tensor, weight_link: Tensor, *others: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _linear_projected_kl(hidden, weight, *others)
+        return cast(
+            "tuple[Tensor, Tensor, Tensor, Tensor]", _linear_projected_kl(hidden, weight, *others)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
@@ -48,12 +49,14 @@ def next_token_loss(
     tokens are those that went into the model. The first token is predicted by none.
 
     Args:
-        logits: x, unnormalised, a row for each position.
-        tokens: y. A negative one (padding, -100) does not count.
-        mask: tokens that count, of those that are predicted. None: all. A position whose token
-            does not count is never read, whatever it holds, and gets the gradient 0.
-        normalizer: N. None: the number of tokens that count, over batch_group and sequence_group.
-            Give one of a whole optimizer step and its micro-batches add up exactly.
+        logits (Float[Tensor, "batch time vocab"]): x, unnormalised, a row for each position.
+        tokens (Int[Tensor, "batch time"]): y. A negative one (padding, -100) does not count.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
+            None: all. A position whose token does not count is never read, whatever it holds, and
+            gets the gradient 0.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of tokens that count,
+            over batch_group and sequence_group. Give one of a whole optimizer step and its
+            micro-batches add up exactly.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
@@ -194,7 +197,7 @@ def _local(
     return local.where(here, 0), here & (targets >= 0)
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(Function):
     """Log-sum-exp of each row, its target's logit and its highest, a block of rows at a time.
 
     What is not used is read as 0. Backward writes one gradient, and remembers the logits alone.

@@ -16,13 +16,13 @@ class VocabPartition:
     """Token ids of both vocabularies, each in exactly one tensor, int64."""
 
     common_student: Int[Tensor, " common"]
-    """Student tokens that have a partner, ascending."""
+    """Int[Tensor, " common"]: student tokens that have a partner, ascending."""
     common_teacher: Int[Tensor, " common"]
-    """Their partners, in the same order."""
+    """Int[Tensor, " common"]: their partners, in the same order."""
     rest_student: Int[Tensor, " rest_student"]
-    """All other student tokens, ascending."""
+    """Int[Tensor, " rest_student"]: all other student tokens, ascending."""
     rest_teacher: Int[Tensor, " rest_teacher"]
-    """All other teacher tokens, ascending."""
+    """Int[Tensor, " rest_teacher"]: all other teacher tokens, ascending."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

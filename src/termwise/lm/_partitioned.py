@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -102,8 +103,10 @@ def partitioned_loss(
     value, and one for each term would be as large as the logits; weigh them by the arguments.
 
     Args:
-        student_logits: unnormalised, a row for each position.
-        teacher_logits: the same of the teacher. No gradient flows to it.
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+            each position.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
+            No gradient flows to it.
         alignment: which tokens make up which chunk.
         partition: the paired tokens and the rest, of vocabularies as wide as the logits.
         tail_top_k: the most that is compared of the tails, at least 1; 8192 in NeMo-RL.
@@ -111,10 +114,11 @@ def partitioned_loss(
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
         direction: of the divergence: "forward", KL(teacher || student), or "reverse".
-        sample_mask: samples that count. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer: N. None: the number of chunks that count, over batch_group. See
-            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
+            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
+            micro-batches.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
@@ -318,14 +322,14 @@ def _check_partition(
         )
 
 
-class _Partitioned(torch.autograd.Function):
+class _Partitioned(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _partitioned(student, *others)
+        return cast("tuple[Tensor, Tensor, Tensor]", _partitioned(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -112,8 +113,10 @@ def projected_kl_loss(
     float32 within a block, whatever autocast says.
 
     Args:
-        student_logits: unnormalised, a row for each position.
-        teacher_logits: the same of the teacher. No gradient flows to it.
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+            each position.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
+            No gradient flows to it.
         alignment: which tokens make up which chunk.
         projection: from the student's vocabulary, as wide as student_logits, to the teacher's.
             With vocab_group, the rows of this rank's tokens: `projection.rows(lo, hi)`.
@@ -122,15 +125,16 @@ def projected_kl_loss(
         top_k: take as columns the k teacher tokens with the highest logit at any position of the
             chunks that count, over batch_group. All of them where there are no more. Micro-batches
             that are to add up exactly need the same columns: give teacher_columns or neither.
-        teacher_columns: the columns, each once. None, without top_k: the whole vocabulary.
+        teacher_columns (Int[Tensor, " columns"] | None): the columns, each once. None, without
+            top_k: the whole vocabulary.
         teacher_mean: "log": NeMo-RL's, which does not sum to 1 where a chunk has several
             positions, so that equal models have a *negative* divergence. "log_normalized":
             the same, normalised again. "prob": the mean of probabilities, as the student's.
-        sample_mask: samples that count. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer: N. None: the number of chunks that count, over batch_group. Give one that
-            [`count_valid_chunks`][termwise.lm.count_valid_chunks] counted in all micro-batches
-            of a step, and their losses add up to that of the whole.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
+            over batch_group. Give one that [`count_valid_chunks`][termwise.lm.count_valid_chunks]
+            counted in all micro-batches of a step, and their losses add up to that of the whole.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
@@ -223,14 +227,14 @@ def count_valid_chunks(
 
     Args:
         alignment: which tokens make up which chunk.
-        sample_mask: samples that count. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         batch_group: ranks that hold other samples. None: this rank alone, nothing is sent.
         sequence_group: ranks that hold other positions of these samples, in the order of ranks.
 
     Returns:
-        The count, the same on every rank, as a float that holds it exactly. Chunks that no
-        position predicts (those of token 0 alone) do not count.
+        Float[Tensor, ""]: the count, the same on every rank, as a float that holds it exactly.
+        Chunks that no position predicts (those of token 0 alone) do not count.
 
     Raises:
         ValueError: sample_mask is of another batch.
@@ -402,7 +406,10 @@ def divergence_setting(
         raise ValueError(f"{name} needs top_k >= 1, got {top_k}")
     chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    names = [g and g.group_name for g in (batch_group, vocab_group, sequence_group)]
+    names = [
+        None if group is None else group.group_name
+        for group in (batch_group, vocab_group, sequence_group)
+    ]
 
     columns = teacher_columns
     if top_k is not None and top_k < teacher_logits.shape[2]:
@@ -441,14 +448,14 @@ def divergence_terms(
     )
 
 
-class _ProjectedKL(torch.autograd.Function):
+class _ProjectedKL(Function):
     """Outputs the loss of this rank's samples, its measurements, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _projected_kl(student, *others)
+        return cast("tuple[Tensor, Tensor, Tensor]", _projected_kl(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._autograd import Function
 from .._contract import contract
 from .._numbers import lifted, looped
 from . import _projection_files
@@ -33,19 +34,24 @@ class VocabProjection:
     """
 
     student_vocab: int
+    """How many tokens the student's vocabulary has: rows of M."""
     teacher_vocab: int
+    """How many tokens the teacher's vocabulary has: columns of M."""
     student_pointers: Int[Tensor, " student_vocab+1"]
-    """Where each student token's entries begin, and the last ones end, int64."""
+    """Int[Tensor, " student_vocab+1"]: where each student token's entries begin, and the last ones
+    end, int64."""
     student_columns: Int[Tensor, " entries"]
-    """Teacher token of each entry, int64, ascending within a row."""
+    """Int[Tensor, " entries"]: teacher token of each entry, int64, ascending within a row."""
     student_weights: Float[Tensor, " entries"]
-    """Weight of each entry, float32."""
+    """Float[Tensor, " entries"]: weight of each entry, float32."""
     teacher_pointers: Int[Tensor, " teacher_vocab+1"]
-    """Where each teacher token's entries begin, and the last ones end, int64."""
+    """Int[Tensor, " teacher_vocab+1"]: where each teacher token's entries begin, and the last ones
+    end, int64."""
     teacher_rows: Int[Tensor, " entries"]
-    """Student token of each entry in the order of teacher tokens, int64, ascending within one."""
+    """Int[Tensor, " entries"]: student token of each entry in the order of teacher tokens, int64,
+    ascending within one."""
     teacher_weights: Float[Tensor, " entries"]
-    """Weight of each entry in that order, float32."""
+    """Float[Tensor, " entries"]: weight of each entry in that order, float32."""
 
     def __post_init__(self) -> None:
         entries = self.student_columns.numel()
@@ -77,9 +83,9 @@ class VocabProjection:
         """Build from up to k teacher tokens for each student token.
 
         Args:
-            indices: teacher tokens, -1 for none. Row s is student token s.
-            weights: their weights, not negative, 0 where there is no token. A token that stands
-                twice in a row has the sum.
+            indices (Int[Tensor, "rows k"]): teacher tokens, -1 for none. Row s is student token s.
+            weights (Float[Tensor, "rows k"]): their weights, not negative, 0 where there is no
+                token. A token that stands twice in a row has the sum.
             student_vocab: size of the student's vocabulary; rows beyond the last one are empty.
             teacher_vocab: size of the teacher's vocabulary.
 
@@ -416,14 +422,14 @@ def _pointers(ids: Tensor, count: int) -> Tensor:
     return pointers
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """Rows times a sparse matrix, which is given by its columns and, for gradients, by its rows."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, *orders: Tensor) -> Tensor:
-        return _csr_product(rows, *orders[:3])
+        return cast("Tensor", _csr_product(rows, *orders[:3]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

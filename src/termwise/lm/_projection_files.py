@@ -1,7 +1,7 @@
 """Projections on disk: our own files, in safetensors, and NeMo-RL's, which are pickles."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,10 +91,10 @@ def read_nemo(path: str | os.PathLike[str]) -> Entries:
 def entries_of(name: str, pairs: Mapping[Any, Any]) -> Entries:
     """Give {(student token, teacher token): weight} as entries."""
     for pair, weight in pairs.items():
+        parts: Sequence[Any] = cast("Any", pair) if isinstance(pair, tuple) else ()
         if not (
-            isinstance(pair, tuple)
-            and len(cast("tuple[Any, ...]", pair)) == 2
-            and all(type(part) is int for part in cast("tuple[Any, ...]", pair))
+            len(parts) == 2
+            and all(type(part) is int for part in parts)
             and isinstance(weight, int | float)
         ):
             raise ValueError(

@@ -24,10 +24,15 @@ class SharedLogitsHandle:
     """Where another process finds a [`SharedLogits`][termwise.lm.SharedLogits]: small, pickles."""
 
     process: int
+    """Number of the producer's process."""
     descriptor: int
+    """Number of the memory among that process's open files."""
     token: int
+    """A random number that stands in the memory too, to know it by."""
     shape: tuple[int, int, int]
+    """Sizes of batch, teacher_time and teacher_vocab."""
     dtype: torch.dtype
+    """Dtype of the logits."""
     cuda: tuple[Any, ...] | None
     """What CUDA needs to open the memory in another process; None on the CPU."""
 
@@ -161,7 +166,8 @@ class SharedLogits:
         """Copy logits into the rows from start on, in the process that made the buffer.
 
         Args:
-            logits: as wide as the buffer, in its dtype; as many rows as fit.
+            logits (Float[Tensor, "rows time vocab"]): as wide as the buffer, in its dtype; as many
+                rows as fit.
             start: the first sample to write.
 
         Raises:

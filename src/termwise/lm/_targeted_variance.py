@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._numbers import accumulator, blocks, lifted, looped
@@ -45,12 +46,13 @@ def targeted_variance_loss(
     there is no other tensor of its size.
 
     Args:
-        weight: embeddings, a row for each word. A row of width 0 has variance 0.
+        weight (Float[Tensor, "vocab dim"]): embeddings, a row for each word. A row of width 0 has
+            variance 0.
         coefficient: weight of the squared error.
         target: variance to hold, in squared units of weight; not negative.
-        valid_rows: rows that count. Others (padding up to a round number of rows) enter neither
-            value nor gradient, whatever they hold. None: all rows. If no row counts, on any rank,
-            the terms are NaN.
+        valid_rows (Bool[Tensor, " vocab"] | None): rows that count. Others (padding up to a round
+            number of rows) enter neither value nor gradient, whatever they hold. None: all rows. If
+            no row counts, on any rank, the terms are NaN.
         vocab_group: ranks that hold other rows of the matrix, in any numbers, 0 included. None:
             this rank alone, nothing is sent.
 
@@ -142,7 +144,7 @@ class TargetedVarianceLoss(nn.Module):
         return f"coefficient={self.coefficient}, target={self.target}"
 
 
-class _SumOfVariances(torch.autograd.Function):
+class _SumOfVariances(Function):
     """Outputs the sum of the rows' variances and, for the backward pass, the rows' means."""
 
     generate_vmap_rule = True

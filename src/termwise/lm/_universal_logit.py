@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -79,15 +80,18 @@ def universal_logit_loss(
     open.
 
     Args:
-        student_logits: unnormalised, a row for each position.
-        teacher_logits: the same of the teacher. No gradient flows to it.
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+            each position.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
+            No gradient flows to it.
         alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
             with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
-        sample_mask: samples that count. None: all.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer: N. None: the number of chunks that count, over batch_group. See
-            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
+        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
+            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
+            micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
             is needed, so that nothing waits to learn it.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
@@ -175,8 +179,9 @@ def align_in_order(
     """Pair the i-th token of the student with the i-th of the teacher, whatever they say.
 
     Args:
-        student_mask: tokens that are paired, of an answer for instance, in the order of time.
-        teacher_mask: the same of the teacher.
+        student_mask (Bool[Tensor, "batch student_time"]): tokens that are paired, of an answer for
+            instance, in the order of time.
+        teacher_mask (Bool[Tensor, "batch teacher_time"]): the same of the teacher.
 
     Returns:
         An alignment whose chunks are one token on each side, as many as the side with fewer has.
@@ -285,14 +290,14 @@ class UniversalLogitLoss(nn.Module):
         )
 
 
-class _UniversalLogit(torch.autograd.Function):
+class _UniversalLogit(Function):
     """Outputs the loss of this rank's samples, and its gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return _universal_logit(student, *others)
+        return cast("tuple[Tensor, Tensor]", _universal_logit(student, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

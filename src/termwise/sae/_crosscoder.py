@@ -48,7 +48,8 @@ class CrosscoderTerms(Terms):
     loss: Float[Tensor, ""]
     """mse + sparsity."""
     mse_per_layer: Float[Tensor, " layers"]
-    """Squared error of each layer: mean (or sum) over features, mean over rows."""
+    """Float[Tensor, " layers"]: squared error of each layer: mean (or sum) over features, mean over
+    rows."""
     mse: Float[Tensor, ""]
     """Sum of mse_per_layer."""
     sparsity: Float[Tensor, ""]
@@ -83,19 +84,23 @@ def crosscoder_loss(
     is lifted to float32 before any difference is taken, with or without autocast.
 
     Args:
-        x: activations of each layer (or each model) at the same token.
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
-        x_hat: reconstruction of x from f.
-        W_dec: W, the decoder, for each latent a row in each layer. Only its norms are taken here,
-            in the graph, so that the penalty cannot be escaped by small latents and large rows.
+        x (Float[Tensor, "batch layers d_model"]): activations of each layer (or each model) at the
+            same token.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        x_hat (Float[Tensor, "batch layers d_model"]): reconstruction of x from f.
+        W_dec (Float[Tensor, "d_sae layers d_model"]): W, the decoder, for each latent a row in each
+            layer. Only its norms are taken here, in the graph, so that the penalty cannot be
+            escaped by small latents and large rows.
         sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
             with "sum" the squared error is d_model times that of "mean".
         decoder_norm: "l1" charges a latent for each layer it writes to, and so favours latents of
             few layers; its value is comparable to the sum of separate autoencoders' losses. "l2"
             is the norm of all its rows as one vector, and favours latents shared by all layers.
-        target: what x_hat is compared with, where that is not x: a cross-layer transcoder.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        target (Float[Tensor, "batch layers d_model"] | None): what x_hat is compared with, where
+            that is not x: a cross-layer transcoder.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the source). Over layers the errors are
             summed with either.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import blocks, lifted
@@ -82,22 +83,24 @@ def end_to_end_loss(
     difference, with or without autocast.
 
     Args:
-        logits: of the patched model, whose activations at one layer are a reconstruction; a row for
-            each token. -inf: a token that cannot come.
-        original_logits: of the model itself, at the same tokens. Detached: no gradient goes into
-            the original run. A token that is -inf here costs nothing, whatever the other says; one
-            that is -inf in `logits` alone makes the divergence infinite.
+        logits (Float[Tensor, "batch vocab"]): of the patched model, whose activations at one layer
+            are a reconstruction; a row for each token. -inf: a token that cannot come.
+        original_logits (Float[Tensor, "batch vocab"]): of the model itself, at the same tokens.
+            Detached: no gradient goes into the original run. A token that is -inf here costs
+            nothing, whatever the other says; one that is -inf in `logits` alone makes the
+            divergence infinite.
         x: activations of the original run at layers after the autoencoder, each "batch d_k".
             Detached. None or empty: none, and `reconstruction` is 0.
         x_hat: activations of the patched run at the same layers.
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
         kl_coeff: alpha, the weight of the divergence.
         reconstruction_coeff: beta, the weight of each later layer's squared error. The paper
             divides one coefficient by the number of these layers.
         sparsity_coeff: lambda, the weight of the penalty. The authors' code divides by the width
             of the autoencoder's input: their 1.5 on GPT-2 small is 1.5 / 768 here.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
             (the paper).
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
@@ -272,7 +275,7 @@ def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
     return lifted(rows if mask is None else rows.where(mask[:, None], 0))
 
 
-class _RowsDivergence(torch.autograd.Function):
+class _RowsDivergence(Function):
     """Works in blocks of rows and keeps no tensor as large as the logits but themselves."""
 
     generate_vmap_rule = True

@@ -85,23 +85,25 @@ def gated_loss(
     without autocast.
 
     Args:
-        x: activations, a row for each token.
-        f_gate: pi, the gate's pre-activations, before any ReLU.
-        f: latents, [pi > 0] times their magnitudes, dense or
-            [`SparseLatents`][termwise.sae.SparseLatents]. Only counted: their gradient goes
-            through x_hat.
-        x_hat: reconstruction of x from f.
-        W_dec: W, the decoder, a row for each latent.
-        b_dec: b, the decoder's bias. None: 0.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, [pi > 0] times their magnitudes,
+            dense or [`SparseLatents`][termwise.sae.SparseLatents]. Only counted: their gradient
+            goes through x_hat.
+        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
+        W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
+        b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
         sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
             with "sum" the squared errors are d_model times those of "mean".
         stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
-        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1, the
-            paper's, which keeps the rows at unit norm. The authors advise to freeze the decoder in
-            both terms or in neither: give `decoder_norm.detach()`, or `stop_decoder=False`.
-        target: what both reconstructions are compared with, where that is not x: a transcoder.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
+            graph if given so. None: 1, the paper's, which keeps the rows at unit norm. The authors
+            advise to freeze the decoder in both terms or in neither: give `decoder_norm.detach()`,
+            or `stop_decoder=False`.
+        target (Float[Tensor, "batch d_model"] | None): what both reconstructions are compared with,
+            where that is not x: a transcoder.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
@@ -81,18 +82,21 @@ def jumprelu(
     \frac{\partial f_{ij}}{\partial h_{ij}} := [h_{ij} > \theta_j]$$
 
     Args:
-        pre: h, the encoder's pre-activations. Not an activation's output: what a ReLU or a gate has
-            set to zero is missing from the kernel, half of it where the gate is this one.
-        threshold: theta. Positive in the paper, which learns its logarithm.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations. Not an activation's
+            output: what a ReLU or a gate has set to zero is missing from the kernel, half of it
+            where the gate is this one.
+        threshold (Float[Tensor, " d_sae"]): theta. Positive in the paper, which learns its
+            logarithm.
         bandwidth: epsilon, in units of h; 0.001 in the paper, for inputs of unit mean square.
             The variance of the estimate falls with it as 1 / epsilon, the bias grows.
         input_gradient: let the jump reach h as well: to the second derivative above comes
             (theta / epsilon) K, the first one with the opposite sign.
 
     Returns:
-        The latents, in the dtype of pre. Kept for the backward pass: pre and threshold, nothing
-        else of their size. Sums over rows are taken in float32 at least. Second derivatives, in
-        eager and in reverse mode, are those of the formulas above, which are constant in h.
+        Float[Tensor, "batch d_sae"]: the latents, in the dtype of pre. Kept for the backward pass:
+        pre and threshold, nothing else of their size. Sums over rows are taken in float32 at least.
+        Second derivatives, in eager and in reverse mode, are those of the formulas above, which are
+        constant in h.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -136,14 +140,15 @@ def jumprelu_l0(
     minus the density of h at theta.
 
     Args:
-        pre: h, the encoder's pre-activations, not an activation's output.
-        threshold: theta.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, not an activation's
+            output.
+        threshold (Float[Tensor, " d_sae"]): theta.
         bandwidth: epsilon, in units of h.
         input_gradient: give h the same derivative with the opposite sign. False: none.
 
     Returns:
-        The number of active latents of each row, as a float. No tensor of the size of pre is kept
-        but pre itself.
+        Float[Tensor, " batch"]: the number of active latents of each row, as a float. No tensor of
+        the size of pre is kept but pre itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -206,12 +211,13 @@ def jumprelu_loss(
     is decoded or subtracted, with or without autocast.
 
     Args:
-        x: activations, a row for each token.
-        pre: h, the encoder's pre-activations, before any ReLU.
-        W_dec: W, the decoder, a row for each latent.
-        b_dec: b, the decoder's bias. None: 0.
-        threshold: theta. Give this or log_threshold.
-        log_threshold: the logarithm of theta, as the paper learns it.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, before any ReLU.
+        W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
+        b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
+        threshold (Float[Tensor, " d_sae"] | None): theta. Give this or log_threshold.
+        log_threshold (Float[Tensor, " d_sae"] | None): the logarithm of theta, as the paper learns
+            it.
         sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
             with "sum" the squared error is d_model times that of "mean".
         bandwidth: epsilon, the kernel's width in units of h.
@@ -220,12 +226,13 @@ def jumprelu_loss(
         l0_target: k, the active latents of a row that "l0_relative" aims at; with it alone.
         tanh_scale: c; 4 in Anthropic's update. Only "tanh" reads it.
         pre_act_coeff: lambda_P; 3e-6 in Anthropic's update, with squared errors summed.
-        dead: D, latents that the push is for. None: all, which is Anthropic's formula; SAELens
-            takes those that have not fired for a while.
+        dead (Bool[Tensor, " d_sae"] | None): D, latents that the push is for. None: all, which is
+            Anthropic's formula; SAELens takes those that have not fired for a while.
         input_gradient: let the jump's gradient reach h as well, as Anthropic does.
-        target: what the reconstruction is compared with, where that is not x: a transcoder.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with,
+            where that is not x: a transcoder.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (both sources).
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -411,7 +418,7 @@ def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     return (lifted(pre) - lifted(threshold)).abs() < bandwidth / 2
 
 
-class _JumpReLU(torch.autograd.Function):
+class _JumpReLU(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -441,7 +448,7 @@ class _JumpReLU(torch.autograd.Function):
         return through.to(pre.dtype), for_threshold.to(threshold.dtype), None, None, None
 
 
-class _ActiveCount(torch.autograd.Function):
+class _ActiveCount(Function):
     generate_vmap_rule = True
 
     @staticmethod

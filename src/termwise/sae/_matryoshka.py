@@ -52,8 +52,8 @@ class MatryoshkaTerms(Terms):
     mse: Float[Tensor, ""]
     """Weighted mean of mse_per_prefix over the prefixes."""
     mse_per_prefix: Float[Tensor, " prefixes"]
-    """Squared error of each prefix's reconstruction: mean (or sum) over features, mean over rows.
-    In the graph."""
+    """Float[Tensor, " prefixes"]: squared error of each prefix's reconstruction: mean (or sum) over
+    features, mean over rows. In the graph."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
     l0: Float[Tensor, ""]
@@ -99,10 +99,12 @@ def matryoshka_loss(
     without autocast.
 
     Args:
-        x: activations, a row for each token.
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
-        W_dec: decoder, a row for each latent, in the order that the prefixes cut.
-        b_dec: bias of every prefix's reconstruction. None: 0.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent, in the order that
+            the prefixes cut.
+        b_dec (Float[Tensor, " d_model"] | None): bias of every prefix's reconstruction. None: 0.
         prefixes: strictly increasing lengths in 1..d_sae, host numbers:
             [`sample_prefixes`][termwise.sae.sample_prefixes] draws them. Ranks need the same ones.
             Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
@@ -110,11 +112,13 @@ def matryoshka_loss(
         weights: w up to a factor, one for each prefix. None: equal.
         sparsity_coeff: lambda, the weight of the penalty, which takes all latents once. It belongs
             to a `feature_reduction`: with "sum" an equal trade-off needs d_model times as much.
-        target: what is reconstructed, where that is not x: a transcoder. None: x.
-        decoder_norm: nu, the norms of the decoder's rows. In the graph if given so. None: 1.
+        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x:
+            a transcoder. None: x.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows. In the
+            graph if given so. None: 1.
         p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

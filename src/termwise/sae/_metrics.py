@@ -22,14 +22,14 @@ def mean_squared_err(
     """Give the squared error, element by element; its mean is yours to take.
 
     Args:
-        x_hat: reconstruction.
-        x: what it is compared with.
+        x_hat (Float[Tensor, "*batch d"]): reconstruction.
+        x (Float[Tensor, "*batch d"]): what it is compared with.
         norm: divide each row by the squared norm of x's. A row of zeros then gives inf or NaN.
 
     Returns:
-        Squared errors in float32 (float64 for float64), finite wherever float32 can hold them:
-        nothing is rescaled by a maximum of the batch, which would make the error of one row depend
-        on another.
+        Float[Tensor, "*batch d"]: squared errors in float32 (float64 for float64), finite wherever
+        float32 can hold them: nothing is rescaled by a maximum of the batch, which would make the
+        error of one row depend on another.
 
     References:
         saev's function of that name, which divides by the norm, not its square; ours does not
@@ -61,14 +61,14 @@ def normalized_mse(
     A row of zeros that counts gives inf or NaN.
 
     Args:
-        x: activations.
-        x_hat: their reconstruction.
-        mask: rows that count. None: all.
+        x (Float[Tensor, "batch d_model"]): activations.
+        x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
+        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
         batch_group: ranks that hold other rows. None: this rank alone.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
     Returns:
-        The mean over the rows that count, on all ranks.
+        Float[Tensor, ""]: the mean over the rows that count, on all ranks.
 
     Examples:
         >>> import torch
@@ -104,18 +104,18 @@ def fraction_of_variance_unexplained(
     [`VarianceStatistics`][termwise.sae.VarianceStatistics] instead of averaging.
 
     Args:
-        x: activations.
-        x_hat: their reconstruction.
+        x (Float[Tensor, "batch d_model"]): activations.
+        x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
             much.
-        mask: rows that count. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
         batch_group: ranks that hold other rows. None: this rank alone.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
     Returns:
-        The fraction, 1 for predicting the mean; the same on every rank. The mean of x is taken as
-        a constant by the gradient, which reaches x_hat, and x through its error alone. NaN or inf
-        where x has no variance.
+        Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank. The mean
+        of x is taken as a constant by the gradient, which reaches x_hat, and x through its error
+        alone. NaN or inf where x has no variance.
 
     Examples:
         >>> import torch
@@ -148,16 +148,16 @@ def explained_variance(
     """Give 1 - [`fraction_of_variance_unexplained`][termwise.sae.fraction_of_variance_unexplained].
 
     Args:
-        x: activations.
-        x_hat: their reconstruction.
+        x (Float[Tensor, "batch d_model"]): activations.
+        x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
-        mask: rows that count. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
         batch_group: ranks that hold other rows. None: this rank alone.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
     Returns:
-        The fraction, 1 for a perfect reconstruction, 0 for predicting the mean, without a lower
-        bound.
+        Float[Tensor, ""]: the fraction, 1 for a perfect reconstruction, 0 for predicting the mean,
+        without a lower bound.
 
     Examples:
         >>> import torch
@@ -188,14 +188,14 @@ def cosine_similarity(
     """Average the cosine between a row and its reconstruction.
 
     Args:
-        x: activations.
-        x_hat: their reconstruction. A row of zeros has cosine 0.
-        mask: rows that count. None: all.
+        x (Float[Tensor, "batch d_model"]): activations.
+        x_hat (Float[Tensor, "batch d_model"]): their reconstruction. A row of zeros has cosine 0.
+        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
         batch_group: ranks that hold other rows. None: this rank alone.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
     Returns:
-        The mean over the rows that count, on all ranks.
+        Float[Tensor, ""]: the mean over the rows that count, on all ranks.
 
     Examples:
         >>> import torch
@@ -222,12 +222,13 @@ def loss_recovered(
     as bad as ablating. Take means of losses first, for a mean of shares is another number.
 
     Args:
-        loss: of the model with the reconstruction patched in.
-        original_loss: of the model as it is.
-        ablated_loss: of the model with the activations set to zero, or to their mean.
+        loss (Float[Tensor, "*batch"]): of the model with the reconstruction patched in.
+        original_loss (Float[Tensor, "*batch"]): of the model as it is.
+        ablated_loss (Float[Tensor, "*batch"]): of the model with the activations set to zero, or to
+            their mean.
 
     Returns:
-        The share. Inf or NaN where ablating costs nothing.
+        Float[Tensor, "*batch"]: the share. Inf or NaN where ablating costs nothing.
 
     Examples:
         >>> import torch
@@ -256,9 +257,9 @@ class VarianceStatistics:
     count: Float[Tensor, ""]
     """How many rows."""
     sum: Float[Tensor, " d"]
-    """Sum of the rows."""
+    """Float[Tensor, " d"]: sum of the rows."""
     sum_of_squares: Float[Tensor, " d"]
-    """Sum of their squares."""
+    """Float[Tensor, " d"]: sum of their squares."""
 
     @classmethod
     @contract

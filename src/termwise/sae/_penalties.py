@@ -21,13 +21,14 @@ def tanh_penalty(
     $$\sum_j \tanh(c \, \left|f_j\right| \, \nu_j)$$
 
     Args:
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is
-            lifted to float32.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is lifted to float32.
         scale: c, in units of 1 / (f nu): a latent well above 1 / c costs as much as it ever will.
-        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
+            graph if given so. None: 1.
 
     Returns:
-        The penalty of each row, without a coefficient.
+        Float[Tensor, " batch"]: the penalty of each row, without a coefficient.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -67,13 +68,14 @@ def lp_penalty(
     $$\sum_j \nu_j \left|f_j\right|^p$$
 
     Args:
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is
-            lifted to float32.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is lifted to float32.
         p: exponent. Below 1 the gradient at a latent of 0 is infinite.
-        decoder_norm: nu, the norms of the decoder's rows; in the graph if given so. None: 1.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
+            graph if given so. None: 1.
 
     Returns:
-        The penalty of each row, without a coefficient; no root is taken.
+        Float[Tensor, " batch"]: the penalty of each row, without a coefficient; no root is taken.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import Function
 from .._numbers import accumulator, blocks, lifted, looped
 from ._shared import FeatureReduction, SparseLatents, squared_norm
 
@@ -42,7 +43,7 @@ def errors_and_l1(
     return measured[:, :-1], measured[:, -1]
 
 
-class _PrefixErrors(torch.autograd.Function):
+class _PrefixErrors(Function):
     """Outputs errors and L1 side by side, and the last prefix's residual, for backward."""
 
     generate_vmap_rule = True
@@ -59,9 +60,10 @@ class _PrefixErrors(torch.autograd.Function):
         feature_reduction: str,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        return _errors(
+        outputs = _errors(
             target, values, indices, W_dec, b_dec, mask, list(prefixes), feature_reduction, keep
         )
+        return cast("tuple[Tensor, Tensor]", outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -85,7 +87,7 @@ class _PrefixErrors(torch.autograd.Function):
         return given[0], given[1], None, given[2], given[3], *[None] * 4
 
 
-class _PrefixGradients(torch.autograd.Function):
+class _PrefixGradients(Function):
     """The backward pass of `_PrefixErrors`; its own is the formula's, derived twice."""
 
     generate_vmap_rule = True
@@ -104,7 +106,7 @@ class _PrefixGradients(torch.autograd.Function):
         feature_reduction: str,
         needed: Sequence[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _gradients(
+        outputs = _gradients(
             push,
             last,
             target,
@@ -117,6 +119,7 @@ class _PrefixGradients(torch.autograd.Function):
             feature_reduction,
             list(needed),
         )
+        return cast("tuple[Tensor, Tensor, Tensor, Tensor]", outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -136,7 +139,10 @@ class _PrefixGradients(torch.autograd.Function):
             )
 
         def first(push: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            return cast("Any", torch.func.vjp(measured, *inputs)[1])(push)
+            pull = cast(
+                "Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(measured, *inputs)[1]
+            )
+            return pull(push)
 
         with torch.autocast(push.device.type, enabled=False):
             _, pull = cast("Any", torch.func.vjp)(first, push, *inputs)
@@ -361,7 +367,7 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
 
 def _vmapped(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Give the vmap rule of an operator some of whose arguments are lists of numbers."""
-    rule = looped(operator)
+    rule: Callable[..., tuple[Any, Any]] = looped(operator)
 
     def of(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return rule(info, tuple(dim if isinstance(dim, int) else None for dim in in_dims), *args)

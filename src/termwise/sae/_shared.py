@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import Function
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted
 
@@ -31,9 +32,9 @@ class SparseLatents:
     """
 
     values: Float[Tensor, "batch k"]
-    """Activations, in the graph."""
+    """Float[Tensor, "batch k"]: activations, in the graph."""
     indices: Int[Tensor, "batch k"]
-    """The column of each activation, int64."""
+    """Int[Tensor, "batch k"]: the column of each activation, int64."""
 
     def __post_init__(self) -> None:
         if self.values.shape != self.indices.shape:
@@ -172,7 +173,7 @@ def _by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([part.to(lifted(parts[0]).dtype) for part in parts])
 
 
-class _RowsL1(torch.autograd.Function):
+class _RowsL1(Function):
     """Sum |f| over each row. `f.abs()` would keep a tensor as large as f for nothing."""
 
     generate_vmap_rule = True
@@ -187,11 +188,11 @@ class _RowsL1(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (f,) = ctx.saved_tensors
+        f: Tensor = ctx.saved_tensors[0]
         return f.sign() * gradients[0][:, None].to(f.dtype)
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
 
     generate_vmap_rule = True

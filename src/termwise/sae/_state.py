@@ -15,7 +15,7 @@ from .._numbers import lifted
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeadLatents:
-    """How many tokens have passed since each latent fired. Frozen: an update gives the next one.
+    """How many tokens have passed since each latent fired; frozen, an update gives the next one.
 
     Examples:
         >>> import torch
@@ -29,7 +29,7 @@ class DeadLatents:
     """
 
     tokens_since_fired: Int[Tensor, " d_sae"]
-    """int64."""
+    """Int[Tensor, " d_sae"]: how many tokens, int64."""
 
     @classmethod
     def start(cls, d_sae: int, *, device: torch.device | str | None = None) -> Self:
@@ -47,9 +47,10 @@ class DeadLatents:
         """Count a step's tokens.
 
         Args:
-            fired: which latents were active for any of this rank's tokens that count, as
-                `(f != 0).any(0)`.
-            n_tokens: how many tokens that was, on this rank; with a mask `mask.sum()`.
+            fired (Bool[Tensor, " d_sae"]): which latents were active for any of this rank's tokens
+                that count, as `(f != 0).any(0)`.
+            n_tokens (int | Int[Tensor, ""]): how many tokens that was, on this rank; with a mask
+                `mask.sum()`.
             batch_group: ranks with other tokens. A latent fired if it fired on any of them, and
                 the tokens of all of them have passed. None: this rank alone.
 
@@ -120,7 +121,7 @@ class ActivationThreshold:
         """Take in the latents of a step, as [`batch_topk`][termwise.sae.batch_topk] gave them.
 
         Args:
-            f: latents of this rank, zero where not kept.
+            f (Float[Tensor, "batch d_sae"]): latents of this rank, zero where not kept.
             decay: of the running mean, in 0..1.
             batch_group: ranks with other rows: the minimum is that of all of them.
 

@@ -77,16 +77,20 @@ def topk_loss(
     over the n rows that count, with the squared norm averaged (or summed) over features.
 
     Args:
-        x: activations, a row for each token.
-        x_hat: reconstruction of x from f.
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents], as
-            [`topk`][termwise.sae.topk] and [`batch_topk`][termwise.sae.batch_topk] give them.
-        aux: what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for the same rows and
-            with the same `mask`, `batch_group` and reductions. None: 0.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents], as [`topk`][termwise.sae.topk] and
+            [`batch_topk`][termwise.sae.batch_topk] give them.
+        aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
+            gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff: alpha; 1/32 in the paper, for a normalised auxiliary loss.
-        dead: which latents are dead, for `n_dead` alone, the same on every rank. None: none.
-        target: what x_hat is compared with, where that is not x: a transcoder. None: x.
-        mask: rows that count; the others enter no term and no gradient. None: all.
+        dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
+            on every rank. None: none.
+        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
+            not x: a transcoder. None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient. None: all.
         feature_reduction: over d_model, "mean" or "sum".
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -151,23 +155,24 @@ def auxiliary_k_loss(
     that are largest in the row, after a ReLU, through the decoder without its bias.
 
     Args:
-        x: activations, a row for each token.
-        x_hat: reconstruction of x. No gradient flows to it.
-        pre: latents before any selection, dense.
-        W_dec: decoder, a row for each latent.
-        dead: which latents are dead, the same on every rank.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x. No gradient flows to it.
+        pre (Float[Tensor, "batch d_sae"]): latents before any selection, dense.
+        W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent.
+        dead (Bool[Tensor, " d_sae"]): which latents are dead, the same on every rank.
         k_aux: how many of them each row uses; d_model / 2 in the paper. If fewer are dead, all.
         normalize: divide by the variance of the residual. Where that is zero but for rounding (one
             row, a constant or no residual) the loss is 0.
-        mask: rows that count; the others enter neither value nor gradient. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter neither value nor
+            gradient. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
         batch_group: ranks that hold other rows. None: this rank alone, nothing is sent.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
     Returns:
-        The loss of all rows, the same on every rank; 0, with zero gradients, where no latent is
-        dead. Gradient, for pre and W_dec: as `grad_reduction` says. Sent by each rank: sums of
-        d_model + 1 (normalised) and 3 elements. Nothing waits for the device.
+        Float[Tensor, ""]: the loss of all rows, the same on every rank; 0, with zero gradients,
+        where no latent is dead. Gradient, for pre and W_dec: as `grad_reduction` says. Sent by each
+        rank: sums of d_model + 1 (normalised) and 3 elements. Nothing waits for the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -212,7 +217,7 @@ def topk(pre: Float[Tensor, "batch d_sae"], *, k: int) -> SparseLatents:
     """Keep the k largest latents of each row, after a ReLU.
 
     Args:
-        pre: latents before any selection.
+        pre (Float[Tensor, "batch d_sae"]): latents before any selection.
         k: how many to keep, at most d_sae.
 
     Returns:
@@ -251,16 +256,17 @@ def batch_topk(
     the lower rank and the earlier place.
 
     Args:
-        pre: latents before any selection.
+        pre (Float[Tensor, "batch d_sae"]): latents before any selection.
         k: how many to keep, on average over rows; at most d_sae.
-        mask: rows that count; the others keep nothing. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others keep nothing. None: all.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
 
     Returns:
-        The latents, with zeros where they are not kept. Fewer than k * batch are not zero where
-        fewer are positive. Sent by each rank: sums of 2048 integers, 3 of them for float32 (6 for
-        float64), and the rank's number of ties and rows. Nothing waits for the device.
+        Float[Tensor, "batch d_sae"]: the latents, with zeros where they are not kept. Fewer than k
+        * batch are not zero where fewer are positive. Sent by each rank: sums of 2048 integers, 3
+        of them for float32 (6 for float64), and the rank's number of ties and rows. Nothing waits
+        for the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -298,7 +304,7 @@ def batch_topk(
         wanted = over_ranks(rows.to(torch.int64)) * k
         last, ties_wanted = _last_kept(bits, wanted, over_ranks)
     tied = bits == last
-    before = 0
+    before: Tensor | int = 0
     if batch_group is not None:
         ties = _groups.each_rank(tied.sum(), batch_group)
         before = ties.cumsum(0)[batch_group.rank()] - ties[batch_group.rank()]

@@ -75,19 +75,21 @@ def vanilla_loss(
     over the n rows that count. Half precision is lifted to float32 before any difference is taken.
 
     Args:
-        x: activations, a row for each token.
-        f: latents, dense or [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
-        x_hat: reconstruction of x from f.
+        x (Float[Tensor, "batch d_model"]): activations, a row for each token.
+        f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
+            [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
+        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
             with "sum" the squared error is d_model times that of "mean", so an equal trade-off
             needs d_model times the coefficient.
-        decoder_norm: nu, the norms of the decoder's rows, so that the penalty cannot be escaped
-            by small latents and large rows (Anthropic, April 2024). In the graph if given so.
-            None: 1.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
+            the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
+            In the graph if given so. None: 1.
         p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
-        target: what x_hat is compared with, where that is not x: a transcoder. None: x.
-        mask: rows that count; the others (padding, BOS) enter no term and no gradient, whatever
-            they hold. None: all.
+        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
+            not x: a transcoder. None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
+            term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (SAELens, dictionary_learning).
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.

@@ -7,7 +7,7 @@ gradient of 0, not of 0 up to noise.
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,9 @@ class GaussianEnergy(nn.Module):
     log_z: nn.Parameter
     """What a loss that learns log Z takes for it; the energy does not use it."""
     true_mean: Tensor
+    """The mean it began with, " d"."""
     true_precision: Tensor
+    """The inverse of the covariance it began with, "d d"."""
 
     @contract
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
@@ -47,6 +49,12 @@ class GaussianEnergy(nn.Module):
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Give the energy of each row."""
         return _energy(x, self.mean, self.precision)
+
+    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+
+        def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+            """Give the energy of each row."""
+            ...
 
     def log_density(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Give the log-density of the true Gaussian, normalised, whatever the parameters are now.
@@ -80,8 +88,11 @@ def sigma_points(
     $$x = \mu \pm \sqrt{d}\, L e_i, \qquad \Sigma = L L^\top$$
 
     Args:
-        mean: mu.
-        covariance: Sigma, positive definite.
+        mean (Float[Tensor, " d"]): mu.
+        covariance (Float[Tensor, "d d"]): Sigma, positive definite.
+
+    Returns:
+        Float[Tensor, "points d"]: the points, the upper signs first.
 
     Examples:
         >>> import torch
@@ -100,7 +111,10 @@ def exact_projections(x: Float[Tensor, "batch d"]) -> Float[Tensor, "d batch d"]
     r"""Give each row the directions sqrt(d) e_i, over which the mean of v v^T is I exactly.
 
     Args:
-        x: data, of which the shape, dtype and device count.
+        x (Float[Tensor, "batch d"]): data, of which the shape, dtype and device count.
+
+    Returns:
+        Float[Tensor, "d batch d"]: direction i of each row.
 
     Examples:
         >>> import torch
@@ -125,10 +139,11 @@ def exact_noise(
     r"""Cross each row with the noises +-sqrt(d) e_i, of mean 0 and covariance I exactly.
 
     Args:
-        x: data.
+        x (Float[Tensor, "batch d"]): data.
 
     Returns:
-        Each row 2 d times, and the noise of each.
+        tuple[Float[Tensor, "crossed d"], Float[Tensor, "crossed d"]]: each row 2 d times, and the
+        noise of each.
 
     Examples:
         >>> import torch

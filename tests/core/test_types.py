@@ -1,0 +1,119 @@
+"""Nothing that is exported is missing in tests/typed, where the type checkers read it.
+
+Read as text: what the types are is for pyright and mypy to say, that each is asserted is said here.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from pathlib import Path
+
+import pytest
+from exports import EXPORTS, FAMILIES
+from torch import nn
+
+import termwise
+
+TYPED = Path(__file__).parents[1] / "typed"
+METHODS = (types.FunctionType, classmethod, staticmethod)
+
+
+def asserted() -> dict[str, set[str]]:
+    """Give the types that `assert_type` is told of each expression.
+
+    An expression is spelled by what it is of: `lm.NextTokenLoss()()` is the call of a module, and
+    with a parameter `terms: lm.NextTokenTerms`, `terms.loss` is `lm.NextTokenTerms.loss`.
+    """
+    found: dict[str, set[str]] = {}
+    for path in sorted(TYPED.glob("every_*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                names = {a.arg: ast.unparse(a.annotation) for a in function.args.args}
+                for call in ast.walk(function):
+                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "assert_type":
+                        what, known = call.args
+                        found.setdefault(spelled(what, names), set()).add(ast.unparse(known))
+    return found
+
+
+def spelled(expression: ast.expr, names: dict[str, str]) -> str:
+    match expression:
+        case ast.Name(id=name):
+            return names.get(name, name)
+        case ast.Attribute(value=owner, attr=name):
+            return f"{spelled(owner, names)}.{name}"
+        case ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[ast.Constant(value=key)]):
+            return f"{spelled(owner, names)}.{key}"  # of a TypedDict
+        case ast.Call(func=called):
+            return f"{spelled(called, names)}()"
+    return ast.unparse(expression)
+
+
+ASSERTED = asserted()
+
+
+def needed(name: str, value: object) -> list[str]:
+    """List what has to be asserted of an export."""
+    if not isinstance(value, type):
+        return [f"{name}()"]  # a function, or an alias of a Callable
+    if issubclass(value, Exception):
+        return []
+    fields = inspect.get_annotations(value)
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value)]
+    members = [member for member in fields if not member.startswith("_")]
+    for member, of in inspect.getmembers_static(value):
+        if member.startswith("_") or not of_ours(value, member):
+            continue
+        if isinstance(of, METHODS):
+            members.append(f"{member}()")
+        elif isinstance(of, property):
+            members.append(member)
+    if issubclass(value, nn.Module):
+        members = [m for m in members if m not in ("forward()", "extra_repr()") and "()" in m]
+        return [f"{name}()()", *(f"{name}.{member}" for member in members)]
+    return [f"{name}.{member}" for member in members]
+
+
+def of_ours(value: type, member: str) -> bool:
+    """Say whether a class of this package brings a member, and the class itself, if not Terms."""
+    owner = next(parent for parent in value.__mro__ if member in vars(parent))
+    return owner is value or (owner is termwise.Terms and member in ("metrics", "detach"))
+
+
+def test_there_is_a_file_for_each_family():
+    files = {path.stem.removeprefix("every_") for path in TYPED.glob("every_*.py")}
+    assert files == set(FAMILIES) >= {"termwise", "energy", "testing"}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_each_type_is_asserted(name):
+    wanted = needed(name, EXPORTS[name])
+    assert [what for what in wanted if what not in ASSERTED] == []
+    assert [what for what in wanted if "Any" in ASSERTED[what]] == []
+
+
+OVERLOADED = [
+    name
+    for name, value in EXPORTS.items()
+    if inspect.isfunction(value) and typing.get_overloads(value)
+]
+
+
+@pytest.mark.parametrize("name", OVERLOADED)
+def test_the_type_of_each_overload_is_asserted(name):
+    assert len(ASSERTED[f"{name}()"]) == len(typing.get_overloads(EXPORTS[name]))
+
+
+def test_each_function_and_module_is_called_wrongly():
+    wrong = "".join(path.read_text() for path in sorted((TYPED / "wrong").glob("*.py")))
+    called = set(re.findall(r"^ +(\w+\.\w+)\(.*# error: ", wrong, flags=re.MULTILINE))
+    wanted = {
+        name
+        for name, value in EXPORTS.items()
+        if inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module))
+    }
+    assert wanted - called == set()

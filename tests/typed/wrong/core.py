@@ -1,0 +1,34 @@
+"""Uses of `terms` and `contract` that a type checker refuses. Never run."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+import termwise
+
+
+@termwise.terms
+class ExampleTerms(termwise.Terms):
+    error: Float[Tensor, ""]
+
+
+@termwise.contract
+def example_loss(x: Float[Tensor, "batch dim"], *, weight: float = 1.0) -> ExampleTerms:
+    return ExampleTerms(loss=x.sum(), error=x.sum())
+
+
+def calls(x: Tensor) -> None:
+    example_loss()  # error: reportCallIssue: Argument missing for parameter "x"
+    example_loss(x, 2)  # error: reportCallIssue: Expected 1 positional argument
+    example_loss(x, w=2)  # error: reportCallIssue: No parameter named "w"
+    example_loss(x, weight="2")  # error: reportArgumentType: "weight" of type "float"
+    example_loss(x).lost  # error: reportAttributeAccessIssue: Cannot access attribute "lost"
+    termwise.contract(x)  # error: reportArgumentType: parameter "fn"
+
+
+def records(terms: ExampleTerms, x: Tensor) -> None:
+    ExampleTerms(x, x)  # error: reportCallIssue: Expected 0 positional arguments
+    ExampleTerms(loss=x, eror=x)  # error: reportCallIssue: No parameter named "eror"
+    ExampleTerms(loss=x)  # error: reportCallIssue: Argument missing for parameter "error"
+    terms.error = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "error"
+    terms.loss = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "loss"
+    termwise.terms(Tensor)  # error: reportArgumentType: parameter "cls"
