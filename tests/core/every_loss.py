@@ -34,23 +34,17 @@ def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
     torch.testing.assert_close(dict(ours.items()), dict(theirs.items()))
 
 
-@pytest.mark.parametrize("form", ["function", "module"])
-def test_compiled_is_eager_whole(case, form):
-    eager = case.call_function if form == "function" else case.call_module
-    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
-    # The second size recompiles with a dynamic batch. A module only calls the function.
-    for rows in (7, 9, 4) if form == "function" else (7,):
-        inputs = [x.requires_grad_() for x in case.tensors(rows)]
-        ours = compiled(*inputs, **case.extra(rows))
-        theirs = eager(*inputs, **case.extra(rows))
-        assert_same(ours, theirs)
-        torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
+# test_laws.py compiles the functions, with sizes that change; a module only calls its function.
+def test_compiled_is_eager_whole(case):
+    compiled = torch.compile(case.call_module, fullgraph=True, backend="aot_eager")
+    inputs = [x.requires_grad_() for x in case.tensors()]
+    ours, theirs = (run(*inputs, **case.extra()) for run in (compiled, case.call_module))
+    assert_same(ours, theirs)
+    torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
 
 
-@pytest.mark.parametrize("form", ["function", "module"])
-def test_compiled_refuses_a_wrong_shape(case, form):
-    eager = case.call_function if form == "function" else case.call_module
-    compiled = torch.compile(eager, fullgraph=True, backend="eager")
+def test_compiled_refuses_a_wrong_shape(case):
+    compiled = torch.compile(case.call_module, fullgraph=True, backend="eager")
     first, *others = case.tensors()
     few = first.sum() if case.first else first[0]  # to an energy a row may be one number
     with pytest.raises(torch._dynamo.exc.Unsupported, match="ContractError.*ax[ie]s, not"):

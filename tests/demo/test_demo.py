@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from termwise.demo import _densities, _distill, _energy, _energy_digits, _vicreg
+from termwise.demo import _densities, _distill, _energy, _energy_digits, _report, _vicreg
 from termwise.demo._command import main
 from termwise.demo._training import Setting
 from termwise.energy import (
@@ -92,7 +92,9 @@ def five_steps(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(tmp_path):
+def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
+    tmp_path, monkeypatch
+):
     done = five_steps(cwd=tmp_path)
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -116,8 +118,10 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     assert all(f" {loss} " in done.stdout for loss in LOSSES)
     check_energies(results["energy"])
 
-    five_steps("--seed", "0", cwd=tmp_path)
-    assert json.loads((tmp_path / "terms.json").read_text()) == results
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_report, "_save", lambda *_, **__: None)
+    assert main(["--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == results
 
 
 def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:

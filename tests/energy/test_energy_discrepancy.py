@@ -198,19 +198,6 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     assert terms.loss.item() == pytest.approx(function.loss.item(), rel=0.1, abs=0.02)
 
 
-def test_compiled_and_vmapped():
-    model = network()
-    x, noise = normal(2, 5, 4).float(), normal(2, 4, 5, 4, seed=1).float()
-
-    def of(x, noise):
-        return energy_discrepancy_loss(model, x, t=0.2, copies=3, noise=noise)
-
-    compiled = torch.compile(of, fullgraph=True, backend="aot_eager")(x[0], noise[0])
-    assert compiled.metrics() == pytest.approx(of(x[0], noise[0]).metrics())
-    many = torch.vmap(of)(x, noise)
-    assert many.loss[1].item() == pytest.approx(of(x[1], noise[1]).loss.item())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -156,18 +156,6 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     assert half.metrics() == pytest.approx(function.metrics(), rel=0.05, abs=0.05)
 
 
-def test_compiled_and_vmapped():
-    loss_fn = EnergyMatchingLoss(network(4), cutoff=0.5)
-    tensors = normal(5, 4).float(), normal(5, 4, seed=1).float(), torch.linspace(0, 1, 5)
-    negatives = normal(3, 4, seed=2).float()
-    eager = loss_fn(*tensors, negatives)
-    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")(*tensors, negatives)
-    assert compiled.metrics() == pytest.approx(eager.metrics(), rel=1e-5)
-    stacked = [torch.stack([tensor, tensor]) for tensor in (*tensors, negatives)]
-    many = torch.vmap(loss_fn)(*stacked)
-    assert many.loss[1].item() == pytest.approx(eager.loss.item(), rel=1e-5)
-
-
 def test_refusals():
     x0, x1, time = normal(5, 3), normal(5, 3, seed=1), torch.rand(5)
     for cutoff in (-0.1, 1.1):

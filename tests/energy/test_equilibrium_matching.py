@@ -156,16 +156,6 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     assert half.metrics() == pytest.approx(function.metrics(), rel=0.05, abs=0.05)
 
 
-def test_compiled_and_vmapped():
-    loss_fn = EquilibriumMatchingLoss(network(4))
-    tensors = normal(5, 4).float(), normal(5, 4, seed=1).float(), torch.linspace(0, 1, 5)
-    eager = loss_fn(*tensors)
-    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")(*tensors)
-    assert compiled.metrics() == pytest.approx(eager.metrics(), rel=1e-5)
-    many = torch.vmap(loss_fn)(*[torch.stack([tensor, tensor]) for tensor in tensors])
-    assert many.loss[1].item() == pytest.approx(eager.loss.item(), rel=1e-5)
-
-
 def test_refusals():
     x0, x1, time = normal(5, 3), normal(5, 3, seed=1), torch.rand(5)
     for cutoff in (-0.1, 1.0):

@@ -244,24 +244,6 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     assert leaf.grad.dtype == torch.bfloat16
 
 
-def test_compiled_and_vmapped():
-    model = network()
-    samples, neighbours = normal(2, 5, 4).float(), normal(2, 6, 4, seed=1).float()
-
-    def of(samples, neighbours):
-        return contrastive_divergence_kl_term(model, samples, neighbours=neighbours)
-
-    leaf = samples[0].clone().requires_grad_()
-    compiled = torch.compile(of, fullgraph=True, backend="aot_eager")(leaf, neighbours[0])
-    eager = of(leaf, neighbours[0])
-    assert compiled.metrics() == pytest.approx(eager.metrics())
-    torch.testing.assert_close(
-        torch.autograd.grad(compiled.loss, leaf), torch.autograd.grad(eager.loss, leaf)
-    )
-    many = torch.vmap(of)(samples, neighbours)
-    assert many.loss[1].item() == pytest.approx(of(samples[1], neighbours[1]).loss.item())
-
-
 def refused(error: type[Exception], text: str):
     return pytest.raises(error, match=f"^{re.escape(text)}$")
 

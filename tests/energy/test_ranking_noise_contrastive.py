@@ -190,20 +190,6 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     assert half.loss.item() == pytest.approx(function.loss.item(), rel=0.1)
 
 
-def test_compiled_and_vmapped():
-    model = network()
-    x, noise = normal(2, 5, 4).float(), normal(2, 3, 5, 4, seed=1).float()
-    options = {"log_noise_x": normal(5).float(), "log_noise_noise": normal(3, 5).float()}
-
-    def of(x, noise):
-        return ranking_noise_contrastive_loss(model, x, noise, **options)
-
-    compiled = torch.compile(of, fullgraph=True, backend="aot_eager")(x[0], noise[0])
-    assert compiled.metrics() == pytest.approx(of(x[0], noise[0]).metrics())
-    many = torch.vmap(of)(x, noise)
-    assert many.loss[1].item() == pytest.approx(of(x[1], noise[1]).loss.item())
-
-
 def test_refusals():
     x, noise = normal(5, 3), normal(2, 5, 3)
     options = {"log_noise_x": normal(5), "log_noise_noise": normal(2, 5)}
