@@ -255,22 +255,19 @@ def test_halves_are_lifted_before_any_arithmetic(dtype):
 
 
 def test_compiled_is_eager_and_autocast_changes_nothing():
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    for rows in (6, 9):  # the second recompiles with a dynamic batch
-        leaves, constants = data(rows, 20, dtype=torch.float32)
-        options = {"mask": torch.arange(rows) % 4 != 1}
-        plain = call(leaves, constants, **options)
-        expected = gradients(plain, leaves)
-        terms = compiled(leaves, constants, **options)
-        torch.testing.assert_close(dict(terms.items()), dict(plain.items()))
-        torch.testing.assert_close(gradients(terms, leaves), expected)
+    leaves, constants = data(9, 20, dtype=torch.float32)
+    options = {"mask": torch.arange(9) % 4 != 1}
+    plain = call(leaves, constants, **options)
+    expected = gradients(plain, leaves)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = call(leaves, constants, **options)
         assert terms.metrics() == plain.metrics()
         for ours, theirs in zip(gradients(terms, leaves), expected, strict=True):
             assert torch.equal(ours, theirs)
-        ours = gradients(compiled(leaves, constants, **options), leaves)
-        torch.testing.assert_close(ours, expected)
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        terms = compiled(leaves, constants, **options)
+        torch.testing.assert_close(gradients(terms, leaves), expected)
+    torch.testing.assert_close(dict(terms.items()), dict(plain.items()))
 
 
 def test_functional_transforms():
