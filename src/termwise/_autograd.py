@@ -1,8 +1,9 @@
-"""`torch.autograd.Function`, as a type checker has to see it."""
+"""`torch.autograd.Function`, as a type checker has to see it and as Dynamo takes it."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
 
@@ -15,3 +16,16 @@ if TYPE_CHECKING:
 
 else:
     Function = torch.autograd.Function
+
+
+def apply(function: type[Function], *inputs: Any) -> Any:
+    """Apply a function whose forward takes `*others`.
+
+    Where no input has a gradient Dynamo traces forward as it stands, and takes one of `*others` for
+    one that wants a context first. Without a gradient forward is all there is to do.
+    """
+    if torch.compiler.is_compiling():
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors):
+            return function.forward(*inputs)
+    return function.apply(*inputs)

@@ -128,6 +128,9 @@ def test_project_in_every_dtype_under_autocast_compiled_and_mapped():
     leaf = probs.clone().requires_grad_()
     compiled(leaf).backward()
     torch.testing.assert_close(leaf.grad, expected)
+    torch.testing.assert_close(compiled(probs), norm(probs))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(leaf), norm(probs))
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(norm))(probs), expected)
     torch.testing.assert_close(torch.func.jacrev(projection.project)(probs[0]), matrix.T)
 

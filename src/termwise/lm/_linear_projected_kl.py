@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .._autograd import Function
+from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted, looped
@@ -138,7 +138,8 @@ def linear_projected_kl_loss(
     )
     loss, measured, _, _ = cast(
         "tuple[Tensor, Tensor, Tensor, Tensor]",
-        _LinearProjectedKL.apply(
+        apply(
+            _LinearProjectedKL,
             hidden,
             weight,
             link_to(hidden),

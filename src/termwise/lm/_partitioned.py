@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
-from .._autograd import Function
+from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -166,7 +166,8 @@ def partitioned_loss(
     num_chunks, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
     loss, measured, _ = cast(
         "tuple[Tensor, Tensor, Tensor]",
-        _Partitioned.apply(
+        apply(
+            _Partitioned,
             student_logits,
             link_to(student_logits),
             teacher_logits.detach(),

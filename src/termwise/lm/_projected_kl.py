@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
-from .._autograd import Function
+from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -197,7 +197,8 @@ def projected_kl_loss(
     )
     loss, measured, _ = cast(
         "tuple[Tensor, Tensor, Tensor]",
-        _ProjectedKL.apply(
+        apply(
+            _ProjectedKL,
             student_logits,
             link_to(student_logits),
             teacher_logits.detach(),

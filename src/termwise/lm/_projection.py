@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, apply
 from .._contract import contract
 from .._numbers import lifted, looped
 from . import _projection_files
@@ -329,7 +329,7 @@ class VocabProjection:
             *(self.student_pointers, self.student_columns, self.student_weights),
         )
         rows = wide.reshape(probs.shape[:-1].numel(), self.student_vocab)
-        projected = cast("Tensor", _Product.apply(rows, *orders))
+        projected = cast("Tensor", apply(_Product, rows, *orders))
         return projected.view(*probs.shape[:-1], self.teacher_vocab)
 
     def _rows_of_entries(self) -> Tensor:

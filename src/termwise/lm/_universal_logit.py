@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
-from .._autograd import Function
+from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
@@ -151,7 +151,8 @@ def universal_logit_loss(
     num_chunks, per_chunk = normalized(name, chunks, 1.0, normalizer, batch_group)
     loss, _ = cast(
         "tuple[Tensor, Tensor]",
-        _UniversalLogit.apply(
+        apply(
+            _UniversalLogit,
             student_logits,
             link_to(student_logits),
             teacher_logits.detach(),
