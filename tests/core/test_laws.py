@@ -358,6 +358,7 @@ LAWS: dict[Callable[..., Any], Laws] = {
             "uniform": Float[Tensor, "{steps} batch"],
             "differentiable_steps": 0,
             "generator": None,
+            "steps": st.integers(1, 2),
         },
         shards={},
         not_held=NO_GRADIENT,  # only by the energy's parameters

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -662,3 +664,12 @@ def test_broken_calls_shrink_and_print():
     assert repr(trap) == (
         "distance(\n    x=torch.tensor([[0.0]]),\n    y=torch.tensor([[0.0], [0.0]]),\n)"
     )
+
+
+def test_without_hypothesis_the_extra_is_named():
+    code = "import sys; sys.modules['hypothesis'] = None; import termwise.testing"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    said = 'termwise.testing needs hypothesis: pip install "termwise[testing]"'
+    assert done.stderr.rstrip().endswith(f"ModuleNotFoundError: {said}")

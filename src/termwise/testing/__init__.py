@@ -1,5 +1,12 @@
 """Checks for losses of one's own, as this library's are checked. Needs the extra `testing`."""
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("hypothesis") is None:
+    raise ModuleNotFoundError(
+        'termwise.testing needs hypothesis: pip install "termwise[testing]"', name="hypothesis"
+    )
+
 from ._calls import BrokenCall as BrokenCall
 from ._calls import Call as Call
 from ._calls import Inputs as Inputs
