@@ -8,7 +8,7 @@ import torch
 from beartype import beartype
 from hypothesis import strategies as st
 from jaxtyping import Float, Int, jaxtyped
-from torch import Tensor
+from torch import Tensor, nn
 from vicreg_like import DEFECTS, formula, right
 
 import termwise as tw
@@ -159,7 +159,94 @@ def test_what_is_along_the_axis_is_permuted_with_it():
 
     testing.assert_permutation_invariant(each, "n")
     assert "where n is in the order" in failure("assert_permutation_invariant", running, "n")
-    assert "order [2, 3, 1, 0]" in failure("assert_permutation_invariant", neighbours, "n")
+    assert "order [" in failure("assert_permutation_invariant", neighbours, "n")
+
+
+def test_every_place_is_moved_and_no_order_is_a_turn_alone():
+    def at(x: Float[Tensor, " n"], place: int) -> Float[Tensor, ""]:
+        return x[place] + x.sum()
+
+    def around(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return (x * x.roll(1).square()).sum()
+
+    for n in range(2, 7):
+        for place in range(n):
+            text = failure(
+                "assert_permutation_invariant", at, "n", sizes={"n": n}, overrides={"place": place}
+            )
+            assert "is in the order [" in text
+        if n > 2:
+            assert "order [" in failure("assert_permutation_invariant", around, "n", sizes={"n": n})
+    with pytest.raises(ValueError, match="no call of around had two places along n"):
+        testing.assert_permutation_invariant(around, "n", sizes={"n": 1})
+
+
+@tw.terms
+class HalfTerms(tw.Terms):
+    base: Float[Tensor, " n"]
+
+
+def nested(x: Float[Tensor, " n"]) -> tuple[HalfTerms, int]:
+    return HalfTerms(loss=x[0].float(), base=x[None].float()), 3
+
+
+def keyed(x: Float[Tensor, " n"]) -> dict[str, Any]:
+    return {"a": x.sum(), "results": {"c": x[0] / 0}}
+
+
+def number(x: Float[Tensor, " n"]) -> float:
+    return float(x[0])
+
+
+def text(x: Float[Tensor, " n"]) -> str:
+    return str(x)
+
+
+COUNTED = iter(range(1000))
+
+
+def counted(x: Float[Tensor, " n"]) -> list[Any]:
+    return [x.sum(), (next(COUNTED), None)]
+
+
+def test_what_is_within_a_result_is_looked_at():
+    two = {"sizes": {"n": 2}}
+    for fn, part in ((nested, "result 0.loss"), (number, "result")):
+        assert f": {part} is " in failure("assert_permutation_invariant", fn, "n", **two), fn
+    assert "the result's base needs" in failure("assert_contract", nested, compiled=False)
+    assert ": results.c is " in failure("assert_finite", keyed)
+    assert "result 1.0 of the same call is " in failure("assert_pure", counted)
+    for law, given in (("pure", ()), ("finite", ()), ("permutation_invariant", ("n",))):
+        with pytest.raises(ValueError, match="text returns no tensor and no number to compare"):
+            getattr(testing, f"assert_{law}")(text, *given, **two)
+
+
+class Averaged(nn.BatchNorm1d):
+    def forward(self, x: Float[Tensor, "2 3"]) -> Float[Tensor, "2 3"]:
+        return super().forward(x)
+
+
+def test_a_module_that_changes_is_not_pure():
+    testing.assert_pure(Averaged(3).eval())
+    assert "the module's running_" in failure("assert_pure", Averaged(3))
+
+
+def test_each_argument_is_refused_compiled():
+    @tw.contract
+    def inner(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.sum()
+
+    def lenient(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.sum() if torch.compiler.is_compiling() else inner(x=x)
+
+    testing.assert_contract(inner)
+    assert "compiled: x is broken" in failure("assert_contract", lenient)
+
+    @tw.contract
+    def computed(k: int, x: Float[Tensor, "{k} n"]) -> Float[Tensor, ""]:
+        return x.sum()
+
+    testing.assert_contract(computed, sizes={"n": 2})
 
 
 def test_a_memory_of_other_calls_is_found():
@@ -241,6 +328,14 @@ def counting(tokens: Int[Tensor, " n"], x: Float[Tensor, " n"]) -> Int[Tensor, "
     return tokens.sum() + (x > 0).sum()
 
 
+def of_tokens(tokens: Int[Tensor, " n"]) -> Int[Tensor, ""]:
+    return tokens.sum()
+
+
+def without_tensors() -> int:
+    return 3
+
+
 @pytest.mark.parametrize(
     ("law", "fn", "given", "says"),
     [
@@ -257,6 +352,20 @@ def counting(tokens: Int[Tensor, " n"], x: Float[Tensor, " n"]) -> Int[Tensor, "
         ("assert_terms_sum", right, ({"similarity": 1},), "right returns has no similarity"),
         ("assert_terms_sum", right, ({"sim": "weight"},), "right takes no weight, only z1"),
         ("assert_terms_sum", counting, ({},), "what counting returns has no loss"),
+        ("assert_scale", right, ([], 1), "assert_scale needs arguments, a degree, and a factor"),
+        ("assert_symmetric", right, ("z1.a", "z2"), "right takes no z1.a, only z1"),
+        (
+            "assert_shift_invariant",
+            of_tokens,
+            ("n",),
+            "takes no floating tensor that has the axis n",
+        ),
+        (
+            "assert_contract",
+            without_tensors,
+            (),
+            "without_tensors takes nothing that can be broken",
+        ),
         ("assert_formula", right, (lambda **_: 1.0,), "the reference gives no tensor"),
         ("assert_formula", right, (lambda z1, **_: {"a": z1},), "right returns has no a, only"),
         ("assert_gradients", numbers, (), "numbers returns has a gradient by a tensor it takes"),
@@ -270,6 +379,10 @@ def test_laws_refuse_what_they_say_nothing_about(law, fn, given, says):
 
 
 def test_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match="assert_finite: right takes no q, only z1, z2"):
+        testing.assert_finite(right, ignores=["q"])
+    with pytest.raises(ValueError, match="what right returns has no zz"):
+        testing.assert_terms_sum(right, WEIGHTS, also_in_graph=["zz"])
     for law in ("assert_gradients", "assert_vmaps"):
         with pytest.raises(ValueError, match=rf"{law}: right takes no z, only z1, z2"):
             getattr(testing, law)(right, arguments=["z"], **SIZES)

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException
 from jaxtyping import jaxtyped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from .._contract import show, spell
 from .._terms import Terms
 from ._calls import (
+    BrokenCall,
     Call,
     Inputs,
     Signature,
@@ -43,6 +44,7 @@ _PATIENT: Final = (
     HealthCheck.filter_too_much,
     HealthCheck.nested_given,
 )
+_WIDE: Final[dict[type, torch.dtype]] = {float: torch.float64, complex: torch.complex128}
 _LIFTED: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
@@ -70,7 +72,8 @@ def assert_contract(
 
     Args:
         fn: a function under [`contract`][termwise.contract], or any under jaxtyping.
-        compiled: whether a wrong rank, axis or dtype of each argument is refused by name under
+        compiled: whether a valid call runs whole, and each argument is refused by name with a wrong
+            axis, dtype or rank (one of them for each argument, by turns), under
             `torch.compile(fullgraph=True)` too, as `contract` does and bare jaxtyping does not.
         max_examples: calls to draw.
         **inputs: `sizes`, `dtypes`, `elements` and `overrides`, as
@@ -81,26 +84,27 @@ def assert_contract(
     """
     signature = Signature(fn)
 
+    tried = False
+
     def check(call: Call) -> None:
+        nonlocal tried
         _check_result(signature, call, call.mapped(_same_tensor)())
         for broken in violations(call):
+            tried = True
             _check_refusal(broken, broken)
 
     def check_compiled(call: Call) -> None:
         run = torch.compile(fn, fullgraph=True, backend="eager")
         try:
             _run_compiled(run, call)
-            seen: set[str] = set()
-            kinds = ("axis", "dtype", "rank")
-            # One of each argument: a trace takes a tenth of a second.
-            for broken in violations(call):
-                if broken.argument not in seen and broken.kind == kinds[len(seen) % 3]:
-                    seen.add(broken.argument)
-                    _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
+            for broken in _one_of_each_argument(signature, call):
+                _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
         finally:
             torch.compiler.reset()
 
     hold("assert_contract", calls(fn, **inputs), check, max_examples)
+    if not tried:
+        raise MisuseError(f"assert_contract: {signature.name} takes nothing that can be broken")
     if compiled:
         hold(
             "assert_contract",
@@ -110,6 +114,20 @@ def assert_contract(
             shrink=False,  # which would compile hundreds of times
             simplest=False,
         )
+
+
+def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
+    """Choose what is traced, for a trace takes a tenth of a second."""
+    of_argument: dict[str, list[BrokenCall]] = {}
+    for broken in violations(call):
+        # A size computed from an argument, "{k}", is compared in eager alone.
+        computed = "{" in str(getattr(signature.hints.get(broken.argument), "dim_str", ""))
+        if broken.kind in ("dtype", "rank") or (broken.kind == "axis" and not computed):
+            of_argument.setdefault(broken.argument, []).append(broken)
+    return [
+        next((one for one in found if one.kind == ("axis", "dtype", "rank")[turn % 3]), found[0])
+        for turn, found in enumerate(of_argument.values())
+    ]
 
 
 def _run_compiled(run: Function, call: Call) -> Any:
@@ -129,10 +147,10 @@ def _check_result(signature: Signature, call: Call, result: Any) -> None:
                 fits(value, signature.hint(name, call))
         if not fits(result, wanted):
             raise BrokenLawError(f"the result needs {spell(wanted)}, got {show(result)}", call)
-        if isinstance(result, Terms):
-            hints = typing.get_type_hints(type(result), include_extras=True)
-            for field in dataclasses.fields(result):
-                part: object = getattr(result, field.name)
+        for record in _records(result):
+            hints = typing.get_type_hints(type(record), include_extras=True)
+            for field in dataclasses.fields(record):
+                part: object = getattr(record, field.name)
                 if not fits(part, hints[field.name]):
                     needs = spell(hints[field.name])
                     raise BrokenLawError(
@@ -142,10 +160,17 @@ def _check_result(signature: Signature, call: Call, result: Any) -> None:
     if not floating:
         return
     widest = max((_LIFTED.get(d, d) for d in floating), key=lambda d: d.itemsize)
-    for name, value in outputs(result).items():
+    for name, value in outputs(result, numbers=False).items():
         if value.is_floating_point() and value.dtype not in (widest, *floating):
             arguments = str(widest).removeprefix("torch.")
             raise BrokenLawError(f"{name} is {show(value)}, and the arguments {arguments}", call)
+
+
+def _records(result: Any) -> list[Terms]:
+    """List a result that is a record, or the records within it."""
+    if isinstance(result, Terms):
+        return [result]
+    return [record for part in _parts(result).values() for record in _records(part)]
 
 
 def _check_refusal(broken: Any, run: Callable[[], Any], how: str = "") -> None:
@@ -175,7 +200,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
 
     The same call gives the same result bit by bit, also after another call in between. Arguments
     keep their values, their versions and their `.grad`; the global generator, the default dtype
-    and the grad mode stay as they were.
+    and the grad mode, and the parameters and buffers of a module, stay as they were.
 
     Args:
         fn: the function.
@@ -190,9 +215,9 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         call, other = pair
         used = call.mapped(_leaf)
         before = {path: (t._version, t.detach().clone()) for path, t in used.tensors().items()}
-        surroundings = _surroundings()
+        surroundings = _surroundings(fn)
         try:
-            first = _copied(outputs(used()))
+            first = _copied(called(used))
         except RuntimeError as error:
             if "in-place" in str(error) or "inplace" in str(error):
                 raise BrokenLawError(f"an argument is changed in place: {error}", call) from None
@@ -203,10 +228,10 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
                 raise BrokenLawError(f"{path} is changed in place", call)
             if tensor.is_leaf and tensor.grad is not None:
                 raise BrokenLawError(f"{path} is given a gradient", call)
-        if problem := _first_difference(surroundings, _surroundings()):
+        if problem := _first_difference(surroundings, _surroundings(fn)):
             raise BrokenLawError(f"{problem} is changed", call)
         other.mapped(_same_tensor)()
-        again = outputs(call.mapped(_leaf)())
+        again = called(call.mapped(_leaf))
         for name, value in first.items():
             if not _equal(value, again[name].detach()):
                 one, two = told_apart(value, again[name])
@@ -215,8 +240,10 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
     hold("assert_pure", drawn_calls(fn, inputs, count=2), check, max_examples)
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings(fn: Function) -> dict[str, Any]:
+    held = fn.state_dict() if isinstance(fn, nn.Module) else {}
     return {
+        **{f"the module's {name}": value.tolist() for name, value in held.items()},
         "the global generator's state": torch.get_rng_state().tolist(),
         "the default dtype": torch.get_default_dtype(),
         "the grad mode": torch.is_grad_enabled(),
@@ -264,6 +291,8 @@ def assert_finite(
     def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
         return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
 
+    refuse_unknown_arguments("assert_finite", fn, ignores)
+
     def check(call: Call) -> None:
         for kind, change in _extremes(scale).items():
             extreme = changed(call, change)
@@ -275,7 +304,7 @@ def assert_finite(
         for path, tensor in call.tensors().items():
             if tensor.is_floating_point() and tensor.numel() and path not in ignores:
                 poisoned = _poisoned(call, path)
-                values = outputs(poisoned())
+                values = called(poisoned)
                 loss = values.get("loss")
                 parts = [loss] if loss is not None else list(values.values())
                 if all(bool(torch.isfinite(part).all()) for part in parts):
@@ -340,7 +369,7 @@ def assert_terms_sum(
         live = call.mapped(_leaf)
         result = live()
         terms = outputs(result)
-        for name in ("loss", *weights):
+        for name in ("loss", *weights, *also_in_graph):
             if not hasattr(result, name):
                 raise MisuseError(f"assert_terms_sum: what {function} returns has no {name}")
         weighted = [terms[t] * _number(w, live) for t, w in weights.items() if t in terms]
@@ -391,15 +420,16 @@ def assert_permutation_invariant(
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
     signature = Signature(fn)
+    compared = False
 
     def check(call: Call) -> None:
+        nonlocal compared
         size = _size("assert_permutation_invariant", call, axis)
-        if size is None:
-            return
-        # Every place changes, and neighbours do not stay neighbours.
-        order = torch.arange(size).flip(0)
-        if size > 2:
-            order[:2] = order[:2].flip(0)
+        for order in _orders(size or 0):
+            compared = True
+            check_order(call, torch.tensor(order))
+
+    def check_order(call: Call, order: Tensor) -> None:
         axes = call.axes()
 
         def permuted(tensor: Tensor, names: Sequence[str | None]) -> Tensor:
@@ -411,20 +441,18 @@ def assert_permutation_invariant(
         moved = call.mapped(lambda path, t: permuted(t, axes.get(path, ())).clone())
         values, gradients = values_and_gradients(call)
         ours, our_gradients = values_and_gradients(moved)
-        for name, value in values.items():
-            names = result_axes(signature, name, value)
-            if not close(ours[name], permuted(value, names)):
-                one, two = told_apart(permuted(value, names), ours[name])
-                raise BrokenLawError(
-                    f"{name} is {one}, and {two} where {axis} is in the order {order.tolist()}",
-                    call,
-                )
+        wanted = {
+            name: permuted(value, result_axes(signature, name, value))
+            for name, value in values.items()
+        }
         # A result that is not one number is summed with weights of its places, for gradients.
-        one_number = "loss" in values or all(value.numel() == 1 for value in values.values())
-        for name, value in gradients.items() if one_number else ():
-            wanted = permuted(value, axes.get(name.removeprefix(GRADIENT), ()))
-            if not close(our_gradients[name], wanted):
-                one, two = told_apart(wanted, our_gradients[name])
+        if "loss" in values or all(value.numel() == 1 for value in values.values()):
+            for name, value in gradients.items():
+                wanted[name] = permuted(value, axes.get(name.removeprefix(GRADIENT), ()))
+        for name, value in wanted.items():
+            found = {**ours, **our_gradients}[name]
+            if not close(found, value):
+                one, two = told_apart(value, found)
                 raise BrokenLawError(
                     f"{name} is {one}, and {two} where {axis} is in the order {order.tolist()}",
                     call,
@@ -432,6 +460,17 @@ def assert_permutation_invariant(
 
     inputs.setdefault("dtypes", _DOUBLE)
     hold("assert_permutation_invariant", calls(fn, **inputs), check, max_examples)
+    if not compared:
+        raise MisuseError(
+            f"assert_permutation_invariant: no call of {signature.name} had two places along {axis}"
+        )
+
+
+def _orders(size: int) -> list[list[int]]:
+    """Give orders in which every place changes, and neighbours do not stay neighbours."""
+    places = list(range(size))
+    orders = [places[::-1], places[1:] + places[:1], places[1::2] + places[::2]]
+    return [order for index, order in enumerate(orders) if order not in [places, *orders[:index]]]
 
 
 def assert_symmetric(
@@ -450,7 +489,7 @@ def assert_symmetric(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    refuse_unknown_arguments("assert_symmetric", fn, [first, second])
+    refuse_unknown_arguments("assert_symmetric", fn, [first, second], whole=True)
 
     def check(call: Call) -> None:
         swapped = call.changed(**{first: call[second], second: call[first]})
@@ -503,6 +542,7 @@ def assert_shift_invariant(
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
     refuse_unknown_arguments("assert_shift_invariant", fn, arguments or ())
+    shifted = False
 
     def check(call: Call) -> None:
         if _size("assert_shift_invariant", call, axis) is None:
@@ -510,23 +550,32 @@ def assert_shift_invariant(
         axes = call.axes()
 
         def shift(path: str, tensor: Tensor) -> Tensor:
-            chosen = arguments is None or path in arguments
+            nonlocal shifted
+            chosen = arguments is None or _is_of(path, arguments)
             names = axes.get(path, ())
-            if not chosen or axis not in names or not tensor.is_floating_point():
+            inexact = tensor.is_floating_point() or tensor.is_complex()
+            if not chosen or axis not in names or not inexact or not tensor.numel():
                 return tensor.clone()
+            shifted = True
             index = names.index(axis)
-            one = tensor.select(index, 0) if tensor.shape[index] else tensor.sum(index)
-            ramp = torch.arange(one.numel(), dtype=tensor.dtype).reshape(one.shape)
-            return tensor + (1.5 + ramp.sin()).unsqueeze(index)
+            one = tensor.select(index, 0)
+            ramp = torch.arange(one.numel(), dtype=torch.float64).reshape(one.shape)
+            return tensor + (1.5 + ramp.sin()).unsqueeze(index).to(tensor.dtype)
 
-        values = outputs(call.mapped(_same_tensor)())
-        for name, ours in outputs(call.mapped(shift)()).items():
+        values = called(call.mapped(_same_tensor))
+        for name, ours in called(call.mapped(shift)).items():
             if not close(ours, values[name]):
                 one, two = told_apart(values[name], ours)
                 raise BrokenLawError(f"{name} is {one}, and {two} when shifted", call)
 
     inputs.setdefault("dtypes", _DOUBLE)
     hold("assert_shift_invariant", calls(fn, **inputs), check, max_examples)
+    if not shifted:
+        among = f" among {', '.join(arguments)}" if arguments else ""
+        raise MisuseError(
+            f"assert_shift_invariant: {Signature(fn).name} takes no floating tensor that has the "
+            f"axis {axis}{among}"
+        )
 
 
 def assert_scale(
@@ -553,11 +602,16 @@ def assert_scale(
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
     refuse_unknown_arguments("assert_scale", fn, arguments)
+    if not arguments or factor == 1 or degree == {}:
+        raise MisuseError("assert_scale needs arguments, a degree, and a factor that is not 1")
 
     def check(call: Call) -> None:
-        scaled = {name: call[name] * factor for name in arguments if call[name] is not None}
-        larger = call.changed(**scaled)
-        values, ours = (outputs(one.mapped(_same_tensor)()) for one in (call, larger))
+        given = {name: call.get(name) for name in arguments}
+        numbers = {name: x * factor for name, x in given.items() if isinstance(x, float | int)}
+        larger = call.changed(**numbers).mapped(
+            lambda path, t: t * factor if _is_of(path, arguments) else t.clone()
+        )
+        values, ours = (called(one) for one in (call.mapped(_same_tensor), larger))
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
@@ -565,8 +619,8 @@ def assert_scale(
             if not close(ours[name], wanted):
                 one, two = told_apart(ours[name], wanted)
                 raise BrokenLawError(
-                    f"{name} is {one} for {factor:g} times {', '.join(scaled)}, and {two} if it is "
-                    f"of degree {power:g}",
+                    f"{name} is {one} for {factor:g} times {', '.join(arguments)}, and {two} if it "
+                    f"is of degree {power:g}",
                     call,
                 )
 
@@ -598,7 +652,7 @@ def assert_formula(
 
     def check(call: Call) -> None:
         live, plain = call.mapped(_leaf), call.mapped(_leaf)
-        values, formula = outputs(live()), outputs(reference(**plain))
+        values, formula = outputs(live()), outputs(reference(**plain), numbers=False)
         if "result" in formula and "loss" in values:
             formula = {"loss": formula["result"]}
         if not formula:
@@ -662,7 +716,9 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point() and t.numel() and (arguments is None or path in arguments)
+            if t.is_floating_point()
+            and t.numel()
+            and (arguments is None or _is_of(path, arguments))
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -789,7 +845,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point() and (arguments is None or path in arguments)
+            if t.is_floating_point() and (arguments is None or _is_of(path, arguments))
         ]
         if not paths:
             return
@@ -797,7 +853,7 @@ def assert_vmaps(
 
         def of_tensors(*tensors: Tensor) -> Numbers:
             given = dict(zip(paths, tensors, strict=True))
-            return outputs(call.mapped(lambda path, t: given.get(path, t))())
+            return called(call.mapped(lambda path, t: given.get(path, t)))
 
         rows = [[one.tensors()[path] for path in paths] for one in three]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
@@ -902,22 +958,46 @@ def hold(
 GRADIENT: Final = "the gradient by "
 
 
-def outputs(result: Any) -> Numbers:
-    """Name the tensors of a result: a record's fields, or "result" of a single one."""
+def outputs(result: Any, *, numbers: bool = True) -> Numbers:
+    """Name the tensors and numbers of a result: fields of a record, keys, places, or "result".
+
+    What is within another part has both names: "result 0.loss". A number is a tensor without axes.
+    """
     if isinstance(result, Tensor):
         return {"result": result}
+    if isinstance(result, bool | int | float | complex):
+        dtype = _WIDE.get(type(result))
+        return {"result": torch.tensor(result, dtype=dtype)} if numbers else {}
+    place = "result " if type(result) in (tuple, list) else ""
+    named: Numbers = {}
+    for key, part in _parts(result).items():
+        for name, value in outputs(part, numbers=numbers).items():
+            within = "" if name == "result" else f".{name.removeprefix('result ')}"
+            named[f"{place}{key}{within}"] = value
+    return named
+
+
+def _parts(result: Any) -> dict[str, Any]:
     if isinstance(result, Terms):
         return dict(result.items())
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    elif isinstance(result, Mapping):
-        parts = dict(cast("Mapping[str, Any]", result))
-    elif isinstance(result, tuple | list):
+        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    if isinstance(result, Mapping):
+        entries = cast("Mapping[object, Any]", result)
+        return {str(key): part for key, part in entries.items()}
+    if isinstance(result, tuple | list):
         items = cast("Sequence[Any]", result)
-        parts = {f"result {index}": item for index, item in enumerate(items)}
-    else:
-        parts = {}
-    return {name: value for name, value in parts.items() if isinstance(value, Tensor)}
+        names: Sequence[str] = getattr(items, "_fields", [str(i) for i in range(len(items))])
+        return dict(zip(names, items, strict=True))
+    return {}
+
+
+def called(call: Call, run: Function | None = None) -> Numbers:
+    """Call, and name what comes out."""
+    values = outputs(call() if run is None else run(**call))
+    if not values:
+        raise MisuseError(f"{Signature(call.fn).name} returns no tensor and no number to compare")
+    return values
 
 
 def scalar(values: Numbers) -> Tensor:
@@ -935,7 +1015,7 @@ def scalar(values: Numbers) -> Tensor:
 def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbers, Numbers]:
     """Call on fresh leaves; give what comes out, and the gradients by path, named so."""
     live = call.mapped(_leaf)
-    values = outputs(live() if run is None else run(**live))
+    values = called(live, run)
     loss = scalar(values)
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     gradients: Numbers = {}
@@ -947,14 +1027,19 @@ def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbe
 
 def result_axes(signature: Signature, name: str, value: Tensor) -> tuple[str | None, ...]:
     """Name the axes of a part of a result, as its annotation does."""
-    returns: Any = signature.returns
-    hint: object = returns
-    if isinstance(returns, type) and dataclasses.is_dataclass(cast("object", returns)):
-        hint = typing.get_type_hints(returns, include_extras=True).get(name)
-    elif name.startswith("result "):
-        kinds: tuple[Any, ...] = typing.get_args(returns)
-        hint = kinds[0 if Ellipsis in kinds else int(name.removeprefix("result "))]
+    hint: Any = signature.returns
+    for part in name.removeprefix("result ").split(".") if name != "result" else ():
+        hint = _hint_of(hint, part)
     return named_axes(hint, value, "").get("", ())
+
+
+def _hint_of(hint: Any, part: str) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(cast("object", hint)):
+        return typing.get_type_hints(hint, include_extras=True).get(part)
+    kinds: tuple[Any, ...] = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return kinds[0 if Ellipsis in kinds else int(part)]
+    return kinds[-1] if kinds else None
 
 
 def _derivatives(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
@@ -969,6 +1054,8 @@ def _derivatives(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) 
 def _size(law: str, call: Call, axis: str) -> int | None:
     """Give the size of an axis in a call; None where the arguments that have it are None."""
     size: int | None = call.sizes.get(axis)
+    if isinstance(size, tuple):
+        raise MisuseError(f"{law}: {axis} of {Signature(call.fn).name} is any number of axes")
     if size is None:
         refuse_unknown_axis(law, Signature(call.fn), axis)
     return size
@@ -980,10 +1067,17 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
 
 
-def refuse_unknown_arguments(law: str, fn: Function, paths: Collection[str]) -> None:
+def _is_of(path: str, arguments: Collection[str]) -> bool:
+    """Tell whether a tensor is one of these arguments, or within one."""
+    return any(path == name or path.startswith(f"{name}.") for name in arguments)
+
+
+def refuse_unknown_arguments(
+    law: str, fn: Function, paths: Collection[str], *, whole: bool = False
+) -> None:
     signature = Signature(fn)
     for path in paths:
-        if path.partition(".")[0] not in signature.parameters:
+        if (path if whole else path.partition(".")[0]) not in signature.parameters:
             known = ", ".join(signature.parameters)
             raise MisuseError(f"{law}: {signature.name} takes no {path}, only {known}")
 
