@@ -1,5 +1,6 @@
 """One decorator that makes a signature's shapes and dtypes binding, in eager and compiled."""
 
+import ast
 import builtins
 import functools
 import inspect
@@ -255,7 +256,8 @@ def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
 
 def _item_kinds(hint: Any, value: Any) -> tuple[Any, ...]:
     """List the annotation of each item, where a value is the sequence that is asked for."""
-    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    origin: Any = typing.get_origin(hint)
+    kinds = typing.get_args(hint)
     if origin not in (list, tuple, Sequence) or not isinstance(value, origin):
         return ()
     if origin is not tuple or Ellipsis in kinds:
@@ -275,7 +277,8 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
     options = options_of(hint)
     if len(options) > 1:
         return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
-    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    origin: Any = typing.get_origin(hint)
+    kinds = typing.get_args(hint)
     if origin not in (list, tuple, Sequence):
         return hint
     return origin[tuple(filled_in(kind, arguments) for kind in kinds)]
@@ -383,7 +386,7 @@ class Axis:
             # Axes computed from argument values, "{k}+1", are jaxtyping's to compare, in eager.
             self.free = "{" in word
             if not self.free:
-                self.needs = compile(word, "<axis>", "eval").co_names
+                self.needs = _names_in(word)
                 self.formula = eval(
                     f"lambda {', '.join(self.needs)}: {word}", vars(builtins).copy()
                 )
@@ -413,6 +416,14 @@ class Axis:
             return ""
         shown = [list(s) if self.variadic else s for s in (size, bound[0])]
         return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {bound[1]}"
+
+
+def _names_in(formula: str) -> tuple[str, ...]:
+    """List the axes that a size is computed from: all names but a function's, as min(n,3) has."""
+    nodes = list(ast.walk(ast.parse(formula, mode="eval")))
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called]
+    return tuple(dict.fromkeys(names))
 
 
 def is_array(hint: Any) -> bool:

@@ -638,6 +638,25 @@ def test_what_is_legal_is_not_drawn(decorate):
     assert {a for a, kind, _ in seen if kind == "none"} == {"alone", "x", "y"}
 
 
+@both
+def test_a_broken_number_that_an_axis_is_computed_from(decorate):
+    @decorate
+    def after(x: Float[Tensor, "{k}+1 n"], k: int = 2):
+        return x
+
+    @decorate
+    def ahead(k: int, x: Float[Tensor, "{k}+1 n"]):
+        return x
+
+    for fn in (after, ahead):
+        found = violations(first(calls(fn, sizes={"n": 1}), lambda call: call["k"] == 1))
+        for broken in found:
+            with pytest.raises(TypeError, match=r"\bk\b" if broken.argument == "k" else None):
+                broken()
+        assert [one.violation for one in found if one.argument == "k"] == ["None"]
+        assert {one.kind for one in found} == {"rank", "axis", "dtype", "array", "none"}
+
+
 def test_nothing_to_break():
     def anything(x: Any = 1):
         return x

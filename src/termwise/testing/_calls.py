@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,17 @@ from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
-from .._contract import BEARTYPE, Axis, Shape, filled_in, is_array, show, spell
+from .._contract import (
+    BEARTYPE,
+    Axis,
+    Shape,
+    filled_in,
+    has_arrays,
+    is_array,
+    options_of,
+    show,
+    spell,
+)
 from .._groups import ProcessGroup
 from ._code import write_call
 
@@ -249,7 +258,7 @@ def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCa
     found = violations(call)
     if not found:
         signature = Signature(fn)
-        options = [option for hint in signature.hints.values() for option in _options(hint)]
+        options = [option for hint in signature.hints.values() for option in options_of(hint)]
         # An optional tensor that is None here is a tensor in another call.
         assume(not any(is_array(option) for option in options))
         raise TypeError(f"broken_calls: {signature.name} takes nothing that can be broken")
@@ -296,7 +305,7 @@ class Signature:
         }
         options = [
             filled_in(option, {**whole, **self.held, **arguments})
-            for option in _options(self.hints.get(name))
+            for option in options_of(self.hints.get(name))
         ]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
@@ -403,7 +412,7 @@ def _choose(
     overrides: Mapping[str, Any],
 ) -> Any:
     """Decide what an argument is: a value, or something to be drawn once sizes are known."""
-    options = _options(hint)
+    options = options_of(hint)
     if path in overrides:
         value: Any = overrides[path]
         if isinstance(value, st.SearchStrategy):
@@ -483,17 +492,11 @@ def _derivable(option: Any) -> bool:
         return True
     if origin in (tuple, list, Sequence):
         return all(
-            any(_derivable(one) for one in _options(item))
+            any(_derivable(one) for one in options_of(item))
             for item in typing.get_args(option)
             if item is not Ellipsis
         )
     return False
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
 
 
 def _is_record(option: Any) -> bool:
@@ -529,7 +532,7 @@ def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
     """Take the sizes of axes from the tensors that were given."""
     if isinstance(value, Tensor):
         found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
-        for option in _options(hint):
+        for option in options_of(hint):
             if is_array(option) and not Shape(option).mismatch(value, "", found):
                 sizes.update({name: size for name, (size, _) in found.items()})
                 return
@@ -543,7 +546,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         value = value.items
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
-        kinds = next((args for o in _options(hint) if (args := typing.get_args(o))), (None,))
+        kinds = next((args for o in options_of(hint) if (args := typing.get_args(o))), (None,))
         if Ellipsis in kinds or len(kinds) != len(items):
             kinds = kinds[:1] * len(items)
         return {str(i): both for i, both in enumerate(zip(kinds, items, strict=True))}
@@ -728,7 +731,7 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
 def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, ...]]:
     """Name the axes of each tensor in a value by path."""
     if isinstance(value, Tensor):
-        for option in _options(hint):
+        for option in options_of(hint):
             if is_array(option) and not Shape(option).mismatch(value, path, {}):
                 return {path: _axis_names(Shape(option), value.ndim)}
         return {}
@@ -764,7 +767,7 @@ _Kind = Literal["rank", "axis", "dtype", "array", "none", "literal"]
 
 def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
     wrong: list[tuple[_Kind, str, Any]] = []
-    options = _options(hint)
+    options = options_of(hint)
     if isinstance(value, Tensor) and value.layout == torch.strided:
         sizes = list(value.shape)
         # First what would broadcast: it is the worst to be taken.
@@ -792,11 +795,11 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
+    given = {name: value for name, value in call.items() if name in signature.hints}
     with jaxtyped("context"):
-        for name, value in call.items():
-            if name not in signature.hints:
-                continue
-            if not fits(value, signature.hint(name, call)):
+        # What is no array first: "{k}+1" can be computed only from a k that is a number.
+        for name in sorted(given, key=lambda name: has_arrays(signature.hints[name])):
+            if not fits(given[name], signature.hint(name, call)):
                 return False
     return True
 
@@ -804,4 +807,4 @@ def _fits(signature: Signature, call: Call) -> bool:
 def fits(value: Any, hint: Any) -> bool:
     """Ask jaxtyping and beartype whether a value is of an annotation, in the bindings so far."""
     # Option by option: beartype takes no union of shapes that were made after its import.
-    return any(is_bearable(value, option, conf=BEARTYPE) for option in _options(hint))
+    return any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
