@@ -29,6 +29,8 @@ Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argu
 # An int where a float is declared is what every caller means by `gamma=1`.
 BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
 
+SEQUENCES: Final[Any] = (list, tuple, Sequence)  # whose items are looked into
+
 DTYPE_NAMES: Final = {
     dtype: str(dtype).removeprefix("torch.")
     for dtype in vars(torch).values()
@@ -209,6 +211,7 @@ def _explain(
 ) -> str | None:
     """Find the first argument that does not fit; None if all of them do."""
     axes: Axes = {}
+    unknown: str | None = None
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     # What is no array first: "{k}+1" can be computed only from a k that is a number.
@@ -220,10 +223,12 @@ def _explain(
         except Exception as error:  # of any class: "{k}+1" for a k that its annotation allows
             if "{" not in spell(hint):
                 raise
-            problem = f"{parameter} needs {spell(hint)}, got {show(value)}: {error}"
+            uncomputed = f"{parameter} needs {spell(hint)}, got {show(value)}: {error}"
+            unknown = unknown or f"{name}: {uncomputed}"
+            continue
         if problem:
             return f"{name}: {problem}"
-    return None
+    return unknown
 
 
 def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
@@ -258,7 +263,7 @@ def _item_kinds(hint: Any, value: Any) -> tuple[Any, ...]:
     """List the annotation of each item, where a value is the sequence that is asked for."""
     origin: Any = typing.get_origin(hint)
     kinds = typing.get_args(hint)
-    if origin not in (list, tuple, Sequence) or not isinstance(value, origin):
+    if origin not in SEQUENCES or not isinstance(value, origin):
         return ()
     if origin is not tuple or Ellipsis in kinds:
         return kinds[:1] * len(value)
@@ -279,7 +284,7 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
         return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
     origin: Any = typing.get_origin(hint)
     kinds = typing.get_args(hint)
-    if origin not in (list, tuple, Sequence):
+    if origin not in SEQUENCES:
         return hint
     return origin[tuple(filled_in(kind, arguments) for kind in kinds)]
 

@@ -298,6 +298,14 @@ def test_a_wrong_number_that_an_axis_is_computed_from_is_named():
         for wrong, shown in ((None, "None"), ("a", 'str "a"'), ("n", 'str "n"')):
             with pytest.raises(tw.ContractError, match=f"k needs int, got {shown}$"):
                 call(wrong)
+
+    @tw.contract
+    def many(y: Float[Tensor, " {len(xs)}"], xs: list[Float[Tensor, " n"]]):
+        return y
+
+    many(three[0], [three[0], three[0]])
+    with pytest.raises(tw.ContractError, match=r"many: xs needs list\[.*, got None$"):
+        many(three[0], None)
     # Here None is legal, and there is no size for it.
     with pytest.raises(tw.ContractError, match=r"perhaps: x needs .*\{k\}\+1 n.*'NoneType'"):
         perhaps(three)
@@ -347,6 +355,26 @@ def test_axes_of_items_are_computed_from_arguments():
         fn([torch.zeros(2, 3)], k=3)
     with pytest.raises(tw.ContractError, match=r"^fn: k needs int, got None"):
         fn([torch.zeros(2, 3)], k=None)
+
+
+def test_axes_computed_by_a_function():
+    @tw.contract
+    def fn(x: Float[Tensor, "n d"], y: Float[Tensor, " min(n,3)"]) -> Float[Tensor, " max(n,d)"]:
+        return x.new_zeros(len(x) if len(y) else 0)
+
+    fn(torch.zeros(5, 4), torch.zeros(3))
+    with pytest.raises(tw.ContractError, match=r"fn: y needs .* it needs 3, as n is 5 in x$"):
+        fn(torch.zeros(5, 4), torch.zeros(5))
+    with pytest.raises(tw.ContractError, match=r"result needs .* it needs 6, as n is 5 in x, d is"):
+        fn(torch.zeros(5, 6), torch.zeros(3))
+
+    @tw.contract
+    def same_name(x: Float[Tensor, " input"], y: Float[Tensor, " input-1"]):
+        return len(y)
+
+    assert same_name(torch.zeros(3), torch.zeros(2)) == 2
+    with pytest.raises(tw.ContractError, match="it needs 2, as input is 3 in x"):
+        same_name(torch.zeros(3), torch.zeros(3))
 
 
 def test_an_error_from_inside_the_body_is_left_as_it_is():

@@ -218,6 +218,58 @@ def test_computed_axes(decorate):
     assert set(every(calls(shorter), lambda call: call())) == {0, 1, 2}
 
 
+@both
+def test_axes_computed_by_a_function_in_items_and_from_a_sequence(decorate):
+    @decorate
+    def least(x: Float[Tensor, " n"], y: Float[Tensor, " min(n,3)"]):
+        return len(x), len(y)
+
+    assert set(every(calls(least), lambda call: call(), 30)) == {(1, 1), (2, 2), (3, 3), (4, 3)}
+
+    @decorate
+    def counted(y: Float[Tensor, " {len(xs)}"], xs: list[Float[Tensor, " n"]]):
+        return len(y) - len(xs)
+
+    assert set(every(calls(counted), lambda call: call())) == {0}
+    found = violations(first(calls(counted)))
+    assert {one.argument for one in found} == {"y", "xs"}
+
+
+def test_axes_in_items_are_computed_from_arguments():
+    @tw.contract
+    def fn(
+        xs: list[Float[Tensor, "{k} n"]],
+        k: int,
+        pair: tuple[Float[Tensor, "{k}+1"] | None, int] | None,
+    ):
+        return {len(x) for x in xs}, k, pair
+
+    def check(call):
+        lengths, k, pair = call()
+        assert lengths == {k}
+        assert pair is None or pair[0] is None or len(pair[0]) == k + 1
+        assert call.axes()["xs.0"] == (None, "n")
+        assert [one.violation for one in violations(call) if one.argument == "k"] == ["None"]
+        return pair is not None and pair[0] is not None
+
+    assert set(every(calls(fn), check, 30)) == {True, False}
+
+
+def test_axes_computed_from_what_is_not_known_yet_are_named():
+    def number(x: Float[Tensor, "{k} n"], k: int):
+        return x
+
+    with pytest.raises(TypeError, match="calls: number has an axis computed from k, .* circular"):
+        first(calls(number, overrides={"k": lambda sizes: 3}))
+
+    def shape(x: Float[Tensor, "{z.shape[0]} n"], z: Float[Tensor, " m"]):
+        return len(x)
+
+    with pytest.raises(TypeError, match="calls: shape has an axis computed from z, .* not known"):
+        first(calls(shape))
+    assert first(calls(shape, overrides={"z": torch.zeros(4)}))() == 4
+
+
 def test_optional_union_and_literal():
     @tw.contract
     def fn(
@@ -382,6 +434,32 @@ def test_methods_modules_and_partials():
         x, y = call()
         assert x.shape == (3, len(y))
         assert list(call) == ["x", "y"]
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+@pytest.mark.parametrize("module", [True, False])
+def test_what_a_partial_holds_sets_the_sizes(by_position, module):
+    fn, x = Metric() if module else distance, torch.ones(3, 2)
+    held = functools.partial(fn, x) if by_position else functools.partial(fn, x=x)
+    for call in every(calls(held), lambda call: call, 5):
+        assert "x" not in call
+        assert (call.sizes, call["y"].shape) == ({"batch": 3, "dim": 2}, (3, 2))
+        assert call().ndim == 0
+        seen = {one.violation for one in violations(call)}
+        assert {"axis 0 is 1, not 3", "axis 0 is 4, not 3"} <= seen
+
+
+def test_axes_computed_from_what_a_partial_holds():
+    @tw.contract
+    def fn(k: int, x: Float[Tensor, "{k} n"], y: Float[Tensor, " n"], *, z: Float[Tensor, " n"]):
+        return len(x), len(y)
+
+    inner = functools.partial(fn, 3)
+    inner.note = "keeps the next from being merged with it"
+    held = functools.partial(inner, z=torch.zeros(5))
+    assert held.func is inner
+    drawn = every(calls(held), lambda call: (list(call), call()), 5)
+    assert drawn == [(["x", "y"], (3, 5))] * 5
 
 
 def test_a_call_is_keyword_arguments():

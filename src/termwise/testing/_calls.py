@@ -274,8 +274,13 @@ class Signature:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         inner: Any = fn
+        by_position: tuple[Any, ...] = ()
+        by_name: dict[str, Any] = {}
         while isinstance(inner, functools.partial):
-            inner = cast("functools.partial[object]", inner).func
+            holder = cast("functools.partial[object]", inner)
+            by_position = (*holder.args, *by_position)
+            by_name = {**holder.keywords, **by_name}
+            inner = holder.func
         self.name: str = getattr(inner, "__name__", None) or type(inner).__name__
         if isinstance(inner, type):
             raise TypeError(f"calls: {self.name} is a class: give a function, or an instance")
@@ -285,9 +290,17 @@ class Signature:
         elif not inspect.isroutine(inner):
             owner = inner.__call__
         # What a partial holds is not drawn, but "{k}" may ask for it.
-        self.held: dict[str, Any] = dict(fn.keywords) if isinstance(fn, functools.partial) else {}
-        taken = inspect.signature(cast("Any", owner if fn is inner else fn)).parameters
-        self.parameters = {name: taken[name] for name in taken if name not in self.held}
+        taken = inspect.signature(cast("Any", owner))
+        bound = taken.bind_partial(*by_position, **by_name).arguments
+        unlimited = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self.held: dict[str, Any] = {
+            name: value
+            for name, value in bound.items()
+            if taken.parameters[name].kind not in unlimited
+        }
+        self.parameters = {
+            name: parameter for name, parameter in taken.parameters.items() if name not in self.held
+        }
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
         for name, parameter in self.parameters.items():
@@ -374,15 +387,27 @@ def drawn_calls(
             draw, signature.name, name, signature.hints.get(name), default, overrides
         )
     values = signature.held | {
-        name: value
+        # A sequence is drawn later, but "{len(xs)}" is known.
+        name: value.items if isinstance(value, _Several) else value
         for name, value in chosen.items()
-        if not isinstance(value, _Array | _Record | _Several | _OfSizes)
+        if not isinstance(value, _Array | _Record | _OfSizes)
     }
     arrays: dict[str, Shape] = {}
     sizes: dict[str, Any] = {}
-    for name, choice in chosen.items():
-        _collect(choice, name, values, arrays)
-        _bind(signature.hint(name, values), choice, sizes)
+    late = [name for name, choice in chosen.items() if isinstance(choice, _OfSizes)]
+    try:
+        for name, value in signature.held.items():
+            _bind(signature.hint(name, values), value, sizes)
+        for name, choice in chosen.items():
+            _collect(choice, name, values, arrays)
+            _bind(signature.hint(name, values), choice, sizes)
+    except NameError as error:
+        asked = f"calls: {signature.name} has an axis computed from {error.name}"
+        if error.name in late:
+            raise TypeError(
+                f"{asked}, which overrides compute from the sizes: this is circular, give a value"
+            ) from None
+        raise TypeError(f"{asked}, which is not known before the sizes: give a value") from None
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
     ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
@@ -795,11 +820,16 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
-    given = {name: value for name, value in call.items() if name in signature.hints}
+    arguments = {**signature.held, **call}
+    given = {name: value for name, value in arguments.items() if name in signature.hints}
     with jaxtyped("context"):
         # What is no array first: "{k}+1" can be computed only from a k that is a number.
         for name in sorted(given, key=lambda name: has_arrays(signature.hints[name])):
-            if not fits(given[name], signature.hint(name, call)):
+            try:
+                hint = signature.hint(name, call)
+            except (TypeError, AttributeError):  # "{len(xs)}" of a broken xs
+                return False
+            if not fits(given[name], hint):
                 return False
     return True
 
