@@ -5,7 +5,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -471,6 +471,24 @@ def test_a_call_is_keyword_arguments():
         assert doubled.sizes == call.sizes == dict(zip(("batch", "dim"), call["x"].shape))  # noqa: B905
 
 
+class Point(NamedTuple):
+    place: Tensor
+    weight: float
+
+
+def test_a_named_tuple_keeps_its_type():
+    @tw.contract
+    def fn(p: Point, x: Float[Tensor, " n"]):
+        return p
+
+    for call in every(calls(fn, overrides={"p": Point(torch.ones(2), 0.5)}), lambda c: c, 3):
+        doubled = call.mapped(lambda path, t: 2 * t)
+        assert same(doubled(), Point(torch.full((2,), 2.0), 0.5))
+        assert "p=Point(place=torch.tensor([1.0, 1.0]), weight=0.5),\n" in repr(call)
+    call = Call(echo, {"p": Point(torch.ones(2), 0.5)}, {})
+    assert same(pasted(call), call())
+
+
 # What cannot be drawn.
 
 
@@ -733,6 +751,53 @@ def test_a_broken_number_that_an_axis_is_computed_from(decorate):
                 broken()
         assert [one.violation for one in found if one.argument == "k"] == ["None"]
         assert {one.kind for one in found} == {"rank", "axis", "dtype", "array", "none"}
+
+
+@both
+def test_items_of_sequences_are_broken(decorate):
+    @decorate
+    def fn(
+        xs: list[Float[Tensor, "b d"]] | None,
+        y: Float[Tensor, "b d"],
+        pair: tuple[Int[Tensor, " b"], float],
+        many: Sequence[Float[Tensor, " free"]],
+        nested: tuple[tuple[Float[Tensor, ""], ...], ...],
+    ):
+        return y
+
+    def check(broken):
+        for _ in range(5):  # beartype looks at an item by chance
+            with pytest.raises(TypeError, match=rf"\b{broken.argument}\b"):
+                broken()
+        return broken.argument, broken.violation
+
+    strategy = calls(fn, sizes={"b": 2, "d": 1, "free": 2}, dtypes=[torch.float32])
+    call = first(strategy).changed(xs=[torch.zeros(2, 1), torch.ones(2, 1)])
+    seen = [check(broken) for broken in violations(call)]
+    assert [violation for argument, violation in seen if argument == "xs"] == [
+        "every item: axis 0 is 1, not 2",
+        "every item: axis 0 is 3, not 2",
+        "every item: axis 1 is 2, not 1",
+        "every item: an axis more",
+        "every item: an axis fewer",
+        "every item: int64[2, 1], not float32[2, 1]",
+        "every item: a NumPy array",
+        "every item: None",
+    ]
+    assert [violation for argument, violation in seen if argument == "pair"] == [
+        "item 0: axis 0 is 1, not 2",
+        "item 0: axis 0 is 3, not 2",
+        "item 0: an axis more",
+        "item 0: an axis fewer",
+        "item 0: float32[2], not int64[2]",
+        "item 0: a NumPy array",
+        "item 0: None",
+        "item 1: None",
+        "None",
+    ]
+    # An axis that nothing else has may have any size in all items.
+    assert not [v for argument, v in seen if argument == "many" and "is" in v.split()]
+    assert ("nested", "every item: every item: an axis more") in seen
 
 
 def test_nothing_to_break():

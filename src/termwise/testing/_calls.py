@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._contract import (
     BEARTYPE,
+    SEQUENCES,
     Axis,
     Shape,
     filled_in,
@@ -28,7 +29,7 @@ from .._contract import (
     spell,
 )
 from .._groups import ProcessGroup
-from ._code import write_call
+from ._code import is_named_tuple, write_call
 
 _SIZES: Final = st.integers(1, 4)
 _NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
@@ -219,8 +220,9 @@ def broken_calls(
     """Draw calls in which one argument, named, does not fit its annotation.
 
     One of: an axis more or fewer; a shared axis one longer, or of size 1 (which would broadcast);
-    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. What
-    jaxtyping and beartype themselves would accept is not drawn.
+    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. An item
+    of a tuple too, or all items of a list, is broken so. What jaxtyping and beartype themselves
+    would accept is not drawn.
 
     Args:
         fn: as for [`calls`][termwise.testing.calls], as are all others.
@@ -749,6 +751,8 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]
+        if is_named_tuple(items):
+            return cast("Any", type(items))(*parts)
         return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
@@ -813,8 +817,31 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         wrong.append(("array", "a NumPy array", plain.numpy()))
     if any(typing.get_origin(option) is Literal for option in options) and isinstance(value, str):
         wrong.append(("literal", "no such option", f"not {value}"))
+    wrong.extend(_wrong_items(options, value))
     if type(None) not in options:
         wrong.append(("none", "None", None))
+    return wrong
+
+
+def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
+    """Break an item of a tuple; of a sequence of any length all items alike."""
+    asked = [option for option in options if typing.get_origin(option) in SEQUENCES]
+    if not asked or not isinstance(value, tuple | list):
+        return []
+    items = list(cast("Sequence[Any]", value))
+    made = cast("Callable[[list[Any]], Any]", list if isinstance(value, list) else tuple)
+    # Of a sequence beartype looks at one item, by chance: one wrong item among others might pass.
+    alike = typing.get_origin(asked[0]) is not tuple or Ellipsis in typing.get_args(asked[0])
+    wrong: list[tuple[_Kind, str, Any]] = []
+    for index, (hint, item) in enumerate(_parts(asked[0], value).values()):
+        for kind, how, other in _wrong_values(hint, item):
+            if alike:
+                wrong.append((kind, f"every item: {how}", made([other] * len(items))))
+            else:
+                others = [*items[:index], other, *items[index + 1 :]]
+                wrong.append((kind, f"item {index}: {how}", made(others)))
+        if alike:
+            break
     return wrong
 
 

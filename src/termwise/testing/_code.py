@@ -29,6 +29,10 @@ def write_call(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[st
     return "\n".join(sorted(imports)), f"{called}(\n{''.join(lines)})"
 
 
+def is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(cast("object", value), "_fields")
+
+
 def _is_default(value: Any, default: Any) -> bool:
     if value is default:
         return True
@@ -54,6 +58,10 @@ def _write(value: Any, imports: set[str]) -> str:
             if field.init
         )
         return f"{kind}({', '.join(fields)})"
+    if is_named_tuple(value):
+        parts: Mapping[str, Any] = cast("Any", value)._asdict()
+        fields = (f"{name}={_write(part, imports)}" for name, part in parts.items())
+        return f"{_name(type(value), imports)}({', '.join(fields)})"
     if isinstance(value, tuple):
         items = [_write(item, imports) for item in cast("Sequence[Any]", value)]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
