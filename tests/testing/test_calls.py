@@ -572,6 +572,72 @@ def test_partials_paste_back():
         assert same(pasted(call), call())
 
 
+class Unsaid(nn.Module):  # prints as Unsaid(), whatever its power
+    def __init__(self, power: float = 2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x.pow(self.power).sum()
+
+
+class Plain(nn.Module):
+    def forward(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x.sum()
+
+
+class Learned(Plain):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(()))
+
+
+class Outer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.inner = Unsaid(3.0)
+
+
+class Opaque:
+    def __call__(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x
+
+    def of(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (Unsaid(5.0), "Unsaid"),
+        (Learned(), "Learned"),
+        (Outer(), "Outer"),
+        (nn.CosineSimilarity(0), "CosineSimilarity"),
+        (nn.Linear(1, 1), "Linear"),
+        (lambda x: x, "lambda"),
+        (Opaque(), "Opaque"),
+        (Opaque().of, "Opaque.of"),
+    ],
+)
+def test_what_has_no_code_is_a_name_that_a_comment_explains(value, what):
+    def echo(x):
+        return x
+
+    told = Call(echo, {"x": value}, {}).code()
+    assert told == f"# x: the {what} that was given\n\necho(\n    x=x,\n)"
+    told = Call(echo, {"x": [1, functools.partial(value, 2)]}, {}).code()
+    assert told.startswith(f"# x_1: the {what} that was given\nimport functools\n\n")
+    assert "x=[1, functools.partial(x_1, 2)],\n" in told
+
+
+def test_a_tested_function_without_code_is_fn():
+    for fn in (Unsaid(5.0), Opaque().of):
+        call = first(calls(fn, sizes={"n": 2}))
+        assert "that was tested\nimport torch\n\nfn(\n    x=torch.tensor(" in call.code()
+        assert same(pasted(call), call())
+    assert repr(first(calls(Plain()))).startswith("Plain()(\n")
+
+
 def test_numbers_are_short_and_exact():
     values = torch.tensor([0.1, 1 / 3, -0.0, 1e-8, 3e38, float("nan"), float("inf")])
     call = Call(echo, {"x": values, "y": values.double()[:2], "z": values.bfloat16()[:2]}, {})
@@ -599,6 +665,7 @@ def test_numbers_are_short_and_exact():
         ((1,), "(1,)"),
         (Phase.shrink, "Phase.shrink"),
         (distance, "distance"),
+        (torch.sin, "sin"),
         (None, "None"),
     ],
 )
