@@ -1,19 +1,21 @@
 """One decorator that makes a signature's shapes and dtypes binding, in eager and compiled."""
 
+import ast
 import builtins
 import functools
 import inspect
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
+from jaxtyping import AbstractArray, AnnotationError, TypeCheckError, config, jaxtyped
 from torch import Tensor
 
 from ._groups import ProcessGroup
@@ -26,6 +28,8 @@ Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argu
 
 # An int where a float is declared is what every caller means by `gamma=1`.
 BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
+
+SEQUENCES: Final[Any] = (list, tuple, Sequence)  # whose items are looked into
 
 DTYPE_NAMES: Final = {
     dtype: str(dtype).removeprefix("torch.")
@@ -125,10 +129,13 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
         with jaxtyped("context"):
             try:
                 result = run(*args, **kwargs)
-            except (BeartypeCallHintViolation, TypeCheckError) as violation:
-                message = _explain(name, signature, hints, args, kwargs)
-                if message is None:  # it is about a call that the body made
+            except (BeartypeCallHintViolation, TypeCheckError, AnnotationError) as violation:
+                if _is_below(fn, violation):  # it is about a call that the body made
                     raise
+                message = _explain(name, signature, hints, args, kwargs)
+                if message is None and isinstance(violation, AnnotationError):
+                    raise
+                message = message or f"{name}: {violation}"
                 raise ContractError(message) from violation.__cause__
             check_result(result, bind(args, kwargs))
         return result
@@ -189,6 +196,12 @@ def _expected_parts(returns: Any) -> dict[str | int, "_Expected"]:
     return {}
 
 
+def _is_below(fn: Callable[..., Any], violation: BaseException) -> bool:
+    """Tell whether an error comes from fn's body, and not from the check of its arguments."""
+    frames = traceback.walk_tb(violation.__traceback__)
+    return any(frame.f_code is fn.__code__ for frame, _ in frames)
+
+
 def _explain(
     name: str,
     signature: inspect.Signature,
@@ -198,38 +211,89 @@ def _explain(
 ) -> str | None:
     """Find the first argument that does not fit; None if all of them do."""
     axes: Axes = {}
+    unknown: str | None = None
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    for parameter, value in bound.arguments.items():
-        if parameter not in hints:
+    # What is no array first: "{k}+1" can be computed only from a k that is a number.
+    annotated = [parameter for parameter in bound.arguments if parameter in hints]
+    for parameter in sorted(annotated, key=lambda parameter: has_arrays(hints[parameter])):
+        hint, value = hints[parameter], bound.arguments[parameter]
+        try:
+            problem = _misfit(filled_in(hint, bound.arguments), value, parameter, axes)
+        except Exception as error:  # of any class: "{k}+1" for a k that its annotation allows
+            if "{" not in spell(hint):
+                raise
+            uncomputed = f"{parameter} needs {spell(hint)}, got {show(value)}: {error}"
+            unknown = unknown or f"{name}: {uncomputed}"
             continue
-        expected = _Expected(filled_in(hints[parameter], bound.arguments))
-        problem = expected.problem(value, parameter, axes)
-        if (
-            not problem
-            and not expected.judged
-            and not is_bearable(value, hints[parameter], conf=BEARTYPE)
-        ):
-            problem = f"needs {expected.spelled}, got {show(value)}"
         if problem:
-            return f"{name}: {parameter} {problem}"
-    return None
+            return f"{name}: {problem}"
+    return unknown
+
+
+def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
+    """Say what does not fit, a value or an item of it, or "" and bind all axes."""
+    expected = _Expected(hint)
+    problem = expected.problem(value, owner, axes)
+    if problem:
+        return f"{owner} {problem}"
+    if expected.judged:
+        return ""
+    reasons: list[str] = []
+    for option in options_of(hint):
+        kinds = _item_kinds(option, value)
+        if not kinds:
+            continue
+        found = dict(axes)
+        items = (_misfit(kind, value[i], f"{owner}[{i}]", found) for i, kind in enumerate(kinds))
+        reason = next(filter(None, items), "")
+        if not reason:
+            axes.update(found)
+            return ""
+        reasons.append(reason)
+    if reasons:
+        return reasons[0]
+    # Alone, in bindings of its own: shared axes were compared above.
+    with jaxtyped("context"):
+        fits = any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
+    return "" if fits else f"{owner} needs {expected.spelled}, got {show(value)}"
+
+
+def _item_kinds(hint: Any, value: Any) -> tuple[Any, ...]:
+    """List the annotation of each item, where a value is the sequence that is asked for."""
+    origin: Any = typing.get_origin(hint)
+    kinds = typing.get_args(hint)
+    if origin not in SEQUENCES or not isinstance(value, origin):
+        return ()
+    if origin is not tuple or Ellipsis in kinds:
+        return kinds[:1] * len(value)
+    return kinds if len(kinds) == len(value) else ()
 
 
 def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
-    """Put argument values into a shape string, as jaxtyping does: "{k}+1" becomes "3+1"."""
-    if not is_array(hint) or "{" not in hint.dim_str:
+    """Put argument values into shape strings, as jaxtyping does: "{k}+1" becomes "3+1"."""
+    if is_array(hint):
+        if "{" not in hint.dim_str:
+            return hint
+        shape = eval(f"f{hint.dim_str!r}", dict(arguments))
+        return hint.dtype[hint.array_type, shape]
+    if not has_arrays(hint):
         return hint
-    shape = eval(f"f{hint.dim_str!r}", dict(arguments))
-    return hint.dtype[hint.array_type, shape]
+    options = options_of(hint)
+    if len(options) > 1:
+        return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
+    origin: Any = typing.get_origin(hint)
+    kinds = typing.get_args(hint)
+    if origin not in SEQUENCES:
+        return hint
+    return origin[tuple(filled_in(kind, arguments) for kind in kinds)]
 
 
 class _Expected:
     """One annotation, parsed once, for the check that Dynamo can trace."""
 
     def __init__(self, hint: Any) -> None:
-        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        options = typing.get_args(hint) if union else (hint,)
+        options = options_of(hint)
         self.spelled = spell(hint)
         self.shapes = tuple(Shape(option) for option in options if is_array(option))
         self.literals = tuple(
@@ -327,7 +391,7 @@ class Axis:
             # Axes computed from argument values, "{k}+1", are jaxtyping's to compare, in eager.
             self.free = "{" in word
             if not self.free:
-                self.needs = compile(word, "<axis>", "eval").co_names
+                self.needs = _names_in(word)
                 self.formula = eval(
                     f"lambda {', '.join(self.needs)}: {word}", vars(builtins).copy()
                 )
@@ -359,8 +423,28 @@ class Axis:
         return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {bound[1]}"
 
 
+def _names_in(formula: str) -> tuple[str, ...]:
+    """List the axes that a size is computed from: all names but a function's, as min(n,3) has."""
+    nodes = list(ast.walk(ast.parse(formula, mode="eval")))
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called]
+    return tuple(dict.fromkeys(names))
+
+
 def is_array(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
+def has_arrays(hint: Any) -> bool:
+    """Tell whether an annotation has shapes in it."""
+    return is_array(hint) or any(has_arrays(part) for part in typing.get_args(hint))
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """List what a union allows; of another annotation, itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
 
 
 def _is_class(hint: Any) -> bool:

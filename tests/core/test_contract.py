@@ -279,6 +279,104 @@ def test_axes_computed_from_arguments_hold_in_eager():
         windows(torch.zeros(4, 3), k=5)
 
 
+def test_a_wrong_number_that_an_axis_is_computed_from_is_named():
+    @tw.contract
+    def after(x: Float[Tensor, "{k}+1 n"], k: int = 2):
+        return k
+
+    @tw.contract
+    def ahead(k: int, x: Float[Tensor, "{k}+1 n"]):
+        return k
+
+    @tw.contract
+    def perhaps(x: Float[Tensor, "{k}+1 n"], k: int | None = None):
+        return k
+
+    three = torch.zeros(3, 2)
+    for call in (lambda k: after(three, k=k), lambda k: ahead(k, three)):
+        assert call(2) == 2
+        for wrong, shown in ((None, "None"), ("a", 'str "a"'), ("n", 'str "n"')):
+            with pytest.raises(tw.ContractError, match=f"k needs int, got {shown}$"):
+                call(wrong)
+
+    @tw.contract
+    def many(y: Float[Tensor, " {len(xs)}"], xs: list[Float[Tensor, " n"]]):
+        return y
+
+    many(three[0], [three[0], three[0]])
+    with pytest.raises(tw.ContractError, match=r"many: xs needs list\[.*, got None$"):
+        many(three[0], None)
+    # Here None is legal, and there is no size for it.
+    with pytest.raises(tw.ContractError, match=r"perhaps: x needs .*\{k\}\+1 n.*'NoneType'"):
+        perhaps(three)
+
+
+def test_items_of_sequences_share_the_axes():
+    @tw.contract
+    def fn(
+        xs: list[Float[Tensor, "b d"]] | None,
+        y: Float[Tensor, "b d"],
+        zs: tuple[Int[Tensor, " b"], str] | None = None,
+        by_name: dict[str, Float[Tensor, " b"]] | None = None,
+    ):
+        return y
+
+    one, two = torch.zeros(1, 1), torch.zeros(2, 1)
+    need = r'needs Float\[Tensor, "b d"\], got '
+    fn([two, two], two)
+    for _ in range(10):  # beartype looks at one item of a list, by chance
+        with pytest.raises(tw.ContractError) as caught:
+            fn(xs=[one], y=two)
+        assert str(caught.value) == (
+            'fn: y needs Float[Tensor, "b d"], got float32[2, 1]: axis b is 2, but it is 1 in xs[0]'
+        )
+        with pytest.raises(tw.ContractError, match=rf"^fn: xs\[1\] {need}.* it is 2 in xs\[0\]"):
+            fn([two, one, two, two[None]], torch.zeros(3, 1))
+        with pytest.raises(tw.ContractError, match=rf"^fn: xs\[0\] {need}float32\[2\]: 1 axis"):
+            fn([two[:, 0]], two)
+    with pytest.raises(tw.ContractError, match=r"^fn: zs\[0\] needs Int.* it is 2 in xs\[0\]"):
+        fn([two], two, (torch.zeros(3).long(), "s"))
+    with pytest.raises(tw.ContractError, match=r"^fn: zs\[1\] needs str, got int 3"):
+        fn([two], two, (torch.zeros(2).long(), 3))
+    with pytest.raises(tw.ContractError, match=r"^fn: zs needs .*, got tuple$"):
+        fn([two], two, (torch.zeros(2).long(),))
+    # What is looked into by beartype alone is refused in its words.
+    with pytest.raises(tw.ContractError, match=r"(?s)^fn: .*by_name"):
+        fn([two], two, None, {"a": torch.zeros(3)})
+
+
+def test_axes_of_items_are_computed_from_arguments():
+    @tw.contract
+    def fn(xs: list[Float[Tensor, "{k} n"] | None], k: int = 2):
+        return k
+
+    fn([torch.zeros(2, 3)])
+    with pytest.raises(tw.ContractError, match=r"^fn: xs\[0\] needs .*an axis is 2, not 3"):
+        fn([torch.zeros(2, 3)], k=3)
+    with pytest.raises(tw.ContractError, match=r"^fn: k needs int, got None"):
+        fn([torch.zeros(2, 3)], k=None)
+
+
+def test_axes_computed_by_a_function():
+    @tw.contract
+    def fn(x: Float[Tensor, "n d"], y: Float[Tensor, " min(n,3)"]) -> Float[Tensor, " max(n,d)"]:
+        return x.new_zeros(len(x) if len(y) else 0)
+
+    fn(torch.zeros(5, 4), torch.zeros(3))
+    with pytest.raises(tw.ContractError, match=r"fn: y needs .* it needs 3, as n is 5 in x$"):
+        fn(torch.zeros(5, 4), torch.zeros(5))
+    with pytest.raises(tw.ContractError, match=r"result needs .* it needs 6, as n is 5 in x, d is"):
+        fn(torch.zeros(5, 6), torch.zeros(3))
+
+    @tw.contract
+    def same_name(x: Float[Tensor, " input"], y: Float[Tensor, " input-1"]):
+        return len(y)
+
+    assert same_name(torch.zeros(3), torch.zeros(2)) == 2
+    with pytest.raises(tw.ContractError, match="it needs 2, as input is 3 in x"):
+        same_name(torch.zeros(3), torch.zeros(3))
+
+
 def test_an_error_from_inside_the_body_is_left_as_it_is():
     @beartype
     def inner(number: int):

@@ -5,7 +5,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -218,6 +218,58 @@ def test_computed_axes(decorate):
     assert set(every(calls(shorter), lambda call: call())) == {0, 1, 2}
 
 
+@both
+def test_axes_computed_by_a_function_in_items_and_from_a_sequence(decorate):
+    @decorate
+    def least(x: Float[Tensor, " n"], y: Float[Tensor, " min(n,3)"]):
+        return len(x), len(y)
+
+    assert set(every(calls(least), lambda call: call(), 30)) == {(1, 1), (2, 2), (3, 3), (4, 3)}
+
+    @decorate
+    def counted(y: Float[Tensor, " {len(xs)}"], xs: list[Float[Tensor, " n"]]):
+        return len(y) - len(xs)
+
+    assert set(every(calls(counted), lambda call: call())) == {0}
+    found = violations(first(calls(counted)))
+    assert {one.argument for one in found} == {"y", "xs"}
+
+
+def test_axes_in_items_are_computed_from_arguments():
+    @tw.contract
+    def fn(
+        xs: list[Float[Tensor, "{k} n"]],
+        k: int,
+        pair: tuple[Float[Tensor, "{k}+1"] | None, int] | None,
+    ):
+        return {len(x) for x in xs}, k, pair
+
+    def check(call):
+        lengths, k, pair = call()
+        assert lengths == {k}
+        assert pair is None or pair[0] is None or len(pair[0]) == k + 1
+        assert call.axes()["xs.0"] == (None, "n")
+        assert [one.violation for one in violations(call) if one.argument == "k"] == ["None"]
+        return pair is not None and pair[0] is not None
+
+    assert set(every(calls(fn), check, 30)) == {True, False}
+
+
+def test_axes_computed_from_what_is_not_known_yet_are_named():
+    def number(x: Float[Tensor, "{k} n"], k: int):
+        return x
+
+    with pytest.raises(TypeError, match="calls: number has an axis computed from k, .* circular"):
+        first(calls(number, overrides={"k": lambda sizes: 3}))
+
+    def shape(x: Float[Tensor, "{z.shape[0]} n"], z: Float[Tensor, " m"]):
+        return len(x)
+
+    with pytest.raises(TypeError, match="calls: shape has an axis computed from z, .* not known"):
+        first(calls(shape))
+    assert first(calls(shape, overrides={"z": torch.zeros(4)}))() == 4
+
+
 def test_optional_union_and_literal():
     @tw.contract
     def fn(
@@ -384,6 +436,32 @@ def test_methods_modules_and_partials():
         assert list(call) == ["x", "y"]
 
 
+@pytest.mark.parametrize("by_position", [True, False])
+@pytest.mark.parametrize("module", [True, False])
+def test_what_a_partial_holds_sets_the_sizes(by_position, module):
+    fn, x = Metric() if module else distance, torch.ones(3, 2)
+    held = functools.partial(fn, x) if by_position else functools.partial(fn, x=x)
+    for call in every(calls(held), lambda call: call, 5):
+        assert "x" not in call
+        assert (call.sizes, call["y"].shape) == ({"batch": 3, "dim": 2}, (3, 2))
+        assert call().ndim == 0
+        seen = {one.violation for one in violations(call)}
+        assert {"axis 0 is 1, not 3", "axis 0 is 4, not 3"} <= seen
+
+
+def test_axes_computed_from_what_a_partial_holds():
+    @tw.contract
+    def fn(k: int, x: Float[Tensor, "{k} n"], y: Float[Tensor, " n"], *, z: Float[Tensor, " n"]):
+        return len(x), len(y)
+
+    inner = functools.partial(fn, 3)
+    inner.note = "keeps the next from being merged with it"
+    held = functools.partial(inner, z=torch.zeros(5))
+    assert held.func is inner
+    drawn = every(calls(held), lambda call: (list(call), call()), 5)
+    assert drawn == [(["x", "y"], (3, 5))] * 5
+
+
 def test_a_call_is_keyword_arguments():
     for call in every(calls(distance), lambda call: call, 3):
         assert torch.equal(distance(**call), call())
@@ -391,6 +469,24 @@ def test_a_call_is_keyword_arguments():
         doubled = call.mapped(lambda path, t: 2 * t)
         assert torch.equal(doubled["x"], 2 * call["x"])
         assert doubled.sizes == call.sizes == dict(zip(("batch", "dim"), call["x"].shape))  # noqa: B905
+
+
+class Point(NamedTuple):
+    place: Tensor
+    weight: float
+
+
+def test_a_named_tuple_keeps_its_type():
+    @tw.contract
+    def fn(p: Point, x: Float[Tensor, " n"]):
+        return p
+
+    for call in every(calls(fn, overrides={"p": Point(torch.ones(2), 0.5)}), lambda c: c, 3):
+        doubled = call.mapped(lambda path, t: 2 * t)
+        assert same(doubled(), Point(torch.full((2,), 2.0), 0.5))
+        assert "p=Point(place=torch.tensor([1.0, 1.0]), weight=0.5),\n" in repr(call)
+    call = Call(echo, {"p": Point(torch.ones(2), 0.5)}, {})
+    assert same(pasted(call), call())
 
 
 # What cannot be drawn.
@@ -476,6 +572,72 @@ def test_partials_paste_back():
         assert same(pasted(call), call())
 
 
+class Unsaid(nn.Module):  # prints as Unsaid(), whatever its power
+    def __init__(self, power: float = 2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x.pow(self.power).sum()
+
+
+class Plain(nn.Module):
+    def forward(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x.sum()
+
+
+class Learned(Plain):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(()))
+
+
+class Outer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.inner = Unsaid(3.0)
+
+
+class Opaque:
+    def __call__(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x
+
+    def of(self, x: Float[Tensor, " n"]) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (Unsaid(5.0), "Unsaid"),
+        (Learned(), "Learned"),
+        (Outer(), "Outer"),
+        (nn.CosineSimilarity(0), "CosineSimilarity"),
+        (nn.Linear(1, 1), "Linear"),
+        (lambda x: x, "lambda"),
+        (Opaque(), "Opaque"),
+        (Opaque().of, "Opaque.of"),
+    ],
+)
+def test_what_has_no_code_is_a_name_that_a_comment_explains(value, what):
+    def echo(x):
+        return x
+
+    told = Call(echo, {"x": value}, {}).code()
+    assert told == f"# x: the {what} that was given\n\necho(\n    x=x,\n)"
+    told = Call(echo, {"x": [1, functools.partial(value, 2)]}, {}).code()
+    assert told.startswith(f"# x_1: the {what} that was given\nimport functools\n\n")
+    assert "x=[1, functools.partial(x_1, 2)],\n" in told
+
+
+def test_a_tested_function_without_code_is_fn():
+    for fn in (Unsaid(5.0), Opaque().of):
+        call = first(calls(fn, sizes={"n": 2}))
+        assert "that was tested\nimport torch\n\nfn(\n    x=torch.tensor(" in call.code()
+        assert same(pasted(call), call())
+    assert repr(first(calls(Plain()))).startswith("Plain()(\n")
+
+
 def test_numbers_are_short_and_exact():
     values = torch.tensor([0.1, 1 / 3, -0.0, 1e-8, 3e38, float("nan"), float("inf")])
     call = Call(echo, {"x": values, "y": values.double()[:2], "z": values.bfloat16()[:2]}, {})
@@ -503,6 +665,7 @@ def test_numbers_are_short_and_exact():
         ((1,), "(1,)"),
         (Phase.shrink, "Phase.shrink"),
         (distance, "distance"),
+        (torch.sin, "sin"),
         (None, "None"),
     ],
 )
@@ -636,6 +799,72 @@ def test_what_is_legal_is_not_drawn(decorate):
         ("z", "an axis fewer"),
     }
     assert {a for a, kind, _ in seen if kind == "none"} == {"alone", "x", "y"}
+
+
+@both
+def test_a_broken_number_that_an_axis_is_computed_from(decorate):
+    @decorate
+    def after(x: Float[Tensor, "{k}+1 n"], k: int = 2):
+        return x
+
+    @decorate
+    def ahead(k: int, x: Float[Tensor, "{k}+1 n"]):
+        return x
+
+    for fn in (after, ahead):
+        found = violations(first(calls(fn, sizes={"n": 1}), lambda call: call["k"] == 1))
+        for broken in found:
+            with pytest.raises(TypeError, match=r"\bk\b" if broken.argument == "k" else None):
+                broken()
+        assert [one.violation for one in found if one.argument == "k"] == ["None"]
+        assert {one.kind for one in found} == {"rank", "axis", "dtype", "array", "none"}
+
+
+@both
+def test_items_of_sequences_are_broken(decorate):
+    @decorate
+    def fn(
+        xs: list[Float[Tensor, "b d"]] | None,
+        y: Float[Tensor, "b d"],
+        pair: tuple[Int[Tensor, " b"], float],
+        many: Sequence[Float[Tensor, " free"]],
+        nested: tuple[tuple[Float[Tensor, ""], ...], ...],
+    ):
+        return y
+
+    def check(broken):
+        for _ in range(5):  # beartype looks at an item by chance
+            with pytest.raises(TypeError, match=rf"\b{broken.argument}\b"):
+                broken()
+        return broken.argument, broken.violation
+
+    strategy = calls(fn, sizes={"b": 2, "d": 1, "free": 2}, dtypes=[torch.float32])
+    call = first(strategy).changed(xs=[torch.zeros(2, 1), torch.ones(2, 1)])
+    seen = [check(broken) for broken in violations(call)]
+    assert [violation for argument, violation in seen if argument == "xs"] == [
+        "every item: axis 0 is 1, not 2",
+        "every item: axis 0 is 3, not 2",
+        "every item: axis 1 is 2, not 1",
+        "every item: an axis more",
+        "every item: an axis fewer",
+        "every item: int64[2, 1], not float32[2, 1]",
+        "every item: a NumPy array",
+        "every item: None",
+    ]
+    assert [violation for argument, violation in seen if argument == "pair"] == [
+        "item 0: axis 0 is 1, not 2",
+        "item 0: axis 0 is 3, not 2",
+        "item 0: an axis more",
+        "item 0: an axis fewer",
+        "item 0: float32[2], not int64[2]",
+        "item 0: a NumPy array",
+        "item 0: None",
+        "item 1: None",
+        "None",
+    ]
+    # An axis that nothing else has may have any size in all items.
+    assert not [v for argument, v in seen if argument == "many" and "is" in v.split()]
+    assert ("nested", "every item: every item: an axis more") in seen
 
 
 def test_nothing_to_break():

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,20 @@ from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
-from .._contract import BEARTYPE, Axis, Shape, filled_in, is_array, show, spell
+from .._contract import (
+    BEARTYPE,
+    SEQUENCES,
+    Axis,
+    Shape,
+    filled_in,
+    has_arrays,
+    is_array,
+    options_of,
+    show,
+    spell,
+)
 from .._groups import ProcessGroup
-from ._code import write_call
+from ._code import is_named_tuple, write_call
 
 _SIZES: Final = st.integers(1, 4)
 _NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
@@ -210,8 +220,9 @@ def broken_calls(
     """Draw calls in which one argument, named, does not fit its annotation.
 
     One of: an axis more or fewer; a shared axis one longer, or of size 1 (which would broadcast);
-    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. What
-    jaxtyping and beartype themselves would accept is not drawn.
+    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. An item
+    of a tuple too, or all items of a list, is broken so. What jaxtyping and beartype themselves
+    would accept is not drawn.
 
     Args:
         fn: as for [`calls`][termwise.testing.calls], as are all others.
@@ -249,7 +260,7 @@ def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCa
     found = violations(call)
     if not found:
         signature = Signature(fn)
-        options = [option for hint in signature.hints.values() for option in _options(hint)]
+        options = [option for hint in signature.hints.values() for option in options_of(hint)]
         # An optional tensor that is None here is a tensor in another call.
         assume(not any(is_array(option) for option in options))
         raise TypeError(f"broken_calls: {signature.name} takes nothing that can be broken")
@@ -265,8 +276,13 @@ class Signature:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         inner: Any = fn
+        by_position: tuple[Any, ...] = ()
+        by_name: dict[str, Any] = {}
         while isinstance(inner, functools.partial):
-            inner = cast("functools.partial[object]", inner).func
+            holder = cast("functools.partial[object]", inner)
+            by_position = (*holder.args, *by_position)
+            by_name = {**holder.keywords, **by_name}
+            inner = holder.func
         self.name: str = getattr(inner, "__name__", None) or type(inner).__name__
         if isinstance(inner, type):
             raise TypeError(f"calls: {self.name} is a class: give a function, or an instance")
@@ -276,9 +292,17 @@ class Signature:
         elif not inspect.isroutine(inner):
             owner = inner.__call__
         # What a partial holds is not drawn, but "{k}" may ask for it.
-        self.held: dict[str, Any] = dict(fn.keywords) if isinstance(fn, functools.partial) else {}
-        taken = inspect.signature(cast("Any", owner if fn is inner else fn)).parameters
-        self.parameters = {name: taken[name] for name in taken if name not in self.held}
+        taken = inspect.signature(cast("Any", owner))
+        bound = taken.bind_partial(*by_position, **by_name).arguments
+        unlimited = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self.held: dict[str, Any] = {
+            name: value
+            for name, value in bound.items()
+            if taken.parameters[name].kind not in unlimited
+        }
+        self.parameters = {
+            name: parameter for name, parameter in taken.parameters.items() if name not in self.held
+        }
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
         for name, parameter in self.parameters.items():
@@ -296,7 +320,7 @@ class Signature:
         }
         options = [
             filled_in(option, {**whole, **self.held, **arguments})
-            for option in _options(self.hints.get(name))
+            for option in options_of(self.hints.get(name))
         ]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
@@ -365,15 +389,27 @@ def drawn_calls(
             draw, signature.name, name, signature.hints.get(name), default, overrides
         )
     values = signature.held | {
-        name: value
+        # A sequence is drawn later, but "{len(xs)}" is known.
+        name: value.items if isinstance(value, _Several) else value
         for name, value in chosen.items()
-        if not isinstance(value, _Array | _Record | _Several | _OfSizes)
+        if not isinstance(value, _Array | _Record | _OfSizes)
     }
     arrays: dict[str, Shape] = {}
     sizes: dict[str, Any] = {}
-    for name, choice in chosen.items():
-        _collect(choice, name, values, arrays)
-        _bind(signature.hint(name, values), choice, sizes)
+    late = [name for name, choice in chosen.items() if isinstance(choice, _OfSizes)]
+    try:
+        for name, value in signature.held.items():
+            _bind(signature.hint(name, values), value, sizes)
+        for name, choice in chosen.items():
+            _collect(choice, name, values, arrays)
+            _bind(signature.hint(name, values), choice, sizes)
+    except NameError as error:
+        asked = f"calls: {signature.name} has an axis computed from {error.name}"
+        if error.name in late:
+            raise TypeError(
+                f"{asked}, which overrides compute from the sizes: this is circular, give a value"
+            ) from None
+        raise TypeError(f"{asked}, which is not known before the sizes: give a value") from None
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
     ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
@@ -403,7 +439,7 @@ def _choose(
     overrides: Mapping[str, Any],
 ) -> Any:
     """Decide what an argument is: a value, or something to be drawn once sizes are known."""
-    options = _options(hint)
+    options = options_of(hint)
     if path in overrides:
         value: Any = overrides[path]
         if isinstance(value, st.SearchStrategy):
@@ -483,17 +519,11 @@ def _derivable(option: Any) -> bool:
         return True
     if origin in (tuple, list, Sequence):
         return all(
-            any(_derivable(one) for one in _options(item))
+            any(_derivable(one) for one in options_of(item))
             for item in typing.get_args(option)
             if item is not Ellipsis
         )
     return False
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
 
 
 def _is_record(option: Any) -> bool:
@@ -529,7 +559,7 @@ def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
     """Take the sizes of axes from the tensors that were given."""
     if isinstance(value, Tensor):
         found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
-        for option in _options(hint):
+        for option in options_of(hint):
             if is_array(option) and not Shape(option).mismatch(value, "", found):
                 sizes.update({name: size for name, (size, _) in found.items()})
                 return
@@ -543,7 +573,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         value = value.items
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
-        kinds = next((args for o in _options(hint) if (args := typing.get_args(o))), (None,))
+        kinds = next((args for o in options_of(hint) if (args := typing.get_args(o))), (None,))
         if Ellipsis in kinds or len(kinds) != len(items):
             kinds = kinds[:1] * len(items)
         return {str(i): both for i, both in enumerate(zip(kinds, items, strict=True))}
@@ -721,6 +751,8 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]
+        if is_named_tuple(items):
+            return cast("Any", type(items))(*parts)
         return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
@@ -728,7 +760,7 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
 def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, ...]]:
     """Name the axes of each tensor in a value by path."""
     if isinstance(value, Tensor):
-        for option in _options(hint):
+        for option in options_of(hint):
             if is_array(option) and not Shape(option).mismatch(value, path, {}):
                 return {path: _axis_names(Shape(option), value.ndim)}
         return {}
@@ -764,7 +796,7 @@ _Kind = Literal["rank", "axis", "dtype", "array", "none", "literal"]
 
 def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
     wrong: list[tuple[_Kind, str, Any]] = []
-    options = _options(hint)
+    options = options_of(hint)
     if isinstance(value, Tensor) and value.layout == torch.strided:
         sizes = list(value.shape)
         # First what would broadcast: it is the worst to be taken.
@@ -785,18 +817,46 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         wrong.append(("array", "a NumPy array", plain.numpy()))
     if any(typing.get_origin(option) is Literal for option in options) and isinstance(value, str):
         wrong.append(("literal", "no such option", f"not {value}"))
+    wrong.extend(_wrong_items(options, value))
     if type(None) not in options:
         wrong.append(("none", "None", None))
     return wrong
 
 
+def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
+    """Break an item of a tuple; of a sequence of any length all items alike."""
+    asked = [option for option in options if typing.get_origin(option) in SEQUENCES]
+    if not asked or not isinstance(value, tuple | list):
+        return []
+    items = list(cast("Sequence[Any]", value))
+    made = cast("Callable[[list[Any]], Any]", list if isinstance(value, list) else tuple)
+    # Of a sequence beartype looks at one item, by chance: one wrong item among others might pass.
+    alike = typing.get_origin(asked[0]) is not tuple or Ellipsis in typing.get_args(asked[0])
+    wrong: list[tuple[_Kind, str, Any]] = []
+    for index, (hint, item) in enumerate(_parts(asked[0], value).values()):
+        for kind, how, other in _wrong_values(hint, item):
+            if alike:
+                wrong.append((kind, f"every item: {how}", made([other] * len(items))))
+            else:
+                others = [*items[:index], other, *items[index + 1 :]]
+                wrong.append((kind, f"item {index}: {how}", made(others)))
+        if alike:
+            break
+    return wrong
+
+
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
+    arguments = {**signature.held, **call}
+    given = {name: value for name, value in arguments.items() if name in signature.hints}
     with jaxtyped("context"):
-        for name, value in call.items():
-            if name not in signature.hints:
-                continue
-            if not fits(value, signature.hint(name, call)):
+        # What is no array first: "{k}+1" can be computed only from a k that is a number.
+        for name in sorted(given, key=lambda name: has_arrays(signature.hints[name])):
+            try:
+                hint = signature.hint(name, call)
+            except (TypeError, AttributeError):  # "{len(xs)}" of a broken xs
+                return False
+            if not fits(given[name], hint):
                 return False
     return True
 
@@ -804,4 +864,4 @@ def _fits(signature: Signature, call: Call) -> bool:
 def fits(value: Any, hint: Any) -> bool:
     """Ask jaxtyping and beartype whether a value is of an annotation, in the bindings so far."""
     # Option by option: beartype takes no union of shapes that were made after its import.
-    return any(is_bearable(value, option, conf=BEARTYPE) for option in _options(hint))
+    return any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))

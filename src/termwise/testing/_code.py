@@ -16,17 +16,22 @@ from torch import Tensor, nn
 def write_call(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[str, str]:
     """Write the imports that a call needs, and the call.
 
-    Arguments that are equal to their default are left out.
+    Arguments that are equal to their default are left out. What no code can be written for, as a
+    lambda, is a name, and among the imports a comment says what it stands for.
     """
     imports: set[str] = set()
-    called = _write(fn, imports)
+    called = _write(fn, imports, "fn")
     parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
     lines = [
-        f"    {name}={_write(value, imports)},\n"
+        f"    {name}={_write(value, imports, name)},\n"
         for name, value in arguments.items()
         if name not in parameters or not _is_default(value, parameters[name].default)
     ]
     return "\n".join(sorted(imports)), f"{called}(\n{''.join(lines)})"
+
+
+def is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(cast("object", value), "_fields")
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -39,7 +44,8 @@ def _is_default(value: Any, default: Any) -> bool:
     )
 
 
-def _write(value: Any, imports: set[str]) -> str:
+def _write(value: Any, imports: set[str], role: str) -> str:
+    """Write a value; where there is no code for it, its role in the call is the name it gets."""
     if isinstance(value, Tensor):
         imports.add("import torch")
         return _write_tensor(value.detach())
@@ -49,20 +55,28 @@ def _write(value: Any, imports: set[str]) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = _name(type(value), imports)
         fields = (
-            f"{field.name}={_write(getattr(value, field.name), imports)}"
+            f"{field.name}={_write(getattr(value, field.name), imports, f'{role}_{field.name}')}"
             for field in dataclasses.fields(value)
             if field.init
         )
         return f"{kind}({', '.join(fields)})"
+    if is_named_tuple(value):
+        parts: Mapping[str, Any] = cast("Any", value)._asdict()
+        fields = (
+            f"{name}={_write(part, imports, f'{role}_{name}')}" for name, part in parts.items()
+        )
+        return f"{_name(type(value), imports)}({', '.join(fields)})"
     if isinstance(value, tuple):
-        items = [_write(item, imports) for item in cast("Sequence[Any]", value)]
+        items = _write_items(cast("Sequence[Any]", value), imports, role)
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(value, list):
-        items = [_write(item, imports) for item in cast("Sequence[Any]", value)]
+        items = _write_items(cast("Sequence[Any]", value), imports, role)
         return f"[{', '.join(items)}]"
     if isinstance(value, dict):
         entries = cast("Mapping[Any, Any]", value)
-        pairs = (f"{_write(key, imports)}: {_write(one, imports)}" for key, one in entries.items())
+        keys = _write_items(list(entries), imports, f"{role}_key")
+        values = _write_items(list(entries.values()), imports, role)
+        pairs = (f"{key}: {one}" for key, one in zip(keys, values, strict=True))
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, float):
         return _write_number(value, torch.float64)
@@ -71,15 +85,23 @@ def _write(value: Any, imports: set[str]) -> str:
     if isinstance(value, str):
         return repr(value) if '"' in value or "\\" in value else f'"{value}"'
     if isinstance(value, functools.partial):
-        return _write_partial(cast("functools.partial[object]", value), imports)
+        return _write_partial(cast("functools.partial[object]", value), imports, role)
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
-        return f"{_write(owner, imports)}.{value.__name__}"
+        if not _is_told_by_repr(owner):
+            return _stand_in(role, f"{type(owner).__name__}.{value.__name__}", imports)
+        return f"{_write(owner, imports, role)}.{value.__name__}"
     if type(value).__module__ == "numpy" and hasattr(value, "shape"):
         imports.add("import torch")
         return f"{_write_tensor(torch.from_numpy(value))}.numpy()"
     if inspect.isroutine(value) or isinstance(value, type):
-        return _name(value, imports)
+        name = _name(value, imports)
+        if "<" not in name:
+            return name
+        what = "lambda" if value.__name__ == "<lambda>" else value.__name__
+        return _stand_in(role, what, imports)
+    if not _is_told_by_repr(value):
+        return _stand_in(role, type(value).__name__, imports)
     if type(value).__module__ == "torch":  # a dtype or a device
         imports.add("import torch")
     elif type(value).__module__ != "builtins":
@@ -87,10 +109,35 @@ def _write(value: Any, imports: set[str]) -> str:
     return repr(value)
 
 
-def _write_partial(value: functools.partial[Any], imports: set[str]) -> str:
+def _write_items(items: Sequence[Any], imports: set[str], role: str) -> list[str]:
+    return [_write(item, imports, f"{role}_{index}") for index, item in enumerate(items)]
+
+
+def _is_told_by_repr(value: Any) -> bool:
+    """Tell whether an object can be made again from what it prints."""
+    if not isinstance(value, nn.Module) or type(value).__repr__ is not nn.Module.__repr__:
+        return dataclasses.is_dataclass(value) or not repr(value).startswith("<")
+    if any(True for part in (value.children, value.parameters, value.buffers) for _ in part()):
+        return False  # it prints none of their numbers
+    kind = type(value)
+    takes_none = (
+        kind.__init__ is nn.Module.__init__ or len(inspect.signature(kind.__init__).parameters) == 1
+    )
+    return takes_none or kind.extra_repr is not nn.Module.extra_repr
+
+
+def _stand_in(role: str, what: str, imports: set[str]) -> str:
+    """Give a name to what has no code, and say in a comment what it is."""
+    imports.add(f"# {role}: the {what} that was {'tested' if role == 'fn' else 'given'}")
+    return role
+
+
+def _write_partial(value: functools.partial[Any], imports: set[str], role: str) -> str:
     imports.add("import functools")
-    arguments = [_write(one, imports) for one in (value.func, *value.args)]
-    arguments += [f"{name}={_write(one, imports)}" for name, one in value.keywords.items()]
+    arguments = [_write(value.func, imports, role), *_write_items(value.args, imports, role)]
+    arguments += [
+        f"{name}={_write(one, imports, f'{role}_{name}')}" for name, one in value.keywords.items()
+    ]
     return f"functools.partial({', '.join(arguments)})"
 
 
@@ -134,6 +181,9 @@ def _name(thing: Any, imports: set[str]) -> str:
     module: str | None = getattr(thing, "__module__", None)
     if name is None or module is None:
         return repr(thing)
+    own: str = thing.__name__
+    if getattr(sys.modules.get(module), own, None) is thing:  # torch.sin, a method of no name
+        name = own
     first = name.partition(".")[0]
     if "<" in name:  # of a function's own, or a lambda: there is nothing to import
         return name.rpartition("<locals>.")[2]
