@@ -460,6 +460,9 @@ def test_axes_computed_from_what_a_partial_holds():
     assert held.func is inner
     drawn = every(calls(held), lambda call: (list(call), call()), 5)
     assert drawn == [(["x", "y"], (3, 5))] * 5
+    held = functools.partial(inner, torch.zeros(3, 6))
+    drawn = every(calls(held), lambda call: (list(call), call()), 5)
+    assert drawn == [(["y", "z"], (3, 6))] * 5
 
 
 def test_a_call_is_keyword_arguments():
