@@ -1,5 +1,6 @@
 """The laws: a right loss passes them, and each planted defect is found by the one meant for it."""
 
+import functools
 import re
 from typing import Any, Literal
 
@@ -224,6 +225,15 @@ def test_what_is_within_a_result_is_looked_at():
 class Averaged(nn.BatchNorm1d):
     def forward(self, x: Float[Tensor, "2 3"]) -> Float[Tensor, "2 3"]:
         return super().forward(x)
+
+
+def widened(x: Float[Tensor, " n"], y: Float[Tensor, ""]) -> Float[Tensor, " n"]:
+    return (x + y).repeat(2)
+
+
+def test_what_a_partial_holds_limits_the_result():
+    held = functools.partial(widened, x=torch.zeros(3))
+    assert "the result needs" in failure("assert_contract", held, compiled=False)
 
 
 def test_a_module_that_changes_is_not_pure():

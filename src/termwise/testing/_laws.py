@@ -142,7 +142,7 @@ def _run_compiled(run: Function, call: Call) -> Any:
 def _check_result(signature: Signature, call: Call, result: Any) -> None:
     wanted = signature.returns
     with jaxtyped("context"):
-        for name, value in call.items():
+        for name, value in {**signature.held, **call}.items():
             if name in signature.hints:
                 fits(value, signature.hint(name, call))
         if not fits(result, wanted):
