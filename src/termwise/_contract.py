@@ -260,10 +260,10 @@ def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
 
 
 def _item_kinds(hint: Any, value: Any) -> tuple[Any, ...]:
-    """List the annotation of each item, where a value is the sequence that is asked for."""
+    """List the annotation of each item, where a value is the sequence of tensors asked for."""
     origin: Any = typing.get_origin(hint)
     kinds = typing.get_args(hint)
-    if origin not in SEQUENCES or not isinstance(value, origin):
+    if origin not in SEQUENCES or not isinstance(value, origin) or not has_arrays(hint):
         return ()
     if origin is not tuple or Ellipsis in kinds:
         return kinds[:1] * len(value)
