@@ -36,6 +36,10 @@ def definition(name: str) -> ast.FunctionDef | ast.ClassDef:
     return _definitions(family)[own]
 
 
+def first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
+
+
 def members(kind: ast.ClassDef) -> dict[str, str | None]:
     """Give the docstrings of public fields and methods."""
     found = {}

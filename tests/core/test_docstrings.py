@@ -10,11 +10,7 @@ import ast
 import re
 
 import pytest
-from exports import CLASSES, FUNCTIONS, definition, members, shaped
-
-
-def first_line(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]
+from exports import CLASSES, FUNCTIONS, definition, first_line, members, shaped
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])

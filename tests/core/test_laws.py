@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from exports import EXPORTS, FUNCTIONS
 from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
@@ -456,16 +457,10 @@ LAWS: dict[Callable[..., Any], Laws] = {
 
 
 def public() -> dict[str, Callable[..., Any]]:
-    families = [
-        module
-        for name, module in vars(tw).items()
-        if inspect.ismodule(module) and not name.startswith("_") and name != "testing"
-    ]
     return {
-        f"{family.__name__.removeprefix('termwise.')}.{name}": function
-        for family in families
-        for name, function in vars(family).items()
-        if inspect.isfunction(function) and not name.startswith("_") and takes_tensors(function)
+        name: EXPORTS[name]
+        for name in FUNCTIONS
+        if not name.startswith(("termwise.", "testing.")) and takes_tensors(EXPORTS[name])
     }
 
 

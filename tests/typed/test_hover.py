@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from exports import CLASSES, EXPORTS, FAMILIES, FUNCTIONS, definition, members, shaped
+from exports import CLASSES, EXPORTS, FAMILIES, FUNCTIONS, definition, first_line, members, shaped
 
 import termwise
 
@@ -108,10 +108,6 @@ def server():
 def hover(server: Server, line: str) -> str:
     """Give what is shown of the last name in a line."""
     return server.hover(SOURCE.index(line), re.search(r"\w+$", line).start())
-
-
-def first_line(docstring: str) -> str:
-    return docstring.partition("\n")[0]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

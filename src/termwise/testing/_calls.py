@@ -517,7 +517,7 @@ def _derivable(option: Any) -> bool:
     origin = typing.get_origin(option)
     if origin is Literal or _is_record(option):
         return True
-    if origin in (tuple, list, Sequence):
+    if origin in SEQUENCES:
         return all(
             any(_derivable(one) for one in options_of(item))
             for item in typing.get_args(option)

@@ -1,10 +1,11 @@
 """Laws of losses: each is one call in a test, and its failure is code to be pasted."""
 
+import contextlib
 import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, Unpack, cast
 
 import torch
@@ -83,7 +84,6 @@ def assert_contract(
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
     signature = Signature(fn)
-
     tried = False
 
     def check(call: Call) -> None:
@@ -96,7 +96,9 @@ def assert_contract(
     def check_compiled(call: Call) -> None:
         run = torch.compile(fn, fullgraph=True, backend="eager")
         try:
-            _run_compiled(run, call)
+            # Without gradients, for which Dynamo has ways of its own: assert_compiles has some.
+            with _failing("compiled", call):
+                run(**call.mapped(_same_tensor))
             for broken in _one_of_each_argument(signature, call):
                 _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
         finally:
@@ -130,12 +132,13 @@ def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
     ]
 
 
-def _run_compiled(run: Function, call: Call) -> Any:
+@contextlib.contextmanager
+def _failing(how: str, call: Call) -> Generator[None]:
+    """Take an error for a broken law, in the first line that it says."""
     try:
-        # Without gradients, for which Dynamo has ways of its own; assert_compiles asks for them.
-        return run(**call.mapped(_same_tensor))
+        yield
     except Exception as error:
-        problem = f"compiled, {type(error).__name__}: {_first_line(str(error))}"
+        problem = f"{how}, {type(error).__name__}: {_first_line(str(error))}"
         raise BrokenLawError(problem, call) from None
 
 
@@ -280,6 +283,7 @@ def assert_finite(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
+    refuse_unknown_arguments("assert_finite", fn, ignores)
     elements = inputs.get("elements")
     overrides = inputs.get("overrides") or {}
     limited = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
@@ -290,8 +294,6 @@ def assert_finite(
 
     def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
         return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
-
-    refuse_unknown_arguments("assert_finite", fn, ignores)
 
     def check(call: Call) -> None:
         for kind, change in _extremes(scale).items():
@@ -424,12 +426,15 @@ def assert_permutation_invariant(
 
     def check(call: Call) -> None:
         nonlocal compared
-        size = _size("assert_permutation_invariant", call, axis)
-        for order in _orders(size or 0):
-            compared = True
-            check_order(call, torch.tensor(order))
+        orders = _orders(_size("assert_permutation_invariant", call, axis) or 0)
+        if not orders:
+            return
+        compared = True
+        values, gradients = values_and_gradients(call)
+        for order in orders:
+            check_order(call, values, gradients, torch.tensor(order))
 
-    def check_order(call: Call, order: Tensor) -> None:
+    def check_order(call: Call, values: Numbers, gradients: Numbers, order: Tensor) -> None:
         axes = call.axes()
 
         def permuted(tensor: Tensor, names: Sequence[str | None]) -> Tensor:
@@ -439,7 +444,6 @@ def assert_permutation_invariant(
             return tensor
 
         moved = call.mapped(lambda path, t: permuted(t, axes.get(path, ())).clone())
-        values, gradients = values_and_gradients(call)
         ours, our_gradients = values_and_gradients(moved)
         wanted = {
             name: permuted(value, result_axes(signature, name, value))
@@ -551,7 +555,7 @@ def assert_shift_invariant(
 
         def shift(path: str, tensor: Tensor) -> Tensor:
             nonlocal shifted
-            chosen = arguments is None or _is_of(path, arguments)
+            chosen = _is_of(path, arguments)
             names = axes.get(path, ())
             inexact = tensor.is_floating_point() or tensor.is_complex()
             if not chosen or axis not in names or not inexact or not tensor.numel():
@@ -716,9 +720,7 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point()
-            and t.numel()
-            and (arguments is None or _is_of(path, arguments))
+            if t.is_floating_point() and t.numel() and _is_of(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -799,11 +801,8 @@ def assert_compiles(
 
     def check_one(call: Call, run: Function) -> None:
         values, gradients = values_and_gradients(call)
-        try:
+        with _failing("compiled", call):
             ours, our_gradients = values_and_gradients(call, run)
-        except Exception as error:
-            problem = f"compiled, {type(error).__name__}: {_first_line(str(error))}"
-            raise BrokenLawError(problem, call) from None
         for name, value in {**values, **gradients}.items():
             compiled = {**ours, **our_gradients}.get(name)
             if compiled is None:
@@ -845,7 +844,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point() and (arguments is None or _is_of(path, arguments))
+            if t.is_floating_point() and _is_of(path, arguments)
         ]
         if not paths:
             return
@@ -858,11 +857,8 @@ def assert_vmaps(
         rows = [[one.tensors()[path] for path in paths] for one in three]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
         looped = [of_tensors(*row) for row in rows]
-        try:
+        with _failing("under vmap", call):
             together = torch.vmap(of_tensors)(*stacked)
-        except Exception as error:
-            problem = f"under vmap, {type(error).__name__}: {_first_line(str(error))}"
-            raise BrokenLawError(problem, call) from None
         for index, values in enumerate(looped):
             for name, value in values.items():
                 if not close(together[name][index], value):
@@ -874,11 +870,8 @@ def assert_vmaps(
             return
         by = tuple(range(len(paths)))
         gradient: Function = torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), by)
-        try:
+        with _failing("grad under vmap", call):
             mapped = torch.vmap(gradient)(*stacked)
-        except Exception as error:
-            problem = f"grad under vmap, {type(error).__name__}: {_first_line(str(error))}"
-            raise BrokenLawError(problem, call) from None
         for index, (loss, row) in enumerate(zip(losses, leaves, strict=True)):
             for path, ours, wanted in zip(paths, mapped, _derivatives(loss, row), strict=True):
                 if not close(ours[index], wanted):
@@ -1067,8 +1060,10 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
 
 
-def _is_of(path: str, arguments: Collection[str]) -> bool:
-    """Tell whether a tensor is one of these arguments, or within one."""
+def _is_of(path: str, arguments: Collection[str] | None) -> bool:
+    """Tell whether a tensor is one of these arguments, or within one; None: of all."""
+    if arguments is None:
+        return True
     return any(path == name or path.startswith(f"{name}.") for name in arguments)
 
 
