@@ -29,6 +29,7 @@ from termwise.energy import (
     SlicedScoreMatchingTerms,
 )
 
+SHOW_THREADS = Path(__file__).parents[1] / "show_threads.py"
 TERMS = {
     "vicreg": {"loss", "sim", "var", "cov", "std"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
@@ -267,8 +268,10 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
         *("--master-addr=127.0.0.1", f"--master-port={free_port()}"),
     ]
     command = ["-m", "termwise", "vicreg", "--steps", "5", "--json", "terms.json"]
-    done = python(*launcher, *command, cwd=tmp_path)
+    done = python(*launcher, str(SHOW_THREADS), *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("threads at the end:") == 2
+    assert "gloo" not in done.stderr, done.stderr  # a thread that may abort the process at its end
     assert done.stdout.count("measured: ") == 1
     together = json.loads((tmp_path / "terms.json").read_text())["vicreg"]
     for name in TERMS["vicreg"]:
