@@ -270,7 +270,6 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
     command = ["-m", "termwise", "vicreg", "--steps", "5", "--json", "terms.json"]
     done = python(*launcher, str(SHOW_THREADS), *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("threads at the end:") == 2
     assert "gloo" not in done.stderr, done.stderr  # a thread that may abort the process at its end
     assert done.stdout.count("measured: ") == 1
     together = json.loads((tmp_path / "terms.json").read_text())["vicreg"]

@@ -267,9 +267,6 @@ def _process_group(
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Imported while there is a group, as an optimizer does, it keeps that group as the default of
-    # its arguments, and a thread of the group that is still at work can abort the process's end.
-    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield dist.group.WORLD
