@@ -107,6 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with a code."""
+    if _ranks().count == 1:
+        sys.exit(code)
+    # gloo's threads outlive the group and can abort an interpreter that winds down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m termwise",
