@@ -9,7 +9,11 @@ import termwise
 import termwise.testing
 
 _PUBLIC = {name: value for name, value in vars(termwise).items() if not name.startswith("_")}
-FAMILIES = {"termwise": termwise, **{n: v for n, v in _PUBLIC.items() if inspect.ismodule(v)}}
+# What a test has imported is there too: `termwise.demo` is a program, and exports nothing.
+FAMILIES = {
+    "termwise": termwise,
+    **{n: v for n, v in _PUBLIC.items() if inspect.ismodule(v) and n != "demo"},
+}
 EXPORTS = {
     f"{family}.{name}": value
     for family, module in FAMILIES.items()
