@@ -8,7 +8,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
@@ -29,7 +29,9 @@ Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argu
 # An int where a float is declared is what every caller means by `gamma=1`.
 BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
 
-SEQUENCES: Final[Any] = (list, tuple, Sequence)  # whose items are looked into
+# Each of their items is looked at, where beartype takes one of many.
+SEQUENCES: Final[Any] = (list, tuple, Sequence)
+MAPPINGS: Final[Any] = (dict, Mapping)
 
 DTYPE_NAMES: Final = {
     dtype: str(dtype).removeprefix("torch.")
@@ -60,7 +62,9 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     Args:
         fn: a function or method. Annotate tensors with jaxtyping types
             (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
-            call. Every other annotation is enforced too (`Literal`, `float`, classes, unions).
+            call. Each value of `*zs: Float[...]` and `**zs: Float[...]` is looked at, and each item
+            of a `list`, `tuple`, `Sequence`, `dict` or `Mapping` of tensors. Every other annotation
+            is enforced too (`Literal`, `float`, classes, unions), as beartype does.
             Axes computed from argument values (`"{k}+1"`) are compared in eager only.
 
     Returns:
@@ -94,16 +98,18 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     kind = typing.get_origin(returns) or returns
     if not _is_class(kind):
         kind = object
-    positions = list(signature.parameters)
-    run = _under_beartype(fn, computed=any("{" in e.spelled for e in expected.values()))
+    spread = _Spread(signature)
+    looks_into = any(e.collections for e in expected.values()) or spread.rest in expected
+    computed = any("{" in e.spelled for e in expected.values())
+    run = _under_beartype(fn, computed=computed)
 
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Axes:
         axes: Axes = {}
-        for parameter, value in (*zip(positions, args, strict=False), *kwargs.items()):
+        for parameter, owner, value in spread(args, kwargs):
             if parameter in expected:
-                problem = expected[parameter].problem(value, parameter, axes)
+                problem = expected[parameter].problem(value, owner, axes)
                 if problem:
-                    raise ContractError(f"{name}: {parameter} {problem}")
+                    raise ContractError(f"{name}: {problem}")
         return axes
 
     def check_result(result: Any, axes: Axes) -> None:
@@ -113,11 +119,11 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
             value = getattr(result, part) if isinstance(part, str) else result[part]
             problem = expectation.problem(value, f"{part}", axes)
             if problem:
-                raise ContractError(f"{name}: the result's {part} {problem}")
+                raise ContractError(f"{name}: the result's {problem}")
         if whole is not None:
             problem = whole.problem(result, "the result", axes)
             if problem:
-                raise ContractError(f"{name}: the result {problem}")
+                raise ContractError(f"{name}: {problem}")
 
     def traced(*args: P.args, **kwargs: P.kwargs) -> R:
         axes = bind(args, kwargs)
@@ -127,6 +133,12 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
     def eager(*args: P.args, **kwargs: P.kwargs) -> R:
         with jaxtyped("context"):
+            if looks_into:
+                bind(args, kwargs)
+            if looks_into and computed:
+                message = _explain(name, signature, hints, args, kwargs)
+                if message:
+                    raise ContractError(message)
             try:
                 result = run(*args, **kwargs)
             except (BeartypeCallHintViolation, TypeCheckError, AnnotationError) as violation:
@@ -214,16 +226,16 @@ def _explain(
     unknown: str | None = None
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
+    given = [one for one in _Spread(signature)(bound.args, bound.kwargs) if one[0] in hints]
     # What is no array first: "{k}+1" can be computed only from a k that is a number.
-    annotated = [parameter for parameter in bound.arguments if parameter in hints]
-    for parameter in sorted(annotated, key=lambda parameter: has_arrays(hints[parameter])):
-        hint, value = hints[parameter], bound.arguments[parameter]
+    for parameter, owner, value in sorted(given, key=lambda one: has_arrays(hints[one[0]])):
+        hint = hints[parameter]
         try:
-            problem = _misfit(filled_in(hint, bound.arguments), value, parameter, axes)
+            problem = _misfit(filled_in(hint, bound.arguments), value, owner, axes)
         except Exception as error:  # of any class: "{k}+1" for a k that its annotation allows
             if "{" not in spell(hint):
                 raise
-            uncomputed = f"{parameter} needs {spell(hint)}, got {show(value)}: {error}"
+            uncomputed = f"{owner} needs {spell(hint)}, got {show(value)}: {error}"
             unknown = unknown or f"{name}: {uncomputed}"
             continue
         if problem:
@@ -235,39 +247,12 @@ def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
     """Say what does not fit, a value or an item of it, or "" and bind all axes."""
     expected = _Expected(hint)
     problem = expected.problem(value, owner, axes)
-    if problem:
-        return f"{owner} {problem}"
-    if expected.judged:
-        return ""
-    reasons: list[str] = []
-    for option in options_of(hint):
-        kinds = _item_kinds(option, value)
-        if not kinds:
-            continue
-        found = dict(axes)
-        items = (_misfit(kind, value[i], f"{owner}[{i}]", found) for i, kind in enumerate(kinds))
-        reason = next(filter(None, items), "")
-        if not reason:
-            axes.update(found)
-            return ""
-        reasons.append(reason)
-    if reasons:
-        return reasons[0]
+    if problem or expected.judged:
+        return problem
     # Alone, in bindings of its own: shared axes were compared above.
     with jaxtyped("context"):
         fits = any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
     return "" if fits else f"{owner} needs {expected.spelled}, got {show(value)}"
-
-
-def _item_kinds(hint: Any, value: Any) -> tuple[Any, ...]:
-    """List the annotation of each item, where a value is the sequence of tensors asked for."""
-    origin: Any = typing.get_origin(hint)
-    kinds = typing.get_args(hint)
-    if origin not in SEQUENCES or not isinstance(value, origin) or not has_arrays(hint):
-        return ()
-    if origin is not tuple or Ellipsis in kinds:
-        return kinds[:1] * len(value)
-    return kinds if len(kinds) == len(value) else ()
 
 
 def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
@@ -284,9 +269,35 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
         return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
     origin: Any = typing.get_origin(hint)
     kinds = typing.get_args(hint)
-    if origin not in SEQUENCES:
+    if origin not in (*SEQUENCES, *MAPPINGS):
         return hint
     return origin[tuple(filled_in(kind, arguments) for kind in kinds)]
+
+
+class _Spread:
+    """The parameter of each value of a call, and the value's name: `zs[1]` in `*zs`."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        names = {parameter.kind: name for name, parameter in signature.parameters.items()}
+        self.rest = names.get(inspect.Parameter.VAR_POSITIONAL, "")
+        self.others = names.get(inspect.Parameter.VAR_KEYWORD, "")
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+        self.positions = [name for name, kind in kinds.items() if kind in by_position]
+        self.named = {name for name, kind in kinds.items() if kind in by_name}
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str, Any]]:
+        """Give parameter, name and value, in the order of the call."""
+        for name, value in zip(self.positions, args, strict=False):
+            yield name, name, value
+        for index in range(len(self.positions), len(args)):
+            place = index - len(self.positions)
+            yield self.rest, f"{self.rest}[{place}]", args[index]
+        for name, value in kwargs.items():
+            yield name if name in self.named else self.others, name, value
 
 
 class _Expected:
@@ -305,14 +316,18 @@ class _Expected:
         classes = {option for option in options if _is_class(option)}
         # An int where a float is declared is fine, as BEARTYPE has it.
         self.classes = (*classes, int) if float in classes else tuple(classes)
-        # What is neither an array, a literal nor a class is left to beartype.
-        self.judged = all(
-            is_array(option) or _is_class(option) or typing.get_origin(option) is Literal
+        self.collections = tuple(
+            _Collection(option)
             for option in options
+            if typing.get_origin(option) in (*SEQUENCES, *MAPPINGS) and has_arrays(option)
         )
+        # What is none of these is left to beartype.
+        others = len(options) - len(self.shapes) - len(classes) - len(self.collections)
+        others -= sum(typing.get_origin(option) is Literal for option in options)
+        self.judged: bool = not others and all(one.judged for one in self.collections)
 
     def problem(self, value: Any, owner: str, axes: Axes) -> str:
-        """Say why a value does not fit, or "" and bind its axes."""
+        """Say what does not fit, a value or an item of it, or "" and bind its axes."""
         if isinstance(value, self.classes):
             return ""
         reason = ""
@@ -320,10 +335,50 @@ class _Expected:
             reason = shape.mismatch(value, owner, axes)
             if not reason:
                 return ""
+        within = ""
+        for collection in self.collections:
+            if collection.takes(value):
+                found = dict(axes)
+                problem = collection.problem(value, owner, found)
+                if not problem:
+                    axes.update(found)
+                    return ""
+                within = within or problem
+        if within:
+            return within
         if not self.judged or (not isinstance(value, Tensor) and value in self.literals):
             return ""
         only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
-        return f"needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
+        return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
+
+
+class _Collection:
+    """An annotation of several values with shapes: `list[Float[Tensor, "batch dim"]]`."""
+
+    def __init__(self, hint: Any) -> None:
+        self.origin: Any = typing.get_origin(hint)
+        self.by_key = self.origin in MAPPINGS
+        kinds = typing.get_args(hint)
+        self.alike = self.origin is not tuple or Ellipsis in kinds
+        if self.alike:
+            kinds = kinds[1:] if self.by_key else kinds[:1]
+        self.items = tuple(_Expected(kind) for kind in kinds)
+        # Keys are beartype's to judge.
+        self.judged: bool = not self.by_key and all(item.judged for item in self.items)
+
+    def takes(self, value: Any) -> bool:
+        """Tell whether a value is such a collection, whatever its items are."""
+        return isinstance(value, self.origin) and (self.alike or len(value) == len(self.items))
+
+    def problem(self, value: Any, owner: str, axes: Axes) -> str:
+        """Say which item does not fit, or "" and bind all axes."""
+        keys = list(value) if self.by_key else list(range(len(value)))
+        items = self.items * len(keys) if self.alike else self.items
+        for key, item in zip(keys, items, strict=True):
+            problem = item.problem(value[key], f"{owner}[{key!r}]", axes)
+            if problem:
+                return problem
+        return ""
 
 
 class Shape:

@@ -1,6 +1,7 @@
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jaxtyping
@@ -340,9 +341,89 @@ def test_items_of_sequences_share_the_axes():
         fn([two], two, (torch.zeros(2).long(), 3))
     with pytest.raises(tw.ContractError, match=r"^fn: zs needs .*, got tuple$"):
         fn([two], two, (torch.zeros(2).long(),))
-    # What is looked into by beartype alone is refused in its words.
-    with pytest.raises(tw.ContractError, match=r"(?s)^fn: .*by_name"):
-        fn([two], two, None, {"a": torch.zeros(3)})
+    with pytest.raises(tw.ContractError, match=r"^fn: by_name\['c'\] needs .* is 2 in xs\[0\]"):
+        fn([two], two, None, {"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(3)})
+    with pytest.raises(tw.ContractError, match=r"(?s)^fn: by_name needs dict"):
+        fn([two], two, None, {3: torch.zeros(2)})
+
+
+@tw.contract
+def listed(zs: Sequence[Float[Tensor, "batch dim"]]) -> Float[Tensor, ""]:
+    return torch.stack([z.square().sum() for z in zs]).sum()
+
+
+@tw.contract
+def mapped(
+    zs: Mapping[str, Float[Tensor, "batch dim"]] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    return {name: z.square().sum() for name, z in (zs or {}).items()}
+
+
+@tw.contract
+def nested(zs: tuple[list[Float[Tensor, "batch dim"]], ...]) -> list[Float[Tensor, " dim"]]:
+    return [z.sum(0) for part in zs for z in part]
+
+
+@tw.contract
+def by_position(*zs: Float[Tensor, "batch dim"], weight: float = 1.0) -> Float[Tensor, ""]:
+    return weight * torch.stack([z.square().sum() for z in zs]).sum()
+
+
+@tw.contract
+def by_name(x: Float[Tensor, " batch"], /, **zs: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    return x.sum() + torch.stack([z.square().sum() for z in zs.values()]).sum()
+
+
+@pytest.mark.parametrize(
+    ("fn", "call", "last"),
+    [
+        (listed, lambda fn, *zs: fn(zs), "zs[3]"),
+        (mapped, lambda fn, *zs: fn(dict(zip("abcd", zs, strict=True))), "zs['d']"),
+        (nested, lambda fn, *zs: fn((list(zs[:1]), list(zs[1:]))), "zs[1][2]"),
+        (by_position, lambda fn, *zs: fn(*zs, weight=2.0), "zs[3]"),
+        (by_name, lambda fn, *zs: fn(zs[0][:, 0], **dict(zip("abcx", zs, strict=True))), "x"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_each_of_several_values_is_looked_at(fn, call, last):
+    z, wrong = torch.zeros(8, 4), torch.zeros(1, 4)  # sizes that broadcast
+    compiled = torch.compile(fn, backend="eager", fullgraph=True)
+    call(fn, z, z, z, z)
+    call(compiled, z, z, z, z)
+    text = f'{fn.__name__}: {last} needs Float[Tensor, "batch dim"], got float32[1, 4]: axis batch'
+    for _ in range(10):  # beartype looks at one of many, by chance
+        with pytest.raises(tw.ContractError, match=f"^{re.escape(text)} is 1, but it is 8 in "):
+            call(fn, z, z, z, wrong)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        call(compiled, z, z, z, wrong)
+    assert text in str(caught.value).replace("\\'", "'")
+
+
+def test_the_body_does_not_run_where_an_item_is_wrong():
+    ran = []
+
+    @tw.contract
+    def fn(zs: list[Float[Tensor, "batch dim"]]):
+        ran.append(zs)
+
+    z, wrong = torch.zeros(8, 4), torch.zeros(1, 4)
+    for _ in range(10):  # beartype looks at one of many, by chance
+        with pytest.raises(tw.ContractError, match=r"zs\[2\] needs"):
+            fn([z, z, wrong, z])
+    assert ran == []
+
+
+def test_each_item_of_a_result_is_looked_at():
+    @tw.contract
+    def fn(x: Float[Tensor, "n d"]) -> list[Float[Tensor, " n"]]:
+        return [x[:, 0], x[:, 0], x[0]]
+
+    for call in (fn, torch.compile(fn, backend="eager", fullgraph=True)):
+        with pytest.raises(
+            (tw.ContractError, torch._dynamo.exc.Unsupported),
+            match=r"fn: the result\[2\] needs .*: axis n is 4, but it is 3 in x",
+        ):
+            call(torch.zeros(3, 4))
 
 
 def test_axes_of_items_are_computed_from_arguments():
@@ -353,6 +434,9 @@ def test_axes_of_items_are_computed_from_arguments():
     fn([torch.zeros(2, 3)])
     with pytest.raises(tw.ContractError, match=r"^fn: xs\[0\] needs .*an axis is 2, not 3"):
         fn([torch.zeros(2, 3)], k=3)
+    for _ in range(10):  # beartype looks at one of many, by chance
+        with pytest.raises(tw.ContractError, match=r"^fn: xs\[1\] needs .*an axis is 3, not 2"):
+            fn([torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2, 3)])
     with pytest.raises(tw.ContractError, match=r"^fn: k needs int, got None"):
         fn([torch.zeros(2, 3)], k=None)
 
