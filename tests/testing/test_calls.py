@@ -255,6 +255,20 @@ def test_axes_in_items_are_computed_from_arguments():
     assert set(every(calls(fn), check, 30)) == {True, False}
 
 
+def test_what_an_axis_is_computed_from_is_never_none():
+    def fn(
+        x: Float[Tensor, "{k}+1 {len(ys)}"],
+        ys: list[Float[Tensor, " n"]] | None = None,
+        k: int | None = None,
+        other: int | None = None,
+    ):
+        return k, ys, other
+
+    seen = every(calls(fn), lambda call: call(), 30)
+    assert all(k is not None and ys is not None for k, ys, _ in seen)
+    assert {other is None for _, _, other in seen} == {True, False}
+
+
 def test_axes_computed_from_what_is_not_known_yet_are_named():
     def number(x: Float[Tensor, "{k} n"], k: int):
         return x

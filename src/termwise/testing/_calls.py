@@ -1,5 +1,6 @@
 """Calls of a function, drawn from the shapes in its signature, and calls that break it."""
 
+import ast
 import copy
 import dataclasses
 import functools
@@ -335,6 +336,14 @@ def axis_names(hint: Any) -> list[str]:
     return [name for part in within for name in axis_names(part)]
 
 
+def _asked_for(hint: Any) -> set[str]:
+    """List the names that axes are computed from: k in "{k}+1"."""
+    if is_array(hint):
+        parts = ast.walk(ast.parse(f"f{hint.dim_str!r}", mode="eval"))
+        return {part.id for part in parts if isinstance(part, ast.Name)}
+    return {name for part in typing.get_args(hint) for name in _asked_for(part)}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Array:
     """A tensor to be drawn once all sizes are known."""
@@ -383,11 +392,13 @@ def drawn_calls(
     overrides = inputs.get("overrides") or {}
     # First what each argument is, and all that has no shape; then sizes; then tensors.
     chosen: dict[str, Any] = {}
+    measures = {name for hint in signature.hints.values() for name in _asked_for(hint)}
     for name, parameter in signature.parameters.items():
-        default = parameter.default
-        chosen[name] = _choose(
-            draw, signature.name, name, signature.hints.get(name), default, overrides
-        )
+        hint, default = signature.hints.get(name), parameter.default
+        if name in measures:  # None has no size
+            some = [option for option in options_of(hint) if option is not type(None)]
+            hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
+        chosen[name] = _choose(draw, signature.name, name, hint, default, overrides)
     values = signature.held | {
         # A sequence is drawn later, but "{len(xs)}" is known.
         name: value.items if isinstance(value, _Several) else value
