@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -233,6 +233,53 @@ def test_axes_computed_by_a_function_in_items_and_from_a_sequence(decorate):
     assert set(every(calls(counted), lambda call: call())) == {0}
     found = violations(first(calls(counted)))
     assert {one.argument for one in found} == {"y", "xs"}
+
+
+def by_name(
+    xs: Mapping[str, Float[Tensor, "b d"] | Int[Tensor, " b"]],
+    ys: dict[str, Float[Tensor, " {k} d"]] | None = None,
+    k: int = 2,
+):
+    return xs, ys, k
+
+
+def test_mappings_by_name_share_the_axes():
+    def check(call):
+        xs, ys, k = call()
+        b, d = call.sizes.get("b"), call.sizes.get("d")
+        assert {x.shape for x in xs.values()} <= {(b, d), (b,)}
+        assert all(y.shape == (k, d) for y in (ys or {}).values())
+        axes = call.axes()
+        assert all(axes[f"xs.{key}"] == ("b", "d")[: x.ndim] for key, x in xs.items())
+        assert set(call.tensors()) == {
+            *(f"xs.{key}" for key in xs),
+            *(f"ys.{key}" for key in ys or {}),
+        }
+        again = {}
+        exec(call.code().replace("\n\nby_name", "\n\nresult = by_name", 1), again)
+        assert all(torch.equal(again["result"][0][key], x) for key, x in xs.items())
+        return len(xs), ys is None
+
+    seen = every(calls(by_name), check, 40)
+    assert {count for count, _ in seen} == {1, 2, 3}
+    assert {is_none for _, is_none in seen} == {True, False}
+    given = first(calls(by_name, elements={"xs.a": st.just(0.5)}), lambda call: len(call["xs"]) > 1)
+    assert set(given["xs"]["a"].flatten().tolist()) <= {0.5}
+
+
+@both
+def test_items_of_mappings_are_broken(decorate):
+    @decorate
+    def fn(xs: Mapping[str, Float[Tensor, "b d"]], y: Float[Tensor, "b d"]):
+        return y
+
+    call = first(calls(fn, sizes={"b": 2, "d": 3}), lambda call: len(call["xs"]) > 1)
+    found = violations(call)
+    for broken in found:
+        with pytest.raises(TypeError, match=rf"\b{broken.argument}\b|\by\b"):
+            broken()
+    kinds = {one.kind for one in found if one.argument == "xs"}
+    assert kinds == {"rank", "axis", "dtype", "array", "none"}
 
 
 def test_axes_in_items_are_computed_from_arguments():
@@ -514,7 +561,7 @@ def test_a_named_tuple_keeps_its_type():
     [
         (Callable[[int], int], "fn needs a, and the annotation Callable does not say what to draw"),
         (str, "fn needs a, and the annotation str does not say what to draw: name it in overrides"),
-        (dict[str, int], "the annotation dict"),
+        (dict[int, float], "the annotation dict"),
     ],
 )
 def test_what_cannot_be_derived_is_named(annotation, says):

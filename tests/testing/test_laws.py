@@ -269,6 +269,21 @@ def test_a_memory_of_other_calls_is_found():
     assert re.search(r"result of the same call is .*, then ", failure("assert_pure", counted))
 
 
+def test_a_change_within_an_argument_is_found():
+    def scaled(xs: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, ""]:
+        xs["a"].data.mul_(2)
+        return xs["a"].sum()
+
+    def listed(xs: list[dict[str, Float[Tensor, " n"]]]) -> Float[Tensor, ""]:
+        xs[0]["a"].data.mul_(2)
+        return xs[0]["a"].sum()
+
+    assert ": xs.a is changed in place" in failure("assert_pure", scaled)
+    assert ": xs.0.a is changed in place" in failure("assert_pure", listed)
+    given = {"overrides": {"xs": {"a": torch.ones(2)}}}
+    assert ": xs.a is changed in place" in failure("assert_pure", scaled, **given)
+
+
 def test_terms_outside_the_sum():
     in_graph = DEFECTS["diagnostic in graph"]
     testing.assert_terms_sum(in_graph, WEIGHTS, also_in_graph=["std"], **SIZES)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._contract import (
     BEARTYPE,
+    MAPPINGS,
     SEQUENCES,
     Axis,
     Shape,
@@ -115,7 +116,7 @@ class Call(dict[str, Any]):
     def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         """Give the same call with each tensor replaced by `change(path, tensor)`.
 
-        A tensor in a record or a sequence has the path "argument.field" or "argument.0". A
+        A tensor in a record, a dict or a sequence has the path "argument.field" or "argument.0". A
         `torch.Generator` is copied, in the state it has.
         """
         return self.changed(**{name: _mapped(value, name, change) for name, value in self.items()})
@@ -164,10 +165,10 @@ def calls(
 
     An axis name has one size in a call, wherever it stands. Fixed sizes, `*batch`, `...`, `_`,
     `#broadcast`, sizes computed from others (`"n-1"`) and from arguments (`"{k}+1"`), optional and
-    union arguments, `Literal`, numbers, sequences and frozen dataclasses of all these are
-    understood; a field of a dataclass shares the axis names. Process groups are None, a
-    `torch.Generator` is a seeded one. What cannot be derived, as a callable, takes its default, or
-    must be in `overrides`.
+    union arguments, `Literal`, numbers, and sequences, mappings by `str` and frozen dataclasses of
+    all these are understood. A field of a dataclass shares the axis names, and what an axis is
+    computed from is never None. Process groups are None, a `torch.Generator` is a seeded one. What
+    cannot be derived, as a callable, takes its default, or must be in `overrides`.
 
     Args:
         fn: a function under [`contract`][termwise.contract] or any other with jaxtyping
@@ -353,7 +354,7 @@ class _Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """A dataclass to be made once its fields are drawn."""
+    """A dataclass, or a dict, to be made once its fields are drawn."""
 
     kind: Callable[..., Any]
     fields: dict[str, Any]
@@ -511,9 +512,16 @@ def _chosen_option(
             if field.init
         }
         return _Record(option, fields)
+    empty = inspect.Parameter.empty
+    if origin in MAPPINGS:
+        keys = "abc"[: draw(st.integers(1, 3))]
+        entries = {
+            key: _choose(draw, function, f"{path}.{key}", arguments[1], empty, overrides)
+            for key in keys
+        }
+        return _Record(dict, entries)
     fixed = origin is tuple and Ellipsis not in arguments
     kinds = arguments if fixed else arguments[:1] * draw(st.integers(1, 3))
-    empty = inspect.Parameter.empty
     items = (
         _choose(draw, function, f"{path}.{index}", kind, empty, overrides)
         for index, kind in enumerate(kinds)
@@ -528,6 +536,9 @@ def _derivable(option: Any) -> bool:
     origin = typing.get_origin(option)
     if origin is Literal or _is_record(option):
         return True
+    if origin in MAPPINGS:
+        key, value = typing.get_args(option)
+        return key is str and any(_derivable(one) for one in options_of(value))
     if origin in SEQUENCES:
         return all(
             any(_derivable(one) for one in options_of(item))
@@ -579,7 +590,7 @@ def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
 
 
 def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
-    """List the fields of a record or the items of a sequence, each with its annotation."""
+    """List the fields of a record or the items of a collection, each with its annotation."""
     if isinstance(value, _Several):
         value = value.items
     if isinstance(value, tuple | list):
@@ -588,6 +599,13 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         if Ellipsis in kinds or len(kinds) != len(items):
             kinds = kinds[:1] * len(items)
         return {str(i): both for i, both in enumerate(zip(kinds, items, strict=True))}
+    if isinstance(value, _Record) and value.kind is dict:
+        value = value.fields
+    if isinstance(value, dict):
+        asked = (option for option in options_of(hint) if typing.get_origin(option) in MAPPINGS)
+        of_values = next((typing.get_args(option)[1] for option in asked), None)
+        entries = cast("Mapping[Any, Any]", value)
+        return {str(key): (of_values, part) for key, part in entries.items()}
     if isinstance(value, _Record):
         fields, kind = value.fields, value.kind
     elif dataclasses.is_dataclass(value) and not isinstance(value, type | _Array | _OfSizes):
@@ -765,6 +783,9 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
         if is_named_tuple(items):
             return cast("Any", type(items))(*parts)
         return tuple(parts) if isinstance(value, tuple) else parts
+    if isinstance(value, dict):
+        entries = cast("Mapping[Any, Any]", value)
+        return {key: _mapped(part, f"{path}.{key}", change) for key, part in entries.items()}
     return value
 
 
@@ -835,7 +856,15 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 
 def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
-    """Break an item of a tuple; of a sequence of any length all items alike."""
+    """Break an item of a tuple; of a sequence of any length, or of a mapping, all items alike."""
+    if isinstance(value, dict):
+        entries = cast("Mapping[Any, Any]", value)
+        kind_of = _parts(typing.Union[options], value)  # noqa: UP007
+        return [
+            (kind, f"every item: {how}", dict.fromkeys(entries, other))
+            for hint, item in list(kind_of.values())[:1]
+            for kind, how, other in _wrong_values(hint, item)
+        ]
     asked = [option for option in options if typing.get_origin(option) in SEQUENCES]
     if not asked or not isinstance(value, tuple | list):
         return []
