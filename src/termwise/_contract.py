@@ -63,8 +63,8 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
         fn: a function or method. Annotate tensors with jaxtyping types
             (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
             call. Each value of `*zs: Float[...]` and `**zs: Float[...]` is looked at, and each item
-            of a `list`, `tuple`, `Sequence`, `dict` or `Mapping` of tensors. Every other annotation
-            is enforced too (`Literal`, `float`, classes, unions), as beartype does.
+            of a `list`, `tuple`, `Sequence`, `dict` or `Mapping` of tensors, in a result too. Every
+            other annotation is enforced as well (`Literal`, `float`, classes, unions).
             Axes computed from argument values (`"{k}+1"`) are compared in eager only.
 
     Returns:
@@ -133,12 +133,12 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
     def eager(*args: P.args, **kwargs: P.kwargs) -> R:
         with jaxtyped("context"):
-            if looks_into:
-                bind(args, kwargs)
+            # Before the body, which may put other items into a list.
+            axes = bind(args, kwargs) if looks_into else None
             if looks_into and computed:
-                message = _explain(name, signature, hints, args, kwargs)
-                if message:
-                    raise ContractError(message)
+                problem = _misfit_of_computed(signature, hints, args, kwargs)
+                if problem:
+                    raise ContractError(f"{name}: {problem}")
             try:
                 result = run(*args, **kwargs)
             except (BeartypeCallHintViolation, TypeCheckError, AnnotationError) as violation:
@@ -149,7 +149,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
                     raise
                 message = message or f"{name}: {violation}"
                 raise ContractError(message) from violation.__cause__
-            check_result(result, bind(args, kwargs))
+            check_result(result, bind(args, kwargs) if axes is None else axes)
         return result
 
     # Where Dynamo has given up on a caller it still tries each frame below, and there it answers
@@ -243,6 +243,30 @@ def _explain(
     return unknown
 
 
+def _misfit_of_computed(
+    signature: inspect.Signature,
+    hints: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> str:
+    """Say what does not fit where axes are computed from arguments, of what has been bound."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return ""
+    bound.apply_defaults()
+    axes: Axes = {}
+    for parameter, owner, value in _Spread(signature)(bound.args, bound.kwargs):
+        try:
+            hint = filled_in(hints.get(parameter), bound.arguments)
+        except Exception:  # of any class: a k that its annotation refuses, which beartype will say
+            continue
+        problem = _Expected(hint).problem(value, owner, axes)
+        if problem:
+            return problem
+    return ""
+
+
 def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
     """Say what does not fit, a value or an item of it, or "" and bind all axes."""
     expected = _Expected(hint)
@@ -252,7 +276,15 @@ def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
     # Alone, in bindings of its own: shared axes were compared above.
     with jaxtyped("context"):
         fits = any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
-    return "" if fits else f"{owner} needs {expected.spelled}, got {show(value)}"
+    within = (
+        _misfit(kind, item, place, dict(axes))
+        for collection in expected.collections
+        if collection.takes(value)
+        for kind, item, place in collection.items_of(value, owner)
+    )
+    # beartype may have looked at an item that fits.
+    problem = "" if fits and not expected.closed else next(filter(None, within), "")
+    return problem or ("" if fits else f"{owner} needs {expected.spelled}, got {show(value)}")
 
 
 def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
@@ -285,19 +317,24 @@ class _Spread:
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
         self.positions = [name for name, kind in kinds.items() if kind in by_position]
-        self.named = {name for name, kind in kinds.items() if kind in by_name}
+        self.named = [name for name, kind in kinds.items() if kind in by_name]
 
     def __call__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Iterator[tuple[str, str, Any]]:
-        """Give parameter, name and value, in the order of the call."""
+        """Give parameter, name and value, in the order of the signature."""
         for name, value in zip(self.positions, args, strict=False):
             yield name, name, value
         for index in range(len(self.positions), len(args)):
             place = index - len(self.positions)
             yield self.rest, f"{self.rest}[{place}]", args[index]
-        for name, value in kwargs.items():
-            yield name if name in self.named else self.others, name, value
+        for name in self.named:
+            if name in kwargs:
+                yield name, name, kwargs[name]
+        if self.others:
+            for name, value in kwargs.items():
+                if name not in self.named:
+                    yield self.others, name, value
 
 
 class _Expected:
@@ -306,16 +343,18 @@ class _Expected:
     def __init__(self, hint: Any) -> None:
         options = options_of(hint)
         self.spelled = spell(hint)
-        self.shapes = tuple(Shape(option) for option in options if is_array(option))
-        self.literals = tuple(
+        self.shapes = tuple(Shape(option) for option in options if _is_of_tensors(option))
+        self.literals: tuple[Any, ...] = tuple(
             value
             for option in options
             if typing.get_origin(option) is Literal
             for value in typing.get_args(option)
         )
+        self.literal_types: tuple[type, ...] = tuple(value.__class__ for value in self.literals)
         classes = {option for option in options if _is_class(option)}
         # An int where a float is declared is fine, as BEARTYPE has it.
-        self.classes = (*classes, int) if float in classes else tuple(classes)
+        tower = {complex: (float, int), float: (int,)}
+        self.classes = (*classes, *(less for kind in classes for less in tower.get(kind, ())))
         self.collections = tuple(
             _Collection(option)
             for option in options
@@ -324,7 +363,8 @@ class _Expected:
         # What is none of these is left to beartype.
         others = len(options) - len(self.shapes) - len(classes) - len(self.collections)
         others -= sum(typing.get_origin(option) is Literal for option in options)
-        self.judged: bool = not others and all(one.judged for one in self.collections)
+        self.closed = not others
+        self.judged: bool = self.closed and all(one.judged for one in self.collections)
 
     def problem(self, value: Any, owner: str, axes: Axes) -> str:
         """Say what does not fit, a value or an item of it, or "" and bind its axes."""
@@ -344,10 +384,10 @@ class _Expected:
                     axes.update(found)
                     return ""
                 within = within or problem
-        if within:
-            return within
-        if not self.judged or (not isinstance(value, Tensor) and value in self.literals):
+        if not self.closed or (isinstance(value, self.literal_types) and value in self.literals):
             return ""
+        if within or not self.judged:
+            return within
         only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
@@ -360,25 +400,45 @@ class _Collection:
         self.by_key = self.origin in MAPPINGS
         kinds = typing.get_args(hint)
         self.alike = self.origin is not tuple or Ellipsis in kinds
+        self.key = _Expected(kinds[0] if self.by_key else int)
         if self.alike:
             kinds = kinds[1:] if self.by_key else kinds[:1]
+        self.kinds = kinds
         self.items = tuple(_Expected(kind) for kind in kinds)
-        # Keys are beartype's to judge.
-        self.judged: bool = not self.by_key and all(item.judged for item in self.items)
+        self.judged: bool = self.key.judged and all(item.judged for item in self.items)
 
     def takes(self, value: Any) -> bool:
         """Tell whether a value is such a collection, whatever its items are."""
-        return isinstance(value, self.origin) and (self.alike or len(value) == len(self.items))
+        return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
+
+    def items_of(self, value: Any, owner: str) -> list[tuple[Any, Any, str]]:
+        """List annotation, item and its name."""
+        keys = list(value) if self.by_key else list(range(len(value)))
+        kinds = self.kinds * len(keys) if self.alike else self.kinds
+        places = [f"{owner}[{_place(key)}]" for key in keys]
+        return [
+            (kind, value[key], place) for key, kind, place in zip(keys, kinds, places, strict=True)
+        ]
 
     def problem(self, value: Any, owner: str, axes: Axes) -> str:
         """Say which item does not fit, or "" and bind all axes."""
+        if self.by_key:
+            for key in value:
+                problem = self.key.problem(key, f"a key of {owner}", axes)
+                if problem:
+                    return problem
         keys = list(value) if self.by_key else list(range(len(value)))
         items = self.items * len(keys) if self.alike else self.items
         for key, item in zip(keys, items, strict=True):
-            problem = item.problem(value[key], f"{owner}[{key!r}]", axes)
+            problem = item.problem(value[key], f"{owner}[{_place(key)}]", axes)
             if problem:
                 return problem
         return ""
+
+
+def _place(key: Any) -> str:
+    """Write a key: of one that is no name and no number the class, its repr may cost anything."""
+    return repr(key) if isinstance(key, (str, int)) else type(key).__name__
 
 
 class Shape:
@@ -490,6 +550,13 @@ def is_array(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, AbstractArray)
 
 
+def _is_of_tensors(hint: Any) -> bool:
+    """Tell whether an annotation is of tensors' shape; other arrays are left to beartype."""
+    return (
+        is_array(hint) and isinstance(hint.array_type, type) and issubclass(hint.array_type, Tensor)
+    )
+
+
 def has_arrays(hint: Any) -> bool:
     """Tell whether an annotation has shapes in it."""
     return is_array(hint) or any(has_arrays(part) for part in typing.get_args(hint))
@@ -510,6 +577,7 @@ def _is_class(hint: Any) -> bool:
         and hint is not ProcessGroup  # which Dynamo shows as an object of another class
         and not is_array(hint)
         and not getattr(hint, "_is_protocol", False)
+        and not typing.is_typeddict(hint)
     )
 
 
@@ -536,8 +604,11 @@ def show(value: Any) -> str:
     if value is None:
         return "None"
     kind = type(value).__name__
-    if isinstance(value, (bool, int, float, complex, str)):
+    if isinstance(value, (bool, str)):
         return f"{kind} {_quote(value)}"
+    if isinstance(value, (int, float, complex)):
+        # Of a number that changes from call to call Dynamo has no value.
+        return kind if torch.compiler.is_compiling() else f"{kind} {_quote(value)}"
     # Dynamo does not trace a look into other arrays.
     if not torch.compiler.is_compiling() and hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__module__}.{kind} {value.dtype}{list(value.shape)}"

@@ -308,7 +308,10 @@ def test_what_an_axis_is_computed_from_is_never_none():
         ys: list[Float[Tensor, " n"]] | None = None,
         k: int | None = None,
         other: int | None = None,
+        z: Float[Tensor, "{len(zs)}"] | None = None,
+        zs: dict[str, float] | None = None,
     ):
+        assert z is None or len(z) == len(zs)
         return k, ys, other
 
     seen = every(calls(fn), lambda call: call(), 30)

@@ -258,6 +258,12 @@ def test_each_argument_is_refused_compiled():
 
     testing.assert_contract(computed, sizes={"n": 2})
 
+    @tw.contract
+    def several(xs: dict[str, Float[Tensor, "{k}+1 n"]], k: int = 1) -> Float[Tensor, ""]:
+        return torch.stack([x.sum() for x in xs.values()]).sum()
+
+    testing.assert_contract(several)
+
 
 def test_a_memory_of_other_calls_is_found():
     seen = set()

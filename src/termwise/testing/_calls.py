@@ -401,10 +401,15 @@ def drawn_calls(
             hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
         chosen[name] = _choose(draw, signature.name, name, hint, default, overrides)
     values = signature.held | {
-        # A sequence is drawn later, but "{len(xs)}" is known.
-        name: value.items if isinstance(value, _Several) else value
+        # A collection is drawn later, but "{len(xs)}" is known.
+        name: value.items
+        if isinstance(value, _Several)
+        else value.fields
+        if isinstance(value, _Record)
+        else value
         for name, value in chosen.items()
-        if not isinstance(value, _Array | _Record | _OfSizes)
+        if not isinstance(value, _Array | _OfSizes)
+        and not (isinstance(value, _Record) and value.kind is not dict)
     }
     arrays: dict[str, Shape] = {}
     sizes: dict[str, Any] = {}

@@ -123,7 +123,7 @@ def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
     of_argument: dict[str, list[BrokenCall]] = {}
     for broken in violations(call):
         # A size computed from an argument, "{k}", is compared in eager alone.
-        computed = "{" in str(getattr(signature.hints.get(broken.argument), "dim_str", ""))
+        computed = "{" in spell(signature.hints.get(broken.argument))
         if broken.kind in ("dtype", "rank") or (broken.kind == "axis" and not computed):
             of_argument.setdefault(broken.argument, []).append(broken)
     return [
