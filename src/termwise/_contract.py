@@ -277,7 +277,7 @@ def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
     with jaxtyped("context"):
         fits = any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
     within = (
-        _misfit(kind, item, place, dict(axes))
+        _misfit(kind.hint, item, place, dict(axes))
         for collection in expected.collections
         if collection.takes(value)
         for kind, item, place in collection.items_of(value, owner)
@@ -342,6 +342,7 @@ class _Expected:
 
     def __init__(self, hint: Any) -> None:
         options = options_of(hint)
+        self.hint = hint
         self.spelled = spell(hint)
         self.shapes = tuple(Shape(option) for option in options if _is_of_tensors(option))
         self.literals: tuple[Any, ...] = tuple(
@@ -403,22 +404,19 @@ class _Collection:
         self.key = _Expected(kinds[0] if self.by_key else int)
         if self.alike:
             kinds = kinds[1:] if self.by_key else kinds[:1]
-        self.kinds = kinds
-        self.items = tuple(_Expected(kind) for kind in kinds)
-        self.judged: bool = self.key.judged and all(item.judged for item in self.items)
+        self.kinds = tuple(_Expected(kind) for kind in kinds)
+        self.judged: bool = self.key.judged and all(kind.judged for kind in self.kinds)
 
     def takes(self, value: Any) -> bool:
         """Tell whether a value is such a collection, whatever its items are."""
         return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
 
-    def items_of(self, value: Any, owner: str) -> list[tuple[Any, Any, str]]:
-        """List annotation, item and its name."""
+    def items_of(self, value: Any, owner: str) -> Iterator[tuple[_Expected, Any, str]]:
+        """Give each item, what is expected of it and its name."""
         keys = list(value) if self.by_key else list(range(len(value)))
         kinds = self.kinds * len(keys) if self.alike else self.kinds
-        places = [f"{owner}[{_place(key)}]" for key in keys]
-        return [
-            (kind, value[key], place) for key, kind, place in zip(keys, kinds, places, strict=True)
-        ]
+        for key, kind in zip(keys, kinds, strict=True):
+            yield kind, value[key], f"{owner}[{_place(key)}]"
 
     def problem(self, value: Any, owner: str, axes: Axes) -> str:
         """Say which item does not fit, or "" and bind all axes."""
@@ -427,10 +425,8 @@ class _Collection:
                 problem = self.key.problem(key, f"a key of {owner}", axes)
                 if problem:
                     return problem
-        keys = list(value) if self.by_key else list(range(len(value)))
-        items = self.items * len(keys) if self.alike else self.items
-        for key, item in zip(keys, items, strict=True):
-            problem = item.problem(value[key], f"{owner}[{_place(key)}]", axes)
+        for kind, item, place in self.items_of(value, owner):
+            problem = kind.problem(item, place, axes)
             if problem:
                 return problem
         return ""

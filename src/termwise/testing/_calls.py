@@ -400,17 +400,14 @@ def drawn_calls(
             some = [option for option in options_of(hint) if option is not type(None)]
             hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
         chosen[name] = _choose(draw, signature.name, name, hint, default, overrides)
-    values = signature.held | {
-        # A collection is drawn later, but "{len(xs)}" is known.
-        name: value.items
-        if isinstance(value, _Several)
-        else value.fields
-        if isinstance(value, _Record)
-        else value
-        for name, value in chosen.items()
-        if not isinstance(value, _Array | _OfSizes)
-        and not (isinstance(value, _Record) and value.kind is not dict)
-    }
+    values = dict(signature.held)
+    for name, value in chosen.items():
+        if isinstance(value, _Several):  # drawn later, but "{len(xs)}" is known
+            values[name] = value.items
+        elif isinstance(value, _Record) and value.kind is dict:
+            values[name] = value.fields
+        elif not isinstance(value, _Array | _Record | _OfSizes):
+            values[name] = value
     arrays: dict[str, Shape] = {}
     sizes: dict[str, Any] = {}
     late = [name for name, choice in chosen.items() if isinstance(choice, _OfSizes)]
