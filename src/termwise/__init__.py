@@ -9,4 +9,4 @@ from ._contract import contract as contract
 from ._terms import Terms as Terms
 from ._terms import terms as terms
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
