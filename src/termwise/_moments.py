@@ -54,7 +54,8 @@ def second_moments(
         caller: the loss that an error names.
 
     Returns:
-        Variance " dim" and energy "", both differentiable: twice without a group, once with one.
+        Variance " dim", and energy "" in the wider type, where it cannot overflow; both
+        differentiable: twice without a group, once with one.
     """
     group_name = "" if group is None else group.group_name
     scale = _groups.gradient_scale(group, grad_reduction)
@@ -106,14 +107,14 @@ class _SecondMoments(Function):
         parts: list[Tensor] = []
         if for_variance is not None and for_energy is not None:
             factor = for_variance * (2.0 * ctx.scale / (rows - 1))
-            push = for_energy * ctx.scale
+            push = for_energy.to(factor.dtype) * ctx.scale
             if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
                 return _combined(z, mean, factor, energy_gradient, push), *[None] * 6
             parts.append(torch.addcmul(energy_gradient * push, z - mean, factor))
         elif for_variance is not None:
             parts.append((z - mean) * (for_variance * (2.0 * ctx.scale / (rows - 1))))
         elif for_energy is not None:
-            parts.append(energy_gradient * (for_energy * ctx.scale))
+            parts.append(energy_gradient * (for_energy.to(mean.dtype) * ctx.scale))
         if for_mean is not None:
             parts.append((for_mean / rows).expand(z.shape))
         if for_gradient is not None:
@@ -125,13 +126,13 @@ def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
     """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
     product = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
     with torch.autocast(v.device.type, enabled=False):
+        v = v * (4.0 / (centred.shape[0] - 1) ** 2)  # first, so that no sum over rows overflows
         whole = (
             product((v, centred.T, centred))
             + product((centred, v.T, centred))
             + product((centred, centred.T, v))
         )
-        diagonal = v * centred.square().sum(0) + 2 * centred * (v * centred).sum(0)
-        change = (whole - diagonal) * (4.0 / (centred.shape[0] - 1) ** 2)
+        change = whole - v * centred.square().sum(0) - 2 * centred * (v * centred).sum(0)
         return change - change.mean(0)
 
 
@@ -152,23 +153,28 @@ def _forward(
     with torch.autocast(z.device.type, enabled=False):
         mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
-        squares = over_ranks(_column_sums(centred, torch.square)).to(rows.dtype)
+        # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and
+        # rounds nothing: what is squared then overflows where a covariance does, and no earlier.
+        power = 0.5 ** (n - 1).bit_length()
+        rest = 1 / (power * (n - 1))
+        squares = (over_ranks(_column_sums(centred, torch.square)) * power).to(rows.dtype)
         if path == "gram" or (path == "auto" and 2 * n <= dim):
             if counts is not None:  # a share of the columns, with the rows of all ranks
                 centred = _groups.rows_to_columns(centred, each, group_name)
-            energy, ascent = _triangle(centred, over_ranks, gradient, zero_diagonal=False)
+            # What a rank sends may not depend on its own grad mode, which may differ over ranks.
+            ascending = gradient or counts is not None
+            energy, ascent = _triangle(centred, power, over_ranks, ascending, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
-            if gradient:
-                own = squares if counts is None else _column_sums(centred, torch.square)
+            if ascending:
+                own = squares if counts is None else _column_sums(centred, torch.square) * power
                 ascent.addcmul_(centred, own.to(rows.dtype), value=-1)
-                if counts is not None:
-                    ascent = _groups.columns_to_rows(ascent, each, dim, group_name)
+            if counts is not None:
+                ascent = _groups.columns_to_rows(ascent, each, dim, group_name)
         else:
-            energy, ascent = _triangle(centred.T, over_ranks, gradient, zero_diagonal=True)
+            energy, ascent = _triangle(centred.T, power, over_ranks, gradient, zero_diagonal=True)
             ascent = ascent.T if gradient else ascent
-        if gradient:
-            ascent.mul_(4 / (n - 1) ** 2)
-        return mean, squares / (n - 1), (energy / (n - 1) ** 2).to(rows.dtype), ascent
+        ascent = ascent.mul_(4 * rest / (n - 1)) if gradient else rows.new_empty(0)
+        return mean, squares * rest, energy * rest**2, ascent
 
 
 @_forward.register_fake
@@ -178,7 +184,8 @@ def _(
     wide = lifted(z.new_empty(())).dtype
     columns = z.new_empty(z.shape[1], dtype=wide)
     ascent = z.new_empty(z.shape if gradient else 0, dtype=wide)
-    return columns, torch.empty_like(columns), z.new_empty((), dtype=wide), ascent
+    energy = z.new_empty((), dtype=accumulator(z))
+    return columns, torch.empty_like(columns), energy, ascent
 
 
 _forward.register_vmap(looped(_forward))
@@ -206,19 +213,26 @@ _combined.register_vmap(looped(_combined))
 
 
 def _triangle(
-    rows: Tensor, over_ranks: Callable[[Tensor], Tensor], gradient: bool, *, zero_diagonal: bool
+    rows: Tensor,
+    power: float,
+    over_ranks: Callable[[Tensor], Tensor],
+    gradient: bool,
+    *,
+    zero_diagonal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Give ||S||^2 and S rows, for S = rows rows^T summed over ranks, from its upper triangle."""
+    """Compute ||S||^2 and S rows from the upper triangle of S = power rows rows^T over ranks."""
     energy = rows.new_zeros((), dtype=accumulator(rows))
     # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
     product = torch.zeros_like(rows if gradient else rows[:0])
     for start in range(0, len(rows), _STRIP):
         stop = min(start + _STRIP, len(rows))
-        strip = over_ranks(rows[start:stop] @ rows[start:].T)
+        left, right = rows[start:stop], rows[start:].T
+        strip = rows.new_empty(left.shape[0], right.shape[1])
+        strip = over_ranks(torch.addmm(strip, left, right, beta=0, alpha=power, out=strip))
         if zero_diagonal:
             strip.diagonal().zero_()
         # A block right of the diagonal one counts twice, for itself and for its mirror image.
-        energy += 2 * _squares(strip) - _squares(strip[:, : stop - start])
+        energy += _squares(strip[:, : stop - start]) + 2 * _squares(strip[:, stop - start :])
         if gradient:
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])

@@ -98,6 +98,12 @@ def vicreg_compiled(group, x, options):
     return values(terms), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def vicreg_without_gradients_on_one_rank(group, x, path):
+    with torch.set_grad_enabled(group.rank() > 0):
+        terms = vicreg_loss(x.requires_grad_(), x.flip(1), batch_group=group, covariance_path=path)
+    return values(terms)
+
+
 def vicreg_refusal(group, x):
     try:
         vicreg_loss(x, x, batch_group=group)

@@ -73,6 +73,15 @@ def test_vicreg_compiles_whole_with_a_group(ranks, path):
     torch.testing.assert_close(combined(results, "mean"), gradients, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize("path", ["covariance", "gram"])
+def test_ranks_may_differ_in_grad_mode(ranks, path):
+    shards = rows([11, 5])
+    whole = torch.cat(shards)
+    expected = cases.values(cases.vicreg_loss(whole, whole.flip(1)))
+    for terms in ranks(cases.vicreg_without_gradients_on_one_rank, shards, [path, path]):
+        torch.testing.assert_close(terms, expected, **EXACT)
+
+
 @pytest.mark.parametrize(("sizes", "total"), [([1, 0], 1), ([0, 0, 0], 0)])
 def test_a_global_batch_under_two_is_refused_on_every_rank(ranks, sizes, total):
     message = f"vicreg_loss needs at least 2 rows over all ranks, got {total}"

@@ -369,3 +369,25 @@ def test_collapse_shows_in_std():
     assert vicreg_loss(z, z).std.item() > 0.5
     constant: Tensor = z[:1].expand(32, 8)
     assert vicreg_loss(constant, constant).std.item() < 1e-6
+
+
+@pytest.mark.parametrize("path", ["gram", "covariance"])
+@pytest.mark.parametrize("scale", [1e9, 1e-12, 1e-15])
+@pytest.mark.parametrize(("n", "dim"), [(12, 40), (300, 20)])
+def test_the_covariance_is_finite_where_it_fits_float32(n, dim, scale, path):
+    z1, z2 = views(n, dim, dtype=torch.float32, scale=scale)
+    terms = vicreg_loss(z1, z2, covariance_path=path)
+    wide = [z.detach().double().requires_grad_() for z in (z1, z2)]
+    expected = oracle(*wide)["cov"]
+    torch.testing.assert_close(terms.cov.double(), expected, rtol=1e-5, atol=1e-44)
+    ours = torch.autograd.grad(terms.cov, (z1, z2))
+    theirs = torch.autograd.grad(expected, wide)
+    for gradient, wanted in zip(ours, theirs, strict=True):
+        size = wanted.abs().max().item()
+        torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=1e-5 * size + 1e-44)
+
+
+def test_a_covariance_beyond_float32_is_infinite_not_nan():
+    z1, z2 = views(12, 40, dtype=torch.float32, scale=1e12)
+    for path in PATHS:
+        assert vicreg_loss(z1, z2, covariance_path=path).cov.item() == math.inf

@@ -38,6 +38,15 @@ def doubled_rows(
     return x * 2 if group is None else x * 2 + group.rank()
 
 
+def sends_by_grad_mode(
+    x: Float[Tensor, " batch"], group: ProcessGroup | None = None
+) -> Float[Tensor, ""]:
+    """Sum over ranks, which is sent once more where a gradient is wanted."""
+    if group is not None and torch.is_grad_enabled():
+        dist.all_reduce(torch.ones(1), group=group)
+    return terminal_sum(x.sum(), group, 1.0)
+
+
 def found(fn: Any, *given: Any, **options: Any) -> str:
     with pytest.raises(AssertionError) as failure:
         testing.assert_sharding(fn, *given, **(SIZES | options))
@@ -79,6 +88,13 @@ def test_what_each_rank_returns(ranks):
     assert re.search(r"result is .*, and on rank \d .*, batch over ranks as \[3, 1\]\n", text)
     text = found(doubled_rows, "batch", "group", ranks=ranks)
     assert "and on rank 1 " in text  # rank 0 has its rows of the whole
+
+
+def test_collectives_that_depend_on_the_grad_mode_are_found(ranks):
+    options = {"grad_reduction": "sum", "ranks": ranks}
+    assert "rank 0 makes 2 collectives with gradients and 1 under torch.no_grad()" in found(
+        sends_by_grad_mode, "batch", "group", **options
+    )
 
 
 def test_what_is_no_sharding_is_refused(ranks):

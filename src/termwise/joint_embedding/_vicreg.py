@@ -98,9 +98,9 @@ def vicreg_loss(
         Sent by each rank, for d = dim, N = rows over all ranks, n = rows here, W = ranks, in
         elements of the lifted dtype: 4 sums of d and one of 1, and for each view either sums of
         about d * (d + 256) / 2 elements (covariance), or sums of about N * (N + 256) / 2 and two
-        exchanges of rows for columns, n * d out and N * d / W in (gram; one without gradients).
-        The whole batch is on no rank. To agree on the path, the numbers of rows are read on the
-        host: with a group a call waits for the device once for each view.
+        exchanges of rows for columns, n * d out and N * d / W in (gram), under `torch.no_grad()`
+        too. The whole batch is on no rank. To agree on the path, the numbers of rows are read on
+        the host: with a group a call waits for the device once for each view.
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
@@ -148,7 +148,8 @@ def vicreg_loss(
         energies.append(energy)
     hinges = [F.relu(gamma - torch.sqrt(variance + eps)).mean() for variance in variances]
     var = (hinges[0] + hinges[1]) / (1 if variance_views == "sum" else 2)
-    cov = (energies[0] + energies[1]) / (z1.shape[1] * (1 if covariance_views == "sum" else 2))
+    energy = (energies[0] + energies[1]) / (z1.shape[1] * (1 if covariance_views == "sum" else 2))
+    cov = energy.to(var.dtype)
     std = (variances[0].detach().sqrt().mean() + variances[1].detach().sqrt().mean()) / 2
     return VICRegTerms(
         loss=sim_weight * sim + var_weight * var + cov_weight * cov,

@@ -216,7 +216,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
 
     def check(pair: list[Call]) -> None:
         call, other = pair
-        used = call.mapped(_leaf)
+        used = call.mapped(leaf)
         before = {path: (t._version, t.detach().clone()) for path, t in used.tensors().items()}
         surroundings = _surroundings(fn)
         try:
@@ -234,7 +234,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         if problem := _first_difference(surroundings, _surroundings(fn)):
             raise BrokenLawError(f"{problem} is changed", call)
         other.mapped(_same_tensor)()
-        again = called(call.mapped(_leaf))
+        again = called(call.mapped(leaf))
         for name, value in first.items():
             if not _equal(value, again[name].detach()):
                 one, two = told_apart(value, again[name])
@@ -368,7 +368,7 @@ def assert_terms_sum(
             refuse_unknown_arguments("assert_terms_sum", fn, [weight])
 
     def check(call: Call) -> None:
-        live = call.mapped(_leaf)
+        live = call.mapped(leaf)
         result = live()
         terms = outputs(result)
         for name in ("loss", *weights, *also_in_graph):
@@ -655,7 +655,7 @@ def assert_formula(
     """
 
     def check(call: Call) -> None:
-        live, plain = call.mapped(_leaf), call.mapped(_leaf)
+        live, plain = call.mapped(leaf), call.mapped(leaf)
         values, formula = outputs(live()), outputs(reference(**plain), numbers=False)
         if "result" in formula and "loss" in values:
             formula = {"loss": formula["result"]}
@@ -1007,7 +1007,7 @@ def scalar(values: Numbers) -> Tensor:
 
 def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbers, Numbers]:
     """Call on fresh leaves; give what comes out, and the gradients by path, named so."""
-    live = call.mapped(_leaf)
+    live = call.mapped(leaf)
     values = called(live, run)
     loss = scalar(values)
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
@@ -1084,7 +1084,7 @@ def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
     return values[name]
 
 
-def _leaf(path: str, tensor: Tensor) -> Tensor:
+def leaf(path: str, tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     return copied.requires_grad_() if copied.is_floating_point() else copied
 

@@ -16,9 +16,11 @@ from ._laws import (
     Function,
     MisuseError,
     Numbers,
+    called,
     close,
     few,
     hold,
+    leaf,
     refuse_unknown_arguments,
     refuse_unknown_axis,
     result_axes,
@@ -46,7 +48,9 @@ def assert_sharding(
     Real ranks hold uneven shares of the axis, one of them none. All tensors that have the axis by
     their annotation are cut along it, all others are the same on every rank. Every rank's terms
     equal those of one process (or are its share of them, where their annotation has the axis), and
-    the ranks' gradients combine to the gradient of one process, in float64.
+    the ranks' gradients combine to the gradient of one process, in float64. A call sends as often
+    under `torch.no_grad()` as with gradients: otherwise ranks that differ in grad mode, as where
+    one of them evaluates, wait for each other until the group's timeout.
 
     Args:
         fn: the function, which ranks must be able to import.
@@ -102,14 +106,21 @@ def assert_sharding(
         }
         shares = [_share(call, parts, rank) for rank in range(len(cut))]
         answers = cast(
-            "list[tuple[Numbers, Numbers]]",
+            "list[tuple[Numbers, Numbers, list[int]]]",
             running(_on_a_rank, [group_argument] * len(cut), shares),
         )
         where = f"{' and '.join(axes)} over ranks as {list(cut)}"
+        for rank, (_, _, (with_gradients, without)) in enumerate(answers):
+            if with_gradients != without:
+                raise BrokenLawError(
+                    f"rank {rank} makes {with_gradients} collectives with gradients and {without} "
+                    f"under torch.no_grad(): ranks that differ in it would hang, {where}",
+                    call,
+                )
         for name, value in values.items():
             at = place(result_axes(signature, name, value))
             pieces = [value] * len(cut) if at is None else _split(value, cut, at)
-            for rank, ((ours, _), wanted) in enumerate(zip(answers, pieces, strict=True)):
+            for rank, ((ours, _, _), wanted) in enumerate(zip(answers, pieces, strict=True)):
                 if not close(ours[name], wanted):
                     raise BrokenLawError(
                         f"{name} is {few(wanted)}, and on rank {rank} {few(ours[name])}, {where}",
@@ -119,7 +130,7 @@ def assert_sharding(
         share = len(cut) if reduction == "mean" else 1
         for name, wanted in gradients.items():
             path = name.removeprefix(GRADIENT)
-            theirs = [found[name] for _, found in answers]
+            theirs = [found[name] for _, found, _ in answers]
             if path in whole:
                 combined = list(theirs)
             elif path in parts:
@@ -165,5 +176,15 @@ def _split(tensor: Tensor, cut: Sequence[int], axis: int) -> list[Tensor]:
     return list(cast("tuple[Tensor, ...]", tensor.split(list(cut), axis)))
 
 
-def _on_a_rank(group: Any, group_argument: str, call: Call) -> tuple[Numbers, Numbers]:
-    return values_and_gradients(call.changed(**{group_argument: group}))
+def _on_a_rank(group: Any, group_argument: str, call: Call) -> tuple[Numbers, Numbers, list[int]]:
+    here = call.changed(**{group_argument: group})
+    return *values_and_gradients(here), [_collectives(group, here, kept) for kept in (True, False)]
+
+
+def _collectives(group: Any, call: Call, kept: bool) -> int:
+    """Count the collectives of a forward pass, with gradients or without."""
+    backend = group._get_backend(torch.device("cpu"))
+    before: int = backend._get_sequence_number_for_group()
+    with torch.set_grad_enabled(kept):
+        called(call.mapped(leaf))
+    return backend._get_sequence_number_for_group() - before
