@@ -13,6 +13,7 @@ import pytest
 import torch
 from losses import Case
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -41,6 +42,17 @@ def test_compiled_is_eager_whole(case):
     ours, theirs = (run(*inputs, **case.extra()) for run in (compiled, case.call_module))
     assert_same(ours, theirs)
     torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
+
+
+def test_ten_sizes_make_at_most_two_graphs(case):
+    # The first size is compiled as it is, the second with the sizes as symbols.
+    counter = CompileCounter()
+    compiled = torch.compile(case.call_module, fullgraph=True, backend=counter)
+    for rows in (7, 3, 8, 12, 13, 16, 20, 33, 64, 65):
+        inputs = [x.requires_grad_() for x in case.tensors(rows)]
+        ours = compiled(*inputs, **case.extra(rows))
+    assert counter.frame_count <= 2
+    assert_same(ours, case.call_module(*inputs, **case.extra(rows)))
 
 
 @pytest.mark.parametrize("form", ["function", "module"])

@@ -217,6 +217,8 @@ LAWS: dict[Callable[..., Any], Laws] = {
         weights={"sim": "sim_weight", "var": "var_weight", "cov": "cov_weight"},
         permuted=("batch", "dim"),
         shards=GROUPS,
+        # The path that exchanges rows and columns; test_losses_over_ranks.py tries every path.
+        more={"assert_sharding": {"covariance_path": "gram"}},
     ),
     sae.vanilla_loss: of_latents(overrides=POWERS, weights=SPLIT, terms={"also_in_graph": ["l1"]}),
     sae.topk_loss: of_latents(
