@@ -6,6 +6,9 @@ from . import lm as lm
 from . import sae as sae
 from ._contract import ContractError as ContractError
 from ._contract import contract as contract
+from ._term_average import TermAverage as TermAverage
+from ._term_gradients import TermGradients as TermGradients
+from ._term_gradients import term_gradients as term_gradients
 from ._terms import Terms as Terms
 from ._terms import terms as terms
 

@@ -4,7 +4,7 @@ A group of None means this rank alone: nothing is sent, and no global state is l
 function takes its part on each rank of the group, in the same order.
 """
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch.distributed import ProcessGroup as ProcessGroup
 from ._autograd import Function
 
 GradReduction = Literal["mean", "sum"]
+
+T = TypeVar("T")
 
 NO_SECOND_DERIVATIVE = (
     "a loss over a process group has no second derivative: "
@@ -63,6 +65,13 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
     """Give the ranks' scalars as a vector, in the order of ranks, the same on every rank."""
     places = torch.arange(group.size(), device=number.device)
     return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
+
+
+def each_object(value: T, group: ProcessGroup) -> list[T]:
+    """Return every rank's Python object, in the order of ranks; it has to pickle."""
+    values = [value] * group.size()
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def all_reduce(x: Tensor, group_name: str, how: Literal["sum", "min"] = "sum") -> Tensor:

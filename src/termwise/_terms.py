@@ -1,19 +1,25 @@
 """The record that every loss returns: frozen, slotted, a pytree, and every term has a name."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Self, TypeVar, cast, dataclass_transform
+import html
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Self, TypeVar, cast, dataclass_transform
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from ._numbers import accumulator
 
 T = TypeVar("T", bound="Terms")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Terms:
     """What a loss returns: named tensors, `loss` first.
 
@@ -32,27 +38,101 @@ class Terms:
             if isinstance(value, Tensor):
                 yield field.name, value
 
-    def detach(self) -> Self:
-        """Give the same record outside the graph."""
-        return dataclasses.replace(self, **{name: value.detach() for name, value in self.items()})
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the term of that name, as in `terms["sim"]`, for code that loops over names.
 
-    def metrics(self) -> dict[str, float]:
+        Raises:
+            KeyError: there is no such term, or it is None.
+        """
+        named = dict(self.items())
+        if name not in named:
+            raise KeyError(f"{type(self).__name__} has no term {name!r}, only {', '.join(named)}")
+        return named[name]
+
+    def detach(self) -> Self:
+        """Return the same record outside the graph."""
+        return self._mapped(Tensor.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move every term, with the arguments of `torch.Tensor.to`.
+
+        Lightning and accelerate call this to move what a step returns.
+        """
+        return self._mapped(lambda value: value.to(*args, **kwargs))
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
         """Move every term to the host in one transfer, as Python floats for a logger.
 
-        A scalar is named as its field, element `i` of a vector `field[i]`. Fields with more axes
-        are data rather than metrics and are left out. This is the one method here that waits for
-        the device.
+        A scalar is named as its field, element `i` of a vector `field[i]`, both behind the prefix:
+        `terms.metrics("train/")`. Fields with more axes are data rather than metrics and are left
+        out. This method and `repr` are the two that synchronize with the device.
         """
-        kept = [(name, value.detach()) for name, value in self.items() if value.ndim <= 1]
-        wide = accumulator(self.loss)  # float64 holds a float32, and a count below 2**53, exactly
-        flat = torch.cat([value.reshape(-1).to(wide) for _, value in kept])
-        numbers = cast("list[float]", flat.tolist())
-        names = [
-            label
-            for name, value in kept
-            for label in ([f"{name}[{i}]" for i in range(len(value))] if value.ndim else [name])
+        return host_numbers(
+            {name: value for name, value in self.items() if value.ndim <= 1}, prefix
+        )
+
+    def __repr__(self) -> str:
+        """Return a table of name, value and shape. Values are read: this waits for the device."""
+        rows = self._table()
+        wide, long = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [
+            f"    {name:<{wide}}  {value:<{long}}  {shape}".rstrip() for name, value, shape in rows
         ]
-        return dict(zip(names, numbers, strict=True))
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+    def _repr_html_(self) -> str:
+        """Return the same table for notebooks."""
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td>"
+            f"<td>{html.escape(shape)}</td></tr>"
+            for name, value, shape in self._table()
+        )
+        return f"<table><caption>{html.escape(type(self).__name__)}</caption>{cells}</table>"
+
+    def _table(self) -> list[tuple[str, str, str]]:
+        shown = {name: value for name, value in self.items() if _is_readable(value)}
+        numbers = host_numbers({name: value.reshape(-1)[:_SHOWN] for name, value in shown.items()})
+        rows: list[tuple[str, str, str]] = []
+        for field in dataclasses.fields(self):
+            value: object = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                rows.append((field.name, repr(value), ""))
+                continue
+            heads = range(min(value.numel(), _SHOWN)) if field.name in shown else ()
+            texts = [f"{numbers[f'{field.name}[{i}]']:.6g}" for i in heads]
+            if value.numel() > len(texts):
+                texts.append("...")
+            text = texts[0] if value.ndim == 0 else f"[{', '.join(texts)}]"
+            rows.append((field.name, text, str(list(value.shape)) if value.ndim else ""))
+        return rows
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return dataclasses.replace(self, **{name: change(value) for name, value in self.items()})
+
+
+# Elements of a vector that `repr` shows.
+_SHOWN = 6
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether a tensor has numbers to show: meta and fake tensors, and those in a trace, do not."""
+    wrapped = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(value)
+    return not (wrapped or value.device.type == "meta" or is_fake(value))
+
+
+def host_numbers(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
+    """Return scalars by name and vectors' elements by `name[i]`, moved to the host at once."""
+    if not tensors:
+        return {}
+    wide = accumulator(next(iter(tensors.values())))
+    # float64 holds a float32, and a count below 2**53, exactly.
+    flat = torch.cat([value.detach().reshape(-1).to(wide) for value in tensors.values()])
+    names = [
+        prefix + label
+        for name, value in tensors.items()
+        for label in ([f"{name}[{i}]" for i in range(len(value))] if value.ndim else [name])
+    ]
+    return dict(zip(names, cast("list[float]", flat.tolist()), strict=True))
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -69,7 +149,8 @@ def terms(cls: type[T]) -> type[T]:
             they are to be read; `loss` is inherited and comes first.
 
     Raises:
-        TypeError: if `cls` is not a subclass of `Terms`.
+        TypeError: `cls` is not a subclass of `Terms`, or a field's annotation is of something else
+            than tensors.
 
     Examples:
         >>> import torch
@@ -86,8 +167,33 @@ def terms(cls: type[T]) -> type[T]:
     """
     if not issubclass(cls, Terms):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"terms needs a subclass of termwise.Terms, got {cls.__qualname__}")
-    record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)(cls)
+    for name, hint in inspect.get_annotations(cls).items():
+        if not _is_tensor_hint(hint):
+            raise TypeError(
+                f"terms: {cls.__qualname__}.{name} needs a tensor's annotation, such as "
+                f'Float[Tensor, ""], alone or with None, got {_name_of(hint)}: a record is what is '
+                f"differentiated, logged and moved; a number of the loss is an argument"
+            )
+    record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(cls)
     torch.export.register_dataclass(
         record, serialized_type_name=f"{record.__module__}.{record.__qualname__}"
     )
+    torch.serialization.add_safe_globals([record])
     return record
+
+
+def _is_tensor_hint(hint: Any) -> bool:
+    """Whether a field's annotation is of tensors alone. One that is a string still may be."""
+    if isinstance(hint, str) or hint is None or hint is type(None):
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_tensor_hint(option) for option in typing.get_args(hint))
+    if origin is Annotated:
+        return _is_tensor_hint(typing.get_args(hint)[0])
+    kind = getattr(hint, "array_type", hint)  # of a jaxtyping annotation
+    return isinstance(kind, type) and issubclass(kind, Tensor)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else repr(hint)

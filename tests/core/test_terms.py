@@ -1,7 +1,9 @@
 import copy
 import dataclasses
 import pickle
+from typing import Annotated
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
@@ -85,7 +87,10 @@ def test_a_detached_record_copies_and_pickles(copier):
 def test_a_record_is_saved_by_torch(tmp_path):
     record = example(torch.ones(2, 3))
     torch.save(record, tmp_path / "record.pt")
-    assert torch.load(tmp_path / "record.pt", weights_only=False).metrics() == record.metrics()
+    for weights_only in (True, False):
+        loaded = torch.load(tmp_path / "record.pt", weights_only=weights_only)
+        assert type(loaded) is ExampleTerms
+        assert loaded.metrics() == record.metrics()
 
 
 def test_a_record_is_a_pytree():
@@ -101,3 +106,66 @@ def test_terms_refuses_a_class_that_is_not_terms():
         @tw.terms
         class Other:
             loss: Float[Tensor, ""]
+
+
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [(int, "int"), (list[Tensor], r"list\[torch.Tensor\]"), (Float[np.ndarray, ""], "Float")],
+)
+def test_terms_refuses_fields_that_are_not_tensors(hint, shown):
+    with pytest.raises(TypeError, match=rf"terms: Counted\.steps needs a tensor's .*, got {shown}"):
+        tw.terms(type("Counted", (tw.Terms,), {"__annotations__": {"steps": hint}}))
+
+
+def test_terms_takes_every_way_to_write_a_tensor():
+    hints = [Tensor, Float[Tensor, ""], Float[Tensor, ""] | None, Annotated[Tensor, "nats"]]
+    fields = {f"term{i}": hint for i, hint in enumerate(hints)}
+    record = tw.terms(type("Some", (tw.Terms,), {"__annotations__": fields}))
+    assert [field.name for field in dataclasses.fields(record)] == ["loss", *fields]
+
+
+def test_a_record_prints_as_a_table():
+    record = example(torch.tensor([[1.5, 2.0], [0.125, 4.0]], requires_grad=True))
+    assert repr(record) == (
+        "ExampleTerms(\n"
+        "    loss     44.5312\n"
+        "    error    22.2656\n"
+        "    per_row  [1.5, 0.125]  [2]\n"
+        "    count    1.09951e+12\n"
+        "    extra    None\n"
+        ")"
+    )
+    assert "<tr><th>per_row</th><td>[1.5, 0.125]</td><td>[2]</td></tr>" in record._repr_html_()
+    long = dataclasses.replace(record, per_row=torch.arange(9.0))
+    assert "per_row  [0, 1, 2, 3, 4, 5, ...]  [9]\n" in repr(long)
+
+
+def test_a_record_without_numbers_prints_its_shapes():
+    record = example(torch.ones(2, 3, device="meta"))
+    assert "per_row  [...]" in repr(record)
+    seen = []
+    torch.vmap(lambda x: seen.append(repr(example(x))) or x)(torch.ones(4, 2, 3))
+    assert "loss     ..." in seen[0]
+
+
+def test_a_term_is_found_by_its_name():
+    record = example(torch.ones(2, 3))
+    assert record["error"] is record.error
+    with pytest.raises(KeyError, match="ExampleTerms has no term 'sim', only loss, error, per_row"):
+        record["sim"]
+    with pytest.raises(KeyError, match="no term 'extra'"):  # it is None
+        record["extra"]
+
+
+def test_to_moves_every_term():
+    record = example(torch.ones(2, 3))
+    moved = record.to("meta", non_blocking=True)
+    assert type(moved) is ExampleTerms
+    assert all(value.device.type == "meta" for _, value in moved.items())
+    assert moved.extra is None
+    assert record.to(torch.float64).loss.dtype == torch.float64
+
+
+def test_metrics_take_a_prefix():
+    record = example(torch.ones(1, 3))
+    assert list(record.metrics("train/")) == [f"train/{name}" for name in record.metrics()]

@@ -5,6 +5,7 @@ from typing import assert_type
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 import termwise
 
@@ -18,8 +19,30 @@ def functions(own: Callable[[Tensor, float], OwnTerms]) -> None:
     assert_type(termwise.terms(OwnTerms), type[OwnTerms])
 
 
+def statistics(terms: OwnTerms, x: Tensor, group: ProcessGroup) -> None:
+    found = termwise.term_gradients(terms, {"error": 2.0}, [x], batch_group=group)
+    assert_type(found, termwise.TermGradients)
+    assert_type(termwise.term_gradients(terms, ["error"], [x]), termwise.TermGradients)
+
+
+def fields_of_term_gradients(gradients: termwise.TermGradients) -> None:
+    assert_type(gradients.names, tuple[str, ...])
+    assert_type(gradients.norms, Tensor)
+    assert_type(gradients.cosines, Tensor)
+    assert_type(gradients.metrics("train/"), dict[str, float])
+
+
+def fields_of_term_average(average: termwise.TermAverage, terms: OwnTerms) -> None:
+    assert_type(average.sums, dict[str, Tensor])
+    assert_type(average.weights, dict[str, Tensor])
+    assert_type(average.update(terms, weight=2), termwise.TermAverage)
+    assert_type(average.metrics(), dict[str, float])
+
+
 def fields_of_terms(terms: termwise.Terms) -> None:
     assert_type(terms.loss, Tensor)
     assert_type(terms.items(), Iterator[tuple[str, Tensor]])
     assert_type(terms.metrics(), dict[str, float])
     assert_type(terms.detach(), termwise.Terms)
+    assert_type(terms.to("cpu", non_blocking=True), termwise.Terms)
+    assert_type(terms["error"], Tensor)

@@ -32,3 +32,7 @@ def records(terms: ExampleTerms, x: Tensor) -> None:
     terms.error = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "error"
     terms.loss = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "loss"
     termwise.terms(Tensor)  # error: reportArgumentType: parameter "cls"
+    termwise.term_gradients(terms, ["error"])  # error: reportCallIssue: Argument missing for parameter "inputs"
+    termwise.term_gradients(terms, {"error": "2"}, [x])  # error: reportArgumentType: parameter "weights_or_names"
+    termwise.TermAverage().update(x)  # error: reportArgumentType: parameter "terms"
+    terms[0]  # error: reportArgumentType: parameter "name"

@@ -1,0 +1,130 @@
+"""How the terms of a loss pull on what is trained: norms of their gradients, and angles between."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import _groups
+from ._groups import GradReduction, ProcessGroup
+from ._numbers import accumulator, lifted
+from ._terms import Terms, host_numbers
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TermGradients:
+    """What [`term_gradients`][termwise.term_gradients] returns, on the device."""
+
+    names: tuple[str, ...]
+    """Of the terms, in the order of the rows below."""
+    norms: Float[Tensor, " terms"]
+    """Float[Tensor, " terms"]: Euclidean norm of each term's gradient, times its
+    weight, over all inputs together."""
+    cosines: Float[Tensor, "terms terms"]
+    """Float[Tensor, "terms terms"]: cosine of the angle between each two gradients; NaN where
+    one of them is zero."""
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Move all numbers to the host in one transfer: `norm[sim]`, `cosine[sim, var]`, ..."""
+        pairs = [(i, j) for i in range(len(self.names)) for j in range(i)]
+        tensors = {f"norm[{name}]": self.norms[i] for i, name in enumerate(self.names)}
+        for j, i in pairs:
+            tensors[f"cosine[{self.names[i]}, {self.names[j]}]"] = self.cosines[i, j]
+        return host_numbers(tensors, prefix)
+
+
+def term_gradients(
+    terms: Terms,
+    weights_or_names: Mapping[str, float | Tensor] | Sequence[str],
+    inputs: Iterable[Tensor],
+    *,
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> TermGradients:
+    r"""Compare the gradients of a loss's terms: what to tune the weights of a sum by.
+
+    With $g_t = w_t \, \partial\,\mathrm{term}_t / \partial\,\mathrm{inputs}$, all inputs together:
+
+    $$\mathrm{norm}_t = \lVert g_t \rVert, \qquad
+    \mathrm{cosine}_{st} = \frac{\langle g_s, g_t \rangle}{\lVert g_s \rVert \lVert g_t \rVert}$$
+
+    A term whose norm is a hundredth of another's does nothing yet; two at a cosine near -1 undo
+    each other.
+
+    Args:
+        terms: what a loss returned, with its graph.
+        weights_or_names: names of the terms to compare, each with its weight in the loss, or alone
+            for a weight of 1.
+        inputs: with respect to what: the model's parameters, or the embeddings for a cheaper look.
+            Those that a term does not reach, or that need no gradient, count as a gradient of zero.
+        batch_group: ranks that hold other samples, where the terms were computed with this group
+            and the inputs are parameters: gradients are combined over it first, as the trainer
+            does. None: this rank alone, nothing is sent.
+        grad_reduction: the one that the loss was computed with, "mean" or "sum".
+
+    Returns:
+        Norms and cosines, detached, the same on every rank. One backward pass a term; the graph
+        stays, so `terms.loss.backward()` still works, and no `.grad` is written. The gradients of
+        all terms are in memory at once, and each rank sends them all if there is a group. Does not
+        synchronize with the device.
+
+    Raises:
+        ValueError: no names, no inputs, or a term that is not there or is outside the graph.
+
+    Examples:
+        >>> import torch
+        >>> import termwise as tw
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-2.0, 0.0]], requires_grad=True)
+        >>> terms = tw.joint_embedding.vicreg_loss(z, torch.zeros(3, 2), gamma=2.0)
+        >>> tw.term_gradients(terms, {"sim": 25.0, "var": 25.0}, [z]).metrics()
+        {'norm[sim]': 23.57..., 'norm[var]': 12.49..., 'cosine[sim, var]': -0.96...}
+    """
+    if isinstance(weights_or_names, Mapping):
+        weights = dict(weights_or_names)
+    else:
+        weights = cast("dict[str, float | Tensor]", dict.fromkeys(weights_or_names, 1.0))
+    if not weights:
+        raise ValueError("term_gradients needs the name of a term at least, got none")
+    reached = [x for x in inputs if x.requires_grad]
+    if not reached:
+        raise ValueError(
+            "term_gradients needs an input that requires a gradient, got none: give it "
+            "model.parameters(), or a tensor that the terms were computed from"
+        )
+    here = dict(terms.items())
+    rows: list[list[Tensor]] = []
+    for name, weight in weights.items():
+        if name not in here or not here[name].requires_grad or here[name].ndim:
+            usable = [n for n, value in here.items() if value.requires_grad and not value.ndim]
+            raise ValueError(
+                f"term_gradients needs a scalar term in the graph of {type(terms).__name__}, "
+                f"one of {', '.join(usable) or '(none)'}; got {name!r}"
+            )
+        found = torch.autograd.grad(
+            here[name], reached, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append([lifted(_combined(g, batch_group, grad_reduction)) * weight for g in found])
+    products = torch.stack([torch.stack([_inner(left, right) for right in rows]) for left in rows])
+    norms = products.diagonal().sqrt()
+    return TermGradients(
+        names=tuple(weights), norms=norms, cosines=products / (norms[:, None] * norms)
+    )
+
+
+def _combined(
+    gradient: Tensor, group: ProcessGroup | None, grad_reduction: GradReduction
+) -> Tensor:
+    if group is None:
+        return gradient
+    return _groups.all_reduce(gradient, group.group_name) / _groups.gradient_scale(
+        group, grad_reduction
+    )
+
+
+def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Sum the products of all elements: each tensor's in its own type, those in the wider one."""
+    sums = [(a * b).sum(dtype=accumulator(a)) for a, b in zip(left, right, strict=True)]
+    return torch.stack(sums).sum()
