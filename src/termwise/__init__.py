@@ -6,6 +6,7 @@ from . import lm as lm
 from . import sae as sae
 from ._contract import ContractError as ContractError
 from ._contract import contract as contract
+from ._module import LossModule as LossModule
 from ._term_average import TermAverage as TermAverage
 from ._term_gradients import TermGradients as TermGradients
 from ._term_gradients import term_gradients as term_gradients

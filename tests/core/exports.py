@@ -58,6 +58,11 @@ def members(kind: ast.ClassDef) -> dict[str, str | None]:
     return {name: text for name, text in found.items() if not name.startswith("_")}
 
 
+def is_module(name: str) -> bool:
+    """Whether a public class is a loss as a module, whose fields the function documents."""
+    return issubclass(EXPORTS[name], termwise.LossModule) and name != "termwise.LossModule"
+
+
 def shaped(annotation: ast.expr | None) -> str:
     """Write an annotation as the source does, where it has axes; else give nothing."""
     quoted = ast.unparse(annotation).replace("'", '"') if annotation else ""

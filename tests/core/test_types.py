@@ -31,7 +31,8 @@ def asserted() -> dict[str, set[str]]:
     for path in sorted(TYPED.glob("every_*.py")):
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
-                names = {a.arg: ast.unparse(a.annotation) for a in function.args.args}
+                arguments = [a for a in function.args.args if a.annotation]  # not self
+                names = {a.arg: ast.unparse(a.annotation) for a in arguments}
                 for call in ast.walk(function):
                     if isinstance(call, ast.Call) and ast.unparse(call.func) == "assert_type":
                         what, known = call.args
@@ -74,7 +75,8 @@ def needed(name: str, value: object) -> list[str]:
             members.append(member)
     if issubclass(value, nn.Module):
         members = [m for m in members if m not in ("forward()", "extra_repr()") and "()" in m]
-        return [f"{name}()()", *(f"{name}.{member}" for member in members)]
+        called = [] if value is termwise.LossModule else [f"{name}()()"]  # a base is not called
+        return [*called, *(f"{name}.{member}" for member in members)]
     return [f"{name}.{member}" for member in members]
 
 
@@ -116,4 +118,4 @@ def test_each_function_and_module_is_called_wrongly():
         for name, value in EXPORTS.items()
         if inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module))
     }
-    assert wanted - called == set()
+    assert wanted - called == {"termwise.LossModule"}  # whose subclasses are

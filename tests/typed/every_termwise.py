@@ -1,7 +1,7 @@
 """What a type checker knows of `termwise` itself. Never run: pyright and mypy read it."""
 
 from collections.abc import Callable, Iterator
-from typing import assert_type
+from typing import Any, assert_type
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +37,21 @@ def fields_of_term_average(average: termwise.TermAverage, terms: OwnTerms) -> No
     assert_type(average.weights, dict[str, Tensor])
     assert_type(average.update(terms, weight=2), termwise.TermAverage)
     assert_type(average.metrics(), dict[str, float])
+
+
+class OwnLoss(termwise.LossModule):
+    weight: float = 1.0
+
+    def __call__(self, x: Tensor) -> OwnTerms: ...
+
+
+def modules(x: Tensor) -> None:
+    assert_type(OwnLoss(weight=2)(x), OwnTerms)
+    assert_type(OwnLoss().weight, float)
+
+
+def fields_of_loss_module(module: termwise.LossModule) -> None:
+    assert_type(module.hyperparameters(), dict[str, Any])
 
 
 def fields_of_terms(terms: termwise.Terms) -> None:

@@ -1,16 +1,17 @@
 """VICReg: variance, invariance and covariance of two views."""
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups, _moments
 from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._moments import CovariancePath
 from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
@@ -160,8 +161,8 @@ def vicreg_loss(
     )
 
 
-class VICRegLoss(nn.Module):
-    """[`vicreg_loss`][termwise.joint_embedding.vicreg_loss] with its numbers held.
+class VICRegLoss(LossModule):
+    """[`vicreg_loss`][termwise.joint_embedding.vicreg_loss] as a module.
 
     Has no parameters and holds no process group: the group comes with each call.
 
@@ -173,32 +174,17 @@ class VICRegLoss(nn.Module):
         1.98...
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        sim_weight: float = 25.0,
-        var_weight: float = 25.0,
-        cov_weight: float = 1.0,
-        gamma: float = 1.0,
-        eps: float = 1e-4,
-        variance_views: Views = "sum",
-        covariance_views: Views = "sum",
-        covariance_path: CovariancePath = "auto",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.sim_weight = sim_weight
-        self.var_weight = var_weight
-        self.cov_weight = cov_weight
-        self.gamma = gamma
-        self.eps = eps
-        self.variance_views: Views = variance_views
-        self.covariance_views: Views = covariance_views
-        self.covariance_path: CovariancePath = covariance_path
-        self.grad_reduction: GradReduction = grad_reduction
+    sim_weight: float = 25.0
+    var_weight: float = 25.0
+    cov_weight: float = 1.0
+    gamma: float = 1.0
+    eps: float = 1e-4
+    variance_views: Views = "sum"
+    covariance_views: Views = "sum"
+    covariance_path: CovariancePath = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         z1: Float[Tensor, "batch dim"],
         z2: Float[Tensor, "batch dim"],
@@ -206,41 +192,7 @@ class VICRegLoss(nn.Module):
         batch_group: ProcessGroup | None = None,
     ) -> VICRegTerms:
         """Compute the terms of the loss of two views."""
-        return vicreg_loss(
-            z1,
-            z2,
-            sim_weight=self.sim_weight,
-            var_weight=self.var_weight,
-            cov_weight=self.cov_weight,
-            gamma=self.gamma,
-            eps=self.eps,
-            variance_views=self.variance_views,
-            covariance_views=self.covariance_views,
-            covariance_path=self.covariance_path,
-            batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            z1: Float[Tensor, "batch dim"],
-            z2: Float[Tensor, "batch dim"],
-            *,
-            batch_group: ProcessGroup | None = None,
-        ) -> VICRegTerms:
-            """Compute the terms of the loss of two views."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"sim_weight={self.sim_weight}, var_weight={self.var_weight}, "
-            f"cov_weight={self.cov_weight}, gamma={self.gamma}, eps={self.eps}, "
-            f"variance_views={self.variance_views!r}, covariance_views={self.covariance_views!r}, "
-            f"covariance_path={self.covariance_path!r}, grad_reduction={self.grad_reduction!r}"
-        )
+        return vicreg_loss(z1, z2, batch_group=batch_group, **self.hyperparameters())
 
 
 def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:

@@ -16,6 +16,21 @@ def example_loss(x: Float[Tensor, "batch dim"], *, weight: float = 1.0) -> Examp
     return ExampleTerms(loss=x.sum(), error=x.sum())
 
 
+class ExampleLoss(termwise.LossModule):
+    weight: float = 1.0
+
+    def __call__(self, x: Tensor) -> ExampleTerms:
+        return example_loss(x, **self.hyperparameters())
+
+
+def modules(x: Tensor) -> None:
+    ExampleLoss(2.0)  # error: reportCallIssue: Expected 0 positional arguments
+    ExampleLoss(wieght=2.0)  # error: reportCallIssue: No parameter named "wieght"
+    ExampleLoss(weight="2")  # error: reportArgumentType: "weight" of type "float"
+    ExampleLoss()()  # error: reportCallIssue: Argument missing for parameter "x"
+    ExampleLoss()(x).lost  # error: reportAttributeAccessIssue: Cannot access attribute "lost"
+
+
 def calls(x: Tensor) -> None:
     example_loss()  # error: reportCallIssue: Argument missing for parameter "x"
     example_loss(x, 2)  # error: reportCallIssue: Expected 1 positional argument
