@@ -27,13 +27,13 @@ def check_normalizer(name: str, normalizer: Tensor | float | None) -> None:
 
 
 def divisor(normalizer: Tensor | float | None, count: Tensor) -> Tensor:
-    """Return what a sum is divided by, in the wider type.
+    """Return what a sum is divided by.
 
     It is 1 where nothing counts and the normalizer is 0, and NaN for a tensor that is negative.
     """
     wide = accumulator(count)
     if normalizer is None:
-        return count.to(wide).clamp_min(1)
+        return count.clamp_min(1)
     if isinstance(normalizer, Tensor):
         given = normalizer.detach().to(wide)
         given = given.where(given >= 0, torch.nan)

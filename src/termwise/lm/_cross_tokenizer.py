@@ -22,13 +22,15 @@ from ._partitioned import partitioned_loss
 from ._projected_kl import Direction, TeacherMean, projected_kl_loss
 from ._projection import VocabProjection
 from ._rows import (
+    Sums,
+    clear,
     highest,
     log_softmax,
     means_over_ranks,
     over_columns,
     over_rows,
     row_blocks,
-    used_positions,
+    unused_positions,
 )
 from ._universal_logit import universal_logit_loss
 
@@ -679,30 +681,29 @@ def _score(
             sequence_group=groups.sequence,
         )
         return -found.loss, found.num_tokens
-    used = used_positions(logits, counted >= 0, groups.sequence)
+    unused = unused_positions(logits, counted >= 0, groups.sequence)
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
     sums = over_rows(
-        functools.partial(sureness, None), sureness, vocab_group, used, logits.flatten(0, 1)
+        functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)
     )
-    mean, _, count = means_over_ranks(sums, used, None, groups.batch, groups.sequence, "sum")
+    mean, _, count = means_over_ranks(sums, unused, None, groups.batch, groups.sequence, "sum")
     kind = lifted(logits.new_empty(())).dtype
     return mean.to(kind), count.to(kind)
 
 
 def _sureness(
-    out: None,
-    used: Tensor | None,
+    out: Tensor | None,
+    unused: Tensor | None,
     rows: Tensor,
     *,
     score: Score,
     vocab_group: ProcessGroup | None,
-) -> Tensor:
-    """Sum -entropy or the highest probability of rows, as a vector of one."""
-    x = log_softmax(rows, used, 1.0, vocab_group)
+) -> Sums:
+    """Sum -entropy or the highest probability of rows; out is None, for there is no gradient."""
+    x = log_softmax(rows, unused, 1.0, vocab_group)
     if score == "entropy":
         per_row = over_columns(times(x.exp(), x).sum(1), vocab_group)
     else:
         per_row = highest(x, vocab_group).exp()
-    if used is not None:
-        per_row = per_row.where(used, 0)
-    return per_row.sum(dtype=accumulator(per_row))[None]
+    per_row = clear(per_row, unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)

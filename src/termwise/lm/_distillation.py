@@ -14,12 +14,16 @@ from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
 from ._rows import (
+    Sums,
+    centred,
+    clear,
     log_softmax,
     means_over_ranks,
     over_columns,
     over_rows,
     put,
-    used_positions,
+    unused_positions,
+    without_nan,
 )
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -141,20 +145,23 @@ def distillation_loss(
         )
     if top_k is None and tail != "renormalize":
         raise ValueError(f"{name} needs top_k with tail {tail!r}, got None: it compares all tokens")
-    used = used_positions(student_logits, mask, sequence_group)
+    unused = unused_positions(student_logits, mask, sequence_group)
     compared = _Compared(temperature, divergence, beta, top_k, tail)
+    by_hand = functools.partial(
+        _mixed_by_hand if divergence == "jensen_shannon" else _by_hand,
+        compared=compared,
+        vocab_group=vocab_group,
+    )
     sums = over_rows(
         functools.partial(_sums, compared=compared),
-        functools.partial(_by_hand, compared=compared, vocab_group=vocab_group)
-        if top_k is None
-        else None,
+        by_hand if top_k is None else None,
         vocab_group,
-        used,
+        unused,
         student_logits.flatten(0, 1),
         teacher_logits.detach().flatten(0, 1),
     )
     mean, _, count = means_over_ranks(
-        sums, used, normalizer, batch_group, sequence_group, grad_reduction
+        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
     )
     kind = lifted(student_logits.new_empty(())).dtype
     mean = mean.to(kind)
@@ -254,56 +261,86 @@ class _Compared(NamedTuple):
     tail: Tail
 
 
-def _sums(used: Tensor, student: Tensor, teacher: Tensor, *, compared: _Compared) -> Tensor:
-    """Sum the divergence of the rows that count, as a vector of one."""
-    q, p = (log_softmax(x, used, compared.temperature, None) for x in (student, teacher))
+def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -> Sums:
+    """Sum the divergence of the rows that count."""
+    q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
     if compared.top_k is not None:
         q, p = _cut(q, p, compared.top_k, compared.tail)
-    per_row = _divergence(p, q, compared).sum(1).where(used, 0)
-    return per_row.sum(dtype=accumulator(per_row))[None]
+    if compared.divergence == "forward":
+        parts = times(p.exp(), p - q)
+    elif compared.divergence == "reverse":
+        parts = times(q.exp(), q - p)
+    else:
+        beta, mixed = compared.beta, _mixed(p, q, compared.beta)
+        parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
+    per_row = clear(parts.sum(1), unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)
 
 
 def _by_hand(
     out: Tensor | None,
-    used: Tensor | None,
-    student: Tensor,
-    teacher: Tensor,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
     *,
     compared: _Compared,
     vocab_group: ProcessGroup | None,
-) -> Tensor:
-    """Compute the same, and the gradient: the slope s in log q, less q times the sum of s."""
-    q, p = (log_softmax(x, used, compared.temperature, vocab_group) for x in (student, teacher))
-    slope = _slope(p, q, compared)
-    sums = torch.stack([_divergence(p, q, compared).sum(1), slope.sum(1)])
-    per_row, together = over_columns(sums, vocab_group)
+) -> Sums:
+    """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
+
+    With a and b the centred logits of the model that the mean is over and of the other:
+    KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
+    """
+    forward = compared.divergence == "forward"
+    a = centred(x, unused, compared.temperature, vocab_group, out)
+    b = centred(y, unused, compared.temperature, vocab_group)
+    other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
+    own = a.exp_()
+    if not forward:
+        difference.neg_()
+    gap = without_nan(other if forward else own, difference)
+    gap, own_sum, other_sum = over_columns(
+        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
+    )
+    gap = gap / (other_sum if forward else own_sum)
+    logs = own_sum.log() - other_sum.log()
+    per_row = clear(gap + logs if forward else gap - logs, unused)
     if out is not None:
-        slope.addcmul_(q.exp_(), together[:, None], value=-1)
-        if compared.temperature != 1:
-            slope.div_(compared.temperature)
-        put(out, slope if used is None else slope.masked_fill_(~used[:, None], 0))
-    if used is not None:
-        per_row = per_row.where(used, 0)
-    return per_row.sum(dtype=accumulator(per_row))[None]
+        own.div_(own_sum[:, None])
+        if forward:
+            own.sub_(other.div_(other_sum[:, None]))
+        else:
+            own.mul_(difference.sub_(gap[:, None]))
+        _put(out, own, unused, compared.temperature)
+    return (per_row.sum(dtype=accumulator(per_row)),)
 
 
-def _divergence(p: Tensor, q: Tensor, compared: _Compared) -> Tensor:
-    """Return each token's part, from log-probabilities of teacher and student."""
-    if compared.divergence == "forward":
-        return times(p.exp(), p - q)
-    if compared.divergence == "reverse":
-        return times(q.exp(), q - p)
-    beta, mixed = compared.beta, _mixed(p, q, compared.beta)
-    return beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
+def _mixed_by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: _Compared,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
+    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
+    mixed = _mixed(p, q, compared.beta)
+    student = (1 - compared.beta) * times(q.exp(), q - mixed)
+    sums = [student.sum(1), compared.beta * times(p.exp(), p - mixed).sum(1)]
+    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
+    if out is not None:
+        student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
+        _put(out, student, unused, compared.temperature)
+    per_row = clear(student_sum + teacher_sum, unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)
 
 
-def _slope(p: Tensor, q: Tensor, compared: _Compared) -> Tensor:
-    """Return the derivative of the divergence with respect to log q, up to a multiple of q."""
-    if compared.divergence == "forward":
-        return p.exp().neg_()
-    if compared.divergence == "reverse":
-        return times(q.exp(), q - p)
-    return (1 - compared.beta) * times(q.exp(), q - _mixed(p, q, compared.beta))
+def _put(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:
+    if temperature != 1:
+        gradient.div_(temperature)
+    put(out, gradient if unused is None else gradient.masked_fill_(unused[:, None], 0))
 
 
 def _mixed(p: Tensor, q: Tensor, beta: float) -> Tensor:

@@ -14,7 +14,17 @@ from .._terms import Terms, terms
 from ._checks import check_normalizer
 from ._chunk_streams import first_token
 from ._chunks import logit_chunks
-from ._rows import highest, means_over_ranks, over_columns, over_rows, put, read, room
+from ._rows import (
+    Sums,
+    centred,
+    clear,
+    highest,
+    means_over_ranks,
+    over_columns,
+    over_rows,
+    put,
+    read,
+)
 
 
 @terms
@@ -97,14 +107,16 @@ def next_token_loss(
     """
     check_normalizer("next_token_loss", normalizer)
     counted = tokens if mask is None else tokens.where(mask, -1)
-    targets = logit_chunks(counted.clamp_min(-1), sequence_group).reshape(-1)
-    used = targets >= 0
+    if sequence_group is not None:
+        counted = counted.clamp_min(-1)
+    targets = logit_chunks(counted, sequence_group).reshape(-1)
+    unused = targets < 0
     first = first_token(logits, vocab_group)
     local = targets if first is None else targets - first
     by_hand = functools.partial(_by_hand, vocab_group=vocab_group)
-    sums = over_rows(_sums, by_hand, vocab_group, used, logits.flatten(0, 1), local)
+    sums = over_rows(_sums, by_hand, vocab_group, unused, logits.flatten(0, 1), local)
     loss, (hits,), count = means_over_ranks(
-        sums, used, normalizer, batch_group, sequence_group, grad_reduction
+        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
     )
     kind = lifted(logits.new_empty(())).dtype
     return NextTokenTerms(
@@ -174,47 +186,48 @@ class NextTokenLoss(nn.Module):
         return f"grad_reduction={self.grad_reduction!r}"
 
 
-def _sums(used: Tensor, rows: Tensor, local: Tensor) -> Tensor:
+def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
     """Sum -log softmax at each row's target over the rows that count, and the targets on top."""
-    x = read(rows, used)
-    here = local < x.shape[1]
-    place = local.where(used & here, 0)[:, None]
+    x = read(rows, unused)
+    beyond = local >= x.shape[1]
+    place = local.clamp(0, x.shape[1] - 1)[:, None]
     # A target beyond the vocabulary makes its row's gradient NaN too.
-    nats = -x.log_softmax(1).gather(1, place)[:, 0] * here.to(x.dtype).masked_fill(~here, torch.nan)
-    right = here & (x.gather(1, place)[:, 0] >= highest(x, None))
-    return _both(nats, right, used)
+    factor = torch.ones_like(x[:, 0]).masked_fill(beyond, torch.nan)
+    nats = -x.log_softmax(1).gather(1, place)[:, 0] * factor
+    right = (x.gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
+    return _both(nats, right, unused)
 
 
 def _by_hand(
     out: Tensor | None,
-    used: Tensor | None,
+    unused: Tensor | None,
     rows: Tensor,
     local: Tensor,
     *,
     vocab_group: ProcessGroup | None,
-) -> Tensor:
+) -> Sums:
     """Compute the same with e^(x - highest) alone, which turns into the gradient in place."""
-    x = read(rows, used)
-    powers = torch.sub(x, highest(x, vocab_group)[:, None], out=room(out, x))
-    here = (local >= 0) & (local < x.shape[1])
-    place = local.where(here, 0)[:, None]
-    on_rank = here.to(x.dtype)
-    at_target = powers.gather(1, place)[:, 0].where(here, 0) if x.shape[1] else on_rank
-    powers.exp_()
-    total, at_target, found = over_columns(
-        torch.stack([powers.sum(1), at_target, on_rank]), vocab_group
-    )
-    beyond = found == 0
-    if out is not None and x.shape[1]:
-        powers.mul_((1 / total).masked_fill_(beyond, torch.nan)[:, None])
-        powers.scatter_add_(1, place, -on_rank[:, None])
-        put(out, powers if used is None else powers.masked_fill_(~used[:, None], 0))
-    nats = (total.log() - at_target).masked_fill_(beyond, torch.nan)
-    return _both(nats, (at_target >= 0) & ~beyond, used)
+    powers = centred(rows, unused, 1.0, vocab_group, out)
+    width = rows.shape[1]
+    beyond = local >= width
+    place = local.clamp(0, width - 1)[:, None]
+    on_rank = torch.ones_like(powers[:, :1]) if width else powers.new_zeros(len(powers), 1)
+    at_target = powers.gather(1, place)[:, 0] if width else on_rank[:, 0]
+    if vocab_group is not None:
+        here = (local >= 0) & ~beyond
+        on_rank, at_target = here.to(powers.dtype)[:, None], at_target.where(here, 0)
+    total = powers.exp_().sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([total, at_target, on_rank[:, 0]])
+        total, at_target, found = over_columns(sums, vocab_group)
+        beyond = found == 0
+    total = total.masked_fill_(beyond, torch.nan)  # a target beyond the vocabulary
+    if out is not None and width:
+        powers.div_(total[:, None]).scatter_add_(1, place, on_rank.neg_())
+        put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
+    return _both(total.log() - at_target, (at_target >= 0) & ~beyond, unused)
 
 
-def _both(nats: Tensor, right: Tensor, used: Tensor | None) -> Tensor:
-    if used is not None:
-        nats, right = nats.where(used, 0), right & used
+def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
     wide = accumulator(nats)
-    return torch.stack([nats.sum(dtype=wide), right.sum(dtype=wide)])
+    return clear(nats, unused).sum(dtype=wide), clear(right, unused).sum(dtype=wide)

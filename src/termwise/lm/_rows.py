@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .. import _groups
 from .._autograd import Function
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import accumulator, lifted
+from .._numbers import lifted
 from ._checks import divisor
 from ._chunks import logit_chunks
 
@@ -29,28 +29,31 @@ SHARDED_ROWS = 512
 HALF_SCALE = 256.0
 
 
+Sums = tuple[Tensor, ...]
+
+
 class ByHand(Protocol):
     """A formula that writes its own gradient."""
 
-    def __call__(self, out: Tensor | None, used: Tensor | None, *rows: Tensor) -> Tensor:
+    def __call__(self, out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
         """Return the sums over some rows, and write the first one's gradient into out.
 
         Args:
             out: of the shape and dtype of the first of rows. None: no gradient is wanted.
-            used: which rows count. None: all of them.
+            unused: which rows do not count. None: all of them do.
             rows: the logits that have a gradient, and what else there is for each row.
         """
         ...
 
 
 def over_rows(
-    formula: Callable[..., Tensor],
+    formula: Callable[..., Sums],
     by_hand: ByHand | None,
     vocab_group: ProcessGroup | None,
-    used: Tensor,
+    unused: Tensor,
     *rows: Tensor,
-) -> Tensor:
-    """Return formula(used, *rows), a vector of sums over rows.
+) -> Sums:
+    """Return formula(unused, *rows), a tuple of sums over rows.
 
     The first of them has a gradient with respect to the first of rows. Over a vocab_group by_hand
     is the formula, and every rank takes the same blocks, compiled or not, with a gradient or
@@ -58,14 +61,14 @@ def over_rows(
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
     if vocab_group is None and (compiling or transformed()):
-        return formula(used, *rows)
+        return formula(unused, *rows)
     run = by_hand or differentiated(formula)
     step = _rows_of_a_block(x, vocab_group is not None, compiling)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
-            return _in_blocks(run, step, None, used, rows)
+            return _in_blocks(run, step, None, unused, rows)
     again = formula if vocab_group is None else None
-    return cast("Tensor", _Blocks.apply(run, again, step, used, *rows))
+    return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
 
 
 def transformed() -> bool:
@@ -94,26 +97,24 @@ def _blocks(rows: int, step: int) -> Iterator[slice]:
 
 
 def _in_blocks(
-    run: ByHand, step: int, gradient: Tensor | None, used: Tensor, rows: tuple[Tensor, ...]
-) -> Tensor:
+    run: ByHand, step: int, gradient: Tensor | None, unused: Tensor, rows: tuple[Tensor, ...]
+) -> Sums:
     if rows[0].shape[0] <= step:
-        return run(gradient, _or_all(used), *rows)
-    sums = [
+        return run(gradient, unused, *rows)
+    parts = [
         run(
             None if gradient is None else gradient[part],
-            _or_all(used[part]),
+            _or_none(unused[part]),
             *[x[part] for x in rows],
         )
         for part in _blocks(rows[0].shape[0], step)
     ]
-    return torch.stack(sums).sum(0)
+    return tuple(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
 
 
-def _or_all(used: Tensor) -> Tensor | None:
+def _or_none(unused: Tensor) -> Tensor | None:
     """Return None where all rows are seen to be used: on the CPU to look does not wait."""
-    if torch.compiler.is_compiling() or not _on_host(used):
-        return used
-    return None if bool(used.all()) else used
+    return None if _on_host(unused) and not bool(unused.any()) else unused
 
 
 def _on_host(x: Tensor) -> bool:
@@ -121,21 +122,18 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
-def differentiated(formula: Callable[..., Tensor]) -> ByHand:
+def differentiated(formula: Callable[..., Sums]) -> ByHand:
     """Return a formula by hand that takes its gradient from the expression."""
 
-    def run(out: Tensor | None, used: Tensor | None, *rows: Tensor) -> Tensor:
-        x, *others = rows
-        if used is None:
-            used = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
         if out is None:
-            return formula(used, *rows)
+            return formula(unused, *rows)
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            sums = formula(used, x, *others)
+            x = rows[0].detach().requires_grad_()
+            sums = formula(unused, x, *rows[1:])
             (gradient,) = torch.autograd.grad(sums[0], x, materialize_grads=True)
         put(out, gradient)
-        return sums.detach()
+        return tuple(x.detach() for x in sums)
 
     return run
 
@@ -146,11 +144,6 @@ def put(out: Tensor, gradient: Tensor) -> None:
         out.copy_(gradient * HALF_SCALE if out.dtype == torch.float16 else gradient)
 
 
-def room(out: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return out if x can be computed in place there."""
-    return out if out is not None and out.dtype == x.dtype else None
-
-
 class _Blocks(Function):
     """Makes the gradient with the value; keeps it, and the rows for a second derivative."""
 
@@ -158,30 +151,31 @@ class _Blocks(Function):
     def forward(
         ctx: Any,
         run: ByHand,
-        again: Callable[..., Tensor] | None,
+        again: Callable[..., Sums] | None,
         step: int,
-        used: Tensor,
+        unused: Tensor,
         *rows: Tensor,
-    ) -> Tensor:
+    ) -> Sums:
         gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        sums = _in_blocks(run, step, gradient, used, rows)
+        sums = _in_blocks(run, step, gradient, unused, rows)
         ctx.again = again
-        ctx.save_for_backward(gradient, used, *rows)
+        ctx.save_for_backward(gradient, unused, *rows)
+        ctx.mark_non_differentiable(*sums[1:])
         return sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, used, *rows = ctx.saved_tensors
+        gradient, unused, *rows = ctx.saved_tensors
+        factor = gradients[0]
         unasked = (None,) * (len(rows) - 1)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.again is None:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)
-            sums = ctx.again(used, *rows)
+            first = ctx.again(unused, *rows)[0]
             (own,) = torch.autograd.grad(
-                sums[0], rows[0], gradients[0][0], create_graph=True, materialize_grads=True
+                first, rows[0], factor, create_graph=True, materialize_grads=True
             )
             return None, None, None, None, own, *unasked
-        factor = gradients[0][0]
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
         return None, None, None, None, times_factor(gradient, factor), *unasked
@@ -213,10 +207,16 @@ def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
     return gradient.mul_(factor).masked_fill_(factor == 0, 0)
 
 
-def read(rows: Tensor, used: Tensor | None) -> Tensor:
+def read(rows: Tensor, unused: Tensor | None) -> Tensor:
     """Lift rows, with 0 in those that are not used."""
-    x = lifted(rows)
-    return x if used is None else x.where(used[:, None], 0)
+    return clear(lifted(rows), unused)
+
+
+def clear(x: Tensor, unused: Tensor | None) -> Tensor:
+    """Return rows, or one number for each, with 0 in those that are not used."""
+    if unused is None:
+        return x
+    return x.masked_fill(unused if x.ndim == 1 else unused[:, None], 0)
 
 
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
@@ -232,45 +232,66 @@ def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     return x if vocab_group is None else _groups.all_reduce(x, vocab_group.group_name)
 
 
-def log_softmax(
-    rows: Tensor, used: Tensor | None, temperature: float, vocab_group: ProcessGroup | None
+def centred(
+    rows: Tensor,
+    unused: Tensor | None,
+    temperature: float,
+    vocab_group: ProcessGroup | None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return log-probabilities of rows over a temperature.
+    """Read rows, subtract the highest of each over all ranks, and divide by the temperature.
 
-    The highest logit is subtracted before anything else, so that an offset that all logits of a
-    row have in common costs no digits. Over a vocab_group there is no gradient.
+    What the logits of a row have in common then costs no digits in what follows.
     """
-    x = read(rows, used)
-    if temperature != 1 or vocab_group is not None:
-        x = x - highest(x, vocab_group)[:, None]
-        x = x if temperature == 1 else x / temperature
+    x = read(rows, unused)
+    room = out if out is not None and out.dtype == x.dtype else None
+    x = torch.sub(x, highest(x, vocab_group)[:, None], out=room)
+    return x if temperature == 1 else torch.div(x, temperature, out=room)
+
+
+def log_softmax(
+    rows: Tensor, unused: Tensor | None, temperature: float, vocab_group: ProcessGroup | None
+) -> Tensor:
+    """Return log-probabilities of rows over a temperature; over a vocab_group without gradient."""
     if vocab_group is None:
+        x = read(rows, unused) if temperature == 1 else centred(rows, unused, temperature, None)
         return x.log_softmax(1)
+    x = centred(rows, unused, temperature, vocab_group)
     return x - over_columns(x.exp().sum(1), vocab_group).log()[:, None]
 
 
-def used_positions(
+def unused_positions(
     logits: Tensor, mask: Tensor | None, sequence_group: ProcessGroup | None
 ) -> Tensor:
-    """Return which of the batch * time logits predict a token that counts."""
+    """Return which of the batch * time logits predict no token that counts."""
     if mask is None:
         mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) >= 0
+    return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
+
+
+def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
+    """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
+    found = torch.linalg.vecdot(mass, logs)
+    if not _on_host(found) or bool(found.isnan().any()):
+        found = torch.linalg.vecdot(mass, logs.masked_fill_(mass == 0, 0))
+    return cast("Tensor", found)
 
 
 def means_over_ranks(
-    sums: Tensor,
-    used: Tensor,
+    sums: Sums,
+    unused: Tensor,
     normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
     grad_reduction: GradReduction,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Sums, Tensor]:
     """Sum over ranks. Return the first sum over the normalizer, the others, and the count."""
-    wide = accumulator(sums)
-    sums = torch.cat([sums.to(wide), used.sum().to(wide)[None]])
-    sums = _groups.terminal_sum(sums, sequence_group, 1.0)
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    sums = _groups.terminal_sum(sums, batch_group, scale)
-    count = sums[-1].detach()
-    return sums[0] / divisor(normalizer, count), sums[1:-1].detach(), count
+    first, *others = sums
+    count = unused.numel() - unused.sum()
+    if batch_group is not None or sequence_group is not None:
+        whole = torch.stack([*sums, count.to(first.dtype)])
+        whole = _groups.terminal_sum(whole, sequence_group, 1.0)
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        first, *others, count = _groups.terminal_sum(whole, batch_group, scale).unbind()
+        others, count = [x.detach() for x in others], count.detach()
+    return first / divisor(normalizer, count), tuple(others), count
