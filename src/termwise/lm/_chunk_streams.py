@@ -21,7 +21,7 @@ from .._numbers import accumulator, lifted
 from ._alignment import Alignment
 from ._checks import check_normalizer, check_temperature, divisor
 from ._chunks import logit_chunks
-from ._rows import in_place, times_factor, transformed
+from ._rows import in_place, row_products, times_factor, transformed
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
@@ -269,11 +269,6 @@ def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
 def _used(ids: Tensor, valid: Tensor) -> Tensor:
     """Tell which positions are in a chunk that counts."""
     return F.pad(valid, (1, 0)).gather(1, ids + 1)
-
-
-def row_products(x: Tensor, y: Tensor) -> Tensor:
-    """Give the inner product of each row of x with that of y."""
-    return cast("Tensor", torch.linalg.vecdot(x, y))
 
 
 def softmax_gradient(

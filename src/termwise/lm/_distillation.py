@@ -109,9 +109,9 @@ def distillation_loss(
         counts, loss and gradient are 0. Second derivatives are right without a group and refused
         with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
         position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
-        elements over the last two groups. Kept for the backward pass: both logits as given, and the student's
-        gradient, which is made with the value. Nothing waits for the device. The number of kernels
-        grows by a block of about 2^26 logits; compiled, it does not grow.
+        elements over the last two groups. Kept for the backward pass: both logits as given, and the
+        student's gradient, which is made with the value. Nothing waits for the device. The number
+        of kernels grows by a block of about 2^26 logits; compiled, it does not grow.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -28,12 +28,12 @@ from ._chunk_streams import (
     largest,
     link_to,
     normalized,
-    row_products,
     softmax_gradient,
     total,
     wants_gradient,
 )
 from ._projection import VocabProjection
+from ._rows import row_products
 
 Direction: TypeAlias = Literal["forward", "reverse"]
 TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]

@@ -8,7 +8,7 @@ in cache on the CPU, and of about 2^26 elements elsewhere.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,18 +32,10 @@ HALF_SCALE = 256.0
 Sums = tuple[Tensor, ...]
 
 
-class ByHand(Protocol):
-    """A formula that writes its own gradient."""
-
-    def __call__(self, out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
-        """Return the sums over some rows, and write the first one's gradient into out.
-
-        Args:
-            out: of the shape and dtype of the first of rows. None: no gradient is wanted.
-            unused: which rows do not count. None: all of them do.
-            rows: the logits that have a gradient, and what else there is for each row.
-        """
-        ...
+# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns the sums over some
+# rows, of which `unused` do not count (None: all do), and writes the gradient of the first sum with
+# respect to the first of rows into out, which has its shape and dtype (None: none is wanted).
+ByHand = Callable[..., Sums]
 
 
 def over_rows(
@@ -172,10 +164,13 @@ class _Blocks(Function):
             if ctx.again is None:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)
             first = ctx.again(unused, *rows)[0]
-            (own,) = torch.autograd.grad(
-                first, rows[0], factor, create_graph=True, materialize_grads=True
+            own = cast(
+                "tuple[Tensor]",
+                torch.autograd.grad(
+                    first, rows[0], factor, create_graph=True, materialize_grads=True
+                ),
             )
-            return None, None, None, None, own, *unasked
+            return None, None, None, None, own[0], *unasked
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
         return None, None, None, None, times_factor(gradient, factor), *unasked
@@ -271,10 +266,15 @@ def unused_positions(
 
 def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
     """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
-    found = torch.linalg.vecdot(mass, logs)
+    found = row_products(mass, logs)
     if not _on_host(found) or bool(found.isnan().any()):
-        found = torch.linalg.vecdot(mass, logs.masked_fill_(mass == 0, 0))
-    return cast("Tensor", found)
+        found = row_products(mass, logs.masked_fill_(mass == 0, 0))
+    return found
+
+
+def row_products(x: Tensor, y: Tensor) -> Tensor:
+    """Return the inner product of each row of x with that of y."""
+    return cast("Tensor", torch.linalg.vecdot(x, y))
 
 
 def means_over_ranks(
