@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import termwise as tw
-from termwise.lm import DistillationLoss, distillation_loss
+from termwise.lm import DistillationLoss, _rows, distillation_loss
 
 DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
 
@@ -238,3 +238,112 @@ def test_the_module_is_the_function():
     numbers = {"divergence": "reverse", "temperature": 2.0, "top_k": 3}
     ours = DistillationLoss(**numbers)(student, teacher)
     assert ours.metrics() == distillation_loss(student, teacher, **numbers).metrics()
+
+
+QUARTERS = torch.zeros(1, 2, 4, dtype=torch.float64)
+HALF = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log().expand(1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("tail", "divergence", "value"),
+    [
+        ("bucket", "forward", 0.173287),
+        ("zero", "forward", 0.749780),
+        ("renormalize", "forward", 0.056633),
+        ("bucket", "reverse", 0.173287),
+        ("renormalize", "reverse", 0.058892),
+        ("zero", "reverse", math.inf),
+    ],
+)
+def test_what_is_beyond_the_top_two_tokens(tail, divergence, value):
+    terms = distillation_loss(QUARTERS, HALF, top_k=2, tail=tail, divergence=divergence)
+    assert terms.loss.item() == pytest.approx(value, abs=1e-6)
+
+
+def tailed(student, teacher, *, k, tail, divergence, beta, temperature):
+    """Spell out the distributions over the k tokens and the rest, a row at a time."""
+    total = torch.zeros((), dtype=student.dtype)
+    for x, y in zip(student[:, :-1].flatten(0, 1), teacher[:, :-1].flatten(0, 1), strict=True):
+        q, p = ((z / temperature).exp() / (z / temperature).exp().sum() for z in (x, y))
+        kept = sorted(range(len(y)), key=lambda v: -float(y[v]))[:k]
+        rest = [v for v in range(len(y)) if v not in kept]
+        q_kept, p_kept = q[kept], p[kept]
+        if tail == "renormalize":
+            q_kept, p_kept = q_kept / q_kept.sum(), p_kept / p_kept.sum()
+        elif tail == "bucket":
+            q_kept = torch.cat([q_kept, q[rest].sum()[None]])
+            p_kept = torch.cat([p_kept, p[rest].sum()[None]])
+        else:
+            q_kept = torch.cat([q_kept, q[rest]])
+            p_kept = torch.cat([p_kept / p_kept.sum(), torch.zeros(len(rest), dtype=p.dtype)])
+        if divergence == "jensen_shannon":
+            m = beta * p_kept + (1 - beta) * q_kept
+            total = total + beta * kl(p_kept, m) + (1 - beta) * kl(q_kept, m)
+        else:
+            total = total + (kl(p_kept, q_kept) if divergence == "forward" else kl(q_kept, p_kept))
+    return temperature**2 * total / (student.shape[0] * (student.shape[1] - 1))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "zero"])
+def test_tails_are_their_formulas(tail, divergence):
+    if (tail, divergence) == ("zero", "reverse"):
+        return  # infinite
+    student, teacher = logits(2, 4, 6)
+    options = {"divergence": divergence, "beta": 0.3, "temperature": 1.5, "tail": tail}
+    for k in (1, 3, 6):
+        ours = distillation_loss(student, teacher, top_k=k, **options).loss
+        theirs = tailed(student, teacher.detach(), k=k, **options)
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+        pair = [
+            torch.autograd.grad(x, student, materialize_grads=True, allow_unused=True)[0]
+            for x in (ours, theirs)
+        ]
+        torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-13)
+    function = functools.partial(
+        lambda x, **options: distillation_loss(x, teacher, top_k=3, **options).loss, **options
+    )
+    assert torch.autograd.gradgradcheck(function, student)
+
+
+def test_a_student_whose_mass_is_elsewhere_is_seen_by_the_bucket():
+    student = torch.tensor([0.0, 0.0, 20.0, 0.0]).expand(1, 2, 4)
+    teacher = torch.tensor([0.0, 0.0, -20.0, -20.0]).expand(1, 2, 4)
+    found = {
+        tail: distillation_loss(student, teacher, top_k=2, tail=tail).loss.item()
+        for tail in ("renormalize", "bucket", "zero")
+    }
+    full = distillation_loss(student, teacher).loss.item()
+    assert found["renormalize"] == 0
+    assert found["bucket"] == pytest.approx(full, abs=1e-4)
+    assert found["zero"] == pytest.approx(full, abs=1e-4)
+    assert full == pytest.approx(20 - math.log(2), abs=1e-4)
+
+
+def test_a_tail_without_top_k_says_nothing():
+    student, teacher = logits(2, 3, 4)
+    with pytest.raises(ValueError, match="distillation_loss needs top_k with tail 'bucket', got"):
+        distillation_loss(student, teacher, tail="bucket")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_blocks_are_the_formula(monkeypatch, divergence):
+    student, teacher = logits(2, 9, 7)
+    mask = torch.arange(18).reshape(2, 9) % 4 != 1
+    for top_k in (None, 3):
+        options = {"divergence": divergence, "temperature": 1.5, "mask": mask, "top_k": top_k}
+        found = []
+        # The CPU's blocks of 3 rows, all at once, and an accelerator's of 5.
+        for name, size in (("IN_CACHE", 21), ("IN_CACHE", 2**18), ("ON_DEVICE", 35)):
+            monkeypatch.setattr(_rows, name, size)
+            if name == "ON_DEVICE":
+                monkeypatch.setattr(_rows, "_on_host", lambda x: False)
+            loss = distillation_loss(student, teacher, **options).loss
+            found.append((loss, *torch.autograd.grad(loss, student)))
+        plain = torch.func.grad_and_value(
+            lambda x, o=options: distillation_loss(x, teacher, **o).loss
+        )
+        gradient, loss = plain(student.detach())
+        for pair in found:
+            torch.testing.assert_close(pair, (loss, gradient), check_device=False)
+        monkeypatch.undo()

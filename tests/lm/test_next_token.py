@@ -98,7 +98,18 @@ def test_no_token_is_no_loss_and_in_the_graph():
 def test_a_token_beyond_the_vocabulary_is_no_number():
     logits, tokens, _ = inputs(2, 3, 4)
     tokens[0, 1] = 4
-    assert next_token_loss(logits, tokens).loss.isnan()
+    for function in (next_token_loss, torch.compile(next_token_loss, backend="eager")):
+        loss = function(logits, tokens).loss
+        assert loss.isnan()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient[0, 0].isnan().all()
+
+
+def test_a_count_of_the_trainer_is_the_normalizer():
+    logits, tokens, _ = inputs(2, 3, 4)
+    expected = next_token_loss(logits, tokens, normalizer=7.0).loss
+    for normalizer in (7, torch.tensor(7), torch.tensor(7, dtype=torch.int32), torch.tensor(7.0)):
+        assert torch.equal(next_token_loss(logits, tokens, normalizer=normalizer).loss, expected)
 
 
 def test_a_logit_that_is_not_finite_shows():

@@ -44,6 +44,7 @@ def over_positions(student: Tensor, teacher: Tensor, tokens: Tensor, group: Proc
     assert_type(loss_fn.temperature, float)
 
     assert_type(next_token_loss(student, tokens, normalizer=8), NextTokenTerms)
+    assert_type(next_token_loss(student, tokens, normalizer=tokens.sum()), NextTokenTerms)
     assert_type(NextTokenLoss(grad_reduction="sum")(student, tokens).accuracy, Tensor)
 
 

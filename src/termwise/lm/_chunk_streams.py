@@ -7,7 +7,6 @@ hold any part of their rows, and each block's sums are reduced as it comes.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,9 @@ from .._autograd import Function
 from .._groups import ProcessGroup
 from .._numbers import accumulator, lifted
 from ._alignment import Alignment
+from ._checks import check_normalizer, check_temperature, divisor
 from ._chunks import logit_chunks
+from ._rows import in_place, row_products, times_factor, transformed
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
@@ -238,23 +239,21 @@ def _numbers(x: Tensor) -> list[int]:
     return cast("list[int]", x.tolist())
 
 
-def exponentials(
-    x: Tensor, temperature: float, vocab_name: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give e^(x / temperature) over a power that keeps it finite, and what normalises it.
+def centred(x: Tensor, vocab_name: str | None) -> Tensor:
+    """Subtract each row's highest logit over the tokens of all ranks.
 
-    Returns:
-        The exponentials; 1 / their sum; and the logarithm of the sum of e^(x / temperature). Sums
-        are over the tokens of all ranks.
+    What the logits of a row have in common then costs no digits in what follows.
     """
     highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    highest = largest(highest, vocab_name)
-    powers = x - highest[:, None]
+    return x - largest(highest, vocab_name)[:, None]
+
+
+def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple[Tensor, Tensor]:
+    """Return e^(x / temperature) of centred rows, in place of x, and 1 / its sum over all ranks."""
     if temperature != 1:
-        powers.div_(temperature)
-    powers.exp_()
-    sums = total(powers.sum(1), vocab_name)
-    return powers, 1 / sums, highest / temperature + sums.log()
+        x.div_(temperature)
+    powers = x.exp_()
+    return powers, 1 / total(powers.sum(1), vocab_name)
 
 
 def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
@@ -270,11 +269,6 @@ def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
 def _used(ids: Tensor, valid: Tensor) -> Tensor:
     """Tell which positions are in a chunk that counts."""
     return F.pad(valid, (1, 0)).gather(1, ids + 1)
-
-
-def row_products(x: Tensor, y: Tensor) -> Tensor:
-    """Give the inner product of each row of x with that of y."""
-    return cast("Tensor", torch.linalg.vecdot(x, y))
 
 
 def softmax_gradient(
@@ -293,18 +287,11 @@ def normalized(
     batch_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """Count the chunks over the batch, and give temperature^2 / normalizer."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{name} needs temperature > 0, got {temperature}")
-    if isinstance(normalizer, float | int) and not normalizer >= 0:
-        raise ValueError(f"{name} needs normalizer >= 0, got {normalizer}")
+    check_temperature(name, temperature)
+    check_normalizer(name, normalizer)
     count = total(chunks.valid.sum(), None if batch_group is None else batch_group.group_name)
     count = count.to(accumulator(count))
-    divisor = count
-    if isinstance(normalizer, Tensor):
-        divisor = normalizer.detach().to(count)
-    elif normalizer is not None:
-        divisor = torch.full_like(count, normalizer)
-    return count, temperature**2 / divisor.where((divisor != 0) | (count != 0), 1)
+    return count, temperature**2 / divisor(normalizer, count)
 
 
 def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
@@ -333,15 +320,10 @@ def _(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
 
 
 def wants_gradient(x: Tensor) -> bool:
-    """Tell whether the pass over x is to write its gradient too."""
+    """Whether the pass over x is to write its gradient too."""
     # Under vmap within torch.func.grad a tensor does not know that it is differentiated.
-    return torch.is_grad_enabled() and (x.requires_grad or _transformed())
-
-
-def _transformed() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    inside = not torch.compiler.is_compiling() and transformed()
+    return torch.is_grad_enabled() and (x.requires_grad or inside)
 
 
 def link_to(x: Tensor) -> Tensor:
@@ -352,21 +334,15 @@ def link_to(x: Tensor) -> Tensor:
 def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
     """Multiply a gradient that was made with the value by the one that comes in.
 
-    In place where the graph is freed after this pass, for then nobody reads the gradient again,
-    and a second tensor of its size would be most of the loss's memory. The result hangs on the
-    link, so that a second derivative is refused rather than left out.
+    In place where `times_factor` says so, for a second tensor of its size would be most of the
+    loss's memory. The result hangs on the link, so that a second derivative is refused rather than
+    left out.
     """
     if factor is None:
         return None
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or _transformed()
-        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    ):
-        return cast("Tensor", _Refusing.apply(gradient, factor, link))
-    return gradient.mul_(factor)
+    if in_place(factor):
+        return times_factor(gradient, factor)
+    return cast("Tensor", _Refusing.apply(gradient, factor, link))
 
 
 class _Refusing(Function):
@@ -374,7 +350,7 @@ class _Refusing(Function):
 
     @staticmethod
     def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
-        return (gradient * factor).to(gradient.dtype)
+        return times_factor(gradient, factor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -12,23 +12,26 @@ from torch import Tensor, nn
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import blocks, lifted
+from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._chunk_streams import largest, total
-from ._distillation import (
-    distillation_loss,
-    log_sums,
-    mean_over_positions,
-    scaled_rows,
-    times,
-    used_positions,
-)
+from ._distillation import distillation_loss, times
 from ._next_token import next_token_loss
 from ._partition import VocabPartition
 from ._partitioned import partitioned_loss
 from ._projected_kl import Direction, TeacherMean, projected_kl_loss
 from ._projection import VocabProjection
+from ._rows import (
+    Sums,
+    clear,
+    highest,
+    log_softmax,
+    means_over_ranks,
+    over_columns,
+    over_rows,
+    row_blocks,
+    unused_positions,
+)
 from ._universal_logit import universal_logit_loss
 
 Combination: TypeAlias = Literal["sum", "average_logits", "select"]
@@ -67,7 +70,7 @@ class Teacher:
     for scores and selection, if the teacher has an alignment."""
     weight: float = 1.0
     """What its divergence is multiplied by, or its share in an average of logits."""
-    normalizer: Float[Tensor, ""] | float | None = None
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None
     """Chunks to divide by, if it has an alignment; see
     [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
 
@@ -138,7 +141,7 @@ def cross_tokenizer_loss(
     exact_only: bool = False,
     mask: Bool[Tensor, "batch time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     student_vocab: int | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -261,14 +264,15 @@ def cross_tokenizer_loss(
     if combine == "average_logits":
         shares = [teacher.weight / sum(t.weight for t in several) for teacher in several]
         weights = _constants(student.loss, shares)
-        compared: tuple[Teacher, ...] = (Teacher(_averaged(several, shares)),)
+        compared: tuple[Teacher, ...] = (Teacher(_averaged(several, shares, vocab_group)),)
     else:
         compared = several
         weights = _constants(student.loss, [teacher.weight for teacher in several])
     divergences = torch.stack(
         [
             _divergence(
-                student_logits,
+                # One of weight 0 is told, and has no gradient.
+                student_logits if teacher.weight != 0 else student_logits.detach(),
                 teacher,
                 counted,
                 sample_mask,
@@ -297,16 +301,18 @@ def cross_tokenizer_loss(
     else:
         if score is not None:
             scores = _scores(several, score, counted, sample_mask, groups)
-            weights = (score_scale * by_vocab * scores.to(by_vocab.dtype)).softmax(0)
+            scores = scores.to(by_vocab.dtype)
+            sharp = (score_scale * by_vocab * scores).where(scores != -torch.inf, scores)
+            weights = sharp.softmax(0)
         weights = weights * by_vocab
-        kd = (weights * divergences).sum()
+        kd = (weights * divergences.where(weights != 0, 0)).sum()  # 0 * inf would not be 0
 
     size, target = kd.detach().abs(), student.loss.detach().abs()
     kd_scale = torch.ones_like(size)
     if scale == "match":
         kd_scale = (target / size.where(size != 0, 1)).where(size != 0, 1)
     return CrossTokenizerTerms(
-        loss=kd_weight * kd_scale * kd + ce_weight * student.loss,
+        loss=_weighted((kd_weight, kd_scale * kd), (ce_weight, student.loss)),
         kd=kd,
         cross_entropy=student.loss,
         kd_scale=kd_scale,
@@ -373,7 +379,7 @@ class CrossTokenizerLoss(nn.Module):
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         student_vocab: int | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
@@ -417,7 +423,7 @@ class CrossTokenizerLoss(nn.Module):
             *,
             mask: Bool[Tensor, "batch time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             student_vocab: int | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
@@ -499,6 +505,15 @@ def _check(
         )
 
 
+def _weighted(*parts: tuple[float, Tensor]) -> Tensor:
+    """Add parts times their weights. One of weight 0 is left out, for it may be infinite."""
+    kept = [weight * part for weight, part in parts if weight != 0]
+    if kept:
+        return sum(kept[1:], kept[0])
+    none = parts[-1][1]
+    return none.where(torch.zeros_like(none, dtype=torch.bool), 0)
+
+
 def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
     """Give numbers as a vector, which no copy from the host has to wait for."""
     return torch.stack([like.new_full((), number) for number in numbers])
@@ -520,15 +535,27 @@ def _log_vocab_ratios(
     return [math.log(size) / math.log(min(sizes)) for size in sizes]
 
 
-def _averaged(teachers: tuple[Teacher, ...], shares: list[float]) -> Tensor:
-    """Average logits, a block of rows at a time, in their own dtype."""
-    rows = [teacher.logits.detach().flatten(0, 1) for teacher in teachers]
-    dtype = functools.reduce(torch.promote_types, [x.dtype for x in rows])
-    mean = torch.empty_like(rows[0], dtype=dtype)
-    for part in blocks(mean):
-        # A teacher of weight 0 is not read: its -inf would make NaN.
-        parts = [share * lifted(x[part]) for share, x in zip(shares, rows, strict=True) if share]
-        mean[part] = functools.reduce(torch.add, parts)
+def _averaged(
+    teachers: tuple[Teacher, ...], shares: list[float], vocab_group: ProcessGroup | None
+) -> Tensor:
+    """Average logits less the highest of each row, in their own dtype."""
+    # A teacher of weight 0 is not read: its -inf would make NaN.
+    pairs = [
+        (share, teacher.logits.detach().flatten(0, 1))
+        for share, teacher in zip(shares, teachers, strict=True)
+        if share
+    ]
+    dtype = functools.reduce(torch.promote_types, [teacher.logits.dtype for teacher in teachers])
+    tops = [highest(x, vocab_group)[:, None] for _, x in pairs]
+    mean = torch.empty_like(pairs[0][1], dtype=dtype)
+    for part in row_blocks(mean):
+        mean[part] = functools.reduce(
+            torch.add,
+            [
+                share * (lifted(x[part]) - lifted(top[part]))
+                for (share, x), top in zip(pairs, tops, strict=True)
+            ],
+        )
     return mean.view(teachers[0].logits.shape)
 
 
@@ -654,24 +681,29 @@ def _score(
             sequence_group=groups.sequence,
         )
         return -found.loss, found.num_tokens
-    with torch.autocast(logits.device.type, enabled=False):
-        used = used_positions(logits, counted >= 0, groups.sequence)
-        rows = logits.flatten(0, 1)
-        per_row = _sureness(
-            rows, used, score, None if vocab_group is None else vocab_group.group_name
-        )
-        return mean_over_positions(per_row, used, None, groups.batch, groups.sequence, "sum")
+    unused = unused_positions(logits, counted >= 0, groups.sequence)
+    sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
+    sums = over_rows(
+        functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)
+    )
+    mean, _, count = means_over_ranks(sums, unused, None, groups.batch, groups.sequence, "sum")
+    kind = lifted(logits.new_empty(())).dtype
+    return mean.to(kind), count.to(kind)
 
 
-def _sureness(rows: Tensor, used: Tensor, score: Score, vocab_name: str | None) -> Tensor:
-    """Give each row's -entropy or highest probability, a block of rows at a time."""
-    log_sum = log_sums(rows, used, 1.0, vocab_name)
-    own = [log_sum[:0]]
-    for part in blocks(rows):
-        x = scaled_rows(rows[part], used[part], 1.0) - log_sum[part, None]
-        if score == "entropy":
-            own.append(times(x.exp(), x).sum(1))
-        else:
-            own.append(x.amax(1) if x.shape[1] else torch.full_like(log_sum[part], -torch.inf))
-    found = torch.cat(own)
-    return total(found, vocab_name) if score == "entropy" else largest(found, vocab_name).exp()
+def _sureness(
+    out: Tensor | None,
+    unused: Tensor | None,
+    rows: Tensor,
+    *,
+    score: Score,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Sum -entropy or the highest probability of rows; out is None, for there is no gradient."""
+    x = log_softmax(rows, unused, 1.0, vocab_group)
+    if score == "entropy":
+        per_row = over_columns(times(x.exp(), x).sum(1), vocab_group)
+    else:
+        per_row = highest(x, vocab_group).exp()
+    per_row = clear(per_row, unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)

@@ -1,23 +1,33 @@
 """Distillation between models of one tokenizer."""
 
+import functools
 import math
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .. import _groups
-from .._autograd import Function
 from .._contract import contract
-from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import accumulator, blocks, lifted
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._chunk_streams import largest, total
-from ._chunks import logit_chunks
-from ._next_token import put
+from ._checks import check_normalizer, check_temperature
+from ._rows import (
+    Sums,
+    centred,
+    clear,
+    log_softmax,
+    means_over_ranks,
+    over_columns,
+    over_rows,
+    put,
+    unused_positions,
+    without_nan,
+)
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
+Tail = Literal["renormalize", "bucket", "zero"]
 
 
 @terms
@@ -41,8 +51,9 @@ def distillation_loss(
     beta: float = 0.5,
     temperature: float = 1.0,
     top_k: int | None = None,
+    tail: Tail = "renormalize",
     mask: Bool[Tensor, "batch time"] | None = None,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
     sequence_group: ProcessGroup | None = None,
@@ -70,15 +81,21 @@ def distillation_loss(
         divergence: D.
         beta: of "jensen_shannon", in (0, 1). Over beta it tends to the forward divergence at 0,
             over 1 - beta to the reverse one at 1.
-        temperature: T, positive.
-        top_k: compare the k tokens of highest teacher logit at each position alone, with both
-            distributions normalised among them. None: all tokens.
+        temperature: T, positive and finite.
+        top_k: compare the k tokens S of highest teacher logit at each position. None: all tokens.
+        tail: what becomes of the other tokens where top_k is given. "renormalize": they are left
+            out, and both distributions are normalised among S. That says nothing of how much mass
+            the student has outside: with nearly all of it there the loss may be 0. "bucket": they
+            are one token more, whose probability is their sum, for teacher and student; the loss is
+            never larger than that of all tokens. "zero": the teacher is normalised among S and has
+            0 elsewhere, the student keeps its probabilities, so the reverse divergence is infinite.
         mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
             None: all. A position whose token does not count is never read, whatever it holds, and
             gets the gradient 0.
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of positions that count,
-            over batch_group and sequence_group. Give one of a whole optimizer step and
-            micro-batches add up exactly.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
+            Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
+            batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
+            up exactly.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other columns of both logits, in any numbers.
@@ -90,15 +107,17 @@ def distillation_loss(
         `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no position
         counts, loss and gradient are 0. Second derivatives are right without a group and refused
-        with one (`NotImplementedError`). Sent by each rank: over vocab_group 6 numbers for each
-        position, over sequence_group one row of marks, and a sum of 2 float64 elements over the
-        last two groups. Kept for the backward pass: both logits as given, and no probabilities.
-        Nothing waits for the device.
+        with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
+        position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
+        elements over the last two groups. Kept for the backward pass: both logits as given, and the
+        student's gradient, which is made with the value. Nothing waits for the device. The number
+        of kernels grows by a block of about 2^26 logits; compiled, it does not grow.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: temperature is not positive, beta not in (0, 1), top_k not in 1..vocab, or given
-            with vocab_group.
+        ValueError: temperature is not positive and finite, normalizer a number that is negative or
+            not finite, beta not in (0, 1), top_k not in 1..vocab or given with vocab_group, or
+            tail given without top_k.
 
     References:
         Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015),
@@ -114,40 +133,39 @@ def distillation_loss(
         >>> distillation_loss(student, teacher).metrics()
         {'loss': 0.693..., 'divergence': 0.693..., 'num_tokens': 1.0}
     """
-    vocab = student_logits.shape[2]
-    if not temperature > 0:
-        raise ValueError(f"distillation_loss needs temperature > 0, got {temperature}")
+    name, vocab = "distillation_loss", student_logits.shape[2]
+    check_temperature(name, temperature)
+    check_normalizer(name, normalizer)
     if not 0 < beta < 1:
-        raise ValueError(f"distillation_loss needs beta in (0, 1), got {beta}")
+        raise ValueError(f"{name} needs beta in (0, 1), got {beta}")
     if top_k is not None and (vocab_group is not None or not 1 <= top_k <= vocab):
         raise ValueError(
-            f"distillation_loss needs top_k in 1..{vocab} and no vocab_group, got top_k {top_k}"
+            f"{name} needs top_k in 1..{vocab} and no vocab_group, got top_k {top_k}"
             + (" with a vocab_group" if vocab_group is not None else "")
         )
-    with torch.autocast(student_logits.device.type, enabled=False):
-        used = used_positions(student_logits, mask, sequence_group)
-        student, teacher = (
-            logits.flatten(0, 1) for logits in (student_logits, teacher_logits.detach())
-        )
-        if top_k is not None:
-            chosen = _highest(teacher, used, top_k)
-            student, teacher = student.gather(1, chosen), teacher.gather(1, chosen)
-        per_row, _ = cast(
-            "tuple[Tensor, Tensor]",
-            _Rows.apply(
-                student,
-                teacher,
-                used,
-                temperature,
-                divergence,
-                beta,
-                None if vocab_group is None else vocab_group.group_name,
-            ),
-        )
-        mean, count = mean_over_positions(
-            per_row, used, normalizer, batch_group, sequence_group, grad_reduction
-        )
-        return DistillationTerms(loss=temperature**2 * mean, divergence=mean, num_tokens=count)
+    if top_k is None and tail != "renormalize":
+        raise ValueError(f"{name} needs top_k with tail {tail!r}, got None: it compares all tokens")
+    unused = unused_positions(student_logits, mask, sequence_group)
+    compared = _Compared(temperature, divergence, beta, top_k, tail)
+    by_hand = functools.partial(
+        _mixed_by_hand if divergence == "jensen_shannon" else _by_hand,
+        compared=compared,
+        vocab_group=vocab_group,
+    )
+    sums = over_rows(
+        functools.partial(_sums, compared=compared),
+        by_hand if top_k is None else None,
+        vocab_group,
+        unused,
+        student_logits.flatten(0, 1),
+        teacher_logits.detach().flatten(0, 1),
+    )
+    mean, _, count = means_over_ranks(
+        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
+    )
+    kind = lifted(student_logits.new_empty(())).dtype
+    mean = mean.to(kind)
+    return DistillationTerms(loss=temperature**2 * mean, divergence=mean, num_tokens=count.to(kind))
 
 
 class DistillationLoss(nn.Module):
@@ -170,6 +188,7 @@ class DistillationLoss(nn.Module):
         beta: float = 0.5,
         temperature: float = 1.0,
         top_k: int | None = None,
+        tail: Tail = "renormalize",
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
@@ -177,6 +196,7 @@ class DistillationLoss(nn.Module):
         self.beta = beta
         self.temperature = temperature
         self.top_k = top_k
+        self.tail: Tail = tail
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -185,7 +205,7 @@ class DistillationLoss(nn.Module):
         teacher_logits: Float[Tensor, "batch time vocab"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -198,6 +218,7 @@ class DistillationLoss(nn.Module):
             beta=self.beta,
             temperature=self.temperature,
             top_k=self.top_k,
+            tail=self.tail,
             mask=mask,
             normalizer=normalizer,
             batch_group=batch_group,
@@ -214,7 +235,7 @@ class DistillationLoss(nn.Module):
             teacher_logits: Float[Tensor, "batch time vocab"],
             *,
             mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -226,134 +247,104 @@ class DistillationLoss(nn.Module):
         """Show the numbers in `print(module)`."""
         return (
             f"divergence={self.divergence!r}, beta={self.beta}, temperature={self.temperature}, "
-            f"top_k={self.top_k}"
+            f"top_k={self.top_k}, tail={self.tail!r}"
         )
 
 
-def used_positions(
-    logits: Tensor, mask: Tensor | None, sequence_group: ProcessGroup | None
-) -> Tensor:
-    """Tell which of the batch * time logits predict a token that counts."""
-    marks = (
-        torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        if mask is None
-        else mask.long() - 1
+class _Compared(NamedTuple):
+    """What is computed of each row."""
+
+    temperature: float
+    divergence: Divergence
+    beta: float
+    top_k: int | None
+    tail: Tail
+
+
+def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -> Sums:
+    """Sum the divergence of the rows that count."""
+    q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
+    if compared.top_k is not None:
+        q, p = _cut(q, p, compared.top_k, compared.tail)
+    if compared.divergence == "forward":
+        parts = times(p.exp(), p - q)
+    elif compared.divergence == "reverse":
+        parts = times(q.exp(), q - p)
+    else:
+        beta, mixed = compared.beta, _mixed(p, q, compared.beta)
+        parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
+    per_row = clear(parts.sum(1), unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)
+
+
+def _by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: _Compared,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
+
+    With a and b the centred logits of the model that the mean is over and of the other:
+    KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
+    """
+    forward = compared.divergence == "forward"
+    a = centred(x, unused, compared.temperature, vocab_group, out)
+    b = centred(y, unused, compared.temperature, vocab_group)
+    other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
+    own = a.exp_()
+    if not forward:
+        difference.neg_()
+    gap = without_nan(other if forward else own, difference)
+    gap, own_sum, other_sum = over_columns(
+        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
     )
-    return logit_chunks(marks, sequence_group).reshape(-1) >= 0
+    gap = gap / (other_sum if forward else own_sum)
+    logs = own_sum.log() - other_sum.log()
+    per_row = clear(gap + logs if forward else gap - logs, unused)
+    if out is not None:
+        own.div_(own_sum[:, None])
+        if forward:
+            own.sub_(other.div_(other_sum[:, None]))
+        else:
+            own.mul_(difference.sub_(gap[:, None]))
+        _put(out, own, unused, compared.temperature)
+    return (per_row.sum(dtype=accumulator(per_row)),)
 
 
-def mean_over_positions(
-    per_row: Tensor,
-    used: Tensor,
-    normalizer: Tensor | float | None,
-    batch_group: ProcessGroup | None,
-    sequence_group: ProcessGroup | None,
-    grad_reduction: GradReduction,
-) -> tuple[Tensor, Tensor]:
-    """Give the sum over positions that count on all ranks, over the normalizer, and their count."""
-    wide = accumulator(per_row)
-    sums = torch.stack([per_row.where(used, 0).sum(dtype=wide), used.sum().to(wide)])
-    sums = _groups.terminal_sum(sums, sequence_group, 1.0)
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    whole, count = _groups.terminal_sum(sums, batch_group, scale).unbind()
-    divisor = count.clamp_min(1) if normalizer is None else normalizer
-    return (whole / divisor).to(per_row.dtype), count.detach().to(per_row.dtype)
+def _mixed_by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: _Compared,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
+    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
+    mixed = _mixed(p, q, compared.beta)
+    student = (1 - compared.beta) * times(q.exp(), q - mixed)
+    sums = [student.sum(1), compared.beta * times(p.exp(), p - mixed).sum(1)]
+    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
+    if out is not None:
+        student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
+        _put(out, student, unused, compared.temperature)
+    per_row = clear(student_sum + teacher_sum, unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)
 
 
-def _highest(logits: Tensor, used: Tensor, k: int) -> Tensor:
-    parts = [used.new_empty(0, k, dtype=torch.int64)]
-    for part in blocks(logits):
-        rows = logits[part].where(used[part, None], 0)
-        parts.append(rows.topk(k, dim=1).indices)
-    return torch.cat(parts)
+def _put(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:
+    if temperature != 1:
+        gradient.div_(temperature)
+    put(out, gradient if unused is None else gradient.masked_fill_(unused[:, None], 0))
 
 
-class _Rows(Function):
-    """The divergence of each row, a block of rows at a time; remembers the logits alone."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        student: Tensor,
-        teacher: Tensor,
-        used: Tensor,
-        temperature: float,
-        divergence: Divergence,
-        beta: float,
-        vocab_name: str | None,
-    ) -> tuple[Tensor, Tensor]:
-        sums = [log_sums(logits, used, temperature, vocab_name) for logits in (student, teacher)]
-        parts = [lifted(student[:0]).new_zeros(2, 0)]
-        for part in blocks(student):
-            q, p = (
-                scaled_rows(logits[part], used[part], temperature) - log_sum[part, None]
-                for logits, log_sum in zip((student, teacher), sums, strict=True)
-            )
-            found = _divergence(p, q, divergence, beta).sum(1)
-            pulls = found.new_zeros(found.shape)  # the forward divergence's gradient needs none
-            if divergence != "forward":
-                pulls = times(q.exp(), _pulls(p, q, divergence, beta)).sum(1)
-            parts.append(torch.stack([found, pulls]))
-        both = total(torch.cat(parts, 1), vocab_name)
-        return both[0], torch.stack([*sums, both[1]])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:3], output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.setting = inputs[3:]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, used, kept = ctx.saved_tensors
-        temperature, divergence, beta, vocab_name = ctx.setting
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if again and vocab_name is not None:
-            raise NotImplementedError(NO_SECOND_DERIVATIVE)
-        whole = None
-        for part in blocks(student):
-            x, y = (
-                scaled_rows(logits[part], used[part], temperature) for logits in (student, teacher)
-            )
-            # For a second derivative what each row sums to is a function of the logits too.
-            q = x.log_softmax(1) if again else x - kept[0, part, None]
-            p = y - kept[1, part, None]
-            mass = q.exp()
-            if divergence == "forward":
-                pulled = mass - p.exp()
-            else:
-                pulled = times(mass, _pulls(p, q, divergence, beta))
-                pulled = pulled - mass * (pulled.sum(1) if again else kept[2, part])[:, None]
-            gradient = pulled * (gradients[0][part, None] / temperature)
-            whole = put(whole, student, part, gradient)
-        return (
-            torch.zeros_like(student) if whole is None else whole,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def scaled_rows(logits: Tensor, used: Tensor, temperature: float) -> Tensor:
-    """Lift rows and divide them by the temperature; what is not used is read as 0."""
-    return lifted(logits).where(used[:, None], 0) / temperature
-
-
-def log_sums(logits: Tensor, used: Tensor, temperature: float, vocab_name: str | None) -> Tensor:
-    """Give each row's log-sum-exp over the columns of all ranks."""
-    own = [lifted(logits[:0]).sum(1)]
-    own += [
-        scaled_rows(logits[part], used[part], temperature).logsumexp(1) for part in blocks(logits)
-    ]
-    local = torch.cat(own)
-    if vocab_name is None:
-        return local
-    top = largest(local, vocab_name)
-    return top + total((local - top).exp(), vocab_name).log()
+def _mixed(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
 
 
 def times(mass: Tensor, logs: Tensor) -> Tensor:
@@ -361,22 +352,16 @@ def times(mass: Tensor, logs: Tensor) -> Tensor:
     return mass * logs.masked_fill(mass == 0, 0)
 
 
-def _divergence(p: Tensor, q: Tensor, divergence: Divergence, beta: float) -> Tensor:
-    """Give each token's part, from log-probabilities of teacher and student."""
-    if divergence == "forward":
-        return times(p.exp(), p - q)
-    if divergence == "reverse":
-        return times(q.exp(), q - p)
-    mixed = _mixed(p, q, beta)
-    return beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
-
-
-def _pulls(p: Tensor, q: Tensor, divergence: Divergence, beta: float) -> Tensor:
-    """Give the derivative of the divergence by the student's probabilities, up to a constant."""
-    if divergence == "jensen_shannon":
-        return (1 - beta) * (q - _mixed(p, q, beta))
-    return q - p
-
-
-def _mixed(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    return torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
+def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
+    """Keep the k tokens that the teacher finds likeliest, and what `tail` says of the others."""
+    chosen = p.topk(k, dim=1).indices
+    kept = q.gather(1, chosen), p.gather(1, chosen)
+    if tail == "renormalize":
+        return kept[0].log_softmax(1), kept[1].log_softmax(1)
+    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
+    q_rest = q.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+    if tail == "zero":
+        p_rest, kept_p = torch.full_like(q_rest, -torch.inf), kept[1].log_softmax(1)
+    else:
+        p_rest, kept_p = p.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True), kept[1]
+    return torch.cat([kept[0], q_rest], 1), torch.cat([kept_p, p_rest], 1)

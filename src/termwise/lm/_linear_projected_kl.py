@@ -14,6 +14,7 @@ from ._alignment import Alignment
 from ._chunk_streams import (
     Chunks,
     blocks,
+    centred,
     chain,
     check_times,
     exponentials,
@@ -48,7 +49,7 @@ def linear_projected_kl_loss(
     teacher_mean: TeacherMean = "log_normalized",
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     eps: float = 1e-10,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -81,8 +82,8 @@ def linear_projected_kl_loss(
         teacher_mean: "log", "log_normalized" or "prob".
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
+            chunks that count, over batch_group.
         eps: epsilon, not negative.
         batch_group: ranks that hold other samples. None, here and below: this rank alone.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
@@ -201,7 +202,7 @@ class LinearProjectedKLLoss(nn.Module):
         alignment: Alignment,
         teacher_columns: Int[Tensor, " columns"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -239,7 +240,7 @@ class LinearProjectedKLLoss(nn.Module):
             alignment: Alignment,
             teacher_columns: Int[Tensor, " columns"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -341,7 +342,8 @@ def _linear_projected_kl(
         # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
         for block in blocks(chunks, max(teacher.shape[2] // 4, 1), wide):
             h = block.student.of(flat).to(wide)
-            powers, inverse, _ = exponentials(h @ head.T, temperature, vocab_name)
+            x = centred(h @ head.T, vocab_name)
+            powers, inverse = exponentials(x, temperature, vocab_name)
             means = block.student.sharing(inverse) @ powers
             parts, push = divergence(means, block, block.teacher.of(flat_teacher).to(wide))
             sums += parts

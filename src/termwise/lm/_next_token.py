@@ -1,19 +1,30 @@
 """Next-token cross-entropy, whole or over shards of the vocabulary."""
 
-from typing import TYPE_CHECKING, Any, cast
+import functools
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .. import _groups
-from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._chunk_streams import first_token, largest
+from ._checks import check_normalizer
+from ._chunk_streams import first_token
 from ._chunks import logit_chunks
+from ._rows import (
+    Sums,
+    centred,
+    clear,
+    highest,
+    means_over_ranks,
+    over_columns,
+    over_rows,
+    put,
+    read,
+)
 
 
 @terms
@@ -34,7 +45,7 @@ def next_token_loss(
     tokens: Int[Tensor, "batch time"],
     *,
     mask: Bool[Tensor, "batch time"] | None = None,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
     sequence_group: ProcessGroup | None = None,
@@ -54,9 +65,10 @@ def next_token_loss(
         mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
             None: all. A position whose token does not count is never read, whatever it holds, and
             gets the gradient 0.
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of tokens that count,
-            over batch_group and sequence_group. Give one of a whole optimizer step and its
-            micro-batches add up exactly.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
+            Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
+            batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
+            add up exactly.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
@@ -68,14 +80,17 @@ def next_token_loss(
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
         `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
-        counts, loss and gradient are 0. A token beyond the vocabulary gives NaN. Second
-        derivatives are right without a group. Sent by each rank: over vocab_group 5 numbers for
+        counts, loss and gradient are 0. A token beyond the vocabulary makes the loss NaN, and the
+        gradient of the position that predicts it. Second derivatives are right without a group and
+        refused with one (`NotImplementedError`). Sent by each rank: over vocab_group 4 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
-        each group. Kept for the backward pass: the logits as given, and no probabilities. Nothing
-        waits for the device.
+        the last two groups. Kept for the backward pass: the logits as given and their gradient,
+        which is made with the value. Nothing waits for the device. The number of kernels grows by
+        a block of about 2^26 logits; compiled, it does not grow.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
+        ValueError: normalizer is a number that is negative or not finite.
 
     References:
         The usual cross-entropy, as `torch.nn.functional.cross_entropy` of shifted logits has it.
@@ -90,41 +105,25 @@ def next_token_loss(
         >>> terms.metrics()
         {'loss': 0.503..., 'num_tokens': 2.0, 'accuracy': 1.0}
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        counted = tokens if mask is None else tokens.where(mask, -1)
-        targets = logit_chunks(counted.clamp_min(-1), sequence_group).reshape(-1)
-        used = targets >= 0
-        local, here = _local(targets, logits, vocab_group)
-        rows = logits.flatten(0, 1)
-        own, at_target, highest = cast(
-            "tuple[Tensor, Tensor, Tensor]", _Rows.apply(rows, local, here, used)
-        )
-        # Of other ranks' columns: log-sum-exp and the target's logit, where what follows is alike.
-        vocab_name = None if vocab_group is None else vocab_group.group_name
-        top = largest(own.detach(), vocab_name)
-        summed = _groups.terminal_sum((own - top).exp(), vocab_group, 1.0)
-        target = _groups.terminal_sum(at_target, vocab_group, 1.0)
-        found = _groups.terminal_sum(here.to(own.dtype), vocab_group, 1.0)
-        nats = top + summed.log() - target + (found - 1).where(found == 1, torch.nan)
-        right = target.detach() >= largest(highest, vocab_name)
-        wide = accumulator(nats)
-        sums = torch.stack(
-            [
-                nats.where(used, 0).sum(dtype=wide),
-                used.sum().to(wide),
-                (right & used).sum().to(wide),
-            ]
-        )
-        sums = _groups.terminal_sum(sums, sequence_group, 1.0)
-        scale = _groups.gradient_scale(batch_group, grad_reduction)
-        total, count, hits = _groups.terminal_sum(sums, batch_group, scale).unbind()
-        divisor = count.clamp_min(1) if normalizer is None else normalizer
-        kind = lifted(logits.new_empty(())).dtype
-        return NextTokenTerms(
-            loss=(total / divisor).to(kind),
-            num_tokens=count.detach().to(kind),
-            accuracy=(hits / count.clamp_min(1)).detach().to(kind),
-        )
+    check_normalizer("next_token_loss", normalizer)
+    counted = tokens if mask is None else tokens.where(mask, -1)
+    if sequence_group is not None:
+        counted = counted.clamp_min(-1)
+    targets = logit_chunks(counted, sequence_group).reshape(-1)
+    unused = targets < 0
+    first = first_token(logits, vocab_group)
+    local = targets if first is None else targets - first
+    by_hand = functools.partial(_by_hand, vocab_group=vocab_group)
+    sums = over_rows(_sums, by_hand, vocab_group, unused, logits.flatten(0, 1), local)
+    loss, (hits,), count = means_over_ranks(
+        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
+    )
+    kind = lifted(logits.new_empty(())).dtype
+    return NextTokenTerms(
+        loss=loss.to(kind),
+        num_tokens=count.to(kind),
+        accuracy=(hits / count.clamp_min(1)).to(kind),
+    )
 
 
 class NextTokenLoss(nn.Module):
@@ -149,7 +148,7 @@ class NextTokenLoss(nn.Module):
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -174,7 +173,7 @@ class NextTokenLoss(nn.Module):
             tokens: Int[Tensor, "batch time"],
             *,
             mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -187,63 +186,48 @@ class NextTokenLoss(nn.Module):
         return f"grad_reduction={self.grad_reduction!r}"
 
 
-def _local(
-    targets: Tensor, logits: Tensor, vocab_group: ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """Give the targets as columns of this rank, and whether they are."""
-    first = first_token(logits, vocab_group)
-    local = targets if first is None else targets - first
-    here = (local >= 0) & (local < logits.shape[2])
-    return local.where(here, 0), here & (targets >= 0)
+def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
+    """Sum -log softmax at each row's target over the rows that count, and the targets on top."""
+    x = read(rows, unused)
+    beyond = local >= x.shape[1]
+    place = local.clamp(0, x.shape[1] - 1)[:, None]
+    # A target beyond the vocabulary makes its row's gradient NaN too.
+    factor = torch.ones_like(x[:, 0]).masked_fill(beyond, torch.nan)
+    nats = -x.log_softmax(1).gather(1, place)[:, 0] * factor
+    right = (x.gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
+    return _both(nats, right, unused)
 
 
-class _Rows(Function):
-    """Log-sum-exp of each row, its target's logit and its highest, a block of rows at a time.
-
-    What is not used is read as 0. Backward writes one gradient, and remembers the logits alone.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        rows: Tensor, local: Tensor, here: Tensor, used: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if rows.shape[1] == 0:
-            nothing = lifted(rows[:, :0]).sum(1)
-            low = torch.full_like(nothing, -torch.inf)
-            return low, nothing, low.clone()
-        own, at_target, highest = ([lifted(rows[:0, 0])] for _ in range(3))
-        for part in blocks(rows):
-            x = lifted(rows[part]).where(used[part, None], 0)
-            own.append(x.logsumexp(1))
-            at_target.append(x.gather(1, local[part, None])[:, 0].where(here[part], 0))
-            highest.append(x.amax(1))
-        return torch.cat(own), torch.cat(at_target), torch.cat(highest)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs, output[0])
-        ctx.mark_non_differentiable(output[2])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        rows, local, here, used, own = ctx.saved_tensors
-        if rows.shape[1] == 0:
-            return torch.zeros_like(rows), None, None, None
-        whole = None
-        for part in blocks(rows):
-            x = lifted(rows[part]).where(used[part, None], 0)
-            gradient = (x - own[part, None]).exp() * gradients[0][part, None]
-            pulled = gradients[1][part].where(here[part], 0)[:, None]
-            gradient = gradient.scatter_add(1, local[part, None], pulled)
-            whole = put(whole, rows, part, gradient)
-        return torch.zeros_like(rows) if whole is None else whole, None, None, None
+def _by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    rows: Tensor,
+    local: Tensor,
+    *,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute the same with e^(x - highest) alone, which turns into the gradient in place."""
+    powers = centred(rows, unused, 1.0, vocab_group, out)
+    width = rows.shape[1]
+    beyond = local >= width
+    place = local.clamp(0, width - 1)[:, None]
+    on_rank = torch.ones_like(powers[:, :1]) if width else powers.new_zeros(len(powers), 1)
+    at_target = powers.gather(1, place)[:, 0] if width else on_rank[:, 0]
+    if vocab_group is not None:
+        here = (local >= 0) & ~beyond
+        on_rank, at_target = here.to(powers.dtype)[:, None], at_target.where(here, 0)
+    total = powers.exp_().sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([total, at_target, on_rank[:, 0]])
+        total, at_target, found = over_columns(sums, vocab_group)
+        beyond = found == 0
+    total = total.masked_fill_(beyond, torch.nan)  # a target beyond the vocabulary
+    if out is not None and width:
+        powers.div_(total[:, None]).scatter_add_(1, place, on_rank.neg_())
+        put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
+    return _both(total.log() - at_target, (at_target >= 0) & ~beyond, unused)
 
 
-def put(whole: Tensor | None, rows: Tensor, part: slice, block: Tensor) -> Tensor:
-    """Write a block of the gradient of rows; the first makes the room, mapped where it is."""
-    if whole is None:
-        whole = block.new_empty(rows.shape, dtype=rows.dtype)
-    whole[part] = block
-    return whole
+def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
+    wide = accumulator(nats)
+    return clear(nats, unused).sum(dtype=wide), clear(right, unused).sum(dtype=wide)

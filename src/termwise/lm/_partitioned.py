@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
@@ -18,6 +18,7 @@ from ._chunk_streams import (
     Chunks,
     Rows,
     blocks,
+    centred,
     chain,
     check_times,
     chunks_of,
@@ -68,7 +69,7 @@ def partitioned_loss(
     direction: Direction = "forward",
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
     sequence_group: ProcessGroup | None = None,
@@ -116,9 +117,9 @@ def partitioned_loss(
         direction: of the divergence: "forward", KL(teacher || student), or "reverse".
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
-            micro-batches.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
+            the number of chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
@@ -244,7 +245,7 @@ class PartitionedLoss(nn.Module):
         *,
         alignment: Alignment,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -278,7 +279,7 @@ class PartitionedLoss(nn.Module):
             *,
             alignment: Alignment,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -390,15 +391,17 @@ def _partitioned(
     with torch.autocast(student.device.type, enabled=False):
         # Smaller blocks than others: each of them is read by more steps at once.
         for block in blocks(chunks, 2 * teacher.shape[2], wide):
-            x = block.student.of(flat)
-            powers, inverse, log_sum = exponentials(x, temperature, vocab_name)
-            a = _log_means(x, log_sum, block.student, temperature, sequence_name)
+            x = centred(block.student.of(flat), vocab_name)
+            means = block.student.mean(x, sequence_name).div_(temperature)
+            powers, inverse = exponentials(x, temperature, vocab_name)
+            a = _log_means(means, inverse, block.student, sequence_name)
             if here is not None:
                 whole = a.new_zeros(len(a), len(common_student) + len(rest_student))
                 a = total(whole.index_copy_(1, here, a), vocab_name)
-            y = block.teacher.of(flat_teacher)
-            _, _, log_sum = exponentials(y, temperature, None)
-            b = _log_means(y, log_sum, block.teacher, temperature, sequence_name)
+            y = centred(block.teacher.of(flat_teacher), None)
+            means = block.teacher.mean(y, sequence_name).div_(temperature)
+            _, norm = exponentials(y, temperature, None)
+            b = _log_means(means, norm, block.teacher, sequence_name)
             parts, push = distance(a, b, block)
             sums += parts
             if not with_gradient:
@@ -408,7 +411,10 @@ def _partitioned(
             together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
             own = push if here is None else push[:, here]
             block.student.put(flat_gradient, (shares @ own).addcmul_(powers, together, value=-1))
-    loss = (common_weight * sums[0] + tail_weight * sums[1]) * per_chunk
+    # A part of weight 0 is left out, for it may be infinite.
+    weighted = zip((common_weight, tail_weight), sums[:2], strict=True)
+    parts = [weight * part for weight, part in weighted if weight != 0]
+    loss = sum(parts, sums.new_zeros(())) * per_chunk
     return loss, sums, gradient
 
 
@@ -422,12 +428,9 @@ def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
 _partitioned.register_vmap(looped(_partitioned))
 
 
-def _log_means(
-    x: Tensor, log_sum: Tensor, rows: Rows, temperature: float, sequence_name: str | None
-) -> Tensor:
-    """Average log-probabilities over chunks: mean logits less mean log-sums."""
-    means = rows.mean(x, sequence_name).div_(temperature)
-    return means.sub_(rows.mean(log_sum[:, None], sequence_name))
+def _log_means(means: Tensor, inverse: Tensor, rows: Rows, sequence_name: str | None) -> Tensor:
+    """Average log-probabilities over chunks: mean centred logits less mean log-sums of them."""
+    return means.add_(rows.mean(inverse.log()[:, None], sequence_name))
 
 
 class _Distance(NamedTuple):
@@ -460,7 +463,8 @@ class _Distance(NamedTuple):
         else:
             each = (p * (b - a)).where(p != 0, 0)
             gradient = -p
-        push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
+        if self.weights[0] != 0:
+            push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
         agree = a.new_zeros(len(a))
         if a.shape[1]:
             agree = (a.argmax(1) == b.argmax(1)).to(a.dtype)
@@ -471,8 +475,9 @@ class _Distance(NamedTuple):
         most = min(p.shape[1], q.shape[1], self.tail_top_k)
         ours, place = largest_of_rows(p, most)
         difference = ours - largest_of_rows(q, most)[0]
-        gradient = difference.sign().mul_(ours).mul_(self.weights[1])
-        push.scatter_(1, self.rest[0][place], gradient)
+        if self.weights[1] != 0:
+            gradient = difference.sign().mul_(ours).mul_(self.weights[1])
+            push.scatter_(1, self.rest[0][place], gradient)
         return difference.abs_().sum(1)
 
 

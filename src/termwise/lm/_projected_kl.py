@@ -18,6 +18,7 @@ from ._chunk_streams import (
     Block,
     Chunks,
     blocks,
+    centred,
     chain,
     check_times,
     chunks_of,
@@ -27,12 +28,12 @@ from ._chunk_streams import (
     largest,
     link_to,
     normalized,
-    row_products,
     softmax_gradient,
     total,
     wants_gradient,
 )
 from ._projection import VocabProjection
+from ._rows import row_products
 
 Direction: TypeAlias = Literal["forward", "reverse"]
 TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]
@@ -69,7 +70,7 @@ def projected_kl_loss(
     teacher_mean: TeacherMean = "log_normalized",
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     eps: float = 1e-10,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -132,9 +133,10 @@ def projected_kl_loss(
             the same, normalised again. "prob": the mean of probabilities, as the student's.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group. Give one that [`count_valid_chunks`][termwise.lm.count_valid_chunks]
-            counted in all micro-batches of a step, and their losses add up to that of the whole.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
+            the number of chunks that count, over batch_group. Give one that
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] counted in all micro-batches of a
+            step, and their losses add up to that of the whole.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
@@ -292,7 +294,7 @@ class ProjectedKLLoss(nn.Module):
         alignment: Alignment,
         teacher_columns: Int[Tensor, " columns"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -328,7 +330,7 @@ class ProjectedKLLoss(nn.Module):
             alignment: Alignment,
             teacher_columns: Int[Tensor, " columns"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -519,7 +521,8 @@ def _projected_kl(
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
         for block in blocks(chunks, teacher.shape[2], wide):
-            powers, inverse, _ = exponentials(block.student.of(flat), temperature, vocab_name)
+            x = centred(block.student.of(flat), vocab_name)
+            powers, inverse = exponentials(x, temperature, vocab_name)
             means = block.student.sharing(inverse) @ powers
             parts, push = divergence(means, block, block.teacher.of(flat_teacher))
             sums += parts
@@ -603,6 +606,7 @@ class Divergence(NamedTuple):
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Give the log of the target in the columns, and the mass that is not covered."""
         rows, columns = block.teacher, self.columns
+        logits = centred(logits, None)
         uncovered = (~self.covered).to(logits.dtype)
         if self.teacher_mean == "prob":
             logits = logits / self.temperature

@@ -1,10 +1,9 @@
 """Universal logit distillation: an L1 distance between sorted probabilities."""
 
-import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
@@ -14,9 +13,11 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
+from ._checks import check_temperature
 from ._chunk_streams import (
     Chunks,
     blocks,
+    centred,
     chain,
     check_times,
     chunks_of,
@@ -52,7 +53,7 @@ def universal_logit_loss(
     temperature: float = 1.0,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     student_vocab: int | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -89,9 +90,9 @@ def universal_logit_loss(
         temperature: T, positive.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
-            micro-batches.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
+            the number of chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
             is needed, so that nothing waits to learn it.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
@@ -135,8 +136,7 @@ def universal_logit_loss(
     """
     name = "universal_logit_loss"
     check_times(name, alignment, student_logits, teacher_logits)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{name} needs temperature > 0, got {temperature}")
+    check_temperature(name, temperature)
     width = student_logits.shape[2]
     if vocab_group is not None and (student_vocab is None or student_vocab < width):
         raise ValueError(
@@ -243,7 +243,7 @@ class UniversalLogitLoss(nn.Module):
         *,
         alignment: Alignment,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         student_vocab: int | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
@@ -274,7 +274,7 @@ class UniversalLogitLoss(nn.Module):
             *,
             alignment: Alignment,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             student_vocab: int | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
@@ -343,13 +343,15 @@ def _universal_logit(
     scale = (per_chunk / temperature).to(wide)
     with torch.autocast(student.device.type, enabled=False):
         for block in blocks(chunks, max(student_vocab, teacher.shape[2]), wide):
-            powers, inverse, _ = exponentials(block.student.of(flat), temperature, vocab_name)
+            x = centred(block.student.of(flat), vocab_name)
+            powers, inverse = exponentials(x, temperature, vocab_name)
             ours = block.student.sharing(inverse) @ powers
             if here is not None:
                 whole = ours.new_zeros(len(ours), student_vocab)
                 ours = total(whole.index_copy_(1, here, ours), vocab_name)
             ours = total(ours, sequence_name)
-            others, norm, _ = exponentials(block.teacher.of(flat_teacher), temperature, None)
+            y = centred(block.teacher.of(flat_teacher), None)
+            others, norm = exponentials(y, temperature, None)
             theirs = total(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
             part, push = _sorted_distance(ours, theirs)
             if block.counted is not None:

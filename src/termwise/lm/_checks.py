@@ -1,0 +1,42 @@
+"""What every loss of language models asks of its temperature and its normalizer."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._numbers import accumulator
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Refuse a temperature that is not positive and finite."""
+    if not temperature > 0:
+        raise ValueError(f"{name} needs temperature > 0, got {temperature}")
+    if temperature == math.inf:
+        raise ValueError(f"{name} needs a finite temperature, got {temperature}")
+
+
+def check_normalizer(name: str, normalizer: Tensor | float | None) -> None:
+    """Refuse a number that is negative or not finite; to look into a tensor would wait for it."""
+    if normalizer is None or isinstance(normalizer, Tensor):
+        return
+    if not normalizer >= 0:
+        raise ValueError(f"{name} needs normalizer >= 0, got {normalizer}")
+    if normalizer == math.inf:
+        raise ValueError(f"{name} needs a finite normalizer, got {normalizer}")
+
+
+def divisor(normalizer: Tensor | float | None, count: Tensor) -> Tensor:
+    """Return what a sum is divided by.
+
+    It is 1 where nothing counts and the normalizer is 0, and NaN for a tensor that is negative.
+    """
+    wide = accumulator(count)
+    if normalizer is None:
+        return count.clamp_min(1)
+    if isinstance(normalizer, Tensor):
+        given = normalizer.detach().to(wide)
+        given = given.where(given >= 0, torch.nan)
+    else:
+        given = torch.full_like(count, normalizer, dtype=wide)
+    return given.where((given != 0) | (count != 0), 1)

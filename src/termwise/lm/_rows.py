@@ -1,0 +1,297 @@
+"""Sums over rows of logits: where a loss runs its formula, and in which pieces.
+
+A loss writes its formula once as a plain expression over all rows, and once by hand: the value of
+some rows, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
+the expression is what runs: a compiler fuses it, and the graph does not grow with the data. Eagerly
+the rows are read in blocks, each of which gives value and gradient in one pass: blocks that stay
+in cache on the CPU, and of about 2^26 elements elsewhere.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .. import _groups
+from .._autograd import Function
+from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
+from .._numbers import lifted
+from ._checks import divisor
+from ._chunks import logit_chunks
+
+# Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
+IN_CACHE, ON_DEVICE = 2**18, 2**26
+# Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
+SHARDED_ROWS = 512
+# A gradient in float16 is kept times this, until the incoming one is known, lest it underflow.
+HALF_SCALE = 256.0
+
+
+Sums = tuple[Tensor, ...]
+
+
+# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns the sums over some
+# rows, of which `unused` do not count (None: all do), and writes the gradient of the first sum with
+# respect to the first of rows into out, which has its shape and dtype (None: none is wanted).
+ByHand = Callable[..., Sums]
+
+
+def over_rows(
+    formula: Callable[..., Sums],
+    by_hand: ByHand | None,
+    vocab_group: ProcessGroup | None,
+    unused: Tensor,
+    *rows: Tensor,
+) -> Sums:
+    """Return formula(unused, *rows), a tuple of sums over rows.
+
+    The first of them has a gradient with respect to the first of rows. Over a vocab_group by_hand
+    is the formula, and every rank takes the same blocks, compiled or not, with a gradient or
+    without. Without by_hand a block's gradient is that of the expression.
+    """
+    x, compiling = rows[0], torch.compiler.is_compiling()
+    if vocab_group is None and (compiling or transformed()):
+        return formula(unused, *rows)
+    run = by_hand or differentiated(formula)
+    step = _rows_of_a_block(x, vocab_group is not None, compiling)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        with torch.no_grad():
+            return _in_blocks(run, step, None, unused, rows)
+    again = formula if vocab_group is None else None
+    return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
+
+
+def transformed() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+
+
+def row_blocks(x: Tensor) -> Iterator[slice]:
+    """Cut rows into blocks for a pass that sends nothing."""
+    if torch.compiler.is_compiling():
+        return iter((slice(None),))
+    return _blocks(x.shape[0], _rows_of_a_block(x, False, False))
+
+
+def _rows_of_a_block(x: Tensor, sharded: bool, compiling: bool) -> int:
+    if compiling:
+        return max(x.shape[0], 1)
+    if sharded:
+        return SHARDED_ROWS
+    elements = IN_CACHE if _on_host(x) else ON_DEVICE
+    return max(1, elements // max(x.shape[1], 1))
+
+
+def _blocks(rows: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, max(rows, 1), step))
+
+
+def _in_blocks(
+    run: ByHand, step: int, gradient: Tensor | None, unused: Tensor, rows: tuple[Tensor, ...]
+) -> Sums:
+    if rows[0].shape[0] <= step:
+        return run(gradient, unused, *rows)
+    parts = [
+        run(
+            None if gradient is None else gradient[part],
+            _or_none(unused[part]),
+            *[x[part] for x in rows],
+        )
+        for part in _blocks(rows[0].shape[0], step)
+    ]
+    return tuple(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+
+
+def _or_none(unused: Tensor) -> Tensor | None:
+    """Return None where all rows are seen to be used: on the CPU to look does not wait."""
+    return None if _on_host(unused) and not bool(unused.any()) else unused
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether to look into a tensor waits for nothing."""
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
+
+
+def differentiated(formula: Callable[..., Sums]) -> ByHand:
+    """Return a formula by hand that takes its gradient from the expression."""
+
+    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
+        if out is None:
+            return formula(unused, *rows)
+        with torch.enable_grad():
+            x = rows[0].detach().requires_grad_()
+            sums = formula(unused, x, *rows[1:])
+            (gradient,) = torch.autograd.grad(sums[0], x, materialize_grads=True)
+        put(out, gradient)
+        return tuple(x.detach() for x in sums)
+
+    return run
+
+
+def put(out: Tensor, gradient: Tensor) -> None:
+    """Write a gradient, unless it was made in place."""
+    if gradient is not out:
+        out.copy_(gradient * HALF_SCALE if out.dtype == torch.float16 else gradient)
+
+
+class _Blocks(Function):
+    """Makes the gradient with the value; keeps it, and the rows for a second derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: ByHand,
+        again: Callable[..., Sums] | None,
+        step: int,
+        unused: Tensor,
+        *rows: Tensor,
+    ) -> Sums:
+        gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
+        sums = _in_blocks(run, step, gradient, unused, rows)
+        ctx.again = again
+        ctx.save_for_backward(gradient, unused, *rows)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, unused, *rows = ctx.saved_tensors
+        factor = gradients[0]
+        unasked = (None,) * (len(rows) - 1)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if ctx.again is None:
+                raise NotImplementedError(NO_SECOND_DERIVATIVE)
+            first = ctx.again(unused, *rows)[0]
+            own = cast(
+                "tuple[Tensor]",
+                torch.autograd.grad(
+                    first, rows[0], factor, create_graph=True, materialize_grads=True
+                ),
+            )
+            return None, None, None, None, own[0], *unasked
+        if gradient.dtype == torch.float16:
+            factor = factor / HALF_SCALE
+        return None, None, None, None, times_factor(gradient, factor), *unasked
+
+
+def in_place(factor: Tensor) -> bool:
+    """Whether a gradient may be overwritten by its product with the one that comes in.
+
+    It may where the graph is freed after this pass, for then nobody reads the gradient again.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or transformed()
+        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    )
+
+
+def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Multiply a gradient that was made with the value by the one that comes in.
+
+    Where that is 0 the loss is left out, even if its own gradient is not finite.
+    """
+    if not in_place(factor):
+        return (gradient * factor).where(factor != 0, 0).to(gradient.dtype)
+    if _on_host(factor):
+        return gradient.mul_(factor) if bool(factor != 0) else gradient.zero_()
+    return gradient.mul_(factor).masked_fill_(factor == 0, 0)
+
+
+def read(rows: Tensor, unused: Tensor | None) -> Tensor:
+    """Lift rows, with 0 in those that are not used."""
+    return clear(lifted(rows), unused)
+
+
+def clear(x: Tensor, unused: Tensor | None) -> Tensor:
+    """Return rows, or one number for each, with 0 in those that are not used."""
+    if unused is None:
+        return x
+    return x.masked_fill(unused if x.ndim == 1 else unused[:, None], 0)
+
+
+def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
+    """Return the highest logit of each row over the columns of all ranks, without a gradient."""
+    top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
+    if vocab_group is None:
+        return top
+    return -_groups.all_reduce(-top, vocab_group.group_name, "min")
+
+
+def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
+    """Sum over the ranks that hold other columns, without a gradient."""
+    return x if vocab_group is None else _groups.all_reduce(x, vocab_group.group_name)
+
+
+def centred(
+    rows: Tensor,
+    unused: Tensor | None,
+    temperature: float,
+    vocab_group: ProcessGroup | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Read rows, subtract the highest of each over all ranks, and divide by the temperature.
+
+    What the logits of a row have in common then costs no digits in what follows.
+    """
+    x = read(rows, unused)
+    room = out if out is not None and out.dtype == x.dtype else None
+    x = torch.sub(x, highest(x, vocab_group)[:, None], out=room)
+    return x if temperature == 1 else torch.div(x, temperature, out=room)
+
+
+def log_softmax(
+    rows: Tensor, unused: Tensor | None, temperature: float, vocab_group: ProcessGroup | None
+) -> Tensor:
+    """Return log-probabilities of rows over a temperature; over a vocab_group without gradient."""
+    if vocab_group is None:
+        x = read(rows, unused) if temperature == 1 else centred(rows, unused, temperature, None)
+        return x.log_softmax(1)
+    x = centred(rows, unused, temperature, vocab_group)
+    return x - over_columns(x.exp().sum(1), vocab_group).log()[:, None]
+
+
+def unused_positions(
+    logits: Tensor, mask: Tensor | None, sequence_group: ProcessGroup | None
+) -> Tensor:
+    """Return which of the batch * time logits predict no token that counts."""
+    if mask is None:
+        mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
+
+
+def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
+    """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
+    found = row_products(mass, logs)
+    if not _on_host(found) or bool(found.isnan().any()):
+        found = row_products(mass, logs.masked_fill_(mass == 0, 0))
+    return found
+
+
+def row_products(x: Tensor, y: Tensor) -> Tensor:
+    """Return the inner product of each row of x with that of y."""
+    return cast("Tensor", torch.linalg.vecdot(x, y))
+
+
+def means_over_ranks(
+    sums: Sums,
+    unused: Tensor,
+    normalizer: Tensor | float | None,
+    batch_group: ProcessGroup | None,
+    sequence_group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> tuple[Tensor, Sums, Tensor]:
+    """Sum over ranks. Return the first sum over the normalizer, the others, and the count."""
+    first, *others = sums
+    count = unused.numel() - unused.sum()
+    if batch_group is not None or sequence_group is not None:
+        whole = torch.stack([*sums, count.to(first.dtype)])
+        whole = _groups.terminal_sum(whole, sequence_group, 1.0)
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        first, *others, count = _groups.terminal_sum(whole, batch_group, scale).unbind()
+        others, count = [x.detach() for x in others], count.detach()
+    return first / divisor(normalizer, count), tuple(others), count
