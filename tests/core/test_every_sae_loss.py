@@ -45,10 +45,9 @@ CASES = {
         topk_loss,
         TopKObjective(TopK(aux_coeff=0.5)),
         {"aux_coeff": 0.5},
-        ("rows columns", "rows columns", "rows latents"),
+        CODED,
         named={"aux": ""},
         masks=("mask",),
-        order=(0, 2, 1),
     ),
     "jumprelu": Case(
         jumprelu_loss,
@@ -62,7 +61,7 @@ CASES = {
         gated_loss,
         GatedObjective(Gated(sparsity_coeff=0.3)),
         {"sparsity_coeff": 0.3},
-        ("rows columns", "rows latents", "rows latents", "rows columns", "latents columns"),
+        (*CODED, "rows latents", "latents columns"),
         masks=("mask",),
     ),
     "matryoshka": Case(

@@ -229,7 +229,7 @@ def sae_objective(group, x, mask, name, how):
         aux = sae.auxiliary_k_loss(x, x_hat, pre, model.W_dec, dead=dead, k_aux=2, **options)
         f = sae.batch_topk(pre, k=3, mask=mask, batch_group=group)
         x_hat = f @ model.W_dec + model.b_dec
-        terms = sae.topk_loss(x, x_hat, f, aux=aux, dead=dead, **options)
+        terms = sae.topk_loss(x, f, x_hat, aux=aux, dead=dead, **options)
     elif name == "jumprelu":
         terms = sae.jumprelu_loss(
             x,
@@ -246,7 +246,7 @@ def sae_objective(group, x, mask, name, how):
         )
     elif name == "gated":
         terms = sae.gated_loss(
-            x, pre, f, x_hat, model.W_dec, model.b_dec, sparsity_coeff=0.3, **options
+            x, f, x_hat, pre, model.W_dec, model.b_dec, sparsity_coeff=0.3, **options
         )
     elif name == "matryoshka":
         terms = sae.matryoshka_loss(

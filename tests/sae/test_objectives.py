@@ -1,6 +1,7 @@
 """From a config to its objective."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -32,3 +33,31 @@ def test_one_prefix_of_full_width_is_vanilla():
     vanilla = sae.vanilla_loss(x, f, f @ W_dec + b_dec, sparsity_coeff=0.1)
     for name in ("loss", "mse", "sparsity", "l0", "l1"):
         torch.testing.assert_close(getattr(whole, name), getattr(vanilla, name))
+
+
+LOSSES = [name for name in dir(sae) if name.endswith("_loss")]
+OBJECTIVES = [name for name in dir(sae) if name.endswith("Objective")]
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *OBJECTIVES])
+def test_latents_stand_before_their_reconstruction(name):
+    """No two objectives take tensors that may have one shape in different orders."""
+    what = getattr(sae, name)
+    parameters = inspect.signature(what.forward if isinstance(what, type) else what).parameters
+    coded = [key for key in parameters if key in ("x", "f", "x_hat")]
+    assert coded == [key for key in ("x", "f", "x_hat") if key in coded]
+    ordered = [key for key, one in parameters.items() if one.kind is not one.KEYWORD_ONLY]
+    ordered = [key for key in ordered if key != "self"]
+    if "f" in ordered and "x_hat" in ordered:
+        assert ordered[:3] == ["x", "f", "x_hat"]
+
+
+def test_latents_as_wide_as_the_activations_are_not_their_reconstruction():
+    x, f, x_hat = (torch.randn(5, 4, dtype=torch.float64) for _ in range(3))
+    error = (x - x_hat).square().mean()
+    for terms in (
+        sae.vanilla_loss(x, f, x_hat, sparsity_coeff=0.0),
+        sae.topk_loss(x, f, x_hat),
+        sae.gated_loss(x, f, x_hat, f, torch.eye(4).double(), sparsity_coeff=0.0),
+    ):
+        torch.testing.assert_close(terms.mse, error)

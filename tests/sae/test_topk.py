@@ -96,7 +96,7 @@ def test_terms(masked):
     dead = torch.arange(8) < 3
     aux = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     f = topk(pre, k=3)
-    terms = topk_loss(x, x_hat, f, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
+    terms = topk_loss(x, f, x_hat, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
     rest = vanilla_loss(x, f, x_hat, sparsity_coeff=0.0, mask=mask)
     torch.testing.assert_close(terms.mse, rest.mse)
     torch.testing.assert_close(terms.l0, rest.l0)
@@ -107,24 +107,24 @@ def test_terms(masked):
         torch.autograd.grad(terms.loss, x_hat), torch.autograd.grad(rest.mse, x_hat)
     )
     dense = torch.zeros(5, 8, dtype=torch.float64).scatter(1, f.indices, f.values)
-    again = topk_loss(x, x_hat, dense, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
+    again = topk_loss(x, dense, x_hat, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
     assert again.metrics() == terms.metrics()
 
 
 def test_without_aux():
     x, x_hat, pre, _ = draw(5, 3, 8)
-    terms = topk_loss(x, x_hat, pre)
+    terms = topk_loss(x, pre, x_hat)
     assert terms.aux.item() == terms.n_dead.item() == 0
     assert terms.loss.item() == terms.mse.item()
     other = x.detach() + 1
-    assert topk_loss(x, x_hat, pre, target=other).mse == topk_loss(other, x_hat, pre).mse
+    assert topk_loss(x, pre, x_hat, target=other).mse == topk_loss(other, pre, x_hat).mse
 
 
 def test_the_module_is_the_function():
     x, x_hat, pre, _ = draw(5, 3, 8)
     aux = torch.tensor(2.0, dtype=torch.float64)
     objective = TopKObjective(TopK(aux_coeff=0.5, feature_reduction="sum"))
-    expected = topk_loss(x, x_hat, pre, aux=aux, aux_coeff=0.5, feature_reduction="sum")
+    expected = topk_loss(x, pre, x_hat, aux=aux, aux_coeff=0.5, feature_reduction="sum")
     assert objective(x, pre, x_hat, aux=aux).metrics() == expected.metrics()
     assert "aux_coeff=0.5" in repr(objective)
 

@@ -206,7 +206,7 @@ class _TopK(_Autoencoder):
         self.state = self.state.update(fired, len(x))
         dead = self.state.dead(after=_DEAD_AFTER)
         aux = auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
-        return topk_loss(x, x_hat, f, aux=aux, dead=dead)
+        return topk_loss(x, f, x_hat, aux=aux, dead=dead)
 
     def latents(self, x: Tensor) -> Tensor:
         f = topk(self.pre(x), k=self.k)

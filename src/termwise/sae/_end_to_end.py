@@ -61,8 +61,8 @@ def end_to_end_loss(
     original_logits: Float[Tensor, "batch vocab"],
     *,
     x: Sequence[Tensor] | None = None,
-    x_hat: Sequence[Tensor] | None = None,
     f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+    x_hat: Sequence[Tensor] | None = None,
     kl_coeff: float = 1.0,
     reconstruction_coeff: float = 0.0,
     sparsity_coeff: float = 0.0,
@@ -91,9 +91,9 @@ def end_to_end_loss(
             divergence infinite.
         x: activations of the original run at layers after the autoencoder, each "batch d_k".
             Detached. None or empty: none, and `reconstruction` is 0.
-        x_hat: activations of the patched run at the same layers.
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
+        x_hat: activations of the patched run at the same layers.
         kl_coeff: alpha, the weight of the divergence.
         reconstruction_coeff: beta, the weight of each later layer's squared error. The paper
             divides one coefficient by the number of these layers.
@@ -190,8 +190,8 @@ class EndToEndObjective(nn.Module):
         original_logits: Float[Tensor, "batch vocab"],
         *,
         x: Sequence[Tensor] | None = None,
-        x_hat: Sequence[Tensor] | None = None,
         f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+        x_hat: Sequence[Tensor] | None = None,
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> EndToEndTerms:
@@ -219,8 +219,8 @@ class EndToEndObjective(nn.Module):
             original_logits: Float[Tensor, "batch vocab"],
             *,
             x: Sequence[Tensor] | None = None,
-            x_hat: Sequence[Tensor] | None = None,
             f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+            x_hat: Sequence[Tensor] | None = None,
             mask: Bool[Tensor, " batch"] | None = None,
             batch_group: ProcessGroup | None = None,
         ) -> EndToEndTerms:

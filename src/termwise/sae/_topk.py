@@ -58,8 +58,8 @@ class TopKTerms(Terms):
 @contract
 def topk_loss(
     x: Float[Tensor, "batch d_model"],
-    x_hat: Float[Tensor, "batch d_model"],
     f: Float[Tensor, "batch d_sae"] | SparseLatents,
+    x_hat: Float[Tensor, "batch d_model"],
     *,
     aux: Float[Tensor, ""] | None = None,
     aux_coeff: float = 1 / 32,
@@ -78,10 +78,10 @@ def topk_loss(
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
-        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents], as [`topk`][termwise.sae.topk] and
-            [`batch_topk`][termwise.sae.batch_topk] give them.
+            [`batch_topk`][termwise.sae.batch_topk] return them.
+        x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
             gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff: alpha; 1/32 in the paper, for a normalised auxiliary loss.
@@ -114,7 +114,7 @@ def topk_loss(
         >>> import torch
         >>> from termwise.sae import topk_loss
         >>> x, f = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0]])
-        >>> topk_loss(x, torch.tensor([[1.0, 0.0]]), f).metrics()
+        >>> topk_loss(x, f, torch.tensor([[1.0, 0.0]])).metrics()
         {'loss': 2.0, 'mse': 2.0, 'aux': 0.0, 'l0': 2.0, 'n_dead': 0.0}
     """
     check_latents("topk_loss", f, x.shape[0])
@@ -359,11 +359,11 @@ class TopKObjective(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> TopKTerms:
-        """Compute the terms of the objective. Like the other objectives it takes f before x_hat."""
+        """Compute the terms of the objective."""
         return topk_loss(
             x,
-            x_hat,
             f,
+            x_hat,
             aux=aux,
             aux_coeff=self.cfg.aux_coeff,
             dead=dead,

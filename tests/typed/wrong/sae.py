@@ -306,11 +306,11 @@ def calls_of_topk(x: Tensor) -> None:
 
 
 def calls_of_topk_loss(x: Tensor) -> None:
-    sae.topk_loss(x, x)  # error: reportCallIssue: Argument missing for parameter "f"
+    sae.topk_loss(x, x)  # error: reportCallIssue: Argument missing for parameter "x_hat"
     sae.topk_loss(x, x, x, 1.0)  # error: reportCallIssue: Expected 3 positional arguments
     sae.topk_loss(x, x, x, grad_reductino=None)  # error: reportCallIssue: No parameter named "grad_reductino"
     sae.topk_loss(x, x, x, grad_reduction="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "grad_reduction" of type "GradReduction"
-    sae.topk_loss(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "f" of type "Tensor | SparseLatents"
+    sae.topk_loss(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "x_hat" of type "Tensor"
 
 
 def holder_vanilla(one: sae.Vanilla) -> None:
