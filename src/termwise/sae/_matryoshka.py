@@ -158,10 +158,8 @@ def matryoshka_loss(
         raise ValueError(f"matryoshka_loss needs p > 0, got {p}")
     cuts = _checked(prefixes, W_dec.shape[0])
     shares = _shares(weights, len(cuts))
-    check_latents("matryoshka_loss", f, x.shape[0])
+    check_latents("matryoshka_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     f = counted(f, mask)
-    if isinstance(f, SparseLatents) and mask is not None:
-        f = SparseLatents(f.values, f.indices.where(mask[:, None], 0))
 
     errors, plain = errors_and_l1(
         x if target is None else target, f, W_dec, b_dec, mask, cuts, feature_reduction

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._numbers import lifted
-from ._shared import SparseLatents, penalty
+from ._shared import SparseLatents, check_indices, penalty
 
 
 @contract
@@ -47,12 +47,13 @@ def tanh_penalty(
     """
     if not scale > 0:
         raise ValueError(f"tanh_penalty needs scale > 0, got {scale}")
+    check_indices("tanh_penalty", f, decoder_norm)
     values = lifted(f.values if isinstance(f, SparseLatents) else f)
     if decoder_norm is None:
         return torch.tanh(values.abs() * scale).sum(1)
     slopes = lifted(decoder_norm) * scale
     if isinstance(f, SparseLatents):
-        slopes = slopes[f.indices]
+        slopes = slopes.index_select(0, f.indices.flatten().long()).view_as(values)
     return torch.tanh(values.abs() * slopes).sum(1)
 
 
@@ -93,6 +94,7 @@ def lp_penalty(
     """
     if not p > 0:
         raise ValueError(f"lp_penalty needs p > 0, got {p}")
+    check_indices("lp_penalty", f, decoder_norm)
     values = f.values if isinstance(f, SparseLatents) else f
     with torch.autocast(values.device.type, enabled=False):
         return penalty(f, decoder_norm, p)

@@ -117,7 +117,7 @@ def topk_loss(
         >>> topk_loss(x, f, torch.tensor([[1.0, 0.0]])).metrics()
         {'loss': 2.0, 'mse': 2.0, 'aux': 0.0, 'l0': 2.0, 'n_dead': 0.0}
     """
-    check_latents("topk_loss", f, x.shape[0])
+    check_latents("topk_loss", f, x.shape[0], mask=mask)
     error = residual(x if target is None else target, x_hat, mask)
     mse, l0 = means_over_rows(
         [squared_norm(error, feature_reduction), active(counted(f, mask))],
