@@ -179,7 +179,8 @@ def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | 
     )
     sums = torch.cat([total, count])
     if batch_group is not None:
-        sums = _groups.all_reduce(sums, batch_group.group_name)
+        # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
+        sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
     centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
     return centred if mask is None else centred.where(mask[:, None], 0)
 
