@@ -140,9 +140,7 @@ def test_k_is_within_the_latents(k):
     with pytest.raises(ValueError, match=rf"^topk needs k from 1 to 3, got {k}$"):
         topk(torch.zeros(2, 3), k=k)
     for other in (k, k + 0.0, math.nan):
-        with pytest.raises(
-            ValueError, match=rf"^batch_topk needs k above 0 .* 3, got {other}$"
-        ):
+        with pytest.raises(ValueError, match=rf"^batch_topk needs k above 0 .* 3, got {other}$"):
             batch_topk(torch.zeros(2, 3), k=other)
 
 
