@@ -18,6 +18,7 @@ from ._shared import (
     check_latents,
     counted,
     decode,
+    magnitudes,
     means_over_rows,
     penalty,
     residual,
@@ -149,7 +150,7 @@ def crosscoder_loss(
         if isinstance(f, SparseLatents):
             paid = penalty(f, norm, 1.0)
         else:
-            paid = decode(f.abs(), norm[:, None])[:, 0]
+            paid = decode(magnitudes(f), norm[:, None])[:, 0]
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,
