@@ -220,6 +220,7 @@ LAWS: dict[Callable[..., Any], Laws] = {
     ),
     sae.vanilla_loss: of_latents(overrides=POWERS, weights=SPLIT, terms={"also_in_graph": ["l1"]}),
     sae.topk_loss: of_latents(
+        overrides={"dead": Bool[Tensor, " d_sae"]},
         weights={"mse": 1.0, "aux": "aux_coeff"},
         ignores=("f", "f.values"),  # only counted
     ),

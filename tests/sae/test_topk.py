@@ -114,7 +114,8 @@ def test_terms(masked):
 def test_without_aux():
     x, x_hat, pre, _ = draw(5, 3, 8)
     terms = topk_loss(x, pre, x_hat)
-    assert terms.aux.item() == terms.n_dead.item() == 0
+    assert terms.aux.item() == 0
+    assert terms.n_dead.isnan()  # not 0: nobody counted
     assert terms.loss.item() == terms.mse.item()
     other = x.detach() + 1
     assert topk_loss(x, pre, x_hat, target=other).mse == topk_loss(other, pre, x_hat).mse
@@ -124,8 +125,12 @@ def test_the_module_is_the_function():
     x, x_hat, pre, _ = draw(5, 3, 8)
     aux = torch.tensor(2.0, dtype=torch.float64)
     objective = TopKObjective(TopK(aux_coeff=0.5, feature_reduction="sum"))
-    expected = topk_loss(x, pre, x_hat, aux=aux, aux_coeff=0.5, feature_reduction="sum")
-    assert objective(x, pre, x_hat, aux=aux).metrics() == expected.metrics()
+    named = {"aux": aux, "dead": torch.arange(8) < 3}
+    expected = topk_loss(x, pre, x_hat, aux_coeff=0.5, feature_reduction="sum", **named)
+    assert objective(x, pre, x_hat, **named).metrics() == expected.metrics()
+    for call in (objective, topk_loss):
+        with pytest.raises(ValueError, match="^topk_loss needs dead where aux is given, got None"):
+            call(x, pre, x_hat, aux=aux)
     assert "aux_coeff=0.5" in repr(objective)
 
 
