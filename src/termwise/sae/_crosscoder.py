@@ -137,7 +137,7 @@ def crosscoder_loss(
         >>> crosscoder_loss(x, f, x_hat, W_dec, sparsity_coeff=0.5, decoder_norm="l2").sparsity
         tensor(5.)
     """
-    check_latents("crosscoder_loss", f, x.shape[0])
+    check_latents("crosscoder_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         goal = x if target is None else target
         error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)

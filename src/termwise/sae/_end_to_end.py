@@ -142,7 +142,7 @@ def end_to_end_loss(
     """
     pairs = _pairs(x, x_hat, logits.shape[0])
     if f is not None:
-        check_latents("end_to_end_loss", f, logits.shape[0])
+        check_latents("end_to_end_loss", f, logits.shape[0], mask=mask)
     with torch.autocast(logits.device.type, enabled=False):
         divergence = _divergence(logits, original_logits.detach(), mask)
         nothing = torch.zeros_like(divergence).detach()

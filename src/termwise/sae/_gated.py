@@ -133,7 +133,7 @@ def gated_loss(
         >>> gated_loss(x, f, f, f_gate, torch.eye(2), sparsity_coeff=0.5).metrics()
         {'loss': 4.375, 'mse': 2.0, 'sparsity': 0.25, 'aux': 2.125, 'l0': 1.0}
     """
-    check_latents("gated_loss", f, x.shape[0])
+    check_latents("gated_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         goal = x if target is None else target
         gate = F.relu(lifted(cast("Tensor", counted(f_gate, mask))))

@@ -13,7 +13,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
 from ._prefix_errors import errors_and_l1
-from ._prefixes import PrefixLaw, sample_prefixes
+from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
 from ._shared import (
     FeatureReduction,
     SparseLatents,
@@ -157,12 +157,10 @@ def matryoshka_loss(
     """
     if not p > 0:
         raise ValueError(f"matryoshka_loss needs p > 0, got {p}")
-    cuts = _checked(prefixes, W_dec.shape[0])
+    cuts = check_prefixes("matryoshka_loss", prefixes, W_dec.shape[0])
     shares = _shares(weights, len(cuts))
-    check_latents("matryoshka_loss", f, x.shape[0])
+    check_latents("matryoshka_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     f = counted(f, mask)
-    if isinstance(f, SparseLatents) and mask is not None:
-        f = SparseLatents(f.values, f.indices.where(mask[:, None], 0))
 
     errors, plain = errors_and_l1(
         x if target is None else target, f, W_dec, b_dec, mask, cuts, feature_reduction
@@ -268,19 +266,6 @@ class MatryoshkaObjective(nn.Module):
     def extra_repr(self) -> str:
         """Show the numbers in `print(module)`."""
         return repr(self.cfg)
-
-
-def _checked(prefixes: Sequence[int], d_sae: int) -> tuple[int, ...]:
-    """Give prefixes that increase strictly within 1..d_sae, or refuse them."""
-    cuts = tuple(prefixes)
-    if not cuts:
-        raise ValueError("matryoshka_loss needs at least one prefix, got none")
-    if any(low >= high for low, high in zip((0, *cuts), (*cuts, d_sae + 1), strict=True)):
-        raise ValueError(
-            f"matryoshka_loss needs prefixes that increase strictly within 1..{d_sae}, "
-            f"got {list(cuts)}"
-        )
-    return cuts
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._numbers import lifted
-from ._shared import SparseLatents, magnitudes, penalty
+from ._shared import SparseLatents, check_indices, magnitudes, penalty
 
 
 @contract
@@ -49,12 +49,13 @@ def tanh_penalty(
     """
     if not scale > 0:
         raise ValueError(f"tanh_penalty needs scale > 0, got {scale}")
+    check_indices("tanh_penalty", f, decoder_norm)
     sizes = magnitudes(lifted(f.values if isinstance(f, SparseLatents) else f))
     if decoder_norm is None:
         return torch.tanh(sizes * scale).sum(1)
     slopes = lifted(decoder_norm) * scale
     if isinstance(f, SparseLatents):
-        slopes = slopes[f.indices]
+        slopes = slopes.index_select(0, f.indices.flatten().long()).view_as(sizes)
     return torch.tanh(sizes * slopes).sum(1)
 
 
@@ -97,6 +98,7 @@ def lp_penalty(
     """
     if not p > 0:
         raise ValueError(f"lp_penalty needs p > 0, got {p}")
+    check_indices("lp_penalty", f, decoder_norm)
     values = f.values if isinstance(f, SparseLatents) else f
     with torch.autocast(values.device.type, enabled=False):
         return penalty(f, decoder_norm, p)

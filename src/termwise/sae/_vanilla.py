@@ -122,7 +122,8 @@ def vanilla_loss(
     """
     if not p > 0:
         raise ValueError(f"vanilla_loss needs p > 0, got {p}")
-    check_latents("vanilla_loss", f, x.shape[0])
+    d_sae = None if decoder_norm is None else len(decoder_norm)
+    check_latents("vanilla_loss", f, x.shape[0], mask=mask, d_sae=d_sae)
     f = counted(f, mask)
     error = residual(x if target is None else target, x_hat, mask)
     weighed = penalty(f, decoder_norm, p)
