@@ -1,5 +1,6 @@
 """What holds for every loss, of the sparse-autoencoder family."""
 
+import torch
 from every_loss import *  # noqa: F403
 from losses import PAIR, Case
 
@@ -48,6 +49,7 @@ CASES = {
         CODED,
         named={"aux": ""},
         masks=("mask",),
+        fixed={"dead": torch.arange(5) < 2},
     ),
     "jumprelu": Case(
         jumprelu_loss,

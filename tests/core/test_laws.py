@@ -15,7 +15,7 @@ import pytest
 import torch
 from exports import EXPORTS, FUNCTIONS
 from hypothesis import strategies as st
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import termwise as tw
@@ -228,6 +228,7 @@ LAWS: dict[Callable[..., Any], Laws] = {
     ),
     sae.vanilla_loss: of_latents(overrides=POWERS, weights=SPLIT, terms={"also_in_graph": ["l1"]}),
     sae.topk_loss: of_latents(
+        overrides={"dead": Bool[Tensor, " d_sae"]},
         weights={"mse": 1.0, "aux": "aux_coeff"},
         ignores=("f", "f.values"),  # only counted
     ),
@@ -235,12 +236,14 @@ LAWS: dict[Callable[..., Any], Laws] = {
         overrides={
             "penalty": st.sampled_from(("l0", "tanh")),
             "l0_target": None,
+            "dead": Bool[Tensor, " d_sae"],
             "log_threshold": None,
             "threshold": Float[Tensor, " d_sae"],
         },
-        weights={**SPLIT, "pre_act": 1.0},
+        weights={**SPLIT, "pre_act": "pre_act_coeff"},
         # A kernel estimates those by pre and threshold.
         by={"assert_gradients": ("x", "W_dec", "b_dec", "target")},
+        more={"assert_gradients": {"mask": None}},  # without a row all is NaN
     ),
     sae.jumprelu: of_latents(
         shards={},

@@ -61,3 +61,63 @@ def test_latents_as_wide_as_the_activations_are_not_their_reconstruction():
         sae.gated_loss(x, f, x_hat, f, torch.eye(4).double(), sparsity_coeff=0.0),
     ):
         torch.testing.assert_close(terms.mse, error)
+
+
+def every_call(**coefficients):
+    """The terms of each loss, with coefficients for those that take them."""
+    generator = torch.Generator().manual_seed(0)
+    x, x_hat, f, pre, W_dec = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((6, 4), (6, 4), (6, 5), (6, 5), (5, 4))
+    )
+    dead = torch.arange(5) < 2
+    aux = torch.tensor(2.0, dtype=torch.float64)
+    jump = {"threshold": f[0].abs(), "penalty": "tanh", "dead": dead}
+    layers = {"x": x[:, None], "x_hat": x_hat[:, None], "W_dec": W_dec[:, None]}
+    calls = {
+        "vanilla_loss": {"x": x, "f": f, "x_hat": x_hat},
+        "topk_loss": {"x": x, "f": f, "x_hat": x_hat, "aux": aux, "dead": dead},
+        "jumprelu_loss": {"x": x, "pre": pre, "W_dec": W_dec, **jump},
+        "gated_loss": {"x": x, "f": f, "x_hat": x_hat, "f_gate": pre, "W_dec": W_dec},
+        "matryoshka_loss": {"x": x, "f": f, "W_dec": W_dec, "b_dec": None, "prefixes": (2, 5)},
+        "crosscoder_loss": {"f": f, **layers},
+        "end_to_end_loss": {
+            "logits": x,
+            "original_logits": x_hat,
+            "x": [x],
+            "f": f,
+            "x_hat": [x_hat],
+        },
+    }
+    terms = {}
+    for name, call in calls.items():
+        parameters = inspect.signature(getattr(sae, name)).parameters
+        given = {key: value for key, value in coefficients.items() if key in parameters}
+        terms[name] = getattr(sae, name)(**call, **given)
+    return terms
+
+
+COEFFICIENTS = ("sparsity_coeff", "aux_coeff", "pre_act_coeff", "kl_coeff", "reconstruction_coeff")
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_only_the_sparsity_has_its_coefficient_in_it(coefficient):
+    objectives = {name for name in LOSSES if not name.endswith("auxiliary_k_loss")}
+    assert objectives == set(every_call(sparsity_coeff=0.5))
+    before = dict.fromkeys(COEFFICIENTS, 0.5)
+    after = before | {coefficient: 1.5}
+    for name, terms in every_call(**before).items():
+        parameters = inspect.signature(getattr(sae, name)).parameters
+        assert {key for key in parameters if key.endswith("_coeff")} <= set(COEFFICIENTS)
+        changed = every_call(**after)[name]
+        for key, value in terms.items():
+            if key == "loss":
+                moved = changed.loss - value
+                term = getattr(terms, coefficient.removesuffix("_coeff"), torch.zeros(()))
+                factor = 2 if coefficient == "sparsity_coeff" else 1
+                expected = factor * term if coefficient in parameters else torch.zeros_like(moved)
+                torch.testing.assert_close(moved, expected.to(moved), msg=name)
+            elif key == coefficient.removesuffix("_coeff") == "sparsity":
+                torch.testing.assert_close(getattr(changed, key), 3 * value)
+            else:
+                torch.testing.assert_close(getattr(changed, key), value, equal_nan=True)

@@ -179,7 +179,8 @@ def test_terms(masked):
 def test_without_aux():
     x, x_hat, pre, _ = draw(5, 3, 8)
     terms = topk_loss(x, pre, x_hat)
-    assert terms.aux.item() == terms.n_dead.item() == 0
+    assert terms.aux.item() == 0
+    assert terms.n_dead.isnan()  # not 0: nobody counted
     assert terms.loss.item() == terms.mse.item()
     other = x.detach() + 1
     assert topk_loss(x, pre, x_hat, target=other).mse == topk_loss(other, pre, x_hat).mse
@@ -189,8 +190,12 @@ def test_the_module_is_the_function():
     x, x_hat, pre, _ = draw(5, 3, 8)
     aux = torch.tensor(2.0, dtype=torch.float64)
     objective = TopKObjective(TopK(aux_coeff=0.5, feature_reduction="sum"))
-    expected = topk_loss(x, pre, x_hat, aux=aux, aux_coeff=0.5, feature_reduction="sum")
-    assert objective(x, pre, x_hat, aux=aux).metrics() == expected.metrics()
+    named = {"aux": aux, "dead": torch.arange(8) < 3}
+    expected = topk_loss(x, pre, x_hat, aux_coeff=0.5, feature_reduction="sum", **named)
+    assert objective(x, pre, x_hat, **named).metrics() == expected.metrics()
+    for call in (objective, topk_loss):
+        with pytest.raises(ValueError, match="^topk_loss needs dead where aux is given, got None"):
+            call(x, pre, x_hat, aux=aux)
     assert "aux_coeff=0.5" in repr(objective)
 
 
@@ -344,13 +349,12 @@ def test_aux_k_of_each_matryoshka_level(prefixes, sparse):
 
 def test_a_coefficient_may_be_a_tensor():
     x, x_hat, pre, _ = draw(5, 3, 8)
-    aux = torch.tensor(2.0, dtype=torch.float64)
+    given = {"aux": torch.tensor(2.0, dtype=torch.float64), "dead": torch.ones(8) > 0}
     for dtype in (torch.float32, torch.float64):
-        terms = topk_loss(x, pre, x_hat, aux=aux, aux_coeff=torch.tensor(0.5, dtype=dtype))
-        assert terms.loss == topk_loss(x, pre, x_hat, aux=aux, aux_coeff=0.5).loss
-    low = topk_loss(
-        x.float(), pre, x_hat.float(), aux=aux, aux_coeff=torch.tensor(0.5, dtype=torch.float64)
-    )
+        terms = topk_loss(x, pre, x_hat, aux_coeff=torch.tensor(0.5, dtype=dtype), **given)
+        assert terms.loss == topk_loss(x, pre, x_hat, aux_coeff=0.5, **given).loss
+    wide = torch.tensor(0.5, dtype=torch.float64)
+    low = topk_loss(x.float(), pre, x_hat.float(), aux_coeff=wide, **given)
     assert low.loss.dtype == torch.float32
 
 

@@ -19,6 +19,7 @@ from ._shared import (
     coefficient,
     counted,
     decode,
+    magnitudes,
     means_over_rows,
     penalty,
     residual,
@@ -164,7 +165,7 @@ def crosscoder_loss(
         if isinstance(f, SparseLatents):
             paid = penalty(f, norm, 1.0)
         else:
-            paid = decode(f.abs(), norm[:, None])[:, 0]
+            paid = decode(magnitudes(f), norm[:, None])[:, 0]
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,

@@ -49,9 +49,11 @@ class EndToEndTerms(Terms):
     loss: Float[Tensor, ""]
     """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
     kl: Float[Tensor, ""]
-    """KL(original || patched) of the next token, in nats: sum over the vocabulary, mean of rows."""
+    """KL(original || patched) of the next token, in nats, before its coefficient: sum over the
+    vocabulary, mean over rows."""
     reconstruction: Float[Tensor, ""]
-    """Squared error: mean (or sum) over features, mean over rows, sum over later layers."""
+    """Squared error, before its coefficient: mean (or sum) over features, mean over rows, sum over
+    later layers."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
 

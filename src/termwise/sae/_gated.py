@@ -50,7 +50,7 @@ class GatedTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j relu(f_gate_j)."""
     aux: Float[Tensor, ""]
-    """Squared error of what the gate alone reconstructs, reduced as mse."""
+    """Squared error of what the gate alone reconstructs, reduced as mse. It has no coefficient."""
     l0: Float[Tensor, ""]
     """Latents f of a row that are not zero, mean over rows; detached."""
 

@@ -138,7 +138,8 @@ def matryoshka_loss(
             a transcoder. None: x.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows. In the
             graph if given so. None: 1.
-        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
+            0 there, as that of `torch.norm`.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
             term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).

@@ -248,8 +248,7 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
     values = f.values if isinstance(f, SparseLatents) else f
     if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
         return cast("Tensor", _RowsL1.apply(values))
-    wide = lifted(values).abs()
-    powered = wide if p == 1.0 else wide.pow(p)
+    powered = _powers(magnitudes(lifted(values)), p)
     if decoder_norm is None:
         return powered.sum(1)
     norm = lifted(decoder_norm)
@@ -258,6 +257,21 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
         picked = norm.index_select(0, f.indices.flatten().long()).view_as(powered)
         return (powered * picked).sum(1)
     return decode(powered, norm[:, None])[:, 0]
+
+
+def magnitudes(f: Tensor) -> Tensor:
+    """Give |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
+
+    Whatever set the latent to zero decides whether that gradient goes on: a ReLU and a choice of
+    the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
+    threshold. With the derivative 0 that half would be lost.
+    """
+    return cast("Tensor", _Magnitudes.apply(f))
+
+
+def upward_sign(f: Tensor) -> Tensor:
+    """Give the derivative of |f|: its sign, and 1 where f is 0 or -0."""
+    return f.sign() + (f == 0)
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
@@ -393,6 +407,16 @@ def _dot(rows: Tensor) -> Tensor:
         return cast("Tensor", torch.linalg.vecdot(rows, rows))
 
 
+def _powers(size: Tensor, p: float) -> Tensor:
+    if p == 1.0:
+        return size
+    if p > 1.0:
+        return size.pow(p)
+    # The derivative at 0 is infinite, and infinity times a factor of 0 is NaN: 0 instead.
+    zero = size == 0
+    return size.masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
+
+
 def _keep(rows: Tensor, mask: Tensor) -> Tensor:
     return rows.where(mask if rows.ndim == 1 else mask[:, None], 0)
 
@@ -419,7 +443,24 @@ class _RowsL1(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         f: Tensor = ctx.saved_tensors[0]
-        return f.sign() * gradients[0][:, None].to(f.dtype)
+        return upward_sign(f) * gradients[0][:, None].to(f.dtype)
+
+
+class _Magnitudes(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: Tensor) -> Tensor:
+        return f.abs()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        f: Tensor = ctx.saved_tensors[0]
+        return upward_sign(f) * gradients[0]
 
 
 class _Product(Function):

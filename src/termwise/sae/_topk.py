@@ -59,7 +59,7 @@ class TopKTerms(Terms):
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     n_dead: Float[Tensor, ""]
-    """How many latents are dead; detached."""
+    """How many latents are dead; NaN where `dead` was not given; detached."""
 
 
 @contract
@@ -94,7 +94,7 @@ def topk_loss(
         aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalised auxiliary
             loss. A tensor, on the device of x, may change at each step without recompiling.
         dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
-            on every rank. None: none.
+            on every rank. Required with aux. None: not known, and `n_dead` is NaN.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
             not x: a transcoder. None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
@@ -111,7 +111,7 @@ def topk_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: f has another number of rows than x.
+        ValueError: f has another number of rows than x, or aux is given without dead.
 
     References:
         Gao et al., Scaling and evaluating sparse autoencoders (2024),
@@ -123,9 +123,14 @@ def topk_loss(
         >>> from termwise.sae import topk_loss
         >>> x, f = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0]])
         >>> topk_loss(x, f, torch.tensor([[1.0, 0.0]])).metrics()
-        {'loss': 2.0, 'mse': 2.0, 'aux': 0.0, 'l0': 2.0, 'n_dead': 0.0}
+        {'loss': 2.0, 'mse': 2.0, 'aux': 0.0, 'l0': 2.0, 'n_dead': nan}
     """
     check_latents("topk_loss", f, x.shape[0], mask=mask)
+    if aux is not None and dead is None:
+        raise ValueError(
+            "topk_loss needs dead where aux is given, got None: give the mask of dead latents that "
+            "auxiliary_k_loss took"
+        )
     error = residual(x if target is None else target, x_hat, mask)
     mse, l0 = means_over_rows(
         [squared_norm(error, feature_reduction), active(counted(f, mask))],
@@ -134,7 +139,7 @@ def topk_loss(
         grad_reduction,
     )
     aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
-    n_dead = torch.zeros_like(mse) if dead is None else dead.sum().to(mse.dtype)
+    n_dead = torch.full_like(mse, torch.nan) if dead is None else dead.sum().to(mse.dtype)
     loss = mse + coefficient(aux_coeff, mse) * aux
     return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())
 

@@ -85,7 +85,8 @@ def vanilla_loss(
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
             In the graph if given so. None: 1.
-        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
+            0 there, as that of `torch.norm`.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
             not x: a transcoder. None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
