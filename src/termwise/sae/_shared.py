@@ -376,11 +376,13 @@ def _readable(indices: Tensor) -> bool:
     """Whether values may be looked at: there are some, and no device or transform is asked."""
     if torch.compiler.is_compiling():  # which must not see what follows
         return False
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    kind = type(indices)  # not a fake tensor's
     return (
-        type(indices) in (Tensor, torch.nn.Parameter)  # not a fake one
+        kind in (Tensor, torch.nn.Parameter)
         and indices.device.type == "cpu"
         and indices.numel() > 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(indices)
+        and not transformed
     )
 
 
