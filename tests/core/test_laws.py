@@ -100,6 +100,14 @@ def of_latents(**more: Any) -> Laws:
     return Laws(LATENTS, overrides=overrides, ignores=ignores, shards=shards, **more)
 
 
+AUXILIARY = of_latents(
+    overrides={"k_aux": 1, "detach_residual": True},
+    more={"assert_finite": {"dead": lambda sizes: torch.ones(sizes["d_sae"]).bool()}},
+    by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
+    ignores=("pre",),
+)
+
+
 def of_energy(weights: dict[str, Any] | None, **more: Any) -> Laws:
     overrides = {
         "energy": bowl,
@@ -255,28 +263,31 @@ LAWS: dict[Callable[..., Any], Laws] = {
     ),
     sae.matryoshka_loss: of_latents(
         overrides={**POWERS, "prefixes": lambda sizes: (1, sizes["d_sae"]), "weights": None},
-        weights=SPLIT,
+        weights={**SPLIT, "aux": "aux_coeff"},
         terms={"also_in_graph": ["mse_per_prefix", "l1"]},
     ),
-    sae.crosscoder_loss: of_latents(weights=SPLIT, terms={"also_in_graph": ["mse_per_layer"]}),
+    sae.crosscoder_loss: of_latents(
+        weights={**SPLIT, "aux": "aux_coeff"}, terms={"also_in_graph": ["mse_per_layer"]}
+    ),
     sae.end_to_end_loss: of_latents(
         overrides={"x": None, "x_hat": None},
         weights={"kl": "kl_coeff", "reconstruction": "reconstruction_coeff", "sparsity": 1.0},
         by={"assert_gradients": ("logits", "f", "f.values")},  # the original model has none
     ),
-    sae.auxiliary_k_loss: of_latents(
-        overrides={"k_aux": 1},
-        more={"assert_finite": {"dead": lambda sizes: torch.ones(sizes["d_sae"]).bool()}},
-        by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-        ignores=("pre",),
+    sae.auxiliary_k_loss: AUXILIARY,
+    sae.matryoshka_auxiliary_k_loss: dataclasses.replace(
+        AUXILIARY,
+        overrides={**AUXILIARY.overrides, "prefixes": lambda sizes: (1, sizes["d_sae"])},
+        ignores=(*AUXILIARY.ignores, "f", "f.values", "b_dec"),
     ),
     sae.batch_topk: of_latents(
         overrides={"k": 1},
-        ignores=("pre",),
+        ignores=("pre", "score"),
         # The latents are each rank's own part, whose gradient a sum over parts cannot compare.
         shards={"batch_group": None},
     ),
-    sae.topk: of_latents(overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre",)),
+    sae.topk: of_latents(overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre", "score")),
+    sae.threshold_gate: of_latents(shards={}, by={"assert_gradients": ("pre",)}),
     sae.lp_penalty: of_latents(overrides=POWERS, shards={}),
     sae.tanh_penalty: of_latents(shards={}),
     sae.cosine_similarity: Laws(shards=GROUPS, overrides={"mask": None}),

@@ -635,3 +635,29 @@ def test_the_module_is_the_function(options):
     assert terms.metrics() == expected.metrics()
     assert repr(objective.cfg) in repr(objective)
     assert not list(objective.parameters())
+
+
+@pytest.mark.parametrize("penalty", ["l0", "tanh"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_given_latents_and_their_reconstruction_are_not_computed_again(penalty, masked):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, pre, W_dec, b_dec = normal(6, 3), normal(6, 5), normal(5, 3), normal(3)
+    theta = torch.full((5,), 0.3, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(6) != 2 if masked else None
+    f = jumprelu(pre, theta, bandwidth=0.5)
+    options = {"threshold": theta, "sparsity_coeff": 0.3, "bandwidth": 0.5, "penalty": penalty}
+    expected = jumprelu_loss(x, pre, W_dec, b_dec, mask=mask, **options)
+    leaves = (x, pre, W_dec, b_dec, theta)
+    gradients = torch.autograd.grad(expected.loss, leaves)
+    for more in ({"f": f}, {"f": f, "x_hat": f @ W_dec + b_dec}):
+        terms = jumprelu_loss(x, pre, W_dec, b_dec, mask=mask, **options, **more)
+        for (name, ours), (_, theirs) in zip(terms.items(), expected.items(), strict=True):
+            torch.testing.assert_close(ours, theirs, msg=name)
+        ours = torch.autograd.grad(terms.loss, leaves, retain_graph=True)
+        torch.testing.assert_close(ours, gradients)
+    with pytest.raises(ValueError, match="^jumprelu_loss needs f where x_hat is given, got None"):
+        jumprelu_loss(x, pre, W_dec, b_dec, x_hat=x, **options)

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from termwise import sae
 
@@ -121,3 +122,56 @@ def test_only_the_sparsity_has_its_coefficient_in_it(coefficient):
                 torch.testing.assert_close(getattr(changed, key), 3 * value)
             else:
                 torch.testing.assert_close(getattr(changed, key), value, equal_nan=True)
+
+
+WEIGHED = {
+    "vanilla": lambda weight: sae.vanilla_loss(X, F, X_HAT, sparsity_coeff=weight),
+    "gated": lambda weight: sae.gated_loss(X, F, X_HAT, F, W_DEC, sparsity_coeff=weight),
+    "matryoshka": lambda weight: sae.matryoshka_loss(
+        X, F, W_DEC, None, prefixes=(1, 4), sparsity_coeff=weight, aux=ONE, aux_coeff=weight
+    ),
+    "crosscoder": lambda weight: sae.crosscoder_loss(
+        X[:, None], F, X_HAT[:, None], W_DEC[:, None], sparsity_coeff=weight
+    ),
+    "end to end": lambda weight: sae.end_to_end_loss(
+        X, X_HAT, f=F, sparsity_coeff=weight, kl_coeff=weight
+    ),
+    "topk": lambda weight: sae.topk_loss(
+        X, F, X_HAT, aux=ONE, aux_coeff=weight, dead=torch.ones(4) > 0
+    ),
+    **{
+        f"jumprelu, {penalty}": lambda weight, penalty=penalty: sae.jumprelu_loss(
+            X,
+            F,
+            W_DEC,
+            threshold=torch.full((4,), 0.3),
+            sparsity_coeff=weight,
+            penalty=penalty,
+            l0_target=2.0 if penalty == "l0_relative" else None,
+            pre_act_coeff=weight,
+            dead="all",
+        )
+        for penalty in ("l0", "l0_relative", "tanh")
+    },
+}
+GENERATOR = torch.Generator().manual_seed(0)
+X, X_HAT = torch.randn(6, 3, generator=GENERATOR), torch.randn(6, 3, generator=GENERATOR)
+F, W_DEC = torch.randn(6, 4, generator=GENERATOR), torch.randn(4, 3, generator=GENERATOR)
+ONE = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_coefficient_may_be_a_tensor_of_any_type(name, dtype):
+    ours = WEIGHED[name](torch.tensor(0.25, dtype=dtype))
+    assert ours.loss.dtype == torch.float32
+    assert ours.metrics() == WEIGHED[name](0.25).metrics()
+
+
+def test_a_coefficient_that_changes_compiles_once():
+    counts = CompileCounter()
+    compiled = torch.compile(WEIGHED["matryoshka"], fullgraph=True, backend=counts)
+    for weight in (0.0, 0.25, 0.5):
+        tensor = torch.tensor(weight)
+        torch.testing.assert_close(compiled(tensor).loss, WEIGHED["matryoshka"](weight).loss)
+    assert counts.frame_count == 1

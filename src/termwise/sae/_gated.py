@@ -17,6 +17,7 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
     decode,
     means_over_rows,
@@ -64,7 +65,7 @@ def gated_loss(
     W_dec: Float[Tensor, "d_sae d_model"],
     b_dec: Float[Tensor, " d_model"] | None = None,
     *,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
     stop_decoder: bool = True,
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
     target: Float[Tensor, "batch d_model"] | None = None,
@@ -93,7 +94,9 @@ def gated_loss(
         f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
+            the device of x, may change at each step without recompiling. It belongs to a
+            `feature_reduction`:
             with "sum" the squared errors are d_model times those of "mean".
         stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
@@ -153,7 +156,7 @@ def gated_loss(
             batch_group,
             grad_reduction,
         )
-        sparsity = sparsity_coeff * price
+        sparsity = coefficient(sparsity_coeff, price) * price
         loss = mse + sparsity + aux
         return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 

@@ -14,7 +14,16 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._penalties import tanh_penalty
-from ._shared import FeatureReduction, counted, decode, means_over_rows, residual, squared_norm
+from ._shared import (
+    FeatureReduction,
+    coefficient,
+    counted,
+    decode,
+    is_zero,
+    means_over_rows,
+    residual,
+    squared_norm,
+)
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
 ThresholdGradient = Literal["latents", "gate"]
@@ -180,13 +189,15 @@ def jumprelu_loss(
     *,
     threshold: Float[Tensor, " d_sae"] | None = None,
     log_threshold: Float[Tensor, " d_sae"] | None = None,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
+    f: Float[Tensor, "batch d_sae"] | None = None,
+    x_hat: Float[Tensor, "batch d_model"] | None = None,
     bandwidth: float = 1e-3,
     penalty: JumpReLUPenalty = "l0",
     l0_target: float | None = None,
     tanh_scale: float = 4.0,
     threshold_gradient: ThresholdGradient = "latents",
-    pre_act_coeff: float = 0.0,
+    pre_act_coeff: float | Float[Tensor, ""] = 0.0,
     dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
     input_gradient: bool = False,
     target: Float[Tensor, "batch d_model"] | None = None,
@@ -224,8 +235,15 @@ def jumprelu_loss(
         threshold (Float[Tensor, " d_sae"] | None): theta. Give this or log_threshold.
         log_threshold (Float[Tensor, " d_sae"] | None): the logarithm of theta, as the paper learns
             it.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
-            with "sum" the squared error is d_model times that of "mean".
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
+            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
+            tensor, on the device of x, may change at each step without recompiling; so may
+            pre_act_coeff.
+        f (Float[Tensor, "batch d_sae"] | None): the latents, where the caller has them from
+            [`jumprelu`][termwise.sae.jumprelu] of the same pre, threshold and bandwidth: they are
+            not computed again. None: computed.
+        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from f, where the caller has
+            decoded it: W_dec and b_dec are then read for norms alone. It needs f. None: decoded.
         bandwidth: epsilon, the kernel's width in units of h.
         penalty: "l0" (the paper), "l0_relative" (dictionary_learning and SAEBench), whose square is
             taken after the mean over all rows of all ranks, or "tanh" (Anthropic).
@@ -238,7 +256,8 @@ def jumprelu_loss(
             derivative where c theta nu is small, and about c theta nu / 2 times as much where it is
             large. With "gate" minus the height of the step, tanh(c theta nu), times the kernel:
             in the mean the true derivative, at any theta.
-        pre_act_coeff: lambda_P; 3e-6 in Anthropic's update, with squared errors summed.
+        pre_act_coeff (float | Float[Tensor, ""]): lambda_P; 3e-6 in Anthropic's update, with
+            squared errors summed.
         dead (Bool[Tensor, " d_sae"] | Literal["all"] | None): D, latents that the push is for:
             "all", which is Anthropic's formula, or those that have not fired for a while, as in
             SAELens. Required where pre_act_coeff is not 0.
@@ -261,9 +280,9 @@ def jumprelu_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: both or neither of threshold and log_threshold are given; bandwidth or
-            tanh_scale is not positive; l0_target is missing, not positive, or of no use;
-            pre_act_coeff is not 0 and dead is not given.
+        ValueError: both or neither of threshold and log_threshold are given; x_hat is given and f
+            is not; bandwidth or tanh_scale is not positive; l0_target is missing, not positive, or
+            of no use; pre_act_coeff is not 0 and dead is not given.
 
     References:
         Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435. We
@@ -297,7 +316,9 @@ def jumprelu_loss(
         raise ValueError(f'penalty="l0_relative" needs l0_target > 0, got {l0_target}')
     if penalty != "l0_relative" and l0_target is not None:
         raise ValueError(f'l0_target belongs to penalty="l0_relative", got penalty="{penalty}"')
-    if pre_act_coeff != 0 and dead is None:
+    if x_hat is not None and f is None:
+        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: give its latents")
+    if not is_zero(pre_act_coeff) and dead is None:
         raise ValueError(
             "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: "
             'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
@@ -305,8 +326,12 @@ def jumprelu_loss(
 
     with torch.autocast(x.device.type, enabled=False):
         pre = cast("Tensor", counted(pre, mask))
-        f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
-        x_hat = decode(f, W_dec, b_dec)
+        if f is None:
+            f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
+        else:
+            f = lifted(cast("Tensor", counted(f, mask)))
+        if x_hat is None:
+            x_hat = decode(f, W_dec, b_dec)
         error = residual(x if target is None else target, x_hat, mask)
         # Only a penalty of L0 needs its gradient.
         counted_in = (pre, theta) if penalty != "tanh" else (pre.detach(), theta.detach())
@@ -326,16 +351,19 @@ def jumprelu_loss(
             per_row.append(_below_threshold(pre, theta, _row_norms(W_dec), dead))
         mse, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
 
+        weight = coefficient(sparsity_coeff, l0)
         if penalty == "tanh":
-            sparsity = sparsity_coeff * others[0]
+            sparsity = weight * others[0]
         elif l0_target is not None:
-            sparsity = sparsity_coeff * (l0 / l0_target - 1).square()
+            sparsity = weight * (l0 / l0_target - 1).square()
         else:
-            sparsity = sparsity_coeff * l0
+            sparsity = weight * l0
         pre_act = torch.zeros_like(l0) if dead is None else others[-1]
         # No comparison with a NaN is true, so that none would come through the gate.
         mse = mse.masked_fill(theta.isnan().any(), torch.nan)
-        loss = mse + sparsity if pre_act_coeff == 0 else mse + sparsity + pre_act_coeff * pre_act
+        loss = mse + sparsity
+        if not is_zero(pre_act_coeff):
+            loss = loss + coefficient(pre_act_coeff, pre_act) * pre_act
         return JumpReLUTerms(
             loss=loss,
             mse=mse,
@@ -370,6 +398,8 @@ class JumpReLUObjective(nn.Module):
         W_dec: Float[Tensor, "d_sae d_model"],
         b_dec: Float[Tensor, " d_model"] | None = None,
         *,
+        f: Float[Tensor, "batch d_sae"] | None = None,
+        x_hat: Float[Tensor, "batch d_model"] | None = None,
         threshold: Float[Tensor, " d_sae"] | None = None,
         log_threshold: Float[Tensor, " d_sae"] | None = None,
         dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
@@ -386,6 +416,8 @@ class JumpReLUObjective(nn.Module):
             threshold=threshold,
             log_threshold=log_threshold,
             sparsity_coeff=self.cfg.sparsity_coeff,
+            f=f,
+            x_hat=x_hat,
             bandwidth=self.cfg.bandwidth,
             penalty=self.cfg.penalty,
             l0_target=self.cfg.l0_target,
@@ -410,6 +442,8 @@ class JumpReLUObjective(nn.Module):
             W_dec: Float[Tensor, "d_sae d_model"],
             b_dec: Float[Tensor, " d_model"] | None = None,
             *,
+            f: Float[Tensor, "batch d_sae"] | None = None,
+            x_hat: Float[Tensor, "batch d_model"] | None = None,
             threshold: Float[Tensor, " d_sae"] | None = None,
             log_threshold: Float[Tensor, " d_sae"] | None = None,
             dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,

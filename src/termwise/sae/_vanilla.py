@@ -14,6 +14,7 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
     means_over_rows,
     penalty,
@@ -58,7 +59,7 @@ def vanilla_loss(
     f: Float[Tensor, "batch d_sae"] | SparseLatents,
     x_hat: Float[Tensor, "batch d_model"],
     *,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
     p: float = 1.0,
     target: Float[Tensor, "batch d_model"] | None = None,
@@ -79,7 +80,9 @@ def vanilla_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
+            the device of x, may change at each step without recompiling. It belongs to a
+            `feature_reduction`:
             with "sum" the squared error is d_model times that of "mean", so an equal trade-off
             needs d_model times the coefficient.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
@@ -134,7 +137,7 @@ def vanilla_loss(
         batch_group,
         grad_reduction,
     )
-    sparsity = sparsity_coeff * paid
+    sparsity = coefficient(sparsity_coeff, paid) * paid
     return VanillaTerms(
         loss=mse + sparsity,
         mse=mse,
