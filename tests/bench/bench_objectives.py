@@ -44,7 +44,7 @@ def gated(f_gate: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> Tensor
 
 def our_gated(f_gate: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
     f = magnitude.relu() * (f_gate > 0)
-    return sae.gated_loss(x, f_gate, f, f @ W_dec, W_dec, sparsity_coeff=COEFFICIENT).loss
+    return sae.gated_loss(x, f, f @ W_dec, f_gate, W_dec, sparsity_coeff=COEFFICIENT).loss
 
 
 class Jump(torch.autograd.Function):

@@ -28,8 +28,6 @@ class Case:
     """What else a call needs, of the function and the module alike."""
     made: Callable[[int], dict[str, Any]] = lambda rows: {}
     """The same, where it depends on the number of rows."""
-    order: tuple[int, ...] | None = None
-    """Where the module takes its tensors in another order than the function."""
     first: tuple[Any, ...] = ()
     """What the function takes before its tensors, and the module holds: an energy."""
 
@@ -50,8 +48,7 @@ class Case:
         return self.call(self.module, *inputs, **extra)
 
     def call(self, module: nn.Module, *inputs: Tensor, **extra: Any) -> tw.Terms:
-        order = self.order or range(len(inputs))
-        return module(*[inputs[place] for place in order], **extra)
+        return module(*inputs, **extra)
 
 
 def draw(shape: str, rows: int, generator: torch.Generator) -> Tensor:

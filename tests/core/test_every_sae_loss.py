@@ -1,5 +1,6 @@
 """What holds for every loss, of the sparse-autoencoder family."""
 
+import torch
 from every_loss import *  # noqa: F403
 from losses import PAIR, Case
 
@@ -45,10 +46,10 @@ CASES = {
         topk_loss,
         TopKObjective(TopK(aux_coeff=0.5)),
         {"aux_coeff": 0.5},
-        ("rows columns", "rows columns", "rows latents"),
+        CODED,
         named={"aux": ""},
         masks=("mask",),
-        order=(0, 2, 1),
+        fixed={"dead": torch.arange(5) < 2},
     ),
     "jumprelu": Case(
         jumprelu_loss,
@@ -62,7 +63,7 @@ CASES = {
         gated_loss,
         GatedObjective(Gated(sparsity_coeff=0.3)),
         {"sparsity_coeff": 0.3},
-        ("rows columns", "rows latents", "rows latents", "rows columns", "latents columns"),
+        (*CODED, "rows latents", "latents columns"),
         masks=("mask",),
     ),
     "matryoshka": Case(

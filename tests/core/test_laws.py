@@ -15,7 +15,7 @@ import pytest
 import torch
 from exports import EXPORTS, FUNCTIONS
 from hypothesis import strategies as st
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import termwise as tw
@@ -98,6 +98,14 @@ def of_latents(**more: Any) -> Laws:
     ignores = ("W_dec", "decoder_norm", *more.pop("ignores", ()))
     shards = more.pop("shards", GROUPS)
     return Laws(LATENTS, overrides=overrides, ignores=ignores, shards=shards, **more)
+
+
+AUXILIARY = of_latents(
+    overrides={"k_aux": 1, "detach_residual": True},
+    more={"assert_finite": {"dead": lambda sizes: torch.ones(sizes["d_sae"]).bool()}},
+    by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
+    ignores=("pre",),
+)
 
 
 def of_energy(weights: dict[str, Any] | None, **more: Any) -> Laws:
@@ -222,6 +230,7 @@ LAWS: dict[Callable[..., Any], Laws] = {
     ),
     sae.vanilla_loss: of_latents(overrides=POWERS, weights=SPLIT, terms={"also_in_graph": ["l1"]}),
     sae.topk_loss: of_latents(
+        overrides={"dead": Bool[Tensor, " d_sae"]},
         weights={"mse": 1.0, "aux": "aux_coeff"},
         ignores=("f", "f.values"),  # only counted
     ),
@@ -229,12 +238,14 @@ LAWS: dict[Callable[..., Any], Laws] = {
         overrides={
             "penalty": st.sampled_from(("l0", "tanh")),
             "l0_target": None,
+            "dead": Bool[Tensor, " d_sae"],
             "log_threshold": None,
             "threshold": Float[Tensor, " d_sae"],
         },
-        weights={**SPLIT, "pre_act": 1.0},
+        weights={**SPLIT, "pre_act": "pre_act_coeff"},
         # A kernel estimates those by pre and threshold.
         by={"assert_gradients": ("x", "W_dec", "b_dec", "target")},
+        more={"assert_gradients": {"mask": None}},  # without a row all is NaN
     ),
     sae.jumprelu: of_latents(
         shards={},
@@ -254,28 +265,37 @@ LAWS: dict[Callable[..., Any], Laws] = {
     ),
     sae.matryoshka_loss: of_latents(
         overrides={**POWERS, "prefixes": lambda sizes: (1, sizes["d_sae"]), "weights": None},
-        weights=SPLIT,
+        weights={**SPLIT, "aux": "aux_coeff"},
         terms={"also_in_graph": ["mse_per_prefix", "l1"]},
     ),
-    sae.crosscoder_loss: of_latents(weights=SPLIT, terms={"also_in_graph": ["mse_per_layer"]}),
+    sae.crosscoder_loss: of_latents(
+        weights={**SPLIT, "aux": "aux_coeff"}, terms={"also_in_graph": ["mse_per_layer"]}
+    ),
     sae.end_to_end_loss: of_latents(
         overrides={"x": None, "x_hat": None},
         weights={"kl": "kl_coeff", "reconstruction": "reconstruction_coeff", "sparsity": 1.0},
         by={"assert_gradients": ("logits", "f", "f.values")},  # the original model has none
     ),
-    sae.auxiliary_k_loss: of_latents(
-        overrides={"k_aux": 1},
-        more={"assert_finite": {"dead": lambda sizes: torch.ones(sizes["d_sae"]).bool()}},
-        by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-        ignores=("pre",),
+    sae.auxiliary_k_loss: AUXILIARY,
+    sae.matryoshka_auxiliary_k_loss: dataclasses.replace(
+        AUXILIARY,
+        overrides={**AUXILIARY.overrides, "prefixes": lambda sizes: (1, sizes["d_sae"])},
+        by={"assert_gradients": ("pre",)},  # W_dec is in the residual too, which is a target
+        ignores=(*AUXILIARY.ignores, "f", "f.values", "b_dec"),
     ),
     sae.batch_topk: of_latents(
         overrides={"k": 1},
-        ignores=("pre",),
+        ignores=("pre", "score"),
         # The latents are each rank's own part, whose gradient a sum over parts cannot compare.
         shards={"batch_group": None},
     ),
-    sae.topk: of_latents(overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre",)),
+    sae.topk: of_latents(overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre", "score")),
+    sae.threshold_gate: of_latents(
+        shards={},
+        by={"assert_gradients": ("pre",)},
+        # Where a threshold has one of two shapes, the error shows both and names no axis.
+        not_held={"assert_contract": "does not name it: threshold_gate: threshold needs"},
+    ),
     sae.lp_penalty: of_latents(overrides=POWERS, shards={}),
     sae.tanh_penalty: of_latents(shards={}),
     sae.cosine_similarity: Laws(shards=GROUPS, overrides={"mask": None}),

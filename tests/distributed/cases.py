@@ -223,6 +223,16 @@ class Autoencoder(nn.Module):
 def sae_objective(group, x, mask, name, how):
     """Terms of an objective by name, and the gradients that backward leaves in the parameters."""
     model = Autoencoder(x.shape[1], 7)
+    terms = sae_terms(group, x, mask, name, how, model)
+    terms.loss.backward()
+    gradients = {
+        key: torch.zeros_like(p) if p.grad is None else p.grad
+        for key, p in model.named_parameters()
+    }
+    return values(terms), gradients
+
+
+def sae_terms(group, x, mask, name, how, model):
     options = {"mask": mask, "batch_group": group, "grad_reduction": how}
     pre = model.pre(x)
     f = pre.relu()
@@ -233,9 +243,23 @@ def sae_objective(group, x, mask, name, how):
     elif name == "topk":
         dead = torch.arange(7) % 2 == 0
         aux = sae.auxiliary_k_loss(x, x_hat, pre, model.W_dec, dead=dead, k_aux=2, **options)
+        for normalize in ("residual", "target", "none"):
+            aux = aux + sae.auxiliary_k_loss(
+                x,
+                x_hat,
+                pre,
+                model.W_dec,
+                dead=dead,
+                k_aux=5,
+                activation="none",
+                normalize=normalize,
+                scale_by_count=True,
+                detach_residual=False,
+                **options,
+            )
         f = sae.batch_topk(pre, k=3, mask=mask, batch_group=group)
         x_hat = f @ model.W_dec + model.b_dec
-        terms = sae.topk_loss(x, x_hat, f, aux=aux, dead=dead, **options)
+        terms = sae.topk_loss(x, f, x_hat, aux=aux, dead=dead, **options)
     elif name == "jumprelu":
         terms = sae.jumprelu_loss(
             x,
@@ -252,16 +276,29 @@ def sae_objective(group, x, mask, name, how):
         )
     elif name == "gated":
         terms = sae.gated_loss(
-            x, pre, f, x_hat, model.W_dec, model.b_dec, sparsity_coeff=0.3, **options
+            x, f, x_hat, pre, model.W_dec, model.b_dec, sparsity_coeff=0.3, **options
         )
     elif name == "matryoshka":
+        aux = sae.matryoshka_auxiliary_k_loss(
+            x,
+            f,
+            pre,
+            model.W_dec,
+            model.b_dec,
+            prefixes=(1, 3, 7),
+            dead=torch.arange(7) % 2 == 0,
+            k_aux=2,
+            **options,
+        )
         terms = sae.matryoshka_loss(
             x,
             f,
             model.W_dec,
             model.b_dec,
-            prefixes=(1, 3, 7),
-            weights=(1.0, 2.0, 0.5),
+            prefixes=(0, 1, 3, 7),
+            x_hat=x_hat,
+            aux=aux,
+            weights=(1.5, 1.0, 2.0, 0.5),
             sparsity_coeff=0.3,
             **options,
         )
@@ -272,16 +309,18 @@ def sae_objective(group, x, mask, name, how):
         terms = sae.end_to_end_loss(
             x_hat, x, x=[x], x_hat=[x_hat], f=f, reconstruction_coeff=0.5, **options
         )
-    terms.loss.backward()
-    gradients = {
-        key: torch.zeros_like(p) if p.grad is None else p.grad
-        for key, p in model.named_parameters()
-    }
-    return values(terms), gradients
+    return terms
 
 
-def sae_selection(group, pre, k, mask):
-    return sae.batch_topk(pre, k=k, mask=mask, batch_group=group)
+def sae_values(group, x, mask, name, with_gradients):
+    """Terms of an objective, on a rank that may be the only one without a graph."""
+    with torch.set_grad_enabled(with_gradients):
+        model = Autoencoder(x.shape[1], 7)
+        return values(sae_terms(group, x, mask, name, "mean", model))
+
+
+def sae_selection(group, pre, k, mask, activation):
+    return sae.batch_topk(pre, k=k, activation=activation, mask=mask, batch_group=group)
 
 
 def sae_measurements(group, x, x_hat, mask):
@@ -302,8 +341,12 @@ def sae_measurements(group, x, x_hat, mask):
 def sae_state(group, batches):
     """Fold steps of latents into both states."""
     dead = sae.DeadLatents.start(batches[0].shape[1])
-    threshold = sae.ActivationThreshold.start()
+    firsts = (None, "minimum", "mean")
+    thresholds = [sae.ActivationThreshold.start() for _ in firsts]
     for f in batches:
         dead = dead.update((f != 0).any(0), len(f), batch_group=group)
-        threshold = threshold.update(f, decay=0.9, batch_group=group)
-    return dead.tokens_since_fired, threshold.value
+        thresholds = [
+            threshold.update(f, decay=0.9, first=first, batch_group=group)
+            for threshold, first in zip(thresholds, firsts, strict=True)
+        ]
+    return dead.tokens_since_fired, *(threshold.value for threshold in thresholds)

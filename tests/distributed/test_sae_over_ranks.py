@@ -6,6 +6,7 @@ import torch
 from rows import rows
 
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
+OBJECTIVES = ["vanilla", "topk", "jumprelu", "gated", "matryoshka", "crosscoder", "end to end"]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -20,10 +21,7 @@ def joined(masks):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("how", ["mean", "sum"])
-@pytest.mark.parametrize(
-    "name",
-    ["vanilla", "topk", "jumprelu", "gated", "matryoshka", "crosscoder", "end to end"],
-)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(ranks, name, how, masked, sizes):
     shards, masks = rows(sizes), masks_of(sizes, masked)
     expected, gradients = cases.sae_objective(None, torch.cat(shards), joined(masks), name, how)
@@ -37,6 +35,14 @@ def test_objectives(ranks, name, how, masked, sizes):
         torch.testing.assert_close(combined, whole, rtol=1e-11, atol=1e-11, msg=key)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_rank_without_a_graph_sends_what_the_others_send(ranks, name):
+    shards, masks = rows([11, 5]), [None, None]
+    expected = cases.sae_values(None, torch.cat(shards), None, name, False)
+    for ours in ranks(cases.sae_values, shards, masks, [name] * 2, [True, False]):
+        torch.testing.assert_close(ours, expected, **EXACT)
+
+
 @pytest.mark.parametrize("sizes", [*SIZES, [0, 0]], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -44,8 +50,13 @@ def test_batch_topk_keeps_k_for_each_row_of_all_ranks(ranks, dtype, masked, size
     # Whole numbers, so that there are ties within ranks and across them.
     shards = [part.mul(2).round().to(dtype) for part in rows(sizes, columns=6)]
     masks = masks_of(sizes, masked)
-    expected = cases.sae_selection(None, torch.cat(shards), 2, joined(masks))
-    results = ranks(cases.sae_selection, shards, [2] * len(sizes), masks)
+    world = len(sizes)
+    for k, activation in ((1.3, "none"), (3.6, "abs")):
+        expected = cases.sae_selection(None, torch.cat(shards), k, joined(masks), activation)
+        results = ranks(cases.sae_selection, shards, [k] * world, masks, [activation] * world)
+        assert torch.equal(torch.cat(results), expected)
+    expected = cases.sae_selection(None, torch.cat(shards), 2, joined(masks), "relu")
+    results = ranks(cases.sae_selection, shards, [2] * world, masks, ["relu"] * world)
     assert torch.equal(torch.cat(results), expected)
     whole, mask = torch.cat(shards), joined(masks)
     counted = whole if mask is None else whole[mask]

@@ -16,6 +16,7 @@ from termwise.sae._crosscoder import (
     crosscoder_loss,
 )
 from termwise.sae._shared import SparseLatents
+from termwise.sae._topk import auxiliary_k_loss
 from termwise.sae._vanilla import vanilla_loss
 
 OPTIONS = {
@@ -277,3 +278,18 @@ def test_the_module_is_the_function():
     assert terms.metrics() == call(x, leaves, **numbers, **options).metrics()
     assert repr(objective.cfg) in repr(objective)
     assert not list(objective.parameters())
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_an_auxiliary_loss_and_coefficients_that_may_be_tensors(kind):
+    x, leaves = data()
+    plain = call(x, leaves)
+    assert plain.aux == 0
+    dead, flat = torch.arange(5) < 3, leaves["x_hat"].flatten(1)
+    W_dec = leaves["W_dec"].flatten(1)
+    aux = auxiliary_k_loss(x.flatten(1), flat, leaves["f"], W_dec, dead=dead, k_aux=2)
+    terms = call(x, leaves, sparsity_coeff=kind(0.3), aux=aux, aux_coeff=kind(0.25))
+    torch.testing.assert_close(terms.loss, plain.loss + 0.25 * aux)
+    torch.testing.assert_close(terms.aux, aux)
+    module = CrosscoderObjective(Crosscoder(sparsity_coeff=0.3, aux_coeff=0.25))
+    torch.testing.assert_close(module(x, *leaves.values(), aux=aux).loss, terms.loss)

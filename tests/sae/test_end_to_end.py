@@ -311,3 +311,16 @@ def test_the_module_is_the_function():
     assert terms.metrics() == call(leaves, constants, mask=mask, **numbers).metrics()
     assert repr(objective.cfg) in repr(objective)
     assert not list(objective.parameters())
+
+
+def test_coefficients_may_be_tensors():
+    generator = torch.Generator().manual_seed(0)
+    logits, original, f = (torch.randn(4, 5, generator=generator) for _ in range(3))
+    numbers = {"kl_coeff": 0.5, "reconstruction_coeff": 0.25, "sparsity_coeff": 2.0}
+    more = {"x": [logits], "x_hat": [original], "f": f}
+    expected = end_to_end_loss(logits, original, **more, **numbers)
+    for dtype in (torch.float32, torch.float64):
+        tensors = {name: torch.tensor(number, dtype=dtype) for name, number in numbers.items()}
+        terms = end_to_end_loss(logits, original, **more, **tensors)
+        assert terms.loss.dtype == torch.float32
+        assert terms.metrics() == expected.metrics()

@@ -41,9 +41,9 @@ def call(x, f, leaves, *, weighed=False, **options):
     f_gate, x_hat, W_dec, b_dec, norm = (leaves[name] for name in NAMES)
     return gated_loss(
         x,
-        f_gate,
         f,
         x_hat,
+        f_gate,
         W_dec,
         b_dec,
         decoder_norm=norm if weighed else None,
@@ -120,9 +120,9 @@ def test_one_row_by_hand():
     # The gate passes 2 and blocks -1; its penalty is 2 * 3, and it reconstructs 2 * 1 + 1.
     terms = gated_loss(
         torch.tensor([[5.0]]),
-        torch.tensor([[2.0, -1.0]]),
         torch.tensor([[4.0, 0.0]]),
         torch.tensor([[7.0]]),
+        torch.tensor([[2.0, -1.0]]),
         torch.tensor([[1.0], [10.0]]),
         torch.tensor([1.0]),
         sparsity_coeff=0.5,
@@ -181,7 +181,7 @@ def test_gradcheck_to_second_order():
 
 def test_what_does_not_fit_is_refused():
     x, f, leaves = data(dtype=torch.float32)
-    with pytest.raises(tw.ContractError, match="W_dec.*axis d_sae is 4, but it is 5 in f_gate"):
+    with pytest.raises(tw.ContractError, match="W_dec.*axis d_sae is 4, but it is 5 in f"):
         call(x, f, leaves | {"W_dec": leaves["W_dec"][:4]})
     with pytest.raises(tw.ContractError, match="f .*axis batch is 1, but it is 6 in x"):
         call(x, f[:1], leaves)
@@ -265,7 +265,7 @@ def test_the_module_is_the_function():
     objective = GatedObjective(Gated(**numbers))
     f_gate, x_hat, W_dec, b_dec, norm = leaves.values()
     options = {"mask": x[:, 0] < 1, "target": 2 * x}
-    terms = objective(x, f_gate, f, x_hat, W_dec, b_dec, decoder_norm=norm, **options)
+    terms = objective(x, f, x_hat, f_gate, W_dec, b_dec, decoder_norm=norm, **options)
     expected = call(x, f, leaves, weighed=True, **numbers, **options)
     assert terms.metrics() == expected.metrics()
     assert repr(objective.cfg) in repr(objective)

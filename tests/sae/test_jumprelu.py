@@ -17,6 +17,7 @@ from termwise.sae._jumprelu import (
     jumprelu_l0,
     jumprelu_loss,
 )
+from termwise.sae._penalties import lp_penalty
 
 PENALTIES = {
     "l0": {"penalty": "l0"},
@@ -24,6 +25,7 @@ PENALTIES = {
     "tanh": {"penalty": "tanh", "tanh_scale": 0.7},
     "l0, with the input": {"input_gradient": True},
     "tanh, with the input": {"penalty": "tanh", "input_gradient": True},
+    "tanh, by the gate": {"penalty": "tanh", "threshold_gradient": "gate", "input_gradient": True},
     "all pushed": {"pre_act_coeff": 0.3},
     "summed": {"feature_reduction": "sum", "pre_act_coeff": 0.2},
 }
@@ -52,7 +54,7 @@ def data(n=6, d_model=3, d_sae=5, *, seed=0, dtype=torch.float64):
 
 
 def call(x, leaves, **options):
-    numbers = {"sparsity_coeff": 0.25, "bandwidth": 0.6} | options
+    numbers = {"sparsity_coeff": 0.25, "bandwidth": 0.6, "dead": "all"} | options
     return jumprelu_loss(
         x,
         leaves["pre"],
@@ -67,7 +69,7 @@ def gradients(terms, leaves):
     return torch.autograd.grad(terms.loss, list(leaves.values()), materialize_grads=True)
 
 
-def oracle(x, leaves, *, bandwidth=0.6, input_gradient=False, dead=None, **options):
+def oracle(x, leaves, *, bandwidth=0.6, input_gradient=False, dead="all", **options):
     """Terms, and gradients by hand: autograd stops at f and at the counts of rows."""
     pre, threshold, W_dec, b_dec = (leaves[name].detach() for name in NAMES)
     n, d_model = x.shape
@@ -88,18 +90,26 @@ def oracle(x, leaves, *, bandwidth=0.6, input_gradient=False, dead=None, **optio
         sparsity = coefficient * (active.sum() / n / options["l0_target"] - 1) ** 2
     else:
         scale = options.get("tanh_scale", 4.0)
-        sparsity = coefficient * torch.tanh(scale * f.abs() * norm).sum() / n
+        size = torch.where(f >= 0, f, -f)  # with the derivative 1 at 0
+        sparsity = coefficient * torch.tanh(scale * size * norm).sum() / n
     gap = (direct["threshold"] - direct["pre"]).clamp(min=0) * norm
-    if dead is not None:
-        gap = gap * dead
-    pre_act = options.get("pre_act_coeff", 0.0) * gap.sum() / n
-    loss = mse + sparsity + pre_act
+    if not isinstance(dead, str):
+        gap = gap * (0 if dead is None else dead)
+    pre_act = gap.sum() / n
+    loss = mse + sparsity + options.get("pre_act_coeff", 0.0) * pre_act
     straight = torch.autograd.grad(
         loss, [f, active, *direct.values()], materialize_grads=True, retain_graph=True
     )
     for_f, for_active, *others = straight
     near = kernel(pre, threshold, bandwidth)
-    jump = for_f * threshold * near / bandwidth + for_active[:, None] * near / bandwidth
+    by_latents = for_f
+    if penalty == "tanh" and options.get("threshold_gradient") == "gate":
+        by_latents = torch.autograd.grad(mse, f, retain_graph=True)[0]
+        height = coefficient / n * torch.tanh(scale * threshold.abs() * norm.detach())
+        for_active = for_active[:, None] + height
+    else:
+        for_active = for_active[:, None]
+    jump = by_latents * threshold * near / bandwidth + for_active * near / bandwidth
     expected = dict(zip(NAMES, others, strict=True))
     expected["threshold"] = expected["threshold"] - jump.sum(0)
     expected["pre"] = expected["pre"] + for_f * (pre > threshold)
@@ -198,6 +208,59 @@ def test_the_backward_pass_keeps_the_arguments_alone(function):
     assert {x.data_ptr() for x in kept} == {pre.data_ptr(), threshold.data_ptr()}
 
 
+# --- penalties of latents below their threshold ---------------------------------------------
+
+
+def normal_quantiles(n=200_000):
+    """Mid-points of as many equal parts: sums over them are integrals over a normal density."""
+    return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
+
+
+def density(h):
+    return math.exp(-h * h / 2) / math.sqrt(2 * math.pi)
+
+
+@pytest.mark.parametrize(("h", "scale"), [(1.0, 4.0), (0.3, 4.0), (0.1, 0.1), (-0.7, 2.0)])
+def test_the_gradient_by_the_gate_is_that_of_the_mean(h, scale):
+    # d/dtheta of the integral over h > theta of tanh(c |h|) p(h) is -tanh(c |theta|) p(theta).
+    pre, W_dec = normal_quantiles(), torch.ones(1, 1, dtype=torch.float64)
+    slopes = {}
+    for how in ("latents", "gate"):
+        theta = torch.full((1,), h, dtype=torch.float64, requires_grad=True)
+        terms = jumprelu_loss(
+            torch.zeros_like(pre),
+            pre,
+            W_dec,
+            threshold=theta,
+            sparsity_coeff=1.0,
+            bandwidth=0.05,
+            penalty="tanh",
+            tanh_scale=scale,
+            threshold_gradient=how,
+        )
+        (slope,) = torch.autograd.grad(terms.sparsity, theta)
+        slopes[how] = slope.item()
+    assert slopes["gate"] == pytest.approx(-math.tanh(scale * abs(h)) * density(h), rel=2e-3)
+    # SAELens' expression, in the mean: the slope c of a latent of 0 in half of the kernel.
+    steep = scale * (1 + (1 - math.tanh(scale * h) ** 2) * math.copysign(1, h)) / 2
+    assert slopes["latents"] == pytest.approx(-h * steep * density(h), rel=3e-2)
+    if (h, scale) == (1.0, 4.0):
+        assert slopes["gate"] == pytest.approx(-0.2418, abs=1e-4)
+        assert slopes["latents"] == pytest.approx(-0.4906, abs=1e-4)
+    if (h, scale) == (0.1, 0.1):  # nearly linear, where the two are one
+        assert slopes["latents"] == pytest.approx(slopes["gate"], rel=1e-3)
+
+
+def test_l1_of_jumprelu_latents_has_the_whole_kernel():
+    # -theta p(theta), of which half came from above the threshold.
+    pre = normal_quantiles()
+    theta = torch.full((1,), 0.3, dtype=torch.float64, requires_grad=True)
+    penalty = lp_penalty(jumprelu(pre, theta, bandwidth=0.05), p=1.0).mean()
+    (slope,) = torch.autograd.grad(penalty, theta)
+    assert slope.item() == pytest.approx(-0.1144, abs=1e-4)
+    assert slope.item() == pytest.approx(-0.3 * density(0.3), rel=1e-3)
+
+
 # --- the objective --------------------------------------------------------------------------
 
 
@@ -210,8 +273,9 @@ def test_the_backward_pass_keeps_the_arguments_alone(function):
     sparsity_coeff=st.floats(-2, 2),
     penalty=st.sampled_from(["l0", "l0_relative", "tanh"]),
     scale=st.floats(0.3, 5),
+    threshold_gradient=st.sampled_from(["latents", "gate"]),
     pre_act_coeff=st.sampled_from([0.0, 0.4, -1.5]),
-    dead=st.none() | st.integers(1, 4),
+    dead=st.sampled_from(["none", "all", 1, 2, 3]),
     input_gradient=st.booleans(),
     feature_reduction=st.sampled_from(["mean", "sum"]),
 )
@@ -224,6 +288,7 @@ def test_terms_and_gradients_are_the_formulas(
     sparsity_coeff,
     penalty,
     scale,
+    threshold_gradient,
     pre_act_coeff,
     dead,
     input_gradient,
@@ -234,11 +299,13 @@ def test_terms_and_gradients_are_the_formulas(
         "bandwidth": bandwidth,
         "sparsity_coeff": sparsity_coeff,
         "penalty": penalty,
-        "pre_act_coeff": pre_act_coeff,
-        "dead": None if dead is None else torch.arange(d_sae) % dead == 0,
+        "threshold_gradient": threshold_gradient,
+        "pre_act_coeff": 0.0 if dead == "none" else pre_act_coeff,
+        "dead": dead if dead == "all" else None,
         "input_gradient": input_gradient,
         "feature_reduction": feature_reduction,
     }
+    options |= {} if isinstance(dead, str) else {"dead": torch.arange(d_sae) % dead == 0}
     options |= {"l0_target": scale} if penalty == "l0_relative" else {}
     options |= {"tanh_scale": scale} if penalty == "tanh" else {}
     terms = call(x, leaves, **options)
@@ -294,6 +361,7 @@ def test_the_logarithm_of_a_threshold():
         log_threshold=logarithm,
         sparsity_coeff=0.25,
         bandwidth=0.6,
+        dead="all",
     )
     assert terms.metrics() == pytest.approx(plain.metrics())
     (ours,) = torch.autograd.grad(terms.loss, logarithm)
@@ -325,14 +393,23 @@ def test_the_push_reaches_dead_latents_alone():
     assert push[:, ~dead].count_nonzero() == 0
     below = (leaves["pre"] < leaves["threshold"])[:, dead]
     norm = leaves["W_dec"].detach().norm(dim=1)[dead]
-    torch.testing.assert_close(push[:, dead], -2 / 6 * below * norm)
+    torch.testing.assert_close(push[:, dead], -1 / 6 * below * norm)
     assert call(x, leaves, pre_act_coeff=2.0, dead=dead & False).pre_act.item() == 0
+
+
+def test_without_dead_latents_there_is_no_push():
+    x, leaves = data()
+    terms = call(x, leaves, dead=None)
+    assert terms.pre_act.item() == 0
+    mask = torch.ones(5, dtype=torch.bool)
+    every = call(x, leaves, pre_act_coeff=0.5, dead=mask).metrics()
+    assert call(x, leaves, pre_act_coeff=0.5, dead="all").metrics() == every
 
 
 def test_the_loss_is_the_sum_of_the_terms_in_the_graph():
     x, leaves = data()
     terms = call(x, leaves, pre_act_coeff=0.5)
-    total = terms.mse + terms.sparsity + terms.pre_act
+    total = terms.mse + terms.sparsity + 0.5 * terms.pre_act
     torch.testing.assert_close(terms.loss, total)
     ours = torch.autograd.grad(terms.loss, list(leaves.values()), retain_graph=True)
     torch.testing.assert_close(ours, torch.autograd.grad(total, list(leaves.values())))
@@ -355,6 +432,7 @@ def test_gradcheck_to_second_order_away_from_the_jump():
             bandwidth=1e-9,
             penalty="tanh",
             pre_act_coeff=0.5,
+            dead="all",
         )
         return terms.loss, terms.mse, terms.pre_act
 
@@ -388,6 +466,11 @@ def test_gradcheck_to_second_order_away_from_the_jump():
         (
             {"threshold": None},
             "jumprelu_loss needs one of threshold and log_threshold, got neither",
+        ),
+        (
+            {"pre_act_coeff": 3e-6},
+            "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: give a mask of the "
+            'dead latents, or dead="all" for Anthropic\'s formula',
         ),
     ],
 )
@@ -552,3 +635,29 @@ def test_the_module_is_the_function(options):
     assert terms.metrics() == expected.metrics()
     assert repr(objective.cfg) in repr(objective)
     assert not list(objective.parameters())
+
+
+@pytest.mark.parametrize("penalty", ["l0", "tanh"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_given_latents_and_their_reconstruction_are_not_computed_again(penalty, masked):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, pre, W_dec, b_dec = normal(6, 3), normal(6, 5), normal(5, 3), normal(3)
+    theta = torch.full((5,), 0.3, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(6) != 2 if masked else None
+    f = jumprelu(pre, theta, bandwidth=0.5)
+    options = {"threshold": theta, "sparsity_coeff": 0.3, "bandwidth": 0.5, "penalty": penalty}
+    expected = jumprelu_loss(x, pre, W_dec, b_dec, mask=mask, **options)
+    leaves = (x, pre, W_dec, b_dec, theta)
+    gradients = torch.autograd.grad(expected.loss, leaves)
+    for more in ({"f": f}, {"f": f, "x_hat": f @ W_dec + b_dec}):
+        terms = jumprelu_loss(x, pre, W_dec, b_dec, mask=mask, **options, **more)
+        for (name, ours), (_, theirs) in zip(terms.items(), expected.items(), strict=True):
+            torch.testing.assert_close(ours, theirs, msg=name)
+        ours = torch.autograd.grad(terms.loss, leaves, retain_graph=True)
+        torch.testing.assert_close(ours, gradients)
+    with pytest.raises(ValueError, match="^jumprelu_loss needs f where x_hat is given, got None"):
+        jumprelu_loss(x, pre, W_dec, b_dec, x_hat=x, **options)

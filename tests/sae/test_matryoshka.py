@@ -56,7 +56,7 @@ def sparse_and_dense(n, k, d_sae, *, seed=0):
 @st.composite
 def problems(draw):
     d_sae = draw(st.integers(1, 12))
-    prefixes = draw(st.sets(st.integers(1, d_sae), min_size=1, max_size=5))
+    prefixes = draw(st.sets(st.integers(0, d_sae), min_size=1, max_size=5))
     return {
         "n": draw(st.integers(1, 7)),
         "d_model": draw(st.integers(1, 6)),
@@ -66,6 +66,80 @@ def problems(draw):
         "bias": draw(st.booleans()),
         "feature_reduction": draw(st.sampled_from(["mean", "sum"])),
     }
+
+
+# --- prefix 0, what the caller has decoded, the auxiliary loss -------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_prefix_0_is_the_bias_alone_and_is_averaged_with_the_others(sparse):
+    x, _, W_dec, b_dec = tensors(6, 3, 8)
+    values, indices, f = sparse_and_dense(6, 3, 8)
+    latents = SparseLatents(values, indices) if sparse else f
+    terms = matryoshka_loss(x, latents, W_dec, b_dec, prefixes=(0, 2, 5, 8))
+    three = matryoshka_loss(x, latents, W_dec, b_dec, prefixes=(2, 5, 8))
+    bias = (x - b_dec).square().mean()
+    torch.testing.assert_close(terms.mse, (3 * three.mse + bias) / 4, **CLOSE)
+    leaves = (x, values, W_dec, b_dec)
+    torch.testing.assert_close(
+        torch.autograd.grad(terms.mse, leaves, retain_graph=True),
+        torch.autograd.grad((3 * three.mse + bias) / 4, leaves, retain_graph=True),
+        **CLOSE,
+    )
+    alone = matryoshka_loss(x, latents, W_dec, b_dec, prefixes=(0,))
+    torch.testing.assert_close(alone.mse, bias, **CLOSE)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("prefixes", [(2, 5, 8), (0, 4), (6,)])
+def test_a_given_x_hat_is_not_decoded_again(prefixes, masked, sparse):
+    x, _, W_dec, b_dec = tensors(6, 3, 8)
+    values, indices, f = sparse_and_dense(6, 3, 8)
+    latents = SparseLatents(values, indices) if sparse else f
+    mask = torch.arange(6) != 2 if masked else None
+    x_hat = f[:, : prefixes[-1]] @ W_dec[: prefixes[-1]] + b_dec
+    options = {"prefixes": prefixes, "sparsity_coeff": 0.3, "mask": mask}
+    ours = matryoshka_loss(x, latents, W_dec, b_dec, x_hat=x_hat, **options)
+    theirs = matryoshka_loss(x, latents, W_dec, b_dec, **options)
+    for (name, left), (_, right) in zip(ours.items(), theirs.items(), strict=True):
+        torch.testing.assert_close(left, right, **CLOSE, msg=name)
+    leaves = (x, values, W_dec, b_dec)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.loss, leaves, retain_graph=True),
+        torch.autograd.grad(theirs.loss, leaves, retain_graph=True),
+        **CLOSE,
+    )
+    other = matryoshka_loss(x, latents, W_dec, b_dec, x_hat=x_hat + 1, **options)
+    assert other.mse_per_prefix[-1] != ours.mse_per_prefix[-1]
+    assert torch.equal(other.mse_per_prefix[:-1], ours.mse_per_prefix[:-1])
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_an_auxiliary_loss_and_coefficients_that_may_be_tensors(kind):
+    x, f, W_dec, b_dec = tensors(6, 3, 8)
+    aux = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    plain = matryoshka_loss(x, f, W_dec, b_dec, prefixes=(2, 8), sparsity_coeff=0.5)
+    assert plain.aux == 0
+    terms = matryoshka_loss(
+        x,
+        f,
+        W_dec,
+        b_dec,
+        prefixes=(2, 8),
+        sparsity_coeff=kind(0.5),
+        aux=aux,
+        aux_coeff=kind(0.25),
+    )
+    assert terms.aux == 2
+    torch.testing.assert_close(terms.sparsity, plain.sparsity)
+    torch.testing.assert_close(terms.loss, plain.loss + 0.25 * 2)
+    assert torch.autograd.grad(terms.loss, aux, retain_graph=True)[0] == 0.25
+    torch.testing.assert_close(
+        torch.autograd.grad(terms.loss, f), torch.autograd.grad(plain.loss, f)
+    )
+    module = MatryoshkaObjective(Matryoshka(sparsity_coeff=0.5, aux_coeff=0.25))
+    assert module(x, f, W_dec, b_dec, prefixes=(2, 8), aux=aux).metrics() == terms.metrics()
 
 
 # --- values and gradients -------------------------------------------------------------------
@@ -92,6 +166,7 @@ def test_terms_and_gradients_are_the_formulas(problem, masked, weighted, sparsit
     shares = weights / weights.sum() if weighted else torch.ones_like(weights) / len(weights)
     expected["mse"] = (shares * expected["mse_per_prefix"]).sum()
     expected["sparsity"] = sparsity_coeff * expected["l1"]
+    expected["aux"] = torch.zeros((), dtype=torch.float64)
     expected["loss"] = expected["mse"] + expected["sparsity"]
 
     terms = matryoshka_loss(
@@ -358,10 +433,10 @@ def test_one_residual_is_kept():
     ("options", "message"),
     [
         ({"prefixes": ()}, r"matryoshka_loss needs at least one prefix, got none"),
-        ({"prefixes": (0, 2)}, r"matryoshka_loss needs prefixes that .* 1..4, got \[0, 2\]"),
-        ({"prefixes": (2, 5)}, r"matryoshka_loss needs prefixes that .* 1..4, got \[2, 5\]"),
-        ({"prefixes": (2, 2)}, r"matryoshka_loss needs prefixes that .* 1..4, got \[2, 2\]"),
-        ({"prefixes": [3, 2]}, r"matryoshka_loss needs prefixes that .* 1..4, got \[3, 2\]"),
+        ({"prefixes": (-1, 2)}, r"matryoshka_loss needs prefixes that .* 0..4, got \[-1, 2\]"),
+        ({"prefixes": (2, 5)}, r"matryoshka_loss needs prefixes that .* 0..4, got \[2, 5\]"),
+        ({"prefixes": (2, 2)}, r"matryoshka_loss needs prefixes that .* 0..4, got \[2, 2\]"),
+        ({"prefixes": [3, 2]}, r"matryoshka_loss needs prefixes that .* 0..4, got \[3, 2\]"),
         (
             {"weights": (1.0,)},
             r"matryoshka_loss needs a weight for each of 2 prefixes, got \(1.0,\)",

@@ -128,3 +128,57 @@ def test_statistics_leave_masked_rows_out():
     ours = VarianceStatistics.of(x, mask=mask)
     torch.testing.assert_close(ours.variance, expected.variance)
     assert ours.count == expected.count
+
+
+RATIOS = {
+    "normalized_mse": normalized_mse,
+    "mean_squared_err": lambda x, x_hat: mean_squared_err(x_hat, x, norm=True).sum(-1).mean(),
+    "fvu": fraction_of_variance_unexplained,
+    "fvu, by rows": lambda x, x_hat: fraction_of_variance_unexplained(
+        x, x_hat, reduction="mean_of_ratios"
+    ),
+    "explained_variance": explained_variance,
+    "cosine_similarity": cosine_similarity,
+}
+
+
+@pytest.mark.parametrize("size", [3e28, 3e-25, 1e38, 1e-37])
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_ratio_does_not_depend_on_the_size(name, size):
+    """Neither its value nor, but for the factor, its gradient: squares of these leave float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    pairs = []
+    for scale, dtype in ((1.0, torch.float64), (size, torch.float32)):
+        rows = (0.5 * scale * x).to(dtype).requires_grad_()
+        guess = (0.5 * scale * (x + 0.3 * noise)).to(dtype).requires_grad_()
+        value = RATIOS[name](rows, guess)
+        slopes = torch.autograd.grad(value, (rows, guess))
+        pairs.append((value.double(), *(slope.double() * scale for slope in slopes)))
+    torch.testing.assert_close(*pairs, rtol=2e-5, atol=2e-6)
+
+
+def test_ratios_by_hand_at_any_size():
+    for size in (3e28, 3e-25):
+        x = torch.tensor([[size, 0.0]])
+        assert normalized_mse(x, torch.zeros(1, 2)).item() == 1
+        assert normalized_mse(x, 0.5 * x).item() == 0.25
+        half = mean_squared_err(x - x, torch.tensor([[size, size]]), norm=True)
+        assert half.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("name", [name for name in RATIOS if name != "mean_squared_err"])
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 1e38])
+def test_rows_that_do_not_count_may_hold_anything(name, junk):
+    function = RATIOS[name]
+    options = {"reduction": "mean_of_ratios"} if name == "fvu, by rows" else {}
+    function = fraction_of_variance_unexplained if options else function
+    x, x_hat = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True])
+    expected = function(x[mask], x_hat[mask], **options)
+    x, x_hat = (rows.masked_fill(~mask[:, None], junk).requires_grad_() for rows in (x, x_hat))
+    value = function(x, x_hat, mask=mask, **options)
+    torch.testing.assert_close(value, expected)
+    for slope in torch.autograd.grad(value, (x, x_hat)):
+        assert slope[~mask].count_nonzero() == 0
+        assert slope.isfinite().all()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import termwise as tw
+from termwise import sae
 from termwise.sae._penalties import lp_penalty, tanh_penalty
 from termwise.sae._shared import SparseLatents
 
@@ -72,6 +73,95 @@ def test_sparse_latents_are_dense_ones(kind, weighed):
         torch.autograd.grad(ours.sum(), dense, retain_graph=True),
         torch.autograd.grad(theirs.sum(), dense),
     )
+
+
+def every_l1(f, norm):
+    """Each loss that takes |f|, with a coefficient of 1."""
+    x = torch.zeros(len(f.values if isinstance(f, SparseLatents) else f), 2, dtype=torch.float64)
+    W_dec = norm[:, None] * torch.tensor([1.0, 0.0], dtype=torch.float64)
+    options = {"sparsity_coeff": 1.0}
+    layers, rows = x[:, None], W_dec[:, None]
+    return {
+        "lp": lp_penalty(f, p=1.0).mean(),
+        "lp, weighed": lp_penalty(f, p=1.0, decoder_norm=norm).mean(),
+        "tanh": tanh_penalty(f, scale=0.5, decoder_norm=norm).mean(),
+        "vanilla": sae.vanilla_loss(x, f, x, **options).sparsity,
+        "vanilla, weighed": sae.vanilla_loss(x, f, x, decoder_norm=norm, **options).sparsity,
+        "matryoshka": sae.matryoshka_loss(x, f, W_dec, None, prefixes=(1, 3), **options).sparsity,
+        "crosscoder": sae.crosscoder_loss(layers, f, layers, rows, **options).sparsity,
+        "end to end": sae.end_to_end_loss(x, x, f=f, **options).sparsity,
+    }
+
+
+def slopes_at_zero(norm):
+    """The derivative of each of them with respect to a latent of 0 in one of 4 rows."""
+    ones = torch.ones_like(norm)
+    weighed = {"lp, weighed", "vanilla, weighed", "crosscoder"}
+    names = every_l1(torch.zeros(4, 5, dtype=torch.float64), norm)
+    slopes = {name: norm if name in weighed else ones for name in names}
+    return {name: slope / 4 for name, slope in slopes.items()} | {"tanh": 0.5 * norm / 4}
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_latent_of_zero_has_the_derivative_one(sparse):
+    norm = latents(1, 5)[1].detach()
+    zeros = torch.tensor([0.0, -0.0], dtype=torch.float64).repeat(10).view(4, 5).requires_grad_()
+    f = SparseLatents(zeros, torch.arange(5).expand(4, 5)) if sparse else zeros
+    for name, penalty in every_l1(f, norm).items():
+        (slope,) = torch.autograd.grad(penalty, zeros, retain_graph=True)
+        expected = slopes_at_zero(norm)[name].expand(4, 5)
+        torch.testing.assert_close(slope, expected, msg=name)
+
+
+def test_only_jumprelu_passes_it_on():
+    norm = latents(1, 5)[1].detach()
+    pre = (torch.rand(4, 5, dtype=torch.float64) + 0.1).requires_grad_()
+    theta = torch.full((5,), 1.2, dtype=torch.float64, requires_grad=True)
+    # All pre-activations are below the threshold and in the kernel, of height theta / bandwidth.
+    jumped = sae.jumprelu(pre, theta, bandwidth=4.0)
+    for name, penalty in every_l1(jumped, norm).items():
+        (slope,) = torch.autograd.grad(penalty, theta, retain_graph=True)
+        torch.testing.assert_close(slope, -4 * slopes_at_zero(norm)[name] * 1.2 / 4.0, msg=name)
+    chosen = sae.topk(-pre, k=3)
+    for f in ((-pre).relu(), sae.batch_topk(-pre, k=2), chosen):
+        for name, penalty in every_l1(f, norm).items():
+            (slope,) = torch.autograd.grad(penalty, pre, retain_graph=True)
+            assert slope.count_nonzero() == 0, name
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_below_one_a_latent_of_zero_has_no_gradient(weighed):
+    f, norm = latents(3, 6)
+    leaf = f.detach().masked_fill(torch.arange(6) % 2 == 0, 0).requires_grad_()
+    options = {"decoder_norm": norm} if weighed else {}
+    # The recipe for SAELens' lp_norm: latents times norms, one of which is 0.
+    scale = norm.detach() * (torch.arange(6) > 0)
+    x = torch.zeros(3, 6, dtype=torch.float64)
+    vanilla = sae.vanilla_loss(x, leaf * scale, x, sparsity_coeff=3.0, p=0.5, **options)
+    matryoshka = sae.matryoshka_loss(
+        x,
+        leaf * scale,
+        torch.eye(6).double(),
+        None,
+        prefixes=(6,),
+        sparsity_coeff=3.0,
+        p=0.5,
+        **options,
+    )
+    for penalty in (
+        lp_penalty(leaf * scale, p=0.5, **options).sum(),
+        vanilla.sparsity,
+        matryoshka.sparsity,
+    ):
+        (slope,) = torch.autograd.grad(penalty, leaf, retain_graph=True)
+        zero = leaf * scale == 0
+        assert slope[zero].count_nonzero() == 0
+        size = (leaf * scale).abs()
+        factor = norm if weighed else 1
+        expected = (0.5 * size.pow(-0.5) * leaf.sign() * scale * factor)[~zero]
+        torch.testing.assert_close(slope[~zero], expected)
+    theirs = torch.linalg.vector_norm(leaf, ord=0.5, dim=1).sum()
+    assert torch.autograd.grad(theirs, leaf)[0][leaf == 0].count_nonzero() == 0
 
 
 def test_a_latent_costs_at_most_one():

@@ -35,7 +35,7 @@ def test_refusals():
 
 def test_the_threshold_is_the_corrected_mean_of_minima():
     state = ActivationThreshold.start()
-    assert state.value.isnan()
+    assert state.value == 0  # which gates nothing
     minima = [0.5, 0.25, 1.0]
     for least in minima:
         state = state.update(torch.tensor([[0.0, least], [-3.0, 2.0]]), decay=0.9)
@@ -49,3 +49,25 @@ def test_a_batch_without_a_positive_latent_changes_nothing():
     for nothing in (torch.zeros(2, 3), torch.zeros(0, 3)):
         assert state.update(nothing).value == state.value
     assert state.update(torch.tensor([[float("nan")]])).value.isnan()
+
+
+def test_the_threshold_starts_as_dictionary_learnings():
+    batches = [torch.tensor([[0.0, 0.5], [3.0, 2.0]]), torch.tensor([[1.0, 4.0], [0.0, 8.0]])]
+    minimum = mean = ActivationThreshold.start()
+    for place, (by_minimum, by_mean) in enumerate([(0.5, 1.25), (0.55, 1.575)]):
+        # 0.9 * 0.5 + 0.1 * 1 and 0.9 * (0.5 + 2) / 2 + 0.1 * (1 + 8) / 2
+        minimum = minimum.update(batches[place], decay=0.9, first="minimum")
+        mean = mean.update(batches[place], decay=0.9, first="mean")
+        assert minimum.value.item() == pytest.approx(by_minimum)
+        assert mean.value.item() == pytest.approx(by_mean)
+
+
+@pytest.mark.parametrize("first", [None, "minimum", "mean"])
+def test_rows_without_a_positive_latent_change_no_threshold(first):
+    state = ActivationThreshold.start()
+    for nothing in (torch.zeros(2, 3), torch.zeros(0, 3), -torch.ones(1, 3)):
+        assert state.update(nothing, first=first).value == 0
+    state = state.update(torch.tensor([[0.0, 0.0], [0.5, 4.0]]), first=first)
+    assert state.value.item() == pytest.approx(0.5)
+    assert state.update(torch.zeros(2, 3), first=first).value == state.value
+    assert state.update(torch.tensor([[float("nan")]]), first=first).value.isnan()

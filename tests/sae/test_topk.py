@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 import termwise as tw
 from termwise.sae import (
+    ActivationThreshold,
     TopK,
     TopKObjective,
     auxiliary_k_loss,
     batch_topk,
+    matryoshka_auxiliary_k_loss,
+    threshold_gate,
     topk,
     topk_loss,
     vanilla_loss,
@@ -38,23 +41,84 @@ def draw(n, d, m, seed=0):
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     masked=st.booleans(),
     ties=st.booleans(),
+    scored=st.booleans(),
+    activation=st.sampled_from(["relu", "none", "abs"]),
 )
-def test_batch_topk_keeps_exactly_k_for_each_row(n, m, data, dtype, masked, ties):
-    k = data.draw(st.integers(1, m))
+def test_batch_topk_keeps_exactly_k_for_each_row(
+    n, m, data, dtype, masked, ties, scored, activation
+):
+    k = data.draw(st.integers(1, m) | st.sampled_from([0.5, m - 0.5, m / 3]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**30)))
-    if ties:
-        pre = torch.randint(-2, 4, (n, m), generator=generator).to(dtype)
-    else:
-        pre = torch.randn(n, m, generator=generator).to(dtype)
+
+    def drawn():
+        if ties:
+            return torch.randint(-2, 4, (n, m), generator=generator).to(dtype)
+        return torch.randn(n, m, generator=generator).to(dtype)
+
+    pre = drawn()
+    score = drawn() if scored else None
     mask = torch.rand(n, generator=generator) < 0.6 if masked else None
-    rows = pre if mask is None else pre[mask]
+    rows, scores = (t if mask is None or t is None else t[mask] for t in (pre, score))
+    if scores is None:
+        scores = {"relu": rows.relu(), "none": rows, "abs": rows.abs()}[activation]
     # By sorting: equals keep their order, so the first of them is kept.
-    flat = rows.relu().flatten()
-    kept = torch.sort(flat, descending=True, stable=True).indices[: k * len(rows)]
+    flat = (rows.relu() if activation == "relu" else rows).flatten()
+    order = torch.sort(scores.flatten(), descending=True, stable=True).indices
+    kept = order[: math.floor(k * len(rows))]
     expected = torch.zeros_like(flat).scatter(0, kept, flat[kept]).view(rows.shape)
-    out = batch_topk(pre, k=k, mask=mask)
+    out = batch_topk(pre, k=k, mask=mask, score=score, activation=activation)
     assert torch.equal(out if mask is None else out[mask], expected)
     assert mask is None or not out[~mask].any()
+
+
+def test_batch_topk_of_a_k_that_is_not_whole_by_hand():
+    pre = torch.rand(10, 4) + 1
+    for mask in (None, torch.ones(10) > 0):
+        assert (batch_topk(pre, k=1.5, mask=mask) != 0).sum() == 15
+        assert (batch_topk(pre, k=1.59, mask=mask) != 0).sum() == 15
+        assert (batch_topk(pre, k=0.01, mask=mask) != 0).sum() == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batch_topk_hides_no_nan_of_either_sign(masked, dtype):
+    inf = torch.tensor(math.inf, dtype=dtype)
+    mask = torch.ones(2) > 0 if masked else None
+    for nan in (inf - inf, -(inf - inf)):  # the sign bit is set in one of them
+        pre = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtype)
+        pre[0, 0] = nan
+        for activation in ("relu", "none", "abs"):
+            assert batch_topk(pre, k=1, mask=mask, activation=activation)[0, 0].isnan()
+
+
+def test_selection_by_hand():
+    pre = torch.tensor([[-5.0, 1.0, 0.5]], requires_grad=True)
+    for activation, values, indices in (("relu", [1, 0.5], [1, 2]), ("abs", [-5, 1], [0, 1])):
+        kept = topk(pre, k=2, activation=activation)
+        assert kept.values.tolist() == [values]
+        assert kept.indices.tolist() == [indices]
+        expected = torch.zeros(1, 3).scatter(1, kept.indices, kept.values)
+        assert torch.equal(batch_topk(pre, k=2, activation=activation), expected)
+        (gradient,) = torch.autograd.grad(kept.values.sum(), pre)
+        assert gradient.tolist() == [[float(place in indices) for place in range(3)]]
+    assert topk(pre, k=3, activation="none").values.tolist() == [[1, 0.5, -5]]
+    pre, score = torch.tensor([[3.0, 2.0]]), torch.tensor([[1.0, 4.0]])
+    kept = topk(pre, k=1, score=score)
+    assert (kept.indices.item(), kept.values.item()) == (1, 2)
+    assert batch_topk(pre, k=1, score=score).tolist() == [[0, 2]]
+
+
+def test_threshold_gate():
+    pre = torch.tensor([[-2.0, 0.5, 3.0], [1.0, math.nan, 0.0]], requires_grad=True)
+    gated = threshold_gate(pre, 0.5)
+    assert gated[0].tolist() == [0, 0, 3]
+    assert gated[1, 1].isnan()
+    assert torch.autograd.grad(gated.sum(), pre)[0][0].tolist() == [0, 0, 1]
+    each = torch.tensor([0.0, 0.4, 5.0], requires_grad=True)
+    assert threshold_gate(pre, each)[0].tolist() == [0, 0.5, 0]
+    start = ActivationThreshold.start().value
+    assert threshold_gate(pre[:1], start).tolist() == pre[:1].relu().tolist()
+    assert threshold_gate(pre, torch.tensor(math.nan)).isnan().all()
 
 
 def test_batch_topk_passes_gradients_to_what_it_keeps():
@@ -71,19 +135,21 @@ def test_topk_keeps_the_largest_positive_ones():
     assert pre.grad.tolist() == [[1, 0, 1], [0, 0, 1]]
 
 
-@pytest.mark.parametrize("select", [topk, batch_topk])
 @pytest.mark.parametrize("k", [0, 4])
-def test_k_is_within_the_latents(select, k):
-    with pytest.raises(ValueError, match=rf"^{select.__name__} needs k from 1 to 3, got {k}$"):
-        select(torch.zeros(2, 3), k=k)
+def test_k_is_within_the_latents(k):
+    with pytest.raises(ValueError, match=rf"^topk needs k from 1 to 3, got {k}$"):
+        topk(torch.zeros(2, 3), k=k)
+    for other in (k, k + 0.0, math.nan):
+        with pytest.raises(ValueError, match=rf"^batch_topk needs k above 0 .* 3, got {other}$"):
+            batch_topk(torch.zeros(2, 3), k=other)
 
 
 def test_batch_topk_compiles_whole():
     pre = torch.randn(6, 9)
     mask = torch.arange(6) != 3
     compiled = torch.compile(batch_topk, fullgraph=True, backend="aot_eager")
-    for options in ({}, {"mask": mask}):
-        assert torch.equal(compiled(pre, k=2, **options), batch_topk(pre, k=2, **options))
+    for options in ({"k": 2}, {"k": 2, "mask": mask}, {"k": 1.7, "activation": "none"}):
+        assert torch.equal(compiled(pre, **options), batch_topk(pre, **options))
 
 
 # --- the objective --------------------------------------------------------------------------
@@ -96,7 +162,7 @@ def test_terms(masked):
     dead = torch.arange(8) < 3
     aux = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     f = topk(pre, k=3)
-    terms = topk_loss(x, x_hat, f, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
+    terms = topk_loss(x, f, x_hat, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
     rest = vanilla_loss(x, f, x_hat, sparsity_coeff=0.0, mask=mask)
     torch.testing.assert_close(terms.mse, rest.mse)
     torch.testing.assert_close(terms.l0, rest.l0)
@@ -106,44 +172,71 @@ def test_terms(masked):
     torch.testing.assert_close(
         torch.autograd.grad(terms.loss, x_hat), torch.autograd.grad(rest.mse, x_hat)
     )
-    dense = torch.zeros(5, 8, dtype=torch.float64).scatter(1, f.indices, f.values)
-    again = topk_loss(x, x_hat, dense, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
+    again = topk_loss(x, f.dense(8), x_hat, aux=aux, aux_coeff=0.25, dead=dead, mask=mask)
     assert again.metrics() == terms.metrics()
 
 
 def test_without_aux():
     x, x_hat, pre, _ = draw(5, 3, 8)
-    terms = topk_loss(x, x_hat, pre)
-    assert terms.aux.item() == terms.n_dead.item() == 0
+    terms = topk_loss(x, pre, x_hat)
+    assert terms.aux.item() == 0
+    assert terms.n_dead.isnan()  # not 0: nobody counted
     assert terms.loss.item() == terms.mse.item()
     other = x.detach() + 1
-    assert topk_loss(x, x_hat, pre, target=other).mse == topk_loss(other, x_hat, pre).mse
+    assert topk_loss(x, pre, x_hat, target=other).mse == topk_loss(other, pre, x_hat).mse
 
 
 def test_the_module_is_the_function():
     x, x_hat, pre, _ = draw(5, 3, 8)
     aux = torch.tensor(2.0, dtype=torch.float64)
     objective = TopKObjective(TopK(aux_coeff=0.5, feature_reduction="sum"))
-    expected = topk_loss(x, x_hat, pre, aux=aux, aux_coeff=0.5, feature_reduction="sum")
-    assert objective(x, pre, x_hat, aux=aux).metrics() == expected.metrics()
+    named = {"aux": aux, "dead": torch.arange(8) < 3}
+    expected = topk_loss(x, pre, x_hat, aux_coeff=0.5, feature_reduction="sum", **named)
+    assert objective(x, pre, x_hat, **named).metrics() == expected.metrics()
+    for call in (objective, topk_loss):
+        with pytest.raises(ValueError, match="^topk_loss needs dead where aux is given, got None"):
+            call(x, pre, x_hat, aux=aux)
     assert "aux_coeff=0.5" in repr(objective)
 
 
 # --- AuxK -----------------------------------------------------------------------------------
 
 
-def aux_oracle(x, x_hat, pre, W_dec, dead, k_aux, *, normalize=True, rows=None):
+VALUES = {"relu": lambda v: v.clamp(min=0), "none": lambda v: v, "abs": lambda v: v}
+RANKS = {"relu": lambda v: v, "none": lambda v: v, "abs": abs}
+
+
+def aux_oracle(
+    x,
+    x_hat,
+    pre,
+    W_dec,
+    dead,
+    k_aux,
+    *,
+    activation="relu",
+    normalize="residual",
+    scale_by_count=False,
+    detach_residual=True,
+    target=None,
+    rows=None,
+):
     rows = range(len(x)) if rows is None else rows
-    left = (x - x_hat).detach()
+    goal = x if target is None else target
+    left = goal - x_hat
+    if detach_residual:
+        goal, left = goal.detach(), left.detach()
     columns = [j for j in range(len(dead)) if dead[j]]
-    mean = sum(left[i] for i in rows) / len(rows)
+    divided = {"residual": left, "target": goal, "none": left}[normalize]
+    mean = sum(divided[i] for i in rows) / len(rows)
     error = spread = 0
     for i in rows:
-        chosen = sorted(columns, key=lambda j: -pre[i, j].item())[:k_aux]
-        explained = sum((pre[i, j].clamp(min=0) * W_dec[j] for j in chosen), torch.zeros(1))
-        error = error + ((left[i] - explained) ** 2).sum()
-        spread = spread + ((left[i] - mean) ** 2).sum()
-    return error / spread if normalize else error / len(rows) / x.shape[1]
+        chosen = sorted(columns, key=lambda j: -RANKS[activation](pre[i, j].item()))[:k_aux]
+        parts = (VALUES[activation](pre[i, j]) * W_dec[j] for j in chosen)
+        error = error + ((left[i] - sum(parts, torch.zeros(1))) ** 2).sum()
+        spread = spread + ((divided[i] - mean) ** 2).sum()
+    scale = min(len(columns) / k_aux, 1) if scale_by_count else 1
+    return scale * (error / len(rows) / x.shape[1] if normalize == "none" else error / spread)
 
 
 @given(
@@ -152,25 +245,117 @@ def aux_oracle(x, x_hat, pre, W_dec, dead, k_aux, *, normalize=True, rows=None):
     m=st.integers(1, 8),
     k_aux=st.integers(1, 9),
     seed=st.integers(0, 2**30),
-    normalize=st.booleans(),
-    masked=st.booleans(),
+    activation=st.sampled_from(["relu", "none", "abs"]),
+    normalize=st.sampled_from(["residual", "target", "none"]),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
 )
-def test_aux_k_is_its_definition(n, d, m, k_aux, seed, normalize, masked):
+def test_aux_k_is_its_definition(n, d, m, k_aux, seed, activation, normalize, flags):
+    masked, scale_by_count, detach_residual, elsewhere = flags
     x, x_hat, pre, W_dec = draw(n, d, m, seed)
+    options = {
+        "activation": activation,
+        "normalize": normalize,
+        "scale_by_count": scale_by_count,
+        "detach_residual": detach_residual,
+        "target": draw(n, d, m, seed + 1)[0] if elsewhere else None,
+    }
     dead = torch.arange(m) % 2 == 0
     rows = [i for i in range(n) if i != 2] if masked else None
     mask = torch.arange(n) != 2 if masked else None
-    ours = auxiliary_k_loss(
-        x, x_hat, pre, W_dec, dead=dead, k_aux=k_aux, normalize=normalize, mask=mask
-    )
-    theirs = aux_oracle(x, x_hat, pre, W_dec, dead, k_aux, normalize=normalize, rows=rows)
+    ours = auxiliary_k_loss(x, x_hat, pre, W_dec, dead=dead, k_aux=k_aux, mask=mask, **options)
+    theirs = aux_oracle(x, x_hat, pre, W_dec, dead, k_aux, rows=rows, **options)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, (pre, W_dec)),
-        torch.autograd.grad(theirs, (pre, W_dec)),
-        rtol=1e-9,
-        atol=1e-12,
+    leaves = [pre, W_dec] if detach_residual else [pre, W_dec, options["target"], x_hat, x]
+    leaves = [leaf for leaf in leaves if leaf is not None]
+    first = [
+        torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        for loss in (ours, theirs)
+    ]
+    torch.testing.assert_close(*first, rtol=1e-9, atol=1e-12)
+    pushes = [torch.randn_like(leaf) for leaf in leaves]
+    second = [
+        torch.autograd.grad(gradients, leaves, pushes, materialize_grads=True)
+        for gradients in first
+    ]
+    torch.testing.assert_close(*second, rtol=1e-8, atol=1e-10)
+
+
+SUMMED = {"normalize": "none", "feature_reduction": "sum"}
+
+
+def test_aux_k_by_hand():
+    x, x_hat, W_dec = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    pre, dead = torch.tensor([[-2.0, -1.0]]), torch.ones(2) > 0
+    for activation, expected in (("relu", 1), ("none", 2), ("abs", 1)):
+        aux = auxiliary_k_loss(
+            x, x_hat, pre, W_dec, dead=dead, k_aux=1, activation=activation, **SUMMED
+        )
+        assert aux.item() == expected
+    few = {"k_aux": 4, "activation": "none", "scale_by_count": True, **SUMMED}
+    assert auxiliary_k_loss(x, x_hat, pre, W_dec, dead=dead, **few).item() == 1
+
+
+def test_aux_k_takes_no_living_latent_where_few_are_dead():
+    x, x_hat, pre, W_dec = draw(5, 3, 8)
+    dead = torch.arange(8) == 3
+    for activation in ("relu", "none", "abs"):
+        aux = auxiliary_k_loss(x, x_hat, pre, W_dec, dead=dead, k_aux=5, activation=activation)
+        alone = auxiliary_k_loss(
+            x, x_hat, pre[:, 3:4], W_dec[3:4], dead=dead[3:4], k_aux=1, activation=activation
+        )
+        torch.testing.assert_close(aux, alone)
+        assert not torch.autograd.grad(aux, pre)[0][:, ~dead].any()
+
+
+def by_level(x, f, pre, W_dec, b_dec, dead, k_aux, prefixes, **options):
+    """The sum over levels, as SAELens 6.54 writes it: each decoded anew."""
+    total, low = 0, 0
+    for high in prefixes:
+        x_hat = (f[:, :high] @ W_dec[:high] + b_dec).detach()
+        some = dead[low:high]
+        if some.any():
+            total = total + aux_oracle(
+                x, x_hat, pre[:, low:high], W_dec[low:high], some, k_aux, **options
+            )
+        low = high
+    return total
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("prefixes", [(2, 5, 8), (0, 3, 6), (8,)])
+def test_aux_k_of_each_matryoshka_level(prefixes, sparse):
+    x, _, pre, W_dec = draw(5, 3, 8)
+    b_dec = torch.ones(3, dtype=torch.float64)
+    kept = topk(pre, k=3)
+    dead = torch.tensor([1, 1, 0, 0, 0, 1, 1, 1]) > 0  # none in the middle level
+    options = {"activation": "none", "normalize": "none", "scale_by_count": True}
+    ours = matryoshka_auxiliary_k_loss(
+        x,
+        kept if sparse else kept.dense(8),
+        pre,
+        W_dec,
+        b_dec,
+        prefixes=prefixes,
+        dead=dead,
+        k_aux=2,
+        **options,
     )
+    theirs = by_level(x, kept.dense(8), pre, W_dec, b_dec, dead, 2, prefixes, **options)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (pre, W_dec)), torch.autograd.grad(theirs, (pre, W_dec))
+    )
+
+
+def test_a_coefficient_may_be_a_tensor():
+    x, x_hat, pre, _ = draw(5, 3, 8)
+    given = {"aux": torch.tensor(2.0, dtype=torch.float64), "dead": torch.ones(8) > 0}
+    for dtype in (torch.float32, torch.float64):
+        terms = topk_loss(x, pre, x_hat, aux_coeff=torch.tensor(0.5, dtype=dtype), **given)
+        assert terms.loss == topk_loss(x, pre, x_hat, aux_coeff=0.5, **given).loss
+    wide = torch.tensor(0.5, dtype=torch.float64)
+    low = topk_loss(x.float(), pre, x_hat.float(), aux_coeff=wide, **given)
+    assert low.loss.dtype == torch.float32
 
 
 def test_aux_k_leaves_the_reconstruction_alone():
@@ -198,11 +383,11 @@ def test_aux_k_is_zero_with_finite_gradients_where_nothing_is_to_explain(what, d
     else:
         mask = torch.arange(40) == 7
     pre, W_dec = pre.requires_grad_(), W_dec.requires_grad_()
-    for normalize in (True, False):
+    for normalize in ("residual", "target", "none"):
         aux = auxiliary_k_loss(
             x, x_hat, pre, W_dec, dead=dead, k_aux=3, normalize=normalize, mask=mask
         )
-        if normalize or what == "no dead":
+        if normalize == "residual" or what == "no dead":
             assert aux.item() == 0
         for gradient in torch.autograd.grad(aux, (pre, W_dec)):
             assert gradient.isfinite().all()

@@ -34,6 +34,10 @@ def functions(prefixes: Sequence[int], x: Tensor) -> None:
     assert_type(sae.sample_prefixes(2, 2), tuple[int, ...])
     assert_type(sae.auxiliary_k_loss(x, x, x, x, dead=x, k_aux=2), Tensor)
     assert_type(sae.batch_topk(x, k=2), Tensor)
+    assert_type(
+        sae.matryoshka_auxiliary_k_loss(x, x, x, x, x, prefixes=prefixes, dead=x, k_aux=2), Tensor
+    )
+    assert_type(sae.threshold_gate(x, x), Tensor)
     assert_type(sae.topk(x, k=2), sae.SparseLatents)
     assert_type(sae.topk_loss(x, x, x), sae.TopKTerms)
     assert_type(sae.vanilla_loss(x, x, x, sparsity_coeff=1.0), sae.VanillaTerms)
@@ -54,6 +58,7 @@ def fields_of_crosscoder_terms(terms: sae.CrosscoderTerms) -> None:
     assert_type(terms.mse_per_layer, Tensor)
     assert_type(terms.mse, Tensor)
     assert_type(terms.sparsity, Tensor)
+    assert_type(terms.aux, Tensor)
     assert_type(terms.l0, Tensor)
     assert_type(terms.metrics(), dict[str, float])
     assert_type(terms.detach(), sae.CrosscoderTerms)
@@ -94,6 +99,7 @@ def fields_of_matryoshka_terms(terms: sae.MatryoshkaTerms) -> None:
     assert_type(terms.mse, Tensor)
     assert_type(terms.mse_per_prefix, Tensor)
     assert_type(terms.sparsity, Tensor)
+    assert_type(terms.aux, Tensor)
     assert_type(terms.l0, Tensor)
     assert_type(terms.l1, Tensor)
     assert_type(terms.metrics(), dict[str, float])
@@ -122,6 +128,7 @@ def fields_of_vanilla_terms(terms: sae.VanillaTerms) -> None:
 
 def members_of_crosscoder(one: sae.Crosscoder) -> None:
     assert_type(one.sparsity_coeff, float)
+    assert_type(one.aux_coeff, float)
     assert_type(one.decoder_norm, Literal["l1", "l2"])
     assert_type(one.feature_reduction, Literal["mean", "sum"])
     assert_type(one.grad_reduction, Literal["mean", "sum"])
@@ -157,6 +164,7 @@ def members_of_jump_re_lu(one: sae.JumpReLU) -> None:
 def members_of_matryoshka(one: sae.Matryoshka) -> None:
     assert_type(one.n_prefixes, int)
     assert_type(one.sparsity_coeff, float)
+    assert_type(one.aux_coeff, float)
     assert_type(one.law, Literal["nabeshima", "saev"])
     assert_type(one.p, float)
     assert_type(one.feature_reduction, Literal["mean", "sum"])
@@ -173,9 +181,12 @@ def members_of_variance_statistics(one: sae.VarianceStatistics, x: Tensor) -> No
     assert_type(one.fraction_unexplained(one), Tensor)
 
 
-def members_of_sparse_latents(one: sae.SparseLatents) -> None:
+def members_of_sparse_latents(one: sae.SparseLatents, x: Tensor) -> None:
     assert_type(one.values, Tensor)
     assert_type(one.indices, Tensor)
+    assert_type(one.dense(4), Tensor)
+    assert_type(one.decode(x), Tensor)
+    assert_type(one.fired(4), Tensor)
 
 
 def members_of_activation_threshold(one: sae.ActivationThreshold, x: Tensor) -> None:

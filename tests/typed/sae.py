@@ -10,11 +10,11 @@ from termwise import sae
 def functions(x: Tensor, f: Tensor, W: Tensor, b: Tensor, dead: Tensor) -> None:
     assert_type(sae.vanilla_loss(x, f, x, sparsity_coeff=1), sae.VanillaTerms)
     assert_type(sae.topk(f, k=3), sae.SparseLatents)
-    assert_type(sae.topk_loss(x, x, sae.topk(f, k=3)), sae.TopKTerms)
+    assert_type(sae.topk_loss(x, sae.topk(f, k=3), x), sae.TopKTerms)
     assert_type(sae.auxiliary_k_loss(x, x, f, W, dead=dead, k_aux=2), Tensor)
     assert_type(sae.batch_topk(f, k=3), Tensor)
     assert_type(sae.jumprelu_loss(x, f, W, b, threshold=b, sparsity_coeff=1.0), sae.JumpReLUTerms)
-    assert_type(sae.gated_loss(x, f, f, x, W, b, sparsity_coeff=1.0), sae.GatedTerms)
+    assert_type(sae.gated_loss(x, f, x, f, W, b, sparsity_coeff=1.0), sae.GatedTerms)
     assert_type(sae.matryoshka_loss(x, f, W, b, prefixes=(1, 2)), sae.MatryoshkaTerms)
     assert_type(sae.crosscoder_loss(x, f, x, W, sparsity_coeff=1.0), sae.CrosscoderTerms)
     assert_type(sae.end_to_end_loss(x, x), sae.EndToEndTerms)

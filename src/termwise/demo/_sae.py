@@ -21,6 +21,7 @@ from ..sae import (
     jumprelu,
     jumprelu_loss,
     matryoshka_loss,
+    threshold_gate,
     topk,
     topk_loss,
     vanilla_loss,
@@ -201,20 +202,14 @@ class _TopK(_Autoencoder):
     def terms(self, x: Tensor) -> TopKTerms:
         pre = self.pre(x)
         f = topk(pre, k=self.k)
-        x_hat = self.decode(_dense(f.values, f.indices))
-        fired = _dense(f.values.detach(), f.indices).ne(0).any(0)
-        self.state = self.state.update(fired, len(x))
+        x_hat = f.decode(self.W_dec, self.b_dec)
+        self.state = self.state.update(f.fired(_LATENTS), len(x))
         dead = self.state.dead(after=_DEAD_AFTER)
         aux = auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
-        return topk_loss(x, x_hat, f, aux=aux, dead=dead)
+        return topk_loss(x, f, x_hat, aux=aux, dead=dead)
 
     def latents(self, x: Tensor) -> Tensor:
-        f = topk(self.pre(x), k=self.k)
-        return _dense(f.values, f.indices)
-
-
-def _dense(values: Tensor, indices: Tensor) -> Tensor:
-    return values.new_zeros(len(values), _LATENTS).scatter(1, indices, values)
+        return topk(self.pre(x), k=self.k).dense(_LATENTS)
 
 
 class _JumpReLU(_Autoencoder):
@@ -261,8 +256,8 @@ class _Matryoshka(_Autoencoder):
         return matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
 
     def latents(self, x: Tensor) -> Tensor:
-        pre = self.pre(x)  # a row's latents no longer depend on the other rows
-        return pre.where(pre > self.state.value, 0).relu()
+        # A row's latents no longer depend on the other rows.
+        return threshold_gate(self.pre(x), self.state.value)
 
     def by_size(self, x: Tensor) -> Tensor:
         return torch.arange(_LATENTS, device=x.device)  # as the prefixes cut

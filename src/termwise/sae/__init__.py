@@ -41,6 +41,8 @@ from ._topk import TopKObjective as TopKObjective
 from ._topk import TopKTerms as TopKTerms
 from ._topk import auxiliary_k_loss as auxiliary_k_loss
 from ._topk import batch_topk as batch_topk
+from ._topk import matryoshka_auxiliary_k_loss as matryoshka_auxiliary_k_loss
+from ._topk import threshold_gate as threshold_gate
 from ._topk import topk as topk
 from ._topk import topk_loss as topk_loss
 from ._vanilla import Vanilla as Vanilla

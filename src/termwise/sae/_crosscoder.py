@@ -16,8 +16,10 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
     decode,
+    magnitudes,
     means_over_rows,
     penalty,
     residual,
@@ -33,6 +35,8 @@ class Crosscoder:
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
+    aux_coeff: float = 1 / 32
+    """Weight of the auxiliary loss that is given."""
     decoder_norm: LayerNorm = "l1"
     """Over the norms of a latent's rows, one for each layer: their sum, or root of squares."""
     feature_reduction: FeatureReduction = "mean"
@@ -46,7 +50,7 @@ class CrosscoderTerms(Terms):
     """Terms of [`crosscoder_loss`][termwise.sae.crosscoder_loss]."""
 
     loss: Float[Tensor, ""]
-    """mse + sparsity."""
+    """mse + sparsity + aux_coeff * aux."""
     mse_per_layer: Float[Tensor, " layers"]
     """Float[Tensor, " layers"]: squared error of each layer: mean (or sum) over features, mean over
     rows."""
@@ -54,6 +58,8 @@ class CrosscoderTerms(Terms):
     """Sum of mse_per_layer."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
+    aux: Float[Tensor, ""]
+    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
 
@@ -65,7 +71,9 @@ def crosscoder_loss(
     x_hat: Float[Tensor, "batch layers d_model"],
     W_dec: Float[Tensor, "d_sae layers d_model"],
     *,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
+    aux: Float[Tensor, ""] | None = None,
+    aux_coeff: float | Float[Tensor, ""] = 1 / 32,
     decoder_norm: LayerNorm = "l1",
     target: Float[Tensor, "batch layers d_model"] | None = None,
     mask: Bool[Tensor, " batch"] | None = None,
@@ -77,7 +85,7 @@ def crosscoder_loss(
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
     \sum_l \frac{1}{d} \| x_{il} - \hat{x}_{il} \|^2
-    + \lambda \sum_j \left|f_{ij}\right| \, \nu_j \right), \qquad
+    + \lambda \sum_j \left|f_{ij}\right| \, \nu_j \right) + \alpha \, \mathrm{aux}, \qquad
     \nu_j = \sum_l \| W_{jl} \| \;\; \text{or} \;\; \sqrt{\sum_l \| W_{jl} \|^2}$$
 
     over the n rows that count, with the first nu for "l1" and the second for "l2". Half precision
@@ -92,8 +100,16 @@ def crosscoder_loss(
         W_dec (Float[Tensor, "d_sae layers d_model"]): W, the decoder, for each latent a row in each
             layer. Only its norms are taken here, in the graph, so that the penalty cannot be
             escaped by small latents and large rows.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
-            with "sum" the squared error is d_model times that of "mean".
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
+            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
+            tensor, on the device of x, may change at each step without recompiling; so may
+            aux_coeff.
+        aux (Float[Tensor, ""] | None): an auxiliary loss of the same rows, with the same `mask`,
+            `batch_group` and reductions: what
+            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for `x.flatten(1)`,
+            `x_hat.flatten(1)` and `W_dec.flatten(1)`. Its "mean" is over layers and features, as it
+            is here over features alone: times layers it is in the unit of `mse`. None: 0.
+        aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
         decoder_norm: "l1" charges a latent for each layer it writes to, and so favours latents of
             few layers; its value is comparable to the sum of separate autoencoders' losses. "l2"
             is the norm of all its rows as one vector, and favours latents shared by all layers.
@@ -136,7 +152,7 @@ def crosscoder_loss(
         >>> crosscoder_loss(x, f, x_hat, W_dec, sparsity_coeff=0.5, decoder_norm="l2").sparsity
         tensor(5.)
     """
-    check_latents("crosscoder_loss", f, x.shape[0])
+    check_latents("crosscoder_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         goal = x if target is None else target
         error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)
@@ -149,7 +165,7 @@ def crosscoder_loss(
         if isinstance(f, SparseLatents):
             paid = penalty(f, norm, 1.0)
         else:
-            paid = decode(f.abs(), norm[:, None])[:, 0]
+            paid = decode(magnitudes(f), norm[:, None])[:, 0]
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,
@@ -157,12 +173,14 @@ def crosscoder_loss(
             grad_reduction,
         )
         mse = mse_per_layer.sum()
-        sparsity = sparsity_coeff * price
+        sparsity = coefficient(sparsity_coeff, price) * price
+        aux = torch.zeros_like(mse).detach() if aux is None else aux.to(mse.dtype)
         return CrosscoderTerms(
-            loss=mse + sparsity,
+            loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
             mse_per_layer=mse_per_layer,
             mse=mse,
             sparsity=sparsity,
+            aux=aux,
             l0=l0.detach(),
         )
 
@@ -191,6 +209,7 @@ class CrosscoderObjective(nn.Module):
         x_hat: Float[Tensor, "batch layers d_model"],
         W_dec: Float[Tensor, "d_sae layers d_model"],
         *,
+        aux: Float[Tensor, ""] | None = None,
         target: Float[Tensor, "batch layers d_model"] | None = None,
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
@@ -202,6 +221,8 @@ class CrosscoderObjective(nn.Module):
             x_hat,
             W_dec,
             sparsity_coeff=self.cfg.sparsity_coeff,
+            aux=aux,
+            aux_coeff=self.cfg.aux_coeff,
             decoder_norm=self.cfg.decoder_norm,
             target=target,
             mask=mask,
@@ -219,6 +240,7 @@ class CrosscoderObjective(nn.Module):
             x_hat: Float[Tensor, "batch layers d_model"],
             W_dec: Float[Tensor, "d_sae layers d_model"],
             *,
+            aux: Float[Tensor, ""] | None = None,
             target: Float[Tensor, "batch layers d_model"] | None = None,
             mask: Bool[Tensor, " batch"] | None = None,
             batch_group: ProcessGroup | None = None,

@@ -17,6 +17,7 @@ from ._shared import (
     FeatureReduction,
     SparseLatents,
     check_latents,
+    coefficient,
     counted,
     means_over_rows,
     penalty,
@@ -48,9 +49,11 @@ class EndToEndTerms(Terms):
     loss: Float[Tensor, ""]
     """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
     kl: Float[Tensor, ""]
-    """KL(original || patched) of the next token, in nats: sum over the vocabulary, mean of rows."""
+    """KL(original || patched) of the next token, in nats, before its coefficient: sum over the
+    vocabulary, mean over rows."""
     reconstruction: Float[Tensor, ""]
-    """Squared error: mean (or sum) over features, mean over rows, sum over later layers."""
+    """Squared error, before its coefficient: mean (or sum) over features, mean over rows, sum over
+    later layers."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
 
@@ -61,11 +64,11 @@ def end_to_end_loss(
     original_logits: Float[Tensor, "batch vocab"],
     *,
     x: Sequence[Tensor] | None = None,
-    x_hat: Sequence[Tensor] | None = None,
     f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
-    kl_coeff: float = 1.0,
-    reconstruction_coeff: float = 0.0,
-    sparsity_coeff: float = 0.0,
+    x_hat: Sequence[Tensor] | None = None,
+    kl_coeff: float | Float[Tensor, ""] = 1.0,
+    reconstruction_coeff: float | Float[Tensor, ""] = 0.0,
+    sparsity_coeff: float | Float[Tensor, ""] = 0.0,
     mask: Bool[Tensor, " batch"] | None = None,
     feature_reduction: FeatureReduction = "mean",
     batch_group: ProcessGroup | None = None,
@@ -91,14 +94,16 @@ def end_to_end_loss(
             divergence infinite.
         x: activations of the original run at layers after the autoencoder, each "batch d_k".
             Detached. None or empty: none, and `reconstruction` is 0.
-        x_hat: activations of the patched run at the same layers.
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
-        kl_coeff: alpha, the weight of the divergence.
-        reconstruction_coeff: beta, the weight of each later layer's squared error. The paper
-            divides one coefficient by the number of these layers.
-        sparsity_coeff: lambda, the weight of the penalty. The authors' code divides by the width
-            of the autoencoder's input: their 1.5 on GPT-2 small is 1.5 / 768 here.
+        x_hat: activations of the patched run at the same layers.
+        kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. A tensor, on the
+            device of logits, may change at each step without recompiling; so may the others.
+        reconstruction_coeff (float | Float[Tensor, ""]): beta, the weight of each later layer's
+            squared error. The paper divides one coefficient by the number of these layers.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
+            code divides by the width of the autoencoder's input: their 1.5 on GPT-2 small is
+            1.5 / 768 here.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
             term and no gradient, whatever they hold. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
@@ -140,7 +145,7 @@ def end_to_end_loss(
     """
     pairs = _pairs(x, x_hat, logits.shape[0])
     if f is not None:
-        check_latents("end_to_end_loss", f, logits.shape[0])
+        check_latents("end_to_end_loss", f, logits.shape[0], mask=mask)
     with torch.autocast(logits.device.type, enabled=False):
         divergence = _divergence(logits, original_logits.detach(), mask)
         nothing = torch.zeros_like(divergence).detach()
@@ -158,9 +163,11 @@ def end_to_end_loss(
             batch_group,
             grad_reduction,
         )
-        sparsity = sparsity_coeff * paid
+        sparsity = coefficient(sparsity_coeff, paid) * paid
+        matched = coefficient(kl_coeff, kl) * kl
+        later = coefficient(reconstruction_coeff, kl) * reconstruction
         return EndToEndTerms(
-            loss=kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity,
+            loss=matched + later + sparsity,
             kl=kl,
             reconstruction=reconstruction,
             sparsity=sparsity,
@@ -190,8 +197,8 @@ class EndToEndObjective(nn.Module):
         original_logits: Float[Tensor, "batch vocab"],
         *,
         x: Sequence[Tensor] | None = None,
-        x_hat: Sequence[Tensor] | None = None,
         f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+        x_hat: Sequence[Tensor] | None = None,
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> EndToEndTerms:
@@ -219,8 +226,8 @@ class EndToEndObjective(nn.Module):
             original_logits: Float[Tensor, "batch vocab"],
             *,
             x: Sequence[Tensor] | None = None,
-            x_hat: Sequence[Tensor] | None = None,
             f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
+            x_hat: Sequence[Tensor] | None = None,
             mask: Bool[Tensor, " batch"] | None = None,
             batch_group: ProcessGroup | None = None,
         ) -> EndToEndTerms:

@@ -17,6 +17,7 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
     decode,
     means_over_rows,
@@ -50,7 +51,7 @@ class GatedTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j relu(f_gate_j)."""
     aux: Float[Tensor, ""]
-    """Squared error of what the gate alone reconstructs, reduced as mse."""
+    """Squared error of what the gate alone reconstructs, reduced as mse. It has no coefficient."""
     l0: Float[Tensor, ""]
     """Latents f of a row that are not zero, mean over rows; detached."""
 
@@ -58,13 +59,13 @@ class GatedTerms(Terms):
 @contract
 def gated_loss(
     x: Float[Tensor, "batch d_model"],
-    f_gate: Float[Tensor, "batch d_sae"],
     f: Float[Tensor, "batch d_sae"] | SparseLatents,
     x_hat: Float[Tensor, "batch d_model"],
+    f_gate: Float[Tensor, "batch d_sae"],
     W_dec: Float[Tensor, "d_sae d_model"],
     b_dec: Float[Tensor, " d_model"] | None = None,
     *,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
     stop_decoder: bool = True,
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
     target: Float[Tensor, "batch d_model"] | None = None,
@@ -86,14 +87,16 @@ def gated_loss(
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
-        f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, [pi > 0] times their magnitudes,
             dense or [`SparseLatents`][termwise.sae.SparseLatents]. Only counted: their gradient
             goes through x_hat.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
+        f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
+            the device of x, may change at each step without recompiling. It belongs to a
+            `feature_reduction`:
             with "sum" the squared errors are d_model times those of "mean".
         stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
@@ -130,10 +133,10 @@ def gated_loss(
         >>> from termwise.sae import gated_loss
         >>> x, f_gate = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
         >>> f = torch.tensor([[1.0, 0.0]])
-        >>> gated_loss(x, f_gate, f, f, torch.eye(2), sparsity_coeff=0.5).metrics()
+        >>> gated_loss(x, f, f, f_gate, torch.eye(2), sparsity_coeff=0.5).metrics()
         {'loss': 4.375, 'mse': 2.0, 'sparsity': 0.25, 'aux': 2.125, 'l0': 1.0}
     """
-    check_latents("gated_loss", f, x.shape[0])
+    check_latents("gated_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         goal = x if target is None else target
         gate = F.relu(lifted(cast("Tensor", counted(f_gate, mask))))
@@ -153,7 +156,7 @@ def gated_loss(
             batch_group,
             grad_reduction,
         )
-        sparsity = sparsity_coeff * price
+        sparsity = coefficient(sparsity_coeff, price) * price
         loss = mse + sparsity + aux
         return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 
@@ -166,7 +169,7 @@ class GatedObjective(nn.Module):
         >>> from termwise.sae import Gated, GatedObjective
         >>> objective = GatedObjective(Gated(sparsity_coeff=4e-4))
         >>> x, f, W_dec = torch.ones(4, 3), torch.ones(4, 8), torch.zeros(8, 3)
-        >>> objective(x, f, f, x, W_dec).metrics()["aux"]
+        >>> objective(x, f, x, f, W_dec).metrics()["aux"]
         1.0
     """
 
@@ -178,9 +181,9 @@ class GatedObjective(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch d_model"],
-        f_gate: Float[Tensor, "batch d_sae"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
         x_hat: Float[Tensor, "batch d_model"],
+        f_gate: Float[Tensor, "batch d_sae"],
         W_dec: Float[Tensor, "d_sae d_model"],
         b_dec: Float[Tensor, " d_model"] | None = None,
         *,
@@ -192,9 +195,9 @@ class GatedObjective(nn.Module):
         """Compute the terms of the objective."""
         return gated_loss(
             x,
-            f_gate,
             f,
             x_hat,
+            f_gate,
             W_dec,
             b_dec,
             sparsity_coeff=self.cfg.sparsity_coeff,
@@ -212,9 +215,9 @@ class GatedObjective(nn.Module):
         def __call__(
             self,
             x: Float[Tensor, "batch d_model"],
-            f_gate: Float[Tensor, "batch d_sae"],
             f: Float[Tensor, "batch d_sae"] | SparseLatents,
             x_hat: Float[Tensor, "batch d_model"],
+            f_gate: Float[Tensor, "batch d_sae"],
             W_dec: Float[Tensor, "d_sae d_model"],
             b_dec: Float[Tensor, " d_model"] | None = None,
             *,

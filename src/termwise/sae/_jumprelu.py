@@ -14,9 +14,19 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._penalties import tanh_penalty
-from ._shared import FeatureReduction, counted, decode, means_over_rows, residual, squared_norm
+from ._shared import (
+    FeatureReduction,
+    coefficient,
+    counted,
+    decode,
+    is_zero,
+    means_over_rows,
+    residual,
+    squared_norm,
+)
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
+ThresholdGradient = Literal["latents", "gate"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,8 @@ class JumpReLU:
     """Active latents of a row that "l0_relative" aims at."""
     tanh_scale: float = 4.0
     """c of "tanh"."""
+    threshold_gradient: ThresholdGradient = "latents"
+    """What carries the gradient of "tanh" to the threshold."""
     pre_act_coeff: float = 0.0
     """Weight of the term that raises latents that do not fire; Anthropic's is 3e-6."""
     input_gradient: bool = False
@@ -48,13 +60,14 @@ class JumpReLUTerms(Terms):
     """Terms of [`jumprelu_loss`][termwise.sae.jumprelu_loss]."""
 
     loss: Float[Tensor, ""]
-    """mse + sparsity + pre_act."""
+    """mse + sparsity + pre_act_coeff * pre_act."""
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient, by name: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
     pre_act: Float[Tensor, ""]
-    """The push on latents below their threshold, with its coefficient; 0 where that is 0."""
+    """The push on latents below their threshold, before its coefficient: mean over rows of sum_j
+    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given."""
     l0: Float[Tensor, ""]
     """Latents of a row above their threshold, mean over rows; detached."""
     threshold_mean: Float[Tensor, ""]
@@ -176,13 +189,16 @@ def jumprelu_loss(
     *,
     threshold: Float[Tensor, " d_sae"] | None = None,
     log_threshold: Float[Tensor, " d_sae"] | None = None,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
+    f: Float[Tensor, "batch d_sae"] | None = None,
+    x_hat: Float[Tensor, "batch d_model"] | None = None,
     bandwidth: float = 1e-3,
     penalty: JumpReLUPenalty = "l0",
     l0_target: float | None = None,
     tanh_scale: float = 4.0,
-    pre_act_coeff: float = 0.0,
-    dead: Bool[Tensor, " d_sae"] | None = None,
+    threshold_gradient: ThresholdGradient = "latents",
+    pre_act_coeff: float | Float[Tensor, ""] = 0.0,
+    dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
     input_gradient: bool = False,
     target: Float[Tensor, "batch d_model"] | None = None,
     mask: Bool[Tensor, " batch"] | None = None,
@@ -192,7 +208,8 @@ def jumprelu_loss(
 ) -> JumpReLUTerms:
     r"""Reconstruct through JumpReLU, and pay for the number of active latents itself.
 
-    $$\mathrm{loss} = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - f_i W - b \|^2 + S + P, \qquad
+    $$\mathrm{loss} = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - f_i W - b \|^2
+    + S + \lambda_P P, \qquad
     f_{ij} = h_{ij} \, [h_{ij} > \theta_j]$$
 
     over the n rows that count. With L0 the mean number of active latents of a row, S is
@@ -203,7 +220,7 @@ def jumprelu_loss(
 
     for "l0", "l0_relative" and "tanh", and the push on latents below their threshold is
 
-    $$P = \frac{\lambda_P}{n} \sum_i \sum_{j \in D}
+    $$P = \frac{1}{n} \sum_i \sum_{j \in D}
     \max(0, \theta_j - h_{ij}) \, \| W_j \|$$
 
     The jump's gradients are those of [`jumprelu`][termwise.sae.jumprelu] and
@@ -218,16 +235,32 @@ def jumprelu_loss(
         threshold (Float[Tensor, " d_sae"] | None): theta. Give this or log_threshold.
         log_threshold (Float[Tensor, " d_sae"] | None): the logarithm of theta, as the paper learns
             it.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
-            with "sum" the squared error is d_model times that of "mean".
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
+            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
+            tensor, on the device of x, may change at each step without recompiling; so may
+            pre_act_coeff.
+        f (Float[Tensor, "batch d_sae"] | None): the latents, where the caller has them from
+            [`jumprelu`][termwise.sae.jumprelu] of the same pre, threshold and bandwidth: they are
+            not computed again. None: computed.
+        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from f, where the caller has
+            decoded it: W_dec and b_dec are then read for norms alone. It needs f. None: decoded.
         bandwidth: epsilon, the kernel's width in units of h.
         penalty: "l0" (the paper), "l0_relative" (dictionary_learning and SAEBench), whose square is
             taken after the mean over all rows of all ranks, or "tanh" (Anthropic).
         l0_target: k, the active latents of a row that "l0_relative" aims at; with it alone.
         tanh_scale: c; 4 in Anthropic's update. Only "tanh" reads it.
-        pre_act_coeff: lambda_P; 3e-6 in Anthropic's update, with squared errors summed.
-        dead (Bool[Tensor, " d_sae"] | None): D, latents that the push is for. None: all, which is
-            Anthropic's formula; SAELens takes those that have not fired for a while.
+        threshold_gradient: what carries the gradient of "tanh" to the threshold. Only "tanh" reads
+            it. With "latents" the penalty's slope at f, which is 1 for a latent of 0, times the
+            jump's gradient, as in SAELens and in codes for cross-layer transcoders: in the mean
+            -(theta c nu / 2) (1 + sech^2(c theta nu)) times the density of h at theta, the true
+            derivative where c theta nu is small, and about c theta nu / 2 times as much where it is
+            large. With "gate" minus the height of the step, tanh(c theta nu), times the kernel:
+            in the mean the true derivative, at any theta.
+        pre_act_coeff (float | Float[Tensor, ""]): lambda_P; 3e-6 in Anthropic's update, with
+            squared errors summed.
+        dead (Bool[Tensor, " d_sae"] | Literal["all"] | None): D, latents that the push is for:
+            "all", which is Anthropic's formula, or those that have not fired for a while, as in
+            SAELens. Required where pre_act_coeff is not 0.
         input_gradient: let the jump's gradient reach h as well, as Anthropic does.
         target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with,
             where that is not x: a transcoder.
@@ -247,8 +280,9 @@ def jumprelu_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: both or neither of threshold and log_threshold are given; bandwidth or
-            tanh_scale is not positive; l0_target is missing, not positive, or of no use.
+        ValueError: both or neither of threshold and log_threshold are given; x_hat is given and f
+            is not; bandwidth or tanh_scale is not positive; l0_target is missing, not positive, or
+            of no use; pre_act_coeff is not 0 and dead is not given.
 
     References:
         Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435. We
@@ -282,11 +316,22 @@ def jumprelu_loss(
         raise ValueError(f'penalty="l0_relative" needs l0_target > 0, got {l0_target}')
     if penalty != "l0_relative" and l0_target is not None:
         raise ValueError(f'l0_target belongs to penalty="l0_relative", got penalty="{penalty}"')
+    if x_hat is not None and f is None:
+        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: give its latents")
+    if not is_zero(pre_act_coeff) and dead is None:
+        raise ValueError(
+            "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: "
+            'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
+        )
 
     with torch.autocast(x.device.type, enabled=False):
         pre = cast("Tensor", counted(pre, mask))
-        f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
-        x_hat = decode(f, W_dec, b_dec)
+        if f is None:
+            f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
+        else:
+            f = lifted(cast("Tensor", counted(f, mask)))
+        if x_hat is None:
+            x_hat = decode(f, W_dec, b_dec)
         error = residual(x if target is None else target, x_hat, mask)
         # Only a penalty of L0 needs its gradient.
         counted_in = (pre, theta) if penalty != "tanh" else (pre.detach(), theta.detach())
@@ -294,22 +339,33 @@ def jumprelu_loss(
         per_row = [squared_norm(error, feature_reduction), active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
-            per_row.append(tanh_penalty(f, scale=tanh_scale, decoder_norm=norm))
-        if pre_act_coeff != 0:
+            if threshold_gradient == "latents":
+                per_row.append(tanh_penalty(f, scale=tanh_scale, decoder_norm=norm))
+            else:
+                slopes = norm * tanh_scale
+                above = lifted(pre).masked_fill(pre <= theta, 0)
+                paid = tanh_penalty(above, scale=tanh_scale, decoder_norm=norm)
+                jump = _TanhJump.apply(pre, theta, slopes, bandwidth, input_gradient)
+                per_row.append(paid + jump)
+        if dead is not None:
             per_row.append(_below_threshold(pre, theta, _row_norms(W_dec), dead))
         mse, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
 
+        weight = coefficient(sparsity_coeff, l0)
         if penalty == "tanh":
-            sparsity = sparsity_coeff * others[0]
+            sparsity = weight * others[0]
         elif l0_target is not None:
-            sparsity = sparsity_coeff * (l0 / l0_target - 1).square()
+            sparsity = weight * (l0 / l0_target - 1).square()
         else:
-            sparsity = sparsity_coeff * l0
-        pre_act = pre_act_coeff * others[-1] if pre_act_coeff != 0 else 0 * l0.detach()
+            sparsity = weight * l0
+        pre_act = torch.zeros_like(l0) if dead is None else others[-1]
         # No comparison with a NaN is true, so that none would come through the gate.
         mse = mse.masked_fill(theta.isnan().any(), torch.nan)
+        loss = mse + sparsity
+        if not is_zero(pre_act_coeff):
+            loss = loss + coefficient(pre_act_coeff, pre_act) * pre_act
         return JumpReLUTerms(
-            loss=mse + sparsity + pre_act,
+            loss=loss,
             mse=mse,
             sparsity=sparsity,
             pre_act=pre_act,
@@ -342,9 +398,11 @@ class JumpReLUObjective(nn.Module):
         W_dec: Float[Tensor, "d_sae d_model"],
         b_dec: Float[Tensor, " d_model"] | None = None,
         *,
+        f: Float[Tensor, "batch d_sae"] | None = None,
+        x_hat: Float[Tensor, "batch d_model"] | None = None,
         threshold: Float[Tensor, " d_sae"] | None = None,
         log_threshold: Float[Tensor, " d_sae"] | None = None,
-        dead: Bool[Tensor, " d_sae"] | None = None,
+        dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
         target: Float[Tensor, "batch d_model"] | None = None,
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
@@ -358,10 +416,13 @@ class JumpReLUObjective(nn.Module):
             threshold=threshold,
             log_threshold=log_threshold,
             sparsity_coeff=self.cfg.sparsity_coeff,
+            f=f,
+            x_hat=x_hat,
             bandwidth=self.cfg.bandwidth,
             penalty=self.cfg.penalty,
             l0_target=self.cfg.l0_target,
             tanh_scale=self.cfg.tanh_scale,
+            threshold_gradient=self.cfg.threshold_gradient,
             pre_act_coeff=self.cfg.pre_act_coeff,
             dead=dead,
             input_gradient=self.cfg.input_gradient,
@@ -381,9 +442,11 @@ class JumpReLUObjective(nn.Module):
             W_dec: Float[Tensor, "d_sae d_model"],
             b_dec: Float[Tensor, " d_model"] | None = None,
             *,
+            f: Float[Tensor, "batch d_sae"] | None = None,
+            x_hat: Float[Tensor, "batch d_model"] | None = None,
             threshold: Float[Tensor, " d_sae"] | None = None,
             log_threshold: Float[Tensor, " d_sae"] | None = None,
-            dead: Bool[Tensor, " d_sae"] | None = None,
+            dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
             target: Float[Tensor, "batch d_model"] | None = None,
             mask: Bool[Tensor, " batch"] | None = None,
             batch_group: ProcessGroup | None = None,
@@ -405,10 +468,12 @@ def _row_norms(W_dec: Tensor) -> Tensor:
     return cast("Tensor", torch.linalg.vector_norm(lifted(W_dec), dim=1))
 
 
-def _below_threshold(pre: Tensor, theta: Tensor, norm: Tensor, dead: Tensor | None) -> Tensor:
-    """Give sum_j norm_j max(0, theta_j - pre_j) of each row, over the dead where they are given."""
+def _below_threshold(
+    pre: Tensor, theta: Tensor, norm: Tensor, dead: Tensor | Literal["all"]
+) -> Tensor:
+    """Give sum_j norm_j max(0, theta_j - pre_j) of each row, over the dead latents."""
     gap = F.relu(theta - lifted(pre))
-    if dead is not None:
+    if isinstance(dead, Tensor):
         gap = gap.where(dead, 0)
     return (gap * norm).sum(1)
 
@@ -472,3 +537,33 @@ class _ActiveCount(Function):
         felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
         for_pre = felt.to(pre.dtype) if ctx.input_gradient else None
         return for_pre, -felt.sum(0).to(threshold.dtype), None, None, None
+
+
+class _TanhJump(Function):
+    """Add nothing to a row's tanh penalty but the gradient of its steps, for the threshold.
+
+    It is estimated by minus a step's height, tanh(c theta nu), times the kernel, whose mean is the
+    derivative of the mean.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        pre: Tensor, threshold: Tensor, slopes: Tensor, bandwidth: float, input_gradient: bool
+    ) -> Tensor:
+        return lifted(pre).new_zeros(pre.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pre, threshold, slopes, ctx.bandwidth, ctx.input_gradient = inputs
+        ctx.save_for_backward(pre, threshold, slopes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold, slopes = ctx.saved_tensors
+        density = gradients[0][:, None] * (1 / ctx.bandwidth)
+        felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
+        height = torch.tanh(lifted(threshold).abs() * slopes)
+        for_pre = (felt * height).to(pre.dtype) if ctx.input_gradient else None
+        return for_pre, (-felt.sum(0) * height).to(threshold.dtype), None, None, None

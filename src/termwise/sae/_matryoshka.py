@@ -13,15 +13,19 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
 from ._prefix_errors import errors_and_l1
-from ._prefixes import PrefixLaw, sample_prefixes
+from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
 from ._shared import (
     FeatureReduction,
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
+    is_zero,
     means_over_rows,
     penalty,
+    residual,
+    squared_norm,
 )
 
 
@@ -33,6 +37,8 @@ class Matryoshka:
     """Prefixes drawn for a step, the whole of d_sae among them."""
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
+    aux_coeff: float = 1 / 32
+    """Weight of the auxiliary loss that is given."""
     law: PrefixLaw = "nabeshima"
     """What [`sample_prefixes`][termwise.sae.sample_prefixes] draws from."""
     p: float = 1.0
@@ -48,7 +54,7 @@ class MatryoshkaTerms(Terms):
     """Terms of [`matryoshka_loss`][termwise.sae.matryoshka_loss]."""
 
     loss: Float[Tensor, ""]
-    """mse + sparsity."""
+    """mse + sparsity + aux_coeff * aux."""
     mse: Float[Tensor, ""]
     """Weighted mean of mse_per_prefix over the prefixes."""
     mse_per_prefix: Float[Tensor, " prefixes"]
@@ -56,6 +62,8 @@ class MatryoshkaTerms(Terms):
     features, mean over rows. In the graph."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
+    aux: Float[Tensor, ""]
+    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
@@ -71,7 +79,10 @@ def matryoshka_loss(
     *,
     prefixes: Sequence[int],
     weights: Sequence[float] | None = None,
-    sparsity_coeff: float = 0.0,
+    sparsity_coeff: float | Float[Tensor, ""] = 0.0,
+    x_hat: Float[Tensor, "batch d_model"] | None = None,
+    aux: Float[Tensor, ""] | None = None,
+    aux_coeff: float | Float[Tensor, ""] = 1 / 32,
     target: Float[Tensor, "batch d_model"] | None = None,
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
     p: float = 1.0,
@@ -86,7 +97,7 @@ def matryoshka_loss(
     \mathrm{mse}_m = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - \hat{x}^m_i \|^2$$
 
     $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
-    + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p$$
+    + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p + \alpha \, \mathrm{aux}$$
 
     over the n rows that count, m over the prefixes, and w of sum 1. Early latents must then do
     without later ones: they learn what is general, and are not absorbed. One prefix of all latents
@@ -105,18 +116,30 @@ def matryoshka_loss(
         W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent, in the order that
             the prefixes cut.
         b_dec (Float[Tensor, " d_model"] | None): bias of every prefix's reconstruction. None: 0.
-        prefixes: strictly increasing lengths in 1..d_sae, host numbers:
+        prefixes: strictly increasing lengths in 0..d_sae, host numbers:
             [`sample_prefixes`][termwise.sae.sample_prefixes] draws them. Ranks need the same ones.
             Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
-            alone.
+            alone. Prefix 0 is the reconstruction by b_dec alone, which the authors' code averages
+            with the others.
         weights: w up to a factor, one for each prefix. None: equal.
-        sparsity_coeff: lambda, the weight of the penalty, which takes all latents once. It belongs
-            to a `feature_reduction`: with "sum" an equal trade-off needs d_model times as much.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which takes
+            all latents once. It belongs to a `feature_reduction`: with "sum" an equal trade-off
+            needs d_model times as much. A tensor, on the device of x, may change at each step
+            without recompiling; so may aux_coeff.
+        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, where
+            the caller has decoded it: the block of latents that the last prefix adds is then not
+            decoded again, and the gradient of the last error goes through x_hat. None: decoded.
+        aux (Float[Tensor, ""] | None): what
+            [`matryoshka_auxiliary_k_loss`][termwise.sae.matryoshka_auxiliary_k_loss] or
+            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for the same rows and with the
+            same `mask`, `batch_group` and reductions. None: 0.
+        aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
         target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x:
             a transcoder. None: x.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows. In the
             graph if given so. None: 1.
-        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
+            0 there, as that of `torch.norm`.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
             term and no gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
@@ -134,7 +157,7 @@ def matryoshka_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: prefixes are none, do not increase strictly or leave 1..d_sae; weights are not
+        ValueError: prefixes are none, do not increase strictly or leave 0..d_sae; weights are not
             one for each prefix, negative or of sum 0; p is not positive; or f has another number of
             rows than x.
 
@@ -156,35 +179,42 @@ def matryoshka_loss(
     """
     if not p > 0:
         raise ValueError(f"matryoshka_loss needs p > 0, got {p}")
-    cuts = _checked(prefixes, W_dec.shape[0])
+    cuts = check_prefixes("matryoshka_loss", prefixes, W_dec.shape[0])
     shares = _shares(weights, len(cuts))
-    check_latents("matryoshka_loss", f, x.shape[0])
+    check_latents("matryoshka_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     f = counted(f, mask)
-    if isinstance(f, SparseLatents) and mask is not None:
-        f = SparseLatents(f.values, f.indices.where(mask[:, None], 0))
 
-    errors, plain = errors_and_l1(
-        x if target is None else target, f, W_dec, b_dec, mask, cuts, feature_reduction
-    )
+    goal = x if target is None else target
+    if x_hat is None:
+        errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts, feature_reduction)
+    else:
+        last = squared_norm(residual(goal, x_hat, mask), feature_reduction)[:, None]
+        if len(cuts) == 1:
+            errors, plain = last, penalty(f, None, 1.0)
+        else:
+            errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts[:-1], feature_reduction)
+            errors = torch.cat([errors, last.to(errors.dtype)], 1)
     weighed = plain
     if decoder_norm is not None or p != 1.0:
         weighed, plain = penalty(f, decoder_norm, p), plain.detach()
         # Rows are reduced together, and so would send zeros back through the penalty.
-        weighed = weighed if sparsity_coeff else weighed.detach()
+        weighed = weighed.detach() if is_zero(sparsity_coeff) else weighed
     mse_per_prefix, paid, l0, l1 = means_over_rows(
         [errors, weighed, active(f), plain], mask, batch_group, grad_reduction
     )
-    sparsity = sparsity_coeff * paid
+    sparsity = coefficient(sparsity_coeff, paid) * paid
+    aux = torch.zeros_like(paid).detach() if aux is None else aux.to(paid.dtype)
     if shares is None:
         mse = mse_per_prefix.mean()
     else:
         parts = mse_per_prefix.unbind()
         mse = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum()
     return MatryoshkaTerms(
-        loss=mse + sparsity,
+        loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,
+        aux=aux,
         l0=l0.detach(),
         l1=l1 if decoder_norm is None and p == 1.0 else l1.detach(),
     )
@@ -219,6 +249,8 @@ class MatryoshkaObjective(nn.Module):
         *,
         prefixes: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        x_hat: Float[Tensor, "batch d_model"] | None = None,
+        aux: Float[Tensor, ""] | None = None,
         target: Float[Tensor, "batch d_model"] | None = None,
         decoder_norm: Float[Tensor, " d_sae"] | None = None,
         mask: Bool[Tensor, " batch"] | None = None,
@@ -236,6 +268,9 @@ class MatryoshkaObjective(nn.Module):
             b_dec,
             prefixes=prefixes,
             sparsity_coeff=self.cfg.sparsity_coeff,
+            x_hat=x_hat,
+            aux=aux,
+            aux_coeff=self.cfg.aux_coeff,
             target=target,
             decoder_norm=decoder_norm,
             p=self.cfg.p,
@@ -256,6 +291,8 @@ class MatryoshkaObjective(nn.Module):
             *,
             prefixes: Sequence[int] | None = None,
             generator: torch.Generator | None = None,
+            x_hat: Float[Tensor, "batch d_model"] | None = None,
+            aux: Float[Tensor, ""] | None = None,
             target: Float[Tensor, "batch d_model"] | None = None,
             decoder_norm: Float[Tensor, " d_sae"] | None = None,
             mask: Bool[Tensor, " batch"] | None = None,
@@ -267,19 +304,6 @@ class MatryoshkaObjective(nn.Module):
     def extra_repr(self) -> str:
         """Show the numbers in `print(module)`."""
         return repr(self.cfg)
-
-
-def _checked(prefixes: Sequence[int], d_sae: int) -> tuple[int, ...]:
-    """Give prefixes that increase strictly within 1..d_sae, or refuse them."""
-    cuts = tuple(prefixes)
-    if not cuts:
-        raise ValueError("matryoshka_loss needs at least one prefix, got none")
-    if any(low >= high for low, high in zip((0, *cuts), (*cuts, d_sae + 1), strict=True)):
-        raise ValueError(
-            f"matryoshka_loss needs prefixes that increase strictly within 1..{d_sae}, "
-            f"got {list(cuts)}"
-        )
-    return cuts
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:

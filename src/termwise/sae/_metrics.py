@@ -19,12 +19,16 @@ from ._shared import centred_rows, means_over_rows, residual, squared_norm
 def mean_squared_err(
     x_hat: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"], norm: bool = False
 ) -> Float[Tensor, "*batch d"]:
-    """Give the squared error, element by element; its mean is yours to take.
+    """Compute the squared error of each element; take the mean yourself.
+
+    The reconstruction stands first, unlike in the objectives of this family: the order of the
+    function that it replaces.
 
     Args:
         x_hat (Float[Tensor, "*batch d"]): reconstruction.
         x (Float[Tensor, "*batch d"]): what it is compared with.
-        norm: divide each row by the squared norm of x's. A row of zeros then gives inf or NaN.
+        norm: whether to divide each row by the squared norm of x's, at any size of the two: both
+            are scaled by one power of two first. A row of zeros then gives inf or NaN.
 
     Returns:
         Float[Tensor, "*batch d"]: squared errors in float32 (float64 for float64), finite wherever
@@ -41,8 +45,12 @@ def mean_squared_err(
         >>> mean_squared_err(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
         tensor([9., 4.])
     """
-    error = (lifted(x_hat) - lifted(x)).square()
-    return error / lifted(x).square().sum(-1, keepdim=True) if norm else error
+    x_hat, x = lifted(x_hat), lifted(x)
+    if not norm:
+        return (x_hat - x).square()
+    exponent = _exponents(x)
+    x_hat, x = _scaled(x_hat, -exponent), _scaled(x, -exponent)
+    return (x_hat - x).square() / x.square().sum(-1, keepdim=True)
 
 
 @contract
@@ -58,12 +66,14 @@ def normalized_mse(
 
     $$\frac{1}{n} \sum_i \| x_i - \hat{x}_i \|^2 / \| x_i \|^2$$
 
-    A row of zeros that counts gives inf or NaN.
+    A row of zeros that counts gives inf or NaN. Rows of any size give their ratio: each is scaled
+    by a power of two of its own first.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others, of x as of x_hat, may
+            hold anything and have the gradient 0. None: all.
         batch_group: ranks that hold other rows. None: this rank alone.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
 
@@ -76,10 +86,13 @@ def normalized_mse(
         >>> normalized_mse(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, -1.0]]))
         tensor(1.)
     """
-    size = squared_norm(lifted(x), "sum")
+    x, x_hat = _rows_that_count(x, mask), _rows_that_count(x_hat, mask)
+    exponent = _exponents(x)
+    x, x_hat = _scaled(x, -exponent), _scaled(x_hat, -exponent)
+    size = squared_norm(x, "sum")
     if mask is not None:
         size = size.where(mask, 1)
-    ratio = squared_norm(residual(x, x_hat, mask), "sum") / size
+    ratio = squared_norm(x - x_hat, "sum") / size
     return means_over_rows([ratio], mask, batch_group, grad_reduction)[0]
 
 
@@ -124,15 +137,15 @@ def fraction_of_variance_unexplained(
         >>> fraction_of_variance_unexplained(x, x + 2)
         tensor(4.)
     """
-    error = squared_norm(residual(x, x_hat, mask), "sum")
-    rows = lifted(x.detach())
-    rows = rows if mask is None else rows.where(mask[:, None], 0)
-    spread = squared_norm(centred_rows(rows, mask, batch_group), "sum")
+    error = _squares(residual(x, x_hat, mask))
+    spread = _squares(centred_rows(_rows_that_count(x.detach(), mask), mask, batch_group))
+    narrow = lifted(x[:0]).dtype
     if reduction == "mean_of_ratios":
         spread = spread if mask is None else spread.where(mask, 1)
-        return means_over_rows([error / spread], mask, batch_group, grad_reduction)[0]
+        (ratio,) = means_over_rows([error / spread], mask, batch_group, grad_reduction)
+        return ratio.to(narrow)
     error, spread = means_over_rows([error, spread], mask, batch_group, grad_reduction)
-    return error / spread
+    return (error / spread).to(narrow)
 
 
 @contract
@@ -203,9 +216,8 @@ def cosine_similarity(
         >>> cosine_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
         tensor(0.6000)
     """
-    left, right = lifted(x), lifted(x_hat)
-    if mask is not None:
-        left, right = left.where(mask[:, None], 0), right.where(mask[:, None], 0)
+    left, right = (_rows_that_count(rows, mask) for rows in (x, x_hat))
+    left, right = (_scaled(rows, -_exponents(rows)) for rows in (left, right))
     cosine = F.cosine_similarity(left, right, dim=1)
     return means_over_rows([cosine], mask, batch_group, grad_reduction)[0]
 
@@ -297,3 +309,35 @@ class VarianceStatistics:
     def fraction_unexplained(self, errors: Self) -> Float[Tensor, ""]:
         """Give the FVU, from the statistics of x (these) and of x - x_hat."""
         return (errors.sum_of_squares.sum() / errors.count) / self.variance.sum()
+
+
+def _rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Lift rows, with 0 in those that do not count, whatever stood there."""
+    rows = lifted(rows)
+    return rows if mask is None else rows.where(mask[:, None], 0)
+
+
+def _exponents(rows: Tensor) -> Tensor:
+    """Give the exponent of two next above each row's largest element, as integers, "*batch 1"."""
+    sizes = rows.detach().abs()
+    # One element more, so that a row of none has a largest.
+    largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
+    exponent = torch.frexp(largest).exponent
+    return exponent.masked_fill(~largest.isfinite(), 0)
+
+
+def _scaled(rows: Tensor, exponent: Tensor) -> Tensor:
+    """Multiply rows by 2^exponent, which rounds nothing, in halves that cannot overflow."""
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    return rows * _power_of_two(half, rows.dtype) * _power_of_two(exponent - half, rows.dtype)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.exp2(exponent.to(dtype))
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Give each row's squared norm in the wider type, which holds it wherever rows are finite."""
+    wide, exponent = accumulator(rows), _exponents(rows)
+    squares = squared_norm(_scaled(rows, -exponent), "sum").to(wide)
+    return squares * _power_of_two(2 * exponent[:, 0], wide)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._numbers import lifted
-from ._shared import SparseLatents, penalty
+from ._shared import SparseLatents, check_indices, magnitudes, penalty
 
 
 @contract
@@ -28,7 +28,9 @@ def tanh_penalty(
             graph if given so. None: 1.
 
     Returns:
-        Float[Tensor, " batch"]: the penalty of each row, without a coefficient.
+        Float[Tensor, " batch"]: the penalty of each row, without a coefficient. The derivative of
+        \|f\| at 0 is 1, which a ReLU or a choice of latents does not pass on, and
+        [`jumprelu`][termwise.sae.jumprelu] does, to the threshold of latents just below it.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -47,13 +49,14 @@ def tanh_penalty(
     """
     if not scale > 0:
         raise ValueError(f"tanh_penalty needs scale > 0, got {scale}")
-    values = lifted(f.values if isinstance(f, SparseLatents) else f)
+    check_indices("tanh_penalty", f, decoder_norm)
+    sizes = magnitudes(lifted(f.values if isinstance(f, SparseLatents) else f))
     if decoder_norm is None:
-        return torch.tanh(values.abs() * scale).sum(1)
+        return torch.tanh(sizes * scale).sum(1)
     slopes = lifted(decoder_norm) * scale
     if isinstance(f, SparseLatents):
-        slopes = slopes[f.indices]
-    return torch.tanh(values.abs() * slopes).sum(1)
+        slopes = slopes.index_select(0, f.indices.flatten().long()).view_as(sizes)
+    return torch.tanh(sizes * slopes).sum(1)
 
 
 @contract
@@ -70,12 +73,14 @@ def lp_penalty(
     Args:
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is lifted to float32.
-        p: exponent. Below 1 the gradient at a latent of 0 is infinite.
+        p: exponent. Below 1 the gradient at a latent of 0 is 0, as that of `torch.norm`; the
+            derivative there is infinite.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
             graph if given so. None: 1.
 
     Returns:
         Float[Tensor, " batch"]: the penalty of each row, without a coefficient; no root is taken.
+        At p = 1 the derivative at 0 is 1, as in [`tanh_penalty`][termwise.sae.tanh_penalty].
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -93,6 +98,7 @@ def lp_penalty(
     """
     if not p > 0:
         raise ValueError(f"lp_penalty needs p > 0, got {p}")
+    check_indices("lp_penalty", f, decoder_norm)
     values = f.values if isinstance(f, SparseLatents) else f
     with torch.autocast(values.device.type, enabled=False):
         return penalty(f, decoder_norm, p)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._autograd import Function
 from .._numbers import accumulator, blocks, lifted, looped
-from ._shared import FeatureReduction, SparseLatents, squared_norm
+from ._shared import FeatureReduction, SparseLatents, magnitudes, squared_norm, upward_sign
 
 
 def errors_and_l1(
@@ -171,7 +171,7 @@ def _as_written(
     if indices is not None:
         dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
         values = dense.scatter_add(1, indices.long(), values)
-    l1 = values.to(wide).abs().sum(1)
+    l1 = magnitudes(values.to(wide)).sum(1)
     residual = _start(target, b_dec, mask, wide)
     widths = [high - low for low, high in _blocks(prefixes)] + [W_dec.shape[0] - prefixes[-1]]
     columns = cast("tuple[Tensor, ...]", values.split(widths, 1))
@@ -249,7 +249,7 @@ def compute_gradients(
                 if needed[1]:
                     rows = W_dec.index_select(0, where.flatten()).to(wide)
                     found = cast("Tensor", torch.linalg.vecdot(pulled, rows)).view(where.shape)
-                    for_values[here] = values[here].to(wide).sign() * slope[here] - found
+                    for_values[here] = upward_sign(values[here].to(wide)) * slope[here] - found
                 if needed[2]:
                     pulled *= values[here].reshape(-1, 1).to(wide)
                     for_decoder.index_add_(0, where.flatten(), pulled, alpha=-1)
@@ -308,10 +308,11 @@ def _residuals(
 
 
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
-    """Give slope * sign(values), in the room if its type fits."""
+    """Give slope * upward_sign(values), in the room if its type fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
     for here in blocks(values):
-        torch.sign(values[here], out=slopes[here]).mul_(slope[here])
+        signs = torch.sign(values[here], out=slopes[here])
+        signs.add_(values[here] == 0).mul_(slope[here])
     return slopes
 
 

@@ -1,5 +1,6 @@
 """Prefixes of latents, drawn at random, for Matryoshka sparse autoencoders."""
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -87,3 +88,15 @@ def sample_prefixes(
     rings = torch.empty_like(weights).exponential_(generator=generator) / weights
     first = rings.topk(n - 1, largest=False).indices + least
     return (*cast("list[int]", first.sort().values.tolist()), d_sae)
+
+
+def check_prefixes(caller: str, prefixes: Sequence[int], d_sae: int) -> tuple[int, ...]:
+    """Return prefixes that increase strictly within 0..d_sae, or refuse them."""
+    cuts = tuple(prefixes)
+    if not cuts:
+        raise ValueError(f"{caller} needs at least one prefix, got none")
+    if any(low >= high for low, high in zip((-1, *cuts), (*cuts, d_sae + 1), strict=True)):
+        raise ValueError(
+            f"{caller} needs prefixes that increase strictly within 0..{d_sae}, got {list(cuts)}"
+        )
+    return cuts

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
@@ -21,6 +21,8 @@ from .._numbers import accumulator, blocks, lifted
 
 FeatureReduction = Literal["mean", "sum"]
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class SparseLatents:
@@ -29,19 +31,107 @@ class SparseLatents:
     Every loss that takes latents takes these in place of the dense matrix, and then touches k
     columns of it instead of all. Within a row, an index stands once; a latent that did not fire
     holds the value 0 at any index not in use.
+
+    Raises:
+        ValueError: values is not a floating tensor, indices not one of integers, or their shapes
+            differ. An index that is negative, or d_sae or more, is refused where it is used, in
+            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, by
+            torch elsewhere, for to read it would wait for the device.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.sae import SparseLatents
+        >>> f = SparseLatents(torch.tensor([[2.0, 1.0]]), torch.tensor([[2, 0]]))
+        >>> f.dense(4)
+        tensor([[1., 0., 2., 0.]])
+        >>> f.fired(4)
+        tensor([ True, False,  True, False])
+        >>> f.decode(torch.tensor([[1.0], [10.0], [100.0], [1000.0]]))
+        tensor([[201.]])
     """
 
     values: Float[Tensor, "batch k"]
     """Float[Tensor, "batch k"]: activations, in the graph."""
     indices: Int[Tensor, "batch k"]
-    """Int[Tensor, "batch k"]: the column of each activation, int64."""
+    """Int[Tensor, "batch k"]: the column of each activation, of any integer dtype."""
 
     def __post_init__(self) -> None:
-        if self.values.shape != self.indices.shape:
+        values, indices = cast("Any", self.values), cast("Any", self.indices)
+        if not (isinstance(values, Tensor) and values.is_floating_point()):
+            raise ValueError(
+                f"SparseLatents needs values as a floating tensor, got {_kind(values)}"
+            )
+        if not (isinstance(indices, Tensor) and indices.dtype in _INTEGERS):
+            raise ValueError(
+                f"SparseLatents needs indices as a tensor of integers, got {_kind(indices)}"
+            )
+        if values.shape != indices.shape:
             raise ValueError(
                 "SparseLatents needs values and indices of one shape, got "
-                f"{list(self.values.shape)} and {list(self.indices.shape)}"
+                f"{list(values.shape)} and {list(indices.shape)}"
             )
+
+    def dense(self, d_sae: int) -> Float[Tensor, "batch d_sae"]:
+        """Return the latents as a matrix, with zeros where none is given.
+
+        Args:
+            d_sae: number of latents, its columns.
+
+        Returns:
+            Float[Tensor, "batch d_sae"]: in the dtype of values, in the graph.
+
+        Raises:
+            ValueError: an index is not within 0..d_sae - 1.
+        """
+        _check_indices("SparseLatents.dense", self.indices, d_sae)
+        zeros = self.values.new_zeros((self.values.shape[0], d_sae))
+        return zeros.scatter_add(1, self.indices.long(), self.values)
+
+    def decode(
+        self,
+        W_dec: Float[Tensor, "d_sae d_model"],
+        b_dec: Float[Tensor, " d_model"] | None = None,
+    ) -> Float[Tensor, "batch d_model"]:
+        """Return the reconstruction from these latents, reading only their rows of the decoder.
+
+        Args:
+            W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent.
+            b_dec (Float[Tensor, " d_model"] | None): its bias. None: 0.
+
+        Returns:
+            Float[Tensor, "batch d_model"]: sum_j f_j W_j + b, in float32 at least. Derivatives of
+            any order are right; those beyond the first hold "batch k d_model" elements. Compiled,
+            there is none beyond the first.
+
+        Raises:
+            ValueError: shapes do not fit, or an index is not within 0..d_sae - 1.
+        """
+        # Not by a contract: Dynamo cannot look into one on an object that its own graph made.
+        bias = list(W_dec.shape[1:] if b_dec is None else b_dec.shape)
+        if W_dec.ndim != 2 or bias != list(W_dec.shape[1:]):
+            raise ValueError(
+                "SparseLatents.decode needs W_dec of shape [d_sae, d_model] and b_dec of [d_model],"
+                f" got {list(W_dec.shape)} and {None if b_dec is None else bias}"
+            )
+        _check_indices("SparseLatents.decode", self.indices, W_dec.shape[0])
+        return decode(self, W_dec, b_dec)
+
+    def fired(self, d_sae: int) -> Bool[Tensor, " d_sae"]:
+        """Return which latents are not zero in any row: what `DeadLatents.update` takes.
+
+        Args:
+            d_sae: number of latents.
+
+        Returns:
+            Bool[Tensor, " d_sae"]: without a gradient. A value of NaN has fired.
+
+        Raises:
+            ValueError: an index is not within 0..d_sae - 1.
+        """
+        _check_indices("SparseLatents.fired", self.indices, d_sae)
+        active = (self.values.detach() != 0).flatten()
+        counts = active.new_zeros(d_sae, dtype=torch.int64)
+        return counts.scatter_add(0, self.indices.flatten().long(), active.long()) > 0
 
 
 torch.export.register_dataclass(SparseLatents, serialized_type_name="termwise.sae.SparseLatents")
@@ -89,7 +179,8 @@ def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | 
     )
     sums = torch.cat([total, count])
     if batch_group is not None:
-        sums = _groups.all_reduce(sums, batch_group.group_name)
+        # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
+        sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
     centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
     return centred if mask is None else centred.where(mask[:, None], 0)
 
@@ -105,10 +196,34 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
     return _dot(scaled) * (1 / (width * scale**2))
 
 
-def check_latents(caller: str, f: Latents, batch: int) -> None:
-    """Check what a contract does not see: the rows of sparse latents."""
-    if isinstance(f, SparseLatents) and f.values.shape[0] != batch:
+def check_latents(
+    caller: str, f: Latents, batch: int, *, mask: Tensor | None, d_sae: int | None = None
+) -> None:
+    """Check what a contract does not see: the rows of sparse latents, and their indices."""
+    if not isinstance(f, SparseLatents):
+        return
+    if f.values.shape[0] != batch:
         raise ValueError(f"{caller} needs f of {batch} rows, got {f.values.shape[0]}")
+    _check_indices(caller, f.indices, d_sae, mask)
+
+
+def check_indices(caller: str, f: Latents, decoder_norm: Tensor | None) -> None:
+    """Check the indices of sparse latents alone, as far as is known how many latents there are."""
+    if isinstance(f, SparseLatents):
+        _check_indices(caller, f.indices, None if decoder_norm is None else len(decoder_norm))
+
+
+def coefficient(weight: float | Tensor, term: Tensor) -> float | Tensor:
+    """Return the weight in the dtype of its term: a weight in float64 must not change the loss's.
+
+    A tensor stays on its device and is never read, so that a trainer may move it at each step.
+    """
+    return weight.to(term.dtype) if isinstance(weight, Tensor) else weight
+
+
+def is_zero(weight: float | Tensor) -> bool:
+    """Whether a weight is known to be 0. A tensor is not: to read it would wait for the device."""
+    return not isinstance(weight, Tensor) and weight == 0
 
 
 def counted(f: Latents, mask: Tensor | None) -> Latents:
@@ -116,7 +231,7 @@ def counted(f: Latents, mask: Tensor | None) -> Latents:
     if mask is None:
         return f
     if isinstance(f, SparseLatents):
-        return SparseLatents(_keep(f.values, mask), f.indices)
+        return SparseLatents(_keep(f.values, mask), _keep(f.indices, mask))
     return _keep(f, mask)
 
 
@@ -133,14 +248,30 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
     values = f.values if isinstance(f, SparseLatents) else f
     if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
         return cast("Tensor", _RowsL1.apply(values))
-    wide = lifted(values).abs()
-    powered = wide if p == 1.0 else wide.pow(p)
+    powered = _powers(magnitudes(lifted(values)), p)
     if decoder_norm is None:
         return powered.sum(1)
     norm = lifted(decoder_norm)
     if isinstance(f, SparseLatents):
-        return (powered * norm[f.indices]).sum(1)
+        # Not norm[indices], which takes an index of -1 for the last latent.
+        picked = norm.index_select(0, f.indices.flatten().long()).view_as(powered)
+        return (powered * picked).sum(1)
     return decode(powered, norm[:, None])[:, 0]
+
+
+def magnitudes(f: Tensor) -> Tensor:
+    """Give |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
+
+    Whatever set the latent to zero decides whether that gradient goes on: a ReLU and a choice of
+    the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
+    threshold. With the derivative 0 that half would be lost.
+    """
+    return cast("Tensor", _Magnitudes.apply(f))
+
+
+def upward_sign(f: Tensor) -> Tensor:
+    """Give the derivative of |f|: its sign, and 1 where f is 0 or -0."""
+    return f.sign() + (f == 0)
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
@@ -151,16 +282,141 @@ def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     values = f.values if isinstance(f, SparseLatents) else f
     wide = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
     if isinstance(f, SparseLatents):
-        rows = W_dec.to(wide)
-        product = F.embedding_bag(f.indices, rows, per_sample_weights=f.values.to(wide), mode="sum")
+        product = _weighted_sum(f.values.to(wide), W_dec.to(wide), f.indices)
     else:
         product = cast("Tensor", _Product.apply(f.to(wide), W_dec.to(wide)))
     return product if b_dec is None else product + b_dec
 
 
+def _weighted_sum(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    """Sum rows[indices] * values over the latents of each row."""
+    indices = indices.long()
+    if torch.compiler.is_compiling():  # a compiled graph has no second derivative
+        return _bag(values, rows, indices)
+    return cast("Tensor", _WeightedSum.apply(values, rows, indices))
+
+
+def _bag(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
+
+
+class _WeightedSum(Function):
+    """`embedding_bag`, which holds nothing as large as "batch k d_model", with all derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+        return _bag(values, rows, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        needed = tuple(bool(need) for need in ctx.needs_input_grad[:2])
+        found = _WeightedSumGradients.apply(gradients[0], *ctx.saved_tensors, needed)
+        given = iter(cast("tuple[Tensor, ...]", found))
+        return (*(next(given) if need else None for need in needed), None)
+
+
+class _WeightedSumGradients(Function):
+    """The backward pass of `_WeightedSum`: torch's kernels; its own is that of the formula."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor, values: Tensor, rows: Tensor, indices: Tensor, needed: tuple[bool, bool]
+    ) -> tuple[Tensor, ...]:
+        # The product is computed once more here, for a hundredth of what its gradients take.
+        inputs = [one for one, need in zip((values, rows), needed, strict=True) if need]
+
+        def product(*moved: Tensor) -> Tensor:
+            return _bag(*_filled(moved, (values, rows), needed), indices)
+
+        pull = cast("Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(product, *inputs)[1])
+        return pull(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.needed = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, values, rows, indices = ctx.saved_tensors
+
+        def formula(gradient: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+            picked = rows.index_select(0, indices.flatten()).view(*indices.shape, -1)
+            for_values = (gradient[:, None] * picked).sum(2)
+            pulled = (values[:, :, None] * gradient[:, None]).flatten(0, 1)
+            for_rows = torch.zeros_like(rows).index_add(0, indices.flatten(), pulled)
+            found = zip((for_values, for_rows), ctx.needed, strict=True)
+            return tuple(one for one, need in found if need)
+
+        _, pull = cast("Any", torch.func.vjp)(formula, gradient, values, rows)
+        return (*pull(gradients), None, None)
+
+
+def _filled(
+    moved: tuple[Tensor, ...], fixed: tuple[Tensor, Tensor], needed: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    given = iter(moved)
+    first, second = (next(given) if need else one for one, need in zip(fixed, needed, strict=True))
+    return first, second
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _readable(indices: Tensor) -> bool:
+    """Whether values may be looked at: there are some, and no device or transform is asked."""
+    if torch.compiler.is_compiling():  # which must not see what follows
+        return False
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    kind = type(indices)  # not a fake tensor's
+    return (
+        kind in (Tensor, torch.nn.Parameter)
+        and indices.device.type == "cpu"
+        and indices.numel() > 0
+        and not transformed
+    )
+
+
+def _check_indices(
+    caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
+) -> None:
+    """Refuse indices of rows that count that no latent has; d_sae None: the negative ones."""
+    if not _readable(indices):
+        return
+    least, most = torch.aminmax(indices if mask is None else _keep(indices, mask))
+    if int(least) < 0:
+        raise ValueError(
+            f"{caller} needs sparse latents with indices of at least 0, got {int(least)}: give a "
+            "latent that did not fire the value 0 at any index not in use"
+        )
+    if d_sae is not None and int(most) >= d_sae:
+        raise ValueError(
+            f"{caller} needs sparse latents with indices below d_sae = {d_sae}, got {int(most)}"
+        )
+
+
 def _dot(rows: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         return cast("Tensor", torch.linalg.vecdot(rows, rows))
+
+
+def _powers(size: Tensor, p: float) -> Tensor:
+    if p == 1.0:
+        return size
+    if p > 1.0:
+        return size.pow(p)
+    # The derivative at 0 is infinite, and infinity times a factor of 0 is NaN: 0 instead.
+    zero = size == 0
+    return size.masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
 
 
 def _keep(rows: Tensor, mask: Tensor) -> Tensor:
@@ -189,7 +445,24 @@ class _RowsL1(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         f: Tensor = ctx.saved_tensors[0]
-        return f.sign() * gradients[0][:, None].to(f.dtype)
+        return upward_sign(f) * gradients[0][:, None].to(f.dtype)
+
+
+class _Magnitudes(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: Tensor) -> Tensor:
+        return f.abs()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        f: Tensor = ctx.saved_tensors[0]
+        return upward_sign(f) * gradients[0]
 
 
 class _Product(Function):

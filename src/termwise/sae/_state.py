@@ -1,7 +1,7 @@
 """State of a training that outlives a step: dead latents, and the threshold of BatchTopK."""
 
 import dataclasses
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,9 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import lifted
+from .._numbers import accumulator, lifted
+
+FirstThreshold = Literal["minimum", "mean"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +50,8 @@ class DeadLatents:
 
         Args:
             fired (Bool[Tensor, " d_sae"]): which latents were active for any of this rank's tokens
-                that count, as `(f != 0).any(0)`.
+                that count, as `(f != 0).any(0)`, or `fired(d_sae)` of
+                [`SparseLatents`][termwise.sae.SparseLatents].
             n_tokens (int | Int[Tensor, ""]): how many tokens that was, on this rank; with a mask
                 `mask.sum()`.
             batch_group: ranks with other tokens. A latent fired if it fired on any of them, and
@@ -77,7 +80,7 @@ class DeadLatents:
         return dataclasses.replace(self, tokens_since_fired=passed)
 
     def dead(self, *, after: int) -> Bool[Tensor, " d_sae"]:
-        """Tell which latents have not fired for this many tokens or more."""
+        """Return which latents have not fired for this many tokens or more."""
         return self.tokens_since_fired >= after
 
 
@@ -85,19 +88,22 @@ class DeadLatents:
 class ActivationThreshold:
     """A running mean of the smallest positive activation: BatchTopK's threshold at inference.
 
-    Corrected for its start at zero, as Adam corrects its moments. Frozen: an update gives the next
-    one.
+    [`threshold_gate`][termwise.sae.threshold_gate] applies it. Before the first update it is 0,
+    which gates nothing. Frozen: an update gives the next one.
 
     Examples:
         >>> import torch
         >>> from termwise.sae import ActivationThreshold
-        >>> state = ActivationThreshold.start().update(torch.tensor([[0.0, 0.5, 2.0]]))
+        >>> state = ActivationThreshold.start()
         >>> state.value
+        tensor(0.)
+        >>> state.update(torch.tensor([[0.0, 0.5, 2.0]])).value
         tensor(0.5000)
 
     References:
         Bussmann et al., BatchTopK Sparse Autoencoders (2024), https://arxiv.org/abs/2412.06410,
-        where it is a mean over batches.
+        where it is a mean over batches. dictionary_learning's running means start at their first
+        value: `first`.
     """
 
     total: Float[Tensor, ""]
@@ -107,7 +113,7 @@ class ActivationThreshold:
 
     @classmethod
     def start(cls, *, device: torch.device | str | None = None) -> Self:
-        """Begin without a value: NaN."""
+        """Begin without an activation: the value is 0."""
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
     @contract
@@ -116,6 +122,7 @@ class ActivationThreshold:
         f: Float[Tensor, "batch d_sae"],
         *,
         decay: float = 0.999,
+        first: FirstThreshold | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> Self:
         """Take in the latents of a step, as [`batch_topk`][termwise.sae.batch_topk] gave them.
@@ -123,30 +130,56 @@ class ActivationThreshold:
         Args:
             f (Float[Tensor, "batch d_sae"]): latents of this rank, zero where not kept.
             decay: of the running mean, in 0..1.
-            batch_group: ranks with other rows: the minimum is that of all of them.
+            first: what the running mean starts from; the same at each update. None: from nothing,
+                corrected for it as Adam corrects its moments. "minimum": from the first batch's
+                smallest positive activation, without a correction, as dictionary_learning's
+                BatchTopK. "mean": the same with the mean, over rows, of each row's smallest, at
+                this and every update, as its TopK; rows without a positive one are left out, where
+                theirs become infinite.
+            batch_group: ranks with other rows: the minimum, or the mean, is that of all of them.
 
         Returns:
             The next state, the same on every rank; the old one where nothing is positive. Sent by
-            each rank: one minimum of 1 element. Nothing waits for the device.
+            each rank: one minimum of 1 element, or one sum of 2 ("mean"). Nothing waits for the
+            device.
 
         Raises:
             ValueError: decay is not in 0..1.
         """
         if not 0 <= decay < 1:
             raise ValueError(f"ActivationThreshold.update needs decay in 0..1, got {decay}")
-        positive = lifted(f.detach()).masked_fill(f <= 0, torch.inf)
-        least = torch.cat([positive.flatten(), positive.new_full((1,), torch.inf)]).min()
-        if batch_group is not None:
-            least = _groups.all_reduce(least, batch_group.group_name, "min")
+        positive = lifted(f.detach()).masked_fill(f.detach() <= 0, torch.inf)
+        if first == "mean":
+            least = _mean_of_row_minima(positive, batch_group)
+        else:
+            least = torch.cat([positive.flatten(), positive.new_full((1,), torch.inf)]).min()
+            if batch_group is not None:
+                least = _groups.all_reduce(least, batch_group.group_name, "min")
         least = least.to(self.total.dtype)
         found = ~least.isposinf()
+        total = decay * self.total + (1 - decay) * least
+        weight = decay * self.weight + (1 - decay)
+        if first is not None:
+            begins = self.weight == 0
+            total, weight = least.where(begins, total), weight.where(~begins, 1)
         return dataclasses.replace(
-            self,
-            total=(decay * self.total + (1 - decay) * least).where(found, self.total),
-            weight=(decay * self.weight + (1 - decay)).where(found, self.weight),
+            self, total=total.where(found, self.total), weight=weight.where(found, self.weight)
         )
 
     @property
     def value(self) -> Float[Tensor, ""]:
-        """The threshold; NaN before the first positive activation."""
-        return self.total / self.weight
+        """The threshold; 0, which gates nothing, before the first positive activation."""
+        started = self.weight != 0
+        return (self.total / self.weight.where(started, 1)).where(started, 0)
+
+
+def _mean_of_row_minima(positive: Tensor, batch_group: ProcessGroup | None) -> Tensor:
+    """Average the least of each row that is not infinite; infinite where there is no such row."""
+    inf = positive.new_full((positive.shape[0], 1), torch.inf)
+    least = torch.cat([positive, inf], 1).amin(1)
+    counts = ~least.isposinf()
+    wide = accumulator(positive)
+    sums = torch.stack([least.where(counts, 0).sum(dtype=wide), counts.sum().to(wide)])
+    if batch_group is not None:
+        sums = _groups.all_reduce(sums, batch_group.group_name)
+    return (sums[0] / sums[1].clamp(min=1)).where(sums[1] != 0, torch.inf)

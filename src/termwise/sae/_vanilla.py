@@ -14,6 +14,7 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
+    coefficient,
     counted,
     means_over_rows,
     penalty,
@@ -58,7 +59,7 @@ def vanilla_loss(
     f: Float[Tensor, "batch d_sae"] | SparseLatents,
     x_hat: Float[Tensor, "batch d_model"],
     *,
-    sparsity_coeff: float,
+    sparsity_coeff: float | Float[Tensor, ""],
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
     p: float = 1.0,
     target: Float[Tensor, "batch d_model"] | None = None,
@@ -79,13 +80,16 @@ def vanilla_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
-        sparsity_coeff: lambda, the weight of the penalty. It belongs to a `feature_reduction`:
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
+            the device of x, may change at each step without recompiling. It belongs to a
+            `feature_reduction`:
             with "sum" the squared error is d_model times that of "mean", so an equal trade-off
             needs d_model times the coefficient.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
             In the graph if given so. None: 1.
-        p: exponent of the penalty; 1 for L1. Below 1 the gradient at a latent of 0 is infinite.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
+            0 there, as that of `torch.norm`.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
             not x: a transcoder. None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
@@ -121,7 +125,8 @@ def vanilla_loss(
     """
     if not p > 0:
         raise ValueError(f"vanilla_loss needs p > 0, got {p}")
-    check_latents("vanilla_loss", f, x.shape[0])
+    d_sae = None if decoder_norm is None else len(decoder_norm)
+    check_latents("vanilla_loss", f, x.shape[0], mask=mask, d_sae=d_sae)
     f = counted(f, mask)
     error = residual(x if target is None else target, x_hat, mask)
     weighed = penalty(f, decoder_norm, p)
@@ -132,7 +137,7 @@ def vanilla_loss(
         batch_group,
         grad_reduction,
     )
-    sparsity = sparsity_coeff * paid
+    sparsity = coefficient(sparsity_coeff, paid) * paid
     return VanillaTerms(
         loss=mse + sparsity,
         mse=mse,

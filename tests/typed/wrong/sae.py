@@ -25,7 +25,7 @@ def record_crosscoder_terms(terms: sae.CrosscoderTerms, x: Tensor) -> None:
     terms.loss = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "loss" for class "CrosscoderTerms"
     terms.l0 = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "l0" for class "CrosscoderTerms"
     print(terms.lost)  # error: reportAttributeAccessIssue: Cannot access attribute "lost" for class "CrosscoderTerms"
-    sae.CrosscoderTerms(loss=x)  # error: reportCallIssue: Arguments missing for parameters "mse_per_layer", "mse", "sparsity", "l0"
+    sae.CrosscoderTerms(loss=x)  # error: reportCallIssue: Arguments missing for parameters "mse_per_layer", "mse", "sparsity", "aux", "l0"
     sae.CrosscoderTerms(x)  # error: reportCallIssue: Expected 0 positional arguments
 
 
@@ -159,7 +159,7 @@ def record_matryoshka_terms(terms: sae.MatryoshkaTerms, x: Tensor) -> None:
     terms.loss = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "loss" for class "MatryoshkaTerms"
     terms.l1 = x  # error: reportAttributeAccessIssue: Cannot assign to attribute "l1" for class "MatryoshkaTerms"
     print(terms.lost)  # error: reportAttributeAccessIssue: Cannot access attribute "lost" for class "MatryoshkaTerms"
-    sae.MatryoshkaTerms(loss=x)  # error: reportCallIssue: Arguments missing for parameters "mse", "mse_per_prefix", "sparsity", "l0", "l1"
+    sae.MatryoshkaTerms(loss=x)  # error: reportCallIssue: Arguments missing for parameters "mse", "mse_per_prefix", "sparsity", "aux", "l0", "l1"
     sae.MatryoshkaTerms(x)  # error: reportCallIssue: Expected 0 positional arguments
 
 
@@ -299,6 +299,20 @@ def calls_of_batch_topk(x: Tensor) -> None:
     sae.batch_topk("x", k=2)  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "pre" of type "Tensor"
 
 
+def calls_of_matryoshka_auxiliary_k_loss(x: Tensor) -> None:
+    sae.matryoshka_auxiliary_k_loss(x, x, x, x, prefixes=[1], dead=x, k_aux=2)  # error: reportCallIssue: Argument missing for parameter "b_dec"
+    sae.matryoshka_auxiliary_k_loss(x, x, x, x, x, 1.0, prefixes=[1], dead=x, k_aux=2)  # error: reportCallIssue: Expected 5 positional arguments
+    sae.matryoshka_auxiliary_k_loss(x, x, x, x, x, prefixes=[1], dead=x, k_aux=2, grad_reductino=None)  # error: reportCallIssue: No parameter named "grad_reductino"
+    sae.matryoshka_auxiliary_k_loss(x, x, x, x, x, prefixes=[1], dead=x, k_aux=2, grad_reduction="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "grad_reduction" of type "GradReduction"
+    sae.matryoshka_auxiliary_k_loss(x, x, x, x, "x", prefixes=[1], dead=x, k_aux=2)  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "b_dec" of type "Tensor | None"
+
+
+def calls_of_threshold_gate(x: Tensor) -> None:
+    sae.threshold_gate(x)  # error: reportCallIssue: Argument missing for parameter "threshold"
+    sae.threshold_gate(x, x, 1.0)  # error: reportCallIssue: Expected 2 positional arguments
+    sae.threshold_gate(x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "threshold" of type "float | Tensor"
+
+
 def calls_of_topk(x: Tensor) -> None:
     sae.topk(k=2)  # error: reportCallIssue: Argument missing for parameter "pre"
     sae.topk(x, 1.0, k=2)  # error: reportCallIssue: Expected 1 positional argument
@@ -306,11 +320,11 @@ def calls_of_topk(x: Tensor) -> None:
 
 
 def calls_of_topk_loss(x: Tensor) -> None:
-    sae.topk_loss(x, x)  # error: reportCallIssue: Argument missing for parameter "f"
+    sae.topk_loss(x, x)  # error: reportCallIssue: Argument missing for parameter "x_hat"
     sae.topk_loss(x, x, x, 1.0)  # error: reportCallIssue: Expected 3 positional arguments
     sae.topk_loss(x, x, x, grad_reductino=None)  # error: reportCallIssue: No parameter named "grad_reductino"
     sae.topk_loss(x, x, x, grad_reduction="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "grad_reduction" of type "GradReduction"
-    sae.topk_loss(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "f" of type "Tensor | SparseLatents"
+    sae.topk_loss(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "x_hat" of type "Tensor"
 
 
 def holder_vanilla(one: sae.Vanilla) -> None:
