@@ -18,6 +18,7 @@ from .. import _groups
 from .._contract import ContractError, show
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
+from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
 """Gives the energy of each row. Any callable; what else it needs (a condition, a time) it holds."""
@@ -38,7 +39,7 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
         ContractError: the result is not one floating number for each row. A "batch 1" energy less
             a " batch" log-density would broadcast.
     """
-    result: Any = energy(x)
+    result: Any = _called(caller, energy, x)
     if (
         not isinstance(result, Tensor)
         or result.shape != x.shape[:1]
@@ -51,25 +52,41 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
     return lifted(result)
 
 
+def _called(caller: str, energy: Energy, x: Tensor) -> object:
+    if torch.compiler.is_compiling():  # a graph that breaks cannot go on inside of a try
+        return energy(x)
+    try:
+        return energy(x)
+    except _higher_order.CoupledRowsError as problem:
+        raise ValueError(f"{caller} {problem}") from None
+    except _higher_order.RecomputedError as problem:
+        raise NotImplementedError(f"{caller} {problem}") from None
+
+
 def energies_and_gradients(
     caller: str,
     energy: Energy,
     x: Tensor,
     differentiation: Differentiation = "auto",
     argument: str = "x",
+    higher_order_safe: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Give the energy of each row, and its gradient by x, both lifted.
 
     Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
     it requires a gradient, it gets one.
+
+    With `higher_order_safe` the energy runs on functions whose higher derivatives are right, for
+    what keeps the gradient in a graph and will differentiate it once more.
     """
     if differentiation_of(differentiation) == "func":
-        gradient, values = gradient_function(caller, energy, argument)(x)
+        with _higher_order.higher_order_safe(higher_order_safe, order=2):
+            gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     kept = torch.is_grad_enabled()
-    if kept:
+    if kept or higher_order_safe:  # a swap does not reach into what is compiled
         energy = uncompiled(energy)
-    with recording():
+    with recording(), _higher_order.higher_order_safe(higher_order_safe, order=2):
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)
         refuse_static_graph(caller, values)
