@@ -78,6 +78,7 @@ def energy_square_penalty(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
+        ValueError: the energy has batch normalisation in training mode.
 
     References:
         Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
@@ -89,6 +90,7 @@ def energy_square_penalty(
         >>> energy_square_penalty(lambda x: x.sum(1), torch.tensor([[1.0], [3.0]])).metrics()
         {'loss': 5.0, 'energy': 2.0}
     """
+    refuse_batch_statistics("energy_square_penalty", energy)
     with torch.autocast(x.device.type, enabled=False):
         energies = energies_of("energy_square_penalty", energy, x)
         loss, mean_energy = weighted_means(

@@ -6,8 +6,10 @@ event. Sums run over the event, means over rows, weighted, on all ranks of `batc
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -47,9 +49,33 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
     ):
         raise ContractError(
             f'{caller}: energy({argument}) needs Float[Tensor, " batch"] with batch '
-            f"{x.shape[0]}, got {show(result)}"
+            f"{x.shape[0]}, got {show(result)}{_advice(result, x)}"
         )
     return lifted(result)
+
+
+def _advice(result: object, x: Tensor) -> str:
+    """Say what to write in the place of a result that is of another shape, where that is known."""
+    if not isinstance(result, Tensor) or result.shape == x.shape[:1]:
+        return ""
+    one_each = result.shape[:1] == x.shape[:1] and result.numel() == x.shape[0]
+    if one_each and result.ndim == 2:
+        return ": write energy(x).squeeze(-1)"
+    if one_each and result.ndim > 2:
+        return ": write energy(x).flatten()"
+    if result.ndim > 1 and result.shape == x.shape:
+        return (
+            ": that is a vector field (a velocity, a score or a denoiser), which is no energy: an "
+            "energy is one number for each sample, and its field is its gradient"
+        )
+    if result.ndim == 0:
+        return ": give the energy of each sample, not their sum or mean over the batch"
+    if result.shape[:1] == x.shape[:1]:
+        return (
+            ": give one number for each sample, such as a sum over the other axes, where these are "
+            "the parts of one energy"
+        )
+    return ""
 
 
 def _called(caller: str, energy: Energy, x: Tensor) -> object:
@@ -203,19 +229,46 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
 
 
 def _modules(energy: Energy) -> Iterator[nn.Module]:
-    """Yield the modules of an energy; of a function, those that it closes over."""
-    held: list[Any] = [energy]
-    if not torch.compiler.is_compiling():
-        while isinstance(held[-1], functools.partial):
-            held += [*held[-1].args, *held[-1].keywords.values(), held[-1].func]
-        if inspect.ismethod(held[-1]):
-            held += [held[-1].__self__, held[-1].__func__]
-        if inspect.isfunction(held[-1]):
-            variables = inspect.getclosurevars(held[-1])
-            held += [*variables.nonlocals.values(), *variables.globals.values()]
-    for value in held:
-        if isinstance(value, nn.Module):
-            yield from value.modules()
+    """Yield the modules that an energy holds, however it holds them.
+
+    A function holds what it closes over, its defaults and, if it is the energy itself, the globals
+    that it names; a method holds its object, and an object that can be called its attributes. In
+    collections, and in functions that are held so, they are found too.
+    """
+    if torch.compiler.is_compiling():  # which does not trace a look into closures
+        if isinstance(energy, nn.Module):
+            yield from energy.modules()
+        return
+    front: list[Any] = [energy]
+    seen: set[int] = set()
+    while front and len(seen) < 64:  # a model is held near; what else is held may be large
+        held = front.pop(0)
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, nn.Module):
+            yield from held.modules()
+        else:
+            front += _parts(held, named_globals=held is energy)
+
+
+def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
+    if isinstance(held, Tensor | str | bytes | type | ModuleType):
+        return ()
+    if isinstance(held, functools.partial):
+        return (held.func, *held.args, *held.keywords.values())
+    if inspect.ismethod(held):
+        return (held.__self__, held.__func__)
+    if inspect.isfunction(held):
+        variables = inspect.getclosurevars(held)
+        of_globals = variables.globals.values() if named_globals else ()
+        defaults = (*(held.__defaults__ or ()), *(held.__kwdefaults__ or {}).values())
+        return (*variables.nonlocals.values(), *defaults, *of_globals)
+    if isinstance(held, list | tuple | dict):
+        values = cast("dict[Any, Any]", held).values() if isinstance(held, dict) else held
+        return tuple(itertools.islice(cast("Iterable[Any]", values), 64))
+    # What cannot be called, such as a trainer, may hold models that the energy does not use.
+    return tuple(getattr(held, "__dict__", {}).values()) if callable(held) else ()
 
 
 def weighted_means(
