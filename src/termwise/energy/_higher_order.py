@@ -79,7 +79,10 @@ def _is_checkpointed() -> bool:
     """Whether a checkpoint of torch.utils.checkpoint keeps what is computed here."""
     if torch.compiler.is_compiling():
         return False
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportPrivateUsage]
+    autograd = cast("Any", torch._C)._autograd  # pyright: ignore[reportPrivateUsage]
+    hooks: tuple[Callable[..., object], ...] | None = autograd._top_saved_tensors_default_hooks(
+        True
+    )
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 

@@ -7,7 +7,7 @@ event. Sums run over the event, means over rows, weighted, on all ranks of `batc
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
@@ -264,9 +264,10 @@ def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
         of_globals = variables.globals.values() if named_globals else ()
         defaults = (*(held.__defaults__ or ()), *(held.__kwdefaults__ or {}).values())
         return (*variables.nonlocals.values(), *defaults, *of_globals)
-    if isinstance(held, list | tuple | dict):
-        values = cast("dict[Any, Any]", held).values() if isinstance(held, dict) else held
-        return tuple(itertools.islice(cast("Iterable[Any]", values), 64))
+    if isinstance(held, dict):
+        return tuple(itertools.islice(cast("Any", held).values(), 64))
+    if isinstance(held, list | tuple):
+        return cast("Sequence[Any]", held)[:64]
     # What cannot be called, such as a trainer, may hold models that the energy does not use.
     return tuple(getattr(held, "__dict__", {}).values()) if callable(held) else ()
 
