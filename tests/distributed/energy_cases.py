@@ -115,6 +115,10 @@ def loss_of(name: str, model: nn.Module, x: Tensor, options) -> Terms:
             return energy.denoising_score_matching_loss(
                 model, x, sigma=(0.5, 1, 2), noise=noise, antithetic=True, **options
             )
+        case "kl term":
+            return energy.contrastive_divergence_kl_term(
+                model, x, neighbours=others, batch_group=options["batch_group"]
+            )
         case "energy square":
             return energy.energy_square_penalty(model, x, **options)
         case "gradient penalty":
@@ -138,6 +142,21 @@ def energy_loss(group, x, weights, name, how):
     options = {"weights": weights, "batch_group": group, "grad_reduction": how}
     terms = loss_of(name, model, x, options)
     return terms_and_gradients(terms, dict(model.named_parameters()))
+
+
+def energies_in_modes(group, x, names, mode):
+    """Terms of each loss in a mode of autograd, which may be another one on each rank."""
+    modes = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+    model = Normalised(x.shape[1])
+    with modes[mode]():
+        return [
+            {
+                key: value.clone()  # out of inference mode
+                for key, value in values(loss_of(name, model, x, {"batch_group": group})).items()
+                if key != "negatives"
+            }
+            for name in names
+        ]
 
 
 def energy_ddp(group, x, name):

@@ -48,6 +48,18 @@ def test_terms_and_gradients(ranks, name, how, weighted, sizes):
         torch.testing.assert_close(combined, whole, rtol=1e-11, atol=1e-11, msg=key)
 
 
+def test_no_collective_depends_on_the_mode_of_a_rank(ranks):
+    """One rank validates under no_grad or inference mode while another trains: none waits."""
+    names, shards = [*FIRST_ORDER, *BY_X, "kl term"], rows([5, 4, 3], 3)
+    modes = ["grad", "no_grad", "inference"]
+    # The neighbours are each rank's own.
+    expected = energy_cases.energies_in_modes(None, torch.cat(shards), names[:-1], "grad")
+    results = ranks(energy_cases.energies_in_modes, shards, [names] * 3, modes)
+    for found in results:
+        torch.testing.assert_close(found[:-1], expected, **EXACT)
+        torch.testing.assert_close(found[-1], results[0][-1], **EXACT)
+
+
 @pytest.mark.parametrize("name", [FIRST_ORDER[1], *BY_X])
 @pytest.mark.parametrize(
     "trainer", [energy_cases.energy_ddp, energy_cases.energy_fsdp], ids=["ddp", "fsdp2"]

@@ -307,7 +307,7 @@ def test_refusals():
     with refused(
         tw.ContractError,
         'contrastive_divergence_loss: energy(x) needs Float[Tensor, " batch"] with batch 5, got '
-        "float32[5, 1]",
+        "float32[5, 1]: write energy(x).squeeze(-1)",
     ):
         contrastive_divergence_loss(lambda x: x.sum(1, keepdim=True), x, negatives)
     with refused(ValueError, "langevin needs at least 1 of steps, got 0"):

@@ -268,7 +268,7 @@ def test_refusals():
     with refused(
         tw.ContractError,
         'contrastive_divergence_kl_term: energy(samples) needs Float[Tensor, " batch"] with batch '
-        "5, got float32[5, 1]",
+        "5, got float32[5, 1]: write energy(x).squeeze(-1)",
     ):
         contrastive_divergence_kl_term(lambda x: x.sum(1, keepdim=True), x)
     with pytest.raises(tw.ContractError, match=r"axis event is \[2\], but it is \[4\] in samples"):

@@ -326,7 +326,7 @@ def test_energies_are_refused():
     with pytest.raises(
         tw.ContractError,
         match=r'^langevin: energy\(x\) needs Float\[Tensor, " batch"\] with batch 4, got '
-        r"float32\[4, 1\]$",
+        r"float32\[4, 1\]: write energy\(x\)\.squeeze\(-1\)$",
     ):
         langevin(lambda x: x.sum(1, keepdim=True), x, **options)
     with pytest.raises(ValueError, match=r"^langevin needs an energy that can be differentiated"):

@@ -219,13 +219,13 @@ def test_refusals():
     with refused(
         tw.ContractError,
         'maximum_likelihood_loss: energy(x) needs Float[Tensor, " batch"] with batch 5, got '
-        "float32[5, 1]",
+        "float32[5, 1]: write energy(x).squeeze(-1)",
     ):
         maximum_likelihood_loss(lambda x: x.sum(1, keepdim=True), x, negatives)
     with refused(
         tw.ContractError,
         'maximum_likelihood_loss: energy(negatives) needs Float[Tensor, " batch"] with batch 3, '
-        "got float32[]",
+        "got float32[]: give the energy of each sample, not their sum or mean over the batch",
     ):
         maximum_likelihood_loss(lambda x: x.sum(1) if len(x) == 5 else x.sum(), x, negatives)
     with refused(

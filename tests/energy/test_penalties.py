@@ -151,7 +151,7 @@ def test_refusals():
         with refused(
             tw.ContractError,
             f'{function.__name__}: energy(x) needs Float[Tensor, " batch"] with batch 5, got '
-            "float32[5, 1]",
+            "float32[5, 1]: write energy(x).squeeze(-1)",
         ):
             function(lambda x: x.sum(1, keepdim=True), x)
     for target in (-1.0, float("nan")):

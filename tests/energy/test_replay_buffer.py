@@ -82,6 +82,16 @@ def test_writing_is_in_place_and_detached():
     assert torch.equal(held, counted(6).samples)
 
 
+def test_a_buffer_may_be_on_another_device_than_its_chains():
+    """The meta device, which every machine has: it holds no numbers, and mixes with no other."""
+    held = ReplayBuffer(torch.zeros(6, 2, 2, device="meta"))
+    samples, places = held.draw(3, init_fn=fresh, generator=seeded())
+    assert (samples.device.type, places.device.type) == ("meta", "meta")
+    samples, places = counted(6).draw(3, generator=seeded())
+    assert held.write(samples.double(), places).device.type == "cpu"
+    assert (held.samples.device.type, held.samples.dtype) == ("meta", torch.float32)
+
+
 def test_the_generator_is_the_only_chance():
     buffer, before = counted(9), torch.get_rng_state()
 

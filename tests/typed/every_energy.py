@@ -32,6 +32,18 @@ def functions(x: Tensor) -> None:
     assert_type(energy.create_loss("sm", bowl), energy.ScoreMatchingLoss)
     assert_type(energy.create_loss("dsm", bowl, sigma=1.0), energy.DenoisingScoreMatchingLoss)
     assert_type(energy.create_loss("ssm", bowl), energy.SlicedScoreMatchingLoss)
+    assert_type(energy.create_loss("cd_kl_term", bowl), energy.ContrastiveDivergenceKLTerm)
+    assert_type(energy.create_loss("ranking_nce", bowl), energy.RankingNoiseContrastiveLoss)
+    assert_type(energy.create_loss("conditional_nce", bowl), energy.ConditionalNoiseContrastiveLoss)
+    assert_type(energy.create_loss("energy_discrepancy", bowl, t=1.0), energy.EnergyDiscrepancyLoss)
+    assert_type(
+        energy.create_loss("finite_difference_sm", bowl), energy.FiniteDifferenceScoreMatchingLoss
+    )
+    assert_type(energy.create_loss("flow_matching", timed), energy.FlowMatchingLoss)
+    assert_type(energy.create_loss("equilibrium_matching", bowl), energy.EquilibriumMatchingLoss)
+    assert_type(energy.create_loss("energy_matching", bowl), energy.EnergyMatchingLoss)
+    assert_type(energy.create_loss("energy_square", bowl), energy.EnergySquarePenalty)
+    assert_type(energy.create_loss("gradient_penalty", bowl), energy.GradientPenalty)
     assert_type(energy.create_loss(str(bowl), bowl), nn.Module)
     assert_type(
         energy.denoising_score_matching_loss(bowl, x, sigma=1.0), energy.DenoisingScoreMatchingTerms

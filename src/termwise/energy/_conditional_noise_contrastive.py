@@ -12,7 +12,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._noise_contrastive import share_right
-from ._shared import Energy, energies_of, weighted_means
+from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -76,7 +76,8 @@ def conditional_noise_contrastive_loss(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
-        ValueError: no noise, or one of log_forward and log_backward without the other.
+        ValueError: no noise, one of log_forward and log_backward without the other, or the energy
+            has batch normalisation in training mode.
 
     References:
         Ceylan, Gutmann, Conditional Noise-Contrastive Estimation of Unnormalised Models (ICML
@@ -97,6 +98,7 @@ def conditional_noise_contrastive_loss(
             "conditional_noise_contrastive_loss needs log_forward and log_backward, or neither "
             f"(p is symmetric), got log_{'forward' if log_backward is None else 'backward'} alone"
         )
+    refuse_batch_statistics("conditional_noise_contrastive_loss", energy)
     with torch.autocast(x.device.type, enabled=False):
         name = "conditional_noise_contrastive_loss"
         of_data = energies_of(name, energy, x)

@@ -12,7 +12,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
 from ._langevin import langevin
 from ._maximum_likelihood import Regularization, parameter_penalty
-from ._shared import Energy, energies_of, weighted_means
+from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 Sampler: TypeAlias = Callable[
     [Energy, Float[Tensor, "batch *event"]], Float[Tensor, "negatives *event"]
@@ -115,8 +115,8 @@ def contrastive_divergence_loss(
     Raises:
         ContractError: shapes or dtypes do not fit, the energy does not give one floating number
             for each row, or the sampler gives another event than x's.
-        ValueError: negatives and a sampler, regularization without parameters, or what `langevin`
-            refuses.
+        ValueError: negatives and a sampler, regularization without parameters, what `langevin`
+            refuses, or the energy has batch normalisation in training mode.
 
     References:
         Hinton, Training Products of Experts by Minimizing Contrastive Divergence (2002),
@@ -153,6 +153,7 @@ def contrastive_divergence_loss(
     name = "contrastive_divergence_loss"
     if negatives is not None and sampler is not None:
         raise ValueError(f"{name} needs negatives or a sampler, got both")
+    refuse_batch_statistics(name, energy)
     with torch.autocast(x.device.type, enabled=False):
         penalty = parameter_penalty(
             name, x, regularization, parameters, batch_group, grad_reduction

@@ -58,6 +58,7 @@ def denoising_score_matching_loss(
     noise: Float[Tensor, "..."] | None = None,
     generator: torch.Generator | None = None,
     weights: Float[Tensor, " batch"] | None = None,
+    higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -98,6 +99,10 @@ def denoising_score_matching_loss(
         generator: what draws it. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
+        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
+            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
+            for compositions. Without it an energy with attention raises in `backward`, and second
+            derivatives of the loss may be silently wrong.
         differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent. Ranks need generators of their own.
@@ -142,7 +147,7 @@ def denoising_score_matching_loss(
             noise = normal_like(x, generator, len(levels) if several else None)
         noises = list(noise) if several else [noise]
         rows_by_level = [
-            _of_level(energy, x, level, of_level, antithetic, differentiation)
+            _of_level(energy, x, level, of_level, antithetic, differentiation, higher_order_safe)
             for level, of_level in zip(levels, noises, strict=True)
         ]
         factors = _factors(levels, weighting)
@@ -210,6 +215,7 @@ def _of_level(
     noise: Tensor,
     antithetic: bool,
     differentiation: Differentiation,
+    higher_order_safe: bool,
 ) -> list[Tensor]:
     """Give of each row the loss, and its parts score_square, cross and noise_square."""
     noise = lifted(noise)
@@ -219,7 +225,12 @@ def _of_level(
     def moved(displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         point, made = displaced(x, displacement)
         return made, *energies_and_gradients(
-            "denoising_score_matching_loss", energy, point, differentiation, "x + sigma * noise"
+            "denoising_score_matching_loss",
+            energy,
+            point,
+            differentiation,
+            "x + sigma * noise",
+            higher_order_safe,
         )
 
     made, energies, score = moved(sigma * noise)
@@ -247,6 +258,7 @@ class DenoisingScoreMatchingLoss(nn.Module):
         sigma: standard deviation of the noise, or several levels.
         weighting: of the levels.
         antithetic: take each noise with its negative.
+        higher_order_safe: swap functions without right higher derivatives.
         grad_reduction: how the trainer combines the ranks' gradients.
 
     Examples:
@@ -266,6 +278,7 @@ class DenoisingScoreMatchingLoss(nn.Module):
         sigma: float | Sequence[float],
         weighting: Weighting = "none",
         antithetic: bool = False,
+        higher_order_safe: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
@@ -273,6 +286,7 @@ class DenoisingScoreMatchingLoss(nn.Module):
         self.sigma = sigma
         self.weighting: Weighting = weighting
         self.antithetic = antithetic
+        self.higher_order_safe = higher_order_safe
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -296,6 +310,7 @@ class DenoisingScoreMatchingLoss(nn.Module):
             noise=noise,
             generator=generator,
             weights=weights,
+            higher_order_safe=self.higher_order_safe,
             differentiation=differentiation,
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,

@@ -11,7 +11,14 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import Energy, displaced, energies_of, normal_like, weighted_means
+from ._shared import (
+    Energy,
+    displaced,
+    energies_of,
+    normal_like,
+    refuse_batch_statistics,
+    weighted_means,
+)
 
 
 @terms
@@ -84,7 +91,7 @@ def energy_discrepancy_loss(
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
         ValueError: t is not positive, w_stable is negative, copies is under 1, or the noise is not
-            that of copies + 1 draws.
+            that of copies + 1 draws; or the energy has batch normalisation in training mode.
 
     References:
         Schroder et al., Energy Discrepancies: A Score-Independent Loss for Energy-Based Models
@@ -111,6 +118,7 @@ def energy_discrepancy_loss(
             f"energy_discrepancy_loss needs noise of copies + 1 = {copies + 1} draws, "
             f"got {noise.shape[0]}"
         )
+    refuse_batch_statistics("energy_discrepancy_loss", energy)
     with torch.autocast(x.device.type, enabled=False):
         name = "energy_discrepancy_loss"
         if noise is None:

@@ -46,6 +46,7 @@ def energy_matching_loss(
     contrastive_weight: float = 1.0,
     cutoff: float = 1.0,
     weights: Float[Tensor, " batch"] | None = None,
+    higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -77,6 +78,10 @@ def energy_matching_loss(
         cutoff: a, from where the flow's share fades. 1: nowhere.
         weights (Float[Tensor, " batch"] | None): of the rows, for both terms, normalised over all
             ranks. None: equal.
+        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
+            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
+            for compositions. Without it an energy with attention raises in `backward`, and second
+            derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -119,7 +124,9 @@ def energy_matching_loss(
     with torch.autocast(x1.device.type, enabled=False):
         name = "energy_matching_loss"
         x_t, target = straight_path(x0, x1, time)
-        energies, gradient = energies_and_gradients(name, energy, x_t, differentiation, "x_t")
+        energies, gradient = energies_and_gradients(
+            name, energy, x_t, differentiation, "x_t", higher_order_safe
+        )
         residual = per_row_sum((-gradient - target).square())
         residual = anchored(residual * truncated_decay(time, cutoff).to(residual.dtype), energies)
         if negatives is None:
@@ -161,12 +168,14 @@ class EnergyMatchingLoss(nn.Module):
         *,
         contrastive_weight: float = 1.0,
         cutoff: float = 1.0,
+        higher_order_safe: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
         self.energy = energy
         self.contrastive_weight = contrastive_weight
         self.cutoff = cutoff
+        self.higher_order_safe = higher_order_safe
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -190,6 +199,7 @@ class EnergyMatchingLoss(nn.Module):
             contrastive_weight=self.contrastive_weight,
             cutoff=self.cutoff,
             weights=weights,
+            higher_order_safe=self.higher_order_safe,
             differentiation=differentiation,
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,

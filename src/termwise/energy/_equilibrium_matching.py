@@ -45,6 +45,7 @@ def equilibrium_matching_loss(
     cutoff: float = 0.8,
     multiplier: float = 4.0,
     weights: Float[Tensor, " batch"] | None = None,
+    higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -69,6 +70,10 @@ def equilibrium_matching_loss(
         multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
         weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
             equal.
+        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
+            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
+            for compositions. Without it an energy with attention raises in `backward`, and second
+            derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -108,7 +113,7 @@ def equilibrium_matching_loss(
     with torch.autocast(x1.device.type, enabled=False):
         x_t, velocity = straight_path(x0, x1, time)
         energies, gradient = energies_and_gradients(
-            "equilibrium_matching_loss", energy, x_t, differentiation, "x_t"
+            "equilibrium_matching_loss", energy, x_t, differentiation, "x_t", higher_order_safe
         )
         lengths = multiplier * truncated_decay(time, cutoff)
         residual, *parts = squares(gradient, -for_rows(lengths, velocity) * velocity)
@@ -144,12 +149,14 @@ class EquilibriumMatchingLoss(nn.Module):
         *,
         cutoff: float = 0.8,
         multiplier: float = 4.0,
+        higher_order_safe: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
         self.energy = energy
         self.cutoff = cutoff
         self.multiplier = multiplier
+        self.higher_order_safe = higher_order_safe
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -171,6 +178,7 @@ class EquilibriumMatchingLoss(nn.Module):
             cutoff=self.cutoff,
             multiplier=self.multiplier,
             weights=weights,
+            higher_order_safe=self.higher_order_safe,
             differentiation=differentiation,
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,

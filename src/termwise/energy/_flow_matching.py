@@ -51,6 +51,7 @@ def flow_matching_loss(
     *,
     sigma_min: float = 0.0,
     weights: Float[Tensor, " batch"] | None = None,
+    higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -73,6 +74,10 @@ def flow_matching_loss(
         sigma_min: sigma, the spread of a path's end around its row of data, for standard normal x0.
         weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
             equal.
+        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
+            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
+            for compositions. Without it an energy with attention raises in `backward`, and second
+            derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -111,7 +116,7 @@ def flow_matching_loss(
     with torch.autocast(x1.device.type, enabled=False):
         x_t, target = straight_path(x0, x1, time, sigma_min)
         energies, gradient = energies_and_gradients(
-            "flow_matching_loss", energy, x_t, differentiation, "x_t"
+            "flow_matching_loss", energy, x_t, differentiation, "x_t", higher_order_safe
         )
         residual, *parts = squares(-gradient, target)
         loss, velocity_square, cross, target_square = weighted_means(
@@ -133,6 +138,7 @@ class FlowMatchingLoss(nn.Module):
     Args:
         energy: gives the energy of each row at its time, `energy(x, time)`.
         sigma_min: the spread of a path's end around its row of data.
+        higher_order_safe: swap functions without right higher derivatives.
         grad_reduction: how the trainer combines the ranks' gradients.
 
     Examples:
@@ -156,11 +162,13 @@ class FlowMatchingLoss(nn.Module):
         energy: TimedEnergy,
         *,
         sigma_min: float = 0.0,
+        higher_order_safe: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
         self.energy = energy
         self.sigma_min = sigma_min
+        self.higher_order_safe = higher_order_safe
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -183,6 +191,7 @@ class FlowMatchingLoss(nn.Module):
             time,
             sigma_min=self.sigma_min,
             weights=weights,
+            higher_order_safe=self.higher_order_safe,
             differentiation=differentiation,
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,

@@ -8,7 +8,7 @@ second one. Here they are compositions of functions that have all derivatives.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,31 @@ class CoupledRowsError(ValueError):
     """The energy normalises over its batch."""
 
 
-def higher_order_safe(enabled: bool = True) -> AbstractContextManager[object]:
-    """Give a context in which torch's functions have right derivatives of any order.
+class RecomputedError(NotImplementedError):
+    """The energy would be recomputed without the swap that its derivatives need."""
+
+
+def higher_order_safe(
+    enabled: bool = True, order: Literal[2, 3] = 3
+) -> AbstractContextManager[object]:
+    """Return a context in which torch's functions have right derivatives of any order.
 
     Inside it batch normalisation of the batch's own statistics, wherever it is called, is refused.
+
+    Args:
+        enabled: whether functions are swapped at all.
+        order: which derivatives the caller's own gradient needs. A checkpointed part of an energy
+            is recomputed outside this context, so nothing is swapped there: what torch has no right
+            derivative of this order for is refused.
     """
-    return _HigherOrderSafe() if enabled else nullcontext()
+    return _HigherOrderSafe(order) if enabled else nullcontext()
 
 
 class _HigherOrderSafe(TorchFunctionMode):
+    def __init__(self, order: int) -> None:
+        super().__init__()
+        self.order = order
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -39,7 +55,35 @@ class _HigherOrderSafe(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return COMPOSITIONS.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func not in COMPOSITIONS:
+            return func(*args, **kwargs)
+        if _is_checkpointed():
+            if self.order > 2 or func in WITHOUT_SECOND_DERIVATIVE:
+                raise RecomputedError(
+                    f"needs {func.__name__} outside torch.utils.checkpoint, whose recomputation "
+                    "would not swap it for one with the derivatives needed: take it out of the "
+                    "checkpointed function, or write it there with functions that have them "
+                    "(attention: under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)) and pass "
+                    "higher_order_safe=False"
+                )
+            if func not in BATCH_STATISTICS:
+                return func(*args, **kwargs)
+            with torch.no_grad():  # which refuses, where it does
+                COMPOSITIONS[func](*args, **kwargs)
+            return func(*args, **kwargs)
+        return COMPOSITIONS[func](*args, **kwargs)
+
+
+def _is_checkpointed() -> bool:
+    """Whether a checkpoint of torch.utils.checkpoint keeps what is computed here."""
+    if torch.compiler.is_compiling():
+        return False
+    autograd = cast("Any", torch._C)._autograd  # pyright: ignore[reportPrivateUsage]
+    hooks: tuple[Callable[..., object], ...] | None = autograd._top_saved_tensors_default_hooks(
+        True
+    )
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
@@ -228,3 +272,11 @@ COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
 }
 """What stands in for a function of torch, with the same arguments."""
+
+WITHOUT_SECOND_DERIVATIVE = {
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    torch.cdist,
+    F.hardsigmoid,
+}
+BATCH_STATISTICS = {F.batch_norm, torch.batch_norm}

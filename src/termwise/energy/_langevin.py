@@ -34,6 +34,7 @@ def langevin(
     uniform: Float[Tensor, "steps batch"] | None = None,
     generator: torch.Generator | None = None,
     differentiable_steps: int = 0,
+    higher_order_safe: bool = True,
 ) -> Float[Tensor, "batch *event"]:
     r"""Move each row toward samples of p(x) = exp(-E(x)) / Z, one chain to a row.
 
@@ -70,6 +71,10 @@ def langevin(
             result has a gradient by the parameters of the energy (not by x). That is what
             [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term]
             needs, 1 in its paper. Each keeps the graph of an energy and its gradient.
+        higher_order_safe: in these steps, swap functions whose second derivatives are missing in
+            torch (fused attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm,
+            instance_norm) for compositions. Without it an energy with attention raises in
+            `backward`.
 
     Returns:
         Float[Tensor, "batch *event"]: where the chains end, in x's dtype; halves move in float32,
@@ -117,8 +122,14 @@ def langevin(
             return moved.to(x.dtype)
         tracked = torch.is_grad_enabled()
         for step in range(steps):
-            with torch.set_grad_enabled(tracked and step >= steps - differentiable_steps):
-                energies, slope = energies_and_gradients("langevin", energy, position.to(x.dtype))
+            kept = step >= steps - differentiable_steps
+            with torch.set_grad_enabled(tracked and kept):
+                energies, slope = energies_and_gradients(
+                    "langevin",
+                    energy,
+                    position.to(x.dtype),
+                    higher_order_safe=higher_order_safe and kept,
+                )
                 position = position - step_size * slope
                 if scale > 0:
                     position = position + scale * _normal(x, noise, step, generator)

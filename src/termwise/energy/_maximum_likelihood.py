@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import Energy, energies_of, replicated, weighted_means
+from ._shared import Energy, energies_of, refuse_batch_statistics, replicated, weighted_means
 
 Regularization = Literal["l1", "l2"]
 
@@ -80,7 +80,8 @@ def maximum_likelihood_loss(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
-        ValueError: regularization without parameters.
+        ValueError: regularization without parameters; or the energy has batch normalisation in
+            training mode.
 
     References:
         LeCun et al., A Tutorial on Energy-Based Learning (2006), section 1.2; Song, Kingma, How to
@@ -94,6 +95,7 @@ def maximum_likelihood_loss(
         >>> maximum_likelihood_loss(lambda x: 0.5 * x.square().sum(1), x, negatives).metrics()
         {'loss': 2.5, 'energy_data': 2.5, 'energy_model': 0.0, 'gap': 2.5, 'regularization': 0.0}
     """
+    refuse_batch_statistics("maximum_likelihood_loss", energy)
     with torch.autocast(x.device.type, enabled=False):
         penalty = parameter_penalty(
             "maximum_likelihood_loss", x, regularization, parameters, batch_group, grad_reduction

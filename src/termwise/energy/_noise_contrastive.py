@@ -12,7 +12,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._shared import Energy, energies_of, weighted_means
+from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -82,6 +82,7 @@ def noise_contrastive_loss(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
+        ValueError: the energy has batch normalisation in training mode.
 
     References:
         Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with
@@ -104,6 +105,7 @@ def noise_contrastive_loss(
         >>> terms.metrics()
         {'loss': 1.386..., 'data': 0.693..., 'noise': 0.693..., 'accuracy': 0.5, 'log_z': 1.0}
     """
+    refuse_batch_statistics("noise_contrastive_loss", energy)
     with torch.autocast(x.device.type, enabled=False):
         of_data = energies_of("noise_contrastive_loss", energy, x)
         of_noise = energies_of("noise_contrastive_loss", energy, noise, "noise")

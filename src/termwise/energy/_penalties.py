@@ -78,6 +78,7 @@ def energy_square_penalty(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
+        ValueError: the energy has batch normalisation in training mode.
 
     References:
         Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
@@ -89,6 +90,7 @@ def energy_square_penalty(
         >>> energy_square_penalty(lambda x: x.sum(1), torch.tensor([[1.0], [3.0]])).metrics()
         {'loss': 5.0, 'energy': 2.0}
     """
+    refuse_batch_statistics("energy_square_penalty", energy)
     with torch.autocast(x.device.type, enabled=False):
         energies = energies_of("energy_square_penalty", energy, x)
         loss, mean_energy = weighted_means(
@@ -106,6 +108,7 @@ def gradient_penalty(
     *,
     target: float = 0.0,
     weights: Float[Tensor, " batch"] | None = None,
+    higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -124,6 +127,10 @@ def gradient_penalty(
         target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
+        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
+            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
+            for compositions. Without it an energy with attention raises in `backward`, and second
+            derivatives of the loss may be silently wrong.
         differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
         batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
             nothing is sent.
@@ -161,7 +168,9 @@ def gradient_penalty(
     refuse_batch_statistics("gradient_penalty", energy)
     with torch.autocast(x.device.type, enabled=False):
         x = x.view_as(x)  # torch.export does not save a region of autocast that begins with a graph
-        energies, gradient = energies_and_gradients("gradient_penalty", energy, x, differentiation)
+        energies, gradient = energies_and_gradients(
+            "gradient_penalty", energy, x, differentiation, "x", higher_order_safe
+        )
         rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
         if target == 0:  # without a root, whose slope at 0 is infinite
             per_row = per_row_sum(gradient.square())
@@ -239,11 +248,13 @@ class GradientPenalty(nn.Module):
         energy: Energy,
         *,
         target: float = 0.0,
+        higher_order_safe: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
         super().__init__()
         self.energy = energy
         self.target = target
+        self.higher_order_safe = higher_order_safe
         self.grad_reduction: GradReduction = grad_reduction
 
     def forward(
@@ -260,6 +271,7 @@ class GradientPenalty(nn.Module):
             x,
             target=self.target,
             weights=weights,
+            higher_order_safe=self.higher_order_safe,
             differentiation=differentiation,
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,

@@ -11,7 +11,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._noise_contrastive import share_right
-from ._shared import Energy, energies_of, weighted_means
+from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -79,7 +79,7 @@ def ranking_noise_contrastive_loss(
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
             for each row.
-        ValueError: no noise.
+        ValueError: no noise, or the energy has batch normalisation in training mode.
 
     References:
         Jozefowicz et al., Exploring the Limits of Language Modeling (2016),
@@ -103,6 +103,7 @@ def ranking_noise_contrastive_loss(
     """
     if len(noise) == 0:
         raise ValueError("ranking_noise_contrastive_loss needs at least 1 noise for each row")
+    refuse_batch_statistics("ranking_noise_contrastive_loss", energy)
     with torch.autocast(x.device.type, enabled=False):
         name = "ranking_noise_contrastive_loss"
         of_data = -energies_of(name, energy, x) - lifted(log_noise_x)

@@ -6,8 +6,10 @@ event. Sums run over the event, means over rows, weighted, on all ranks of `batc
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -18,6 +20,7 @@ from .. import _groups
 from .._contract import ContractError, show
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
+from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
 """Gives the energy of each row. Any callable; what else it needs (a condition, a time) it holds."""
@@ -38,7 +41,7 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
         ContractError: the result is not one floating number for each row. A "batch 1" energy less
             a " batch" log-density would broadcast.
     """
-    result: Any = energy(x)
+    result: Any = _called(caller, energy, x)
     if (
         not isinstance(result, Tensor)
         or result.shape != x.shape[:1]
@@ -46,9 +49,44 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
     ):
         raise ContractError(
             f'{caller}: energy({argument}) needs Float[Tensor, " batch"] with batch '
-            f"{x.shape[0]}, got {show(result)}"
+            f"{x.shape[0]}, got {show(result)}{_advice(result, x)}"
         )
     return lifted(result)
+
+
+def _advice(result: object, x: Tensor) -> str:
+    """Say what to write in the place of a result that is of another shape, where that is known."""
+    if not isinstance(result, Tensor) or result.shape == x.shape[:1]:
+        return ""
+    one_each = result.shape[:1] == x.shape[:1] and result.numel() == x.shape[0]
+    if one_each and result.ndim == 2:
+        return ": write energy(x).squeeze(-1)"
+    if one_each and result.ndim > 2:
+        return ": write energy(x).flatten()"
+    if result.ndim > 1 and result.shape == x.shape:
+        return (
+            ": that is a vector field (a velocity, a score or a denoiser), which is no energy: an "
+            "energy is one number for each sample, and its field is its gradient"
+        )
+    if result.ndim == 0:
+        return ": give the energy of each sample, not their sum or mean over the batch"
+    if result.shape[:1] == x.shape[:1]:
+        return (
+            ": give one number for each sample, such as a sum over the other axes, where these are "
+            "the parts of one energy"
+        )
+    return ""
+
+
+def _called(caller: str, energy: Energy, x: Tensor) -> object:
+    if torch.compiler.is_compiling():  # a graph that breaks cannot go on inside of a try
+        return energy(x)
+    try:
+        return energy(x)
+    except _higher_order.CoupledRowsError as problem:
+        raise ValueError(f"{caller} {problem}") from None
+    except _higher_order.RecomputedError as problem:
+        raise NotImplementedError(f"{caller} {problem}") from None
 
 
 def energies_and_gradients(
@@ -57,19 +95,24 @@ def energies_and_gradients(
     x: Tensor,
     differentiation: Differentiation = "auto",
     argument: str = "x",
+    higher_order_safe: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Give the energy of each row, and its gradient by x, both lifted.
 
     Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
     it requires a gradient, it gets one.
+
+    With `higher_order_safe` the energy runs on functions whose higher derivatives are right, for
+    what keeps the gradient in a graph and will differentiate it once more.
     """
     if differentiation_of(differentiation) == "func":
-        gradient, values = gradient_function(caller, energy, argument)(x)
+        with _higher_order.higher_order_safe(higher_order_safe, order=2):
+            gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     kept = torch.is_grad_enabled()
-    if kept:
+    if kept or higher_order_safe:  # a swap does not reach into what is compiled
         energy = uncompiled(energy)
-    with recording():
+    with recording(), _higher_order.higher_order_safe(higher_order_safe, order=2):
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)
         refuse_static_graph(caller, values)
@@ -186,19 +229,47 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
 
 
 def _modules(energy: Energy) -> Iterator[nn.Module]:
-    """Yield the modules of an energy; of a function, those that it closes over."""
-    held: list[Any] = [energy]
-    if not torch.compiler.is_compiling():
-        while isinstance(held[-1], functools.partial):
-            held += [*held[-1].args, *held[-1].keywords.values(), held[-1].func]
-        if inspect.ismethod(held[-1]):
-            held += [held[-1].__self__, held[-1].__func__]
-        if inspect.isfunction(held[-1]):
-            variables = inspect.getclosurevars(held[-1])
-            held += [*variables.nonlocals.values(), *variables.globals.values()]
-    for value in held:
-        if isinstance(value, nn.Module):
-            yield from value.modules()
+    """Yield the modules that an energy holds, however it holds them.
+
+    A function holds what it closes over, its defaults and, if it is the energy itself, the globals
+    that it names; a method holds its object, and an object that can be called its attributes. In
+    collections, and in functions that are held so, they are found too.
+    """
+    if torch.compiler.is_compiling():  # which does not trace a look into closures
+        if isinstance(energy, nn.Module):
+            yield from energy.modules()
+        return
+    front: list[Any] = [energy]
+    seen: set[int] = set()
+    while front and len(seen) < 64:  # a model is held near; what else is held may be large
+        held = front.pop(0)
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, nn.Module):
+            yield from held.modules()
+        else:
+            front += _parts(held, named_globals=held is energy)
+
+
+def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
+    if isinstance(held, Tensor | str | bytes | type | ModuleType):
+        return ()
+    if isinstance(held, functools.partial):
+        return (held.func, *held.args, *held.keywords.values())
+    if inspect.ismethod(held):
+        return (held.__self__, held.__func__)
+    if inspect.isfunction(held):
+        variables = inspect.getclosurevars(held)
+        of_globals = variables.globals.values() if named_globals else ()
+        defaults = (*(held.__defaults__ or ()), *(held.__kwdefaults__ or {}).values())
+        return (*variables.nonlocals.values(), *defaults, *of_globals)
+    if isinstance(held, dict):
+        return tuple(itertools.islice(cast("Any", held).values(), 64))
+    if isinstance(held, list | tuple):
+        return cast("Sequence[Any]", held)[:64]
+    # What cannot be called, such as a trainer, may hold models that the energy does not use.
+    return tuple(getattr(held, "__dict__", {}).values()) if callable(held) else ()
 
 
 def weighted_means(
