@@ -20,6 +20,7 @@ Li et al., A computational framework for neural network-based variational Monte 
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -165,37 +166,43 @@ def _no_pytree(*_: Any) -> NoReturn:
 _pytree.register_pytree_node(Carrier, _no_pytree, _no_pytree)
 
 
-_warned_energies: "weakref.WeakSet[Any]" = weakref.WeakSet()
-_warned_functions: set[tuple[types.CodeType, str]] = set()
+_warned: set[Any] = set()
+"""Energies, as `_identity` has them, that a warning was given for."""
 
 
 def warn_of_fallback(caller: str, energy: Callable[..., Any], problem: Exception, way: str) -> None:
-    """Warn, once for each energy, that its derivatives could not be carried forward.
-
-    A module is an energy of its own. A function is known by its code and by the problem, for a
-    closure is made anew at every step.
-    """
+    """Warn, once for each energy, that its derivatives could not be carried forward."""
+    identity = _identity(energy)
+    if identity in _warned:
+        return
+    _warned.add(identity)
     reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
-    while isinstance(energy, functools.partial):
-        energy = energy.func
-    code = getattr(energy, "__code__", None)  # of a bound method too
-    if code is not None:
-        if (code, reason) in _warned_functions:
-            return
-        _warned_functions.add((code, reason))
-    else:
-        try:
-            if energy in _warned_energies:
-                return
-            _warned_energies.add(energy)
-        except TypeError:  # no weak reference to it, or no hash: warn each time
-            pass
     warnings.warn(
         f"{caller}: {way} does not go through this energy ({reason}), so that the gradient is "
         "differentiated backward instead, which is slower and gives the same numbers",
         UserWarning,
         stacklevel=3,
     )
+
+
+def _identity(energy: Any, depth: int = 3) -> Any:
+    """Return what an energy is known by.
+
+    A function is known by its code and by the functions and objects that it calls: a closure over
+    a model is made anew at every step.
+    """
+    code = getattr(energy, "__code__", None)
+    if code is None and not isinstance(energy, functools.partial):
+        try:
+            return weakref.ref(energy)
+        except TypeError:
+            return id(energy)
+    held = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
+    for cell in getattr(energy, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not yet filled
+            held.append(cell.cell_contents)
+    parts = [_identity(part, depth - 1) for part in held if callable(part)] if depth else []
+    return code, *parts
 
 
 def _like(
@@ -283,6 +290,8 @@ def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """Place elements, and nothing else: f(scale * base) = f(scale) * f(base)."""
     call = _Call(func, args, kwargs)
     carrier = call.only_first()
+    if any(isinstance(arg, Tensor) and arg.is_floating_point() for arg in args[1:]):
+        raise _unknown(func, "with other tensors")
     carrier.aliased = True
     value = call.value()
     with torch.set_grad_enabled(carrier.create_graph):
@@ -414,6 +423,8 @@ def _in_place(functional: Callable[..., Any]) -> Rule:
     def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_carrier(args[0]):
             raise _unknown(func, "on a tensor that did not depend on x")
+        if any(arg is args[0] for arg in args[1:]):
+            raise _unknown(func, "in place, of what it also reads")
         return _overwrite(args[0], RULES[functional](functional, args, kwargs), func)
 
     return rule
@@ -798,6 +809,19 @@ class _ScaledProduct(Function):
         return torch.cat(of_base), of_scale, of_weight
 
 
+def _take(input: Any, index: Tensor) -> Any:
+    return input.reshape(-1)[index]
+
+
+def _bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
+    result = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return result if bias is None else result + bias
+
+
+def _chain_matmul(*matrices: Any) -> Any:
+    return functools.reduce(torch.matmul, matrices)
+
+
 def _softmax(input: Any, dim: Any = None, *rest: Any, dtype: Any = None, **_: Any) -> Any:
     exponential = _shifted(input, dim, *rest, dtype=dtype).exp()
     return exponential / exponential.sum(dim, keepdim=True)
@@ -911,6 +935,7 @@ def _normalize(
 
 
 def _cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    x1, x2 = torch.broadcast_tensors(x1, x2)
     lengths = [_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2)]
     return ((x1 / lengths[0]) * (x2 / lengths[1])).sum(dim)
 
@@ -959,34 +984,6 @@ def _deviation_and_mean(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     return _root(variance), mean
 
 
-def _prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Multiply halves by halves: derivatives are right beside zeros too."""
-    x = input if dtype is None else input.to(dtype)
-    if dim is None:
-        x, dim = x.reshape(-1), 0
-    if x.ndim == 0:
-        return x * 1
-    while (count := x.shape[dim]) > 1:
-        half = count // 2
-        pairs = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
-        x = torch.cat([pairs, x.narrow(dim, 2 * half, 1)], dim) if count % 2 else pairs
-    if x.shape[dim] == 0:
-        raise UnknownFunctionError("prod of nothing")
-    return x if keepdim else x.squeeze(dim)
-
-
-def _cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
-    x = input if dtype is None else input.to(dtype)
-    if x.ndim == 0:
-        return x * 1
-    step, count = 1, x.shape[dim]
-    while step < count:  # each element is by now the product of the `step` last ones
-        head, tail = x.narrow(dim, 0, step), x.narrow(dim, step, count - step)
-        x = torch.cat([head, tail * x.narrow(dim, 0, count - step)], dim)
-        step *= 2
-    return x
-
-
 def _largest(input: Any, *args: Any, **kwargs: Any) -> Any:
     return _extreme(torch.max, torch.maximum, torch.amax, input, args, kwargs)
 
@@ -1031,6 +1028,12 @@ def _setitem(x: Any, index: Any, value: Any) -> None:
     if not is_carrier(x):
         raise UnknownFunctionError("Tensor.__setitem__ on a tensor that did not depend on x")
 
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, (list, range)) or (
+            isinstance(part, Tensor) and part.ndim and part.dtype != torch.bool
+        ):  # an element may be written twice
+            raise UnknownFunctionError("Tensor.__setitem__ at listed places")
+
     def assign(x: Tensor, value: Tensor) -> Tensor:
         x = x.clone()
         x[index] = value
@@ -1048,13 +1051,6 @@ def _index_add(input: Any, dim: int, index: Tensor, source: Any, *, alpha: Any =
 
 def _scatter_add(input: Any, dim: int, index: Tensor, src: Any) -> Any:
     return _together(lambda x, part: torch.scatter_add(x, dim, index, part), input, src)
-
-
-def _scatter(input: Any, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Any:
-    src = value if src is None else src
-    if not isinstance(src, Tensor):
-        src = torch.full(index.shape, src, dtype=input.dtype, device=input.device)
-    return _together(lambda x, part: torch.scatter(x, dim, index, part), input, src)
 
 
 def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
@@ -1183,14 +1179,14 @@ def _solved(
         jacobian, laplacian = torch.zeros_like(y), torch.zeros_like(y)
         rights = jacobian.expand(model.base.shape[0], *y.shape)
         if is_carrier(right):
-            rights = rights + right.jacobian
+            rights = rights + torch.vmap(lambda tangent: tangent.expand(y.shape))(right.jacobian)
             laplacian = laplacian + (0 if right.laplacian is None else right.laplacian)
         if is_carrier(matrix):
             tangents = read(matrix.jacobian)
-            rights = rights - tangents @ y
+            rights = rights - torch.vmap(lambda tangent: tangent @ y)(tangents)
         base = _solutions(functools.partial(solve, A), rights)
         if is_carrier(matrix):
-            laplacian = laplacian - 2 * (tangents @ base).sum(0)
+            laplacian = laplacian - 2 * torch.vmap(torch.matmul)(tangents, base).sum(0)
             if matrix.laplacian is not None:
                 laplacian = laplacian - read(matrix.laplacian) @ y
         return _like(model, y, base, solve(A, laplacian))
@@ -1212,12 +1208,6 @@ def _solve_triangular(
         raise UnknownFunctionError("torch.linalg.solve_triangular with these options")
     read = torch.triu if upper else torch.tril
     return _solved(functools.partial(torch.linalg.solve_triangular, upper=upper), read, A, B)
-
-
-def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
-    lower = L.mT if upper else L
-    half = torch.linalg.solve_triangular(lower, B, upper=False)
-    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
 
 
 def _inverse(A: Any) -> Any:
@@ -1321,7 +1311,8 @@ def _set(rule: Rule, names: str, *homes: Any) -> None:
     for name in names.split():
         for home in homes:
             function = getattr(home, name, None)
-            if function is not None:
+            # torch has modules and dtypes of such names, and dunders of its own.
+            if callable(function) and (home is Tensor or not name.startswith("__")):
                 RULES[function] = rule
 
 
@@ -1329,8 +1320,8 @@ _BOTH = torch, Tensor
 
 for _name in (
     "shape dtype device ndim layout is_cpu is_cuda is_meta is_mps is_xpu is_xla is_sparse "
-    "is_sparse_csr is_quantized is_nested is_mkldnn itemsize nbytes requires_grad retains_grad "
-    "grad".split()
+    "is_sparse_csr is_quantized is_nested is_mkldnn itemsize nbytes requires_grad "
+    "retains_grad".split()
 ):
     if hasattr(Tensor, _name):  # some came with later versions of torch
         RULES[getattr(Tensor, _name).__get__] = _metadata
@@ -1346,21 +1337,21 @@ _set(
     "lt le gt ge eq ne less less_equal greater greater_equal not_equal __lt__ __le__ __gt__ "
     "__ge__ __eq__ __ne__ isnan isinf isfinite isneginf isposinf isclose allclose equal signbit "
     "sign sgn floor ceil round trunc fix argmax argmin argsort logical_not logical_and logical_or "
-    "heaviside item tolist is_nonzero __bool__ __float__ __int__ __index__ __contains__ __repr__ "
+    "item tolist is_nonzero __bool__ __float__ __int__ __contains__ __repr__ "
     "__format__ any all zeros_like ones_like full_like empty_like rand_like randn_like new_zeros "
-    "new_ones new_full new_empty new_tensor nonzero count_nonzero searchsorted bucketize",
+    "new_ones new_full new_empty nonzero count_nonzero searchsorted bucketize",
     *_BOTH,
 )
-_set(_detached, "detach numpy", *_BOTH)
+_set(_detached, "detach", *_BOTH)
 RULES[Tensor.data.__get__] = _composed(torch.detach)
 
 _set(
     _viewed,
     "reshape flatten unflatten ravel squeeze unsqueeze transpose swapaxes swapdims permute t "
-    "movedim moveaxis adjoint expand broadcast_to repeat repeat_interleave tile flip fliplr flipud roll "
-    "__getitem__ index_select select narrow chunk split tensor_split hsplit vsplit dsplit unbind "
-    "unsafe_chunk unsafe_split diagonal atleast_1d atleast_2d atleast_3d rot90 "
-    "take_along_dim gather take",
+    "movedim adjoint expand broadcast_to repeat repeat_interleave tile flip fliplr flipud "
+    "roll __getitem__ index_select select narrow chunk split tensor_split hsplit vsplit dsplit "
+    "unbind unsafe_chunk unsafe_split diagonal atleast_1d atleast_2d atleast_3d rot90 "
+    "take_along_dim gather",
     *_BOTH,
 )
 _set(_viewed, "unfold", Tensor)
@@ -1377,11 +1368,10 @@ _set(
 RULES[Tensor.T.__get__] = _composed(_transposed)
 RULES[Tensor.mT.__get__] = _composed(lambda x: x.transpose(-2, -1))
 RULES[Tensor.requires_grad_] = _composed(_requires_grad)
-RULES[Tensor.requires_grad.__set__] = _composed(_requires_grad)
 
 _set(
     _linear_in_first,
-    "sum mean cumsum trace tril triu diag_embed diag diagflat adaptive_avg_pool1d avg_pool1d",
+    "sum mean cumsum trace tril triu diag_embed diag adaptive_avg_pool1d avg_pool1d",
     *_BOTH,
 )
 _set(
@@ -1396,13 +1386,11 @@ _BY_ROW = frozenset(
 """Linear functions in which a first axis is of rows, which do not mix."""
 _set(
     _multilinear,
-    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot chain_matmul kron cross "
-    "__matmul__ __rmatmul__",
+    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot kron cross __matmul__ __rmatmul__",
     *_BOTH,
 )
 _set(_multilinear, "matmul multi_dot vecdot cross", torch.linalg)
 _set(_with_bias(2, -1), "linear", F)
-_set(_with_bias(3, -1), "bilinear", F)
 _set(_with_bias(2, -2), "conv1d", torch, F)
 _set(_with_bias(2, -3), "conv2d", torch, F)
 _set(_with_bias(2, -4), "conv3d", torch, F)
@@ -1415,18 +1403,13 @@ _CONVOLUTIONS = frozenset(
 )
 _set(
     _joined,
-    "cat concat concatenate stack hstack vstack dstack row_stack column_stack",
+    "cat concat concatenate stack hstack vstack dstack row_stack",
     torch,
 )
 
-_set(
-    _by_steps,
-    "amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d pad",
-    torch,
-    Tensor,
-    F,
-)
+_set(_by_steps, "amax amin", *_BOTH)
+_set(_by_steps, "max_pool1d max_pool2d max_pool3d", torch, F)
+_set(_by_steps, "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad", F)
 _AXES: dict[Callable[..., Any], int] = {}
 for _home in _BOTH:
     for _name, _place in {"median": 1, "nanmedian": 1, "mode": 1, "cummax": 1, "cummin": 1}.items():
@@ -1460,6 +1443,10 @@ _set(_of_product, "mul multiply __mul__ __rmul__", *_BOTH)
 _set(_of_quotient, "div divide true_divide __truediv__ __div__", *_BOTH)
 
 for _composition, _names, _homes in (
+    (torch.movedim, "moveaxis", _BOTH),
+    (_take, "take", _BOTH),
+    (_bilinear, "bilinear", (F,)),
+    (_chain_matmul, "chain_matmul", (torch,)),
     (_softmax, "softmax", (*_BOTH, F, torch.special)),
     (_log_softmax, "log_softmax", (*_BOTH, F, torch.special)),
     (_softmin, "softmin", (F,)),
@@ -1478,15 +1465,12 @@ for _composition, _names, _homes in (
     (_deviation, "std", _BOTH),
     (_variance_and_mean, "var_mean", (torch,)),
     (_deviation_and_mean, "std_mean", (torch,)),
-    (_prod, "prod", _BOTH),
-    (_cumprod, "cumprod", _BOTH),
     (_addmm, "addmm addmv baddbmm", _BOTH),
     (_addbmm, "addbmm", _BOTH),
     (_addr, "addr", _BOTH),
     (_setitem, "__setitem__", (Tensor,)),
     (_index_add, "index_add", _BOTH),
     (_scatter_add, "scatter_add", _BOTH),
-    (_scatter, "scatter", _BOTH),
     (_broadcast_tensors, "broadcast_tensors", (torch,)),
     (_cross_entropy, "cross_entropy", (F,)),
     (_nll_loss, "nll_loss", (F,)),
@@ -1494,7 +1478,6 @@ for _composition, _names, _homes in (
     (_dropout, "dropout", (torch,)),
     (_solve, "solve", (torch.linalg,)),
     (_solve_triangular, "solve_triangular", (torch.linalg,)),
-    (_cholesky_solve, "cholesky_solve", _BOTH),
     (_inverse, "inverse", _BOTH),
     (_inverse, "inv", (torch.linalg,)),
     (_logdet, "logdet", _BOTH),
@@ -1513,10 +1496,12 @@ _set(
 for _function, _stand_in in COMPOSITIONS.items():
     RULES.setdefault(_function, _composed(_stand_in))
 
+_AREAS = "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh"
 for _home in (*_BOTH, F):
     for _name in (*_ELEMENTWISE.split(), "add", "sub", "mul", "div", "masked_fill", "prelu"):
         _functional, _function = getattr(_home, _name, None), getattr(_home, f"{_name}_", None)
-        if _functional is not None and _function is not None:
+        # Torch itself cannot differentiate asinh_ and its like.
+        if _functional and _function and not _name.startswith(_AREAS):
             RULES[_function] = _in_place(_functional)
-for _name in ("addmm", "addmv", "baddbmm", "addbmm", "addr", "index_add", "scatter_add", "scatter"):
+for _name in ("addmm", "addmv", "baddbmm", "addbmm", "addr", "index_add", "scatter_add"):
     RULES[getattr(Tensor, f"{_name}_")] = _in_place(getattr(Tensor, _name))
