@@ -82,7 +82,8 @@ def score_matching_loss(
         chunk_size: how many of the d axes go together, where all of them at once take too much
             memory. With "forward_laplacian" the energy is called once for each chunk.
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
+            compositions.
             Without it gradients by the parameters may be silently wrong. The forward Laplacian
             has its own rules for them.
         differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile

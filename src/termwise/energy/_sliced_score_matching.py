@@ -81,7 +81,8 @@ def sliced_score_matching_loss(
             radius sqrt(d)) or "gaussian".
         variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
+            compositions.
             Without it gradients by the parameters may be silently wrong.
         differentiation: "auto" carries derivatives along the directions forward through the energy
             where it knows all functions that are called. Where that fails, the gradient is
