@@ -159,6 +159,9 @@ FUNCTIONS = {
     ),
     "cdist": (lambda x: torch.cdist(x, x[:1].detach() + 1), (3, 4)),
     "hardsigmoid": (F.hardsigmoid, (2, 4)),
+    "prod": (lambda x: torch.prod(x, 1) * x.prod(0, keepdim=True)[:, 0], (3, 5)),
+    "prod of all": (lambda x: x.prod(dtype=torch.float64), (3, 5)),
+    "cumprod": (lambda x: torch.cumprod(x, 0) * x.cumprod(1), (3, 5)),
 }
 
 
@@ -175,6 +178,23 @@ def test_a_stand_in_is_what_it_stands_for(name):
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, expected)]
     exact = 1e-7 if name == "hardsigmoid" else 1e-10  # torch's own 1/6 is a float32
     torch.testing.assert_close(*gradients, rtol=exact, atol=1e-11)
+
+
+@pytest.mark.parametrize("function", [torch.prod, torch.cumprod])
+def test_third_derivatives_of_products_beside_zeros_are_right(function):
+    # One factor is 1e-7 of the others. As written: a product of elements, all derivatives of it.
+    x = torch.tensor([[1e-7, 0.7, 1.3], [2.0, 1e-7, -0.5]], dtype=torch.float64)
+    weight = torch.tensor([0.3, -1.2, 0.8], dtype=torch.float64, requires_grad=True)
+
+    def gradient(product):
+        loss = score_matching_loss(lambda x: product(x * weight).sin(), x, trace="reverse").loss
+        return torch.autograd.grad(loss, weight)
+
+    def ours(h):
+        h = function(h, 1)
+        return h if h.ndim == 1 else h[:, 2]
+
+    torch.testing.assert_close(gradient(ours), gradient(lambda h: h[:, 0] * h[:, 1] * h[:, 2]))
 
 
 @pytest.mark.parametrize("trace", ["forward_laplacian", "reverse", "forward_over_reverse"])

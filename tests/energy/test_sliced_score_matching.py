@@ -227,7 +227,8 @@ class Foreign(torch.autograd.Function):
 
 def test_an_energy_that_carries_nothing_forward_is_differentiated_backward():
     x, v = normal(3, 4), normal(2, 3, 4, seed=1)
-    ours = sliced_score_matching_loss(lambda x: Foreign.apply(x).sum(1), x, projections=v)
+    with pytest.warns(UserWarning, match="under no_grad"):
+        ours = sliced_score_matching_loss(lambda x: Foreign.apply(x).sum(1), x, projections=v)
     theirs = sliced_score_matching_loss(lambda x: x.pow(4).sum(1), x, projections=v)
     torch.testing.assert_close(dict(ours.items()), dict(theirs.items()))
 
@@ -238,9 +239,10 @@ def test_dropout_is_the_same_for_the_gradient_and_its_products():
     x = normal(3, 4)
     v = torch.ones(1, 3, 4).double()
     mask = nn.Dropout()
-    terms = sliced_score_matching_loss(
-        lambda x: weight * mask(x).square().sum(1) / 4, x, projections=v
-    )
+    with pytest.warns(UserWarning, match="dropout in training mode"):
+        terms = sliced_score_matching_loss(
+            lambda x: weight * mask(x).square().sum(1) / 4, x, projections=v
+        )
     # Each kept element is doubled: its curvature is 2 and its score 2 x.
     kept = (terms.curvature * 3 / 2).round()
     torch.testing.assert_close(terms.curvature, 2 * kept / 3)

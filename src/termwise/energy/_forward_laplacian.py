@@ -12,22 +12,30 @@ large is J: an axis of directions before those of z. It is kept as `scale * base
 elementwise function multiplies the small scale and leaves the large base alone, and as long as it
 is the same in all rows (the weight of a first linear layer) it is a view of one row.
 
+`RULES` has a rule for each function of torch, by the function itself. A test compares every one of
+them with reverse mode. What is not there, and what a rule cannot do, raises: the losses then
+differentiate backward.
+
 Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import operator
-import sys
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import resolve_name
+from torch.utils import _pytree
 
 from .._autograd import Function
 from ._higher_order import COMPOSITIONS
@@ -37,29 +45,32 @@ class UnknownFunctionError(NotImplementedError):
     """The energy calls what carriers have no rule for."""
 
 
-class WithoutGradError(UnknownFunctionError):
-    """The energy calls something under no_grad, as the forward of an autograd.Function does."""
+class NoCarrierError(NotImplementedError):
+    """The energy does not give a carrier: there is no x, or the result does not depend on it."""
 
 
-def carried(x: Tensor, directions: Tensor, kept: bool) -> "Carrier":
-    """Give x as a carrier of its derivatives along directions, "directions *event".
+def carried(x: Tensor, directions: Tensor, create_graph: bool) -> "Carrier":
+    """Return x as a carrier of its derivatives along directions.
 
     Args:
         x: "batch *event".
-        directions: what the Jacobian of x by itself is made of, such as rows of the identity.
-        kept: whether the results are in a graph. The energy itself runs with grad mode on, so that
-            what it calls under no_grad can be told.
+        directions: what the Jacobian of x with respect to itself is made of, such as rows of the
+            identity: "directions *event" for all rows, or "directions batch *event".
+        create_graph: whether the results are in a graph. The energy itself runs with grad mode on,
+            so that what it calls under no_grad can be told.
     """
-    base = directions.unsqueeze(1).expand(-1, *x.shape)
-    return Carrier(x, base, None, None, None, kept, False)
+    base = directions if directions.ndim > x.ndim else directions.unsqueeze(1)
+    # An energy that writes to x in place is refused, as autograd does with a leaf.
+    return Carrier(x, base.expand(-1, *x.shape), None, None, None, create_graph, True)
 
 
-@dataclasses.dataclass(eq=False)
-class Carrier:
+@dataclasses.dataclass(eq=False, repr=False)
+class Carrier(Tensor):
     """A value with its derivatives, which torch's functions take for a tensor.
 
-    Not a subclass of Tensor: what would look past its derivatives fails instead. Its tensors are
-    leaves of a pytree, by which wrappers that hook on a module's inputs and outputs find them.
+    A tensor without memory: what does not ask `__torch_function__` gets to `__torch_dispatch__`,
+    which raises, and never to a number. FSDP2, which hooks on a module's inputs and outputs, finds
+    the tensors that are in a graph by the fields.
     """
 
     value: Tensor
@@ -71,9 +82,21 @@ class Carrier:
     """None: 0."""
     squares: Tensor | None
     """The sum of base^2 over directions, once it was needed."""
-    kept: bool
+    create_graph: bool
     aliased: bool
-    """Whether others may share its memory, were it a tensor."""
+    """Whether others may share its memory, were it a tensor with memory."""
+
+    def __new__(cls, value: Tensor, *_: Any, **__: Any) -> "Carrier":
+        return cast(
+            "Carrier",
+            Tensor._make_wrapper_subclass(  # pyright: ignore[reportPrivateUsage]
+                cls,
+                value.shape,
+                strides=value.stride(),
+                dtype=value.dtype,
+                device=value.device,
+            ),
+        )
 
     @property
     def jacobian(self) -> Tensor:
@@ -83,47 +106,103 @@ class Carrier:
     def __torch_function__(
         cls,
         func: Callable[..., Any],
-        types: Sequence[type],
+        types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not torch.is_grad_enabled():
-            raise WithoutGradError(func.__name__)
-        return _apply(func, args, kwargs or {})
+        rule = RULES.get(func)
+        if rule is None:
+            raise _unknown(func)
+        if rule is not _metadata:
+            # The forward of an autograd.Function runs without grad mode, and has a backward of its
+            # own; saved-tensor hooks may run a part of the energy once more, long after this.
+            if not torch.is_grad_enabled():
+                raise _unknown(func, "under no_grad")
+            if _saved_tensors_hooks(True) is not None:
+                raise _unknown(func, "under saved-tensor hooks, which checkpoint uses too")
+        return rule(func, args, kwargs or {})
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name in ("T", "mT"):
-            return self.t() if name == "T" else self.transpose(-2, -1)
-        if name == "data":
-            return self.detach()
-        attribute = getattr(Tensor, name)
-        if not callable(attribute):
-            return getattr(self.value, name)
-        return functools.partial(_method, attribute, self)
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        raise _unknown(func, "past torch's Python functions")
 
-    def _seen_as(self) -> type:
-        """Pass for a tensor with type checkers and einops, and never with torch itself.
 
-        Torch hands what isinstance says is a tensor to C++, where this one would be the end of the
-        process: in `autograd.Function.apply`, for one.
-        """
-        asking = str(sys._getframe(1).f_globals.get("__name__", ""))  # pyright: ignore[reportPrivateUsage]
-        return Carrier if asking.partition(".")[0] == "torch" else Tensor
-
-    __class__ = property(_seen_as)  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Any:
-        return iter(self.unbind(0))
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 
 
 def is_carrier(value: object) -> bool:
-    """Tell a carrier, of which isinstance says that it is a tensor."""
+    """Whether a value is a carrier."""
     return type(value) is Carrier
+
+
+def carrier_of(energies: object) -> Carrier:
+    """Return what an energy gave for a carrier.
+
+    Raises:
+        NoCarrierError: it is something else. What is wrong with it, the way by autograd says.
+    """
+    if not is_carrier(energies):
+        raise NoCarrierError(f"the energy gave {type(energies).__name__}")
+    return cast("Carrier", energies)
+
+
+def _unknown(func: Callable[..., Any], why: str = "") -> UnknownFunctionError:
+    name = resolve_name(func) or getattr(func, "__name__", str(func))
+    return UnknownFunctionError(f"{name} {why}".strip())
+
+
+def _no_pytree(*_: Any) -> NoReturn:
+    # torch.func would map over the parts of a carrier, and DistributedDataParallel that looks for
+    # unused parameters would look for a graph that is not there.
+    raise UnknownFunctionError("a transform or wrapper that takes tensors apart")
+
+
+_pytree.register_pytree_node(Carrier, _no_pytree, _no_pytree)
+
+
+_warned: set[Any] = set()
+"""Energies, as `_identity` has them, that a warning was given for."""
+
+
+def warn_of_fallback(caller: str, energy: Callable[..., Any], problem: Exception, way: str) -> None:
+    """Warn, once for each energy, that its derivatives could not be carried forward."""
+    identity = _identity(energy)
+    if identity in _warned:
+        return
+    _warned.add(identity)
+    reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
+    warnings.warn(
+        f"{caller}: {way} does not go through this energy ({reason}), so that the gradient is "
+        "differentiated backward instead, which is slower and gives the same numbers",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _identity(energy: Any, depth: int = 3) -> Any:
+    """Return what an energy is known by.
+
+    A function is known by its code and by the functions and objects that it calls: a closure over
+    a model is made anew at every step.
+    """
+    code = getattr(energy, "__code__", None)
+    if code is None and not isinstance(energy, functools.partial):
+        try:
+            return weakref.ref(energy)
+        except TypeError:
+            return id(energy)
+    held = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
+    for cell in getattr(energy, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not yet filled
+            held.append(cell.cell_contents)
+    parts = [_identity(part, depth - 1) for part in held if callable(part)] if depth else []
+    return code, *parts
 
 
 def _like(
@@ -134,159 +213,7 @@ def _like(
     scale: Tensor | None = None,
     squares: Tensor | None = None,
 ) -> Carrier:
-    return Carrier(value, base, scale, laplacian, squares, model.kept, False)
-
-
-def _method(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return Carrier.__torch_function__(func, (Carrier,), args, kwargs)
-
-
-def _special_method(name: str) -> Callable[..., Any]:
-    func = getattr(Tensor, name)
-
-    def special(*args: Any) -> Any:
-        return _method(func, *args)
-
-    return special
-
-
-for _name in (
-    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem "
-    "setitem lt le gt ge eq ne bool float int invert and or iadd isub imul itruediv ipow".split()
-):
-    setattr(Carrier, f"__{_name}__", _special_method(f"__{_name}__"))
-
-
-torch.export.register_dataclass(Carrier, serialized_type_name="termwise.energy.Carrier")
-
-# Names, since the same function is torch.sum and Tensor.sum.
-_OPERATORS = {
-    "__add__": "add",
-    "__radd__": "add",
-    "__sub__": "sub",
-    "__rsub__": "rsub",
-    "__mul__": "mul",
-    "__rmul__": "mul",
-    "__truediv__": "div",
-    "__pow__": "pow",
-    "__matmul__": "matmul",
-    "__neg__": "neg",
-    "__abs__": "abs",
-    "__getitem__": "getitem",
-    "subtract": "sub",
-    "multiply": "mul",
-    "divide": "div",
-    "true_divide": "div",
-    "negative": "neg",
-    "absolute": "abs",
-    "clip": "clamp",
-    "concat": "cat",
-    "concatenate": "cat",
-}
-
-_CONSTANT = frozenset(
-    "size dim numel nelement ndimension is_floating_point is_complex element_size "
-    "get_device type stride is_contiguous is_tensor result_type is_signed lt le gt ge eq ne "
-    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ less less_equal greater greater_equal "
-    "not_equal isnan isinf isfinite isneginf isposinf isclose allclose equal signbit sign "
-    "sgn floor ceil round trunc argmax argmin argsort logical_not logical_and logical_or "
-    "heaviside item tolist __bool__ __float__ __int__ any all detach numpy zeros_like "
-    "ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
-    "new_empty new_tensor".split()
-)
-"""Functions whose result does not change with x, to first order."""
-
-_VIEWS = frozenset(
-    "reshape view reshape_as view_as flatten unflatten ravel squeeze unsqueeze transpose "
-    "swapaxes swapdims permute t movedim moveaxis adjoint contiguous clone to float double "
-    "half bfloat16 type_as expand expand_as broadcast_to repeat repeat_interleave tile flip "
-    "fliplr flipud roll getitem index_select select narrow chunk split tensor_split unbind "
-    "diagonal atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle rot90 alias "
-    "cpu cuda take_along_dim gather unfold_copy".split()
-)
-"""Functions that only place elements: f(scale * base) = f(scale) * f(base)."""
-
-_LINEAR = frozenset(
-    "sum mean cumsum diff cat stack hstack vstack dstack column_stack trace tril triu "
-    "matmul mm bmm mv dot vdot inner outer einsum tensordot chain_matmul conv1d conv2d "
-    "conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d avg_pool2d "
-    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d unfold fold "
-    "interpolate upsample diag_embed linear bilinear".split()
-)
-"""Functions that are linear in each carrier, once a bias is left out."""
-
-_JOINED = frozenset(["cat", "stack", "hstack", "vstack", "dstack", "column_stack"])
-"""Functions of a list that are linear in all of it together."""
-
-_BY_ROW = frozenset(
-    "matmul linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d interpolate upsample".split()
-)
-"""Linear functions of one carrier in which a first axis is of rows, which do not mix."""
-
-_PIECEWISE = frozenset(
-    "pad max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d amax amin addmm addmv addbmm baddbmm".split()
-)
-"""Functions whose derivative changes with nothing, or by steps."""
-
-_ELEMENTWISE = frozenset(
-    "add sub rsub mul div neg reciprocal pow float_power square sqrt rsqrt exp exp2 expm1 "
-    "log log2 log10 log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh "
-    "asinh acosh atanh arcsinh arccosh arctanh sigmoid expit relu relu6 silu gelu softplus "
-    "elu selu celu mish leaky_relu hardtanh logsigmoid log_sigmoid softsign tanhshrink "
-    "hardswish softshrink hardshrink threshold _threshold prelu clamp clamp_min clamp_max "
-    "abs maximum minimum where masked_fill erf erfc erfinv lerp addcmul addcdiv xlogy "
-    "logaddexp logaddexp2 atan2 arctan2 hypot sinc logit lgamma digamma i0 special_erf "
-    "special_erfc special_expit special_xlogy special_log1p special_expm1 special_ndtr "
-    "special_log_ndtr special_i0 special_sinc special_logit deg2rad rad2deg positive fmax "
-    "fmin".split()
-)
-
-_GENERAL = frozenset(
-    "prod cumprod logsumexp special_logsumexp logcumsumexp var linalg_inv inverse "
-    "linalg_det det logdet linalg_solve".split()
-)
-"""Functions whose second derivative is taken along each direction."""
-
-
-def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a torch function with carriers among its arguments."""
-    if func in COMPOSITIONS or func in _COMPOSITIONS:
-        return (_COMPOSITIONS.get(func) or COMPOSITIONS[func])(*args, **kwargs)
-    name = getattr(func, "__name__", str(func))
-    name = _OPERATORS.get(name, name)
-    home = getattr(func, "__module__", None) or "torch"
-    if home.partition(".")[0] != "torch":
-        raise UnknownFunctionError(f"{home}.{name}")
-    if name in _BY_NAME:
-        return _BY_NAME[name](*args, **kwargs)
-    call = _Call(Tensor.reshape if name == "view" else func, args, kwargs)
-    first = call.carriers[0]
-    if name in _CONSTANT:
-        return call(*[carrier.value for carrier in call.carriers])
-    if kwargs.get("inplace"):
-        if first.aliased:
-            raise UnknownFunctionError(f"{name} in place, of what shares its memory")
-        result = _apply(func, args, {**kwargs, "inplace": False})
-        for field in dataclasses.fields(Carrier):
-            setattr(first, field.name, getattr(result, field.name))
-        return first
-    if kwargs.get("out") is not None:
-        raise UnknownFunctionError(f"{name} with out=")
-    with torch.set_grad_enabled(first.kept):
-        if name in _ELEMENTWISE:
-            return _elementwise(name, call)
-        if name in _VIEWS:
-            return _viewed(call)
-        if name in _LINEAR:
-            return _linear(name, call)
-        if name in _PIECEWISE:
-            return _differentiated(call, curved=False)
-        if name in _GENERAL:
-            return _differentiated(call, curved=True)
-    raise UnknownFunctionError(name)
+    return Carrier(value, base, scale, laplacian, squares, model.create_graph, False)
 
 
 class _Call:
@@ -295,9 +222,11 @@ class _Call:
     def __init__(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if kwargs.get("out") is not None:
+            raise _unknown(func, "with out=")
         self.func, self.args, self.kwargs = func, args, kwargs
         self.carriers: list[Carrier] = []
-        _collect((*args, *kwargs.values()), self.carriers)
+        _collect((args, kwargs), self.carriers)
 
     def __call__(self, *values: Tensor) -> Any:
         rest = list(values)
@@ -305,36 +234,75 @@ class _Call:
         kwargs = {name: _filled(value, rest) for name, value in self.kwargs.items()}
         return self.func(*args, **kwargs)
 
+    def value(self) -> Any:
+        with torch.set_grad_enabled(all(carrier.create_graph for carrier in self.carriers)):
+            return self(*[carrier.value for carrier in self.carriers])
 
-def _collect(values: Sequence[Any], found: list[Carrier]) -> None:
-    for value in values:
-        if is_carrier(value):
-            found.append(value)
-        elif type(value) in (tuple, list):
-            _collect(value, found)
+    def only_first(self) -> Carrier:
+        """Return the one carrier, refused where it is not the tensor that the function works on."""
+        first = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+        if len(self.carriers) != 1 or not is_carrier(first):
+            raise _unknown(self.func, "with a derivative in other arguments than the first")
+        return self.carriers[0]
+
+
+def _collect(value: Any, found: list[Carrier]) -> None:
+    if is_carrier(value):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for part in cast("Sequence[Any]", value):
+            _collect(part, found)
+    elif isinstance(value, dict):
+        for part in cast("dict[str, Any]", value).values():
+            _collect(part, found)
 
 
 def _filled(value: Any, rest: list[Tensor]) -> Any:
     if is_carrier(value):
         return rest.pop(0)
-    if type(value) in (tuple, list):
-        return type(value)(_filled(part, rest) for part in value)
+    if isinstance(value, (tuple, list)):
+        parts = [_filled(part, rest) for part in cast("Sequence[Any]", value)]
+        return parts if isinstance(value, list) else tuple(parts)
     return value
 
 
-def _viewed(call: _Call) -> Any:
-    """Move the elements of one carrier."""
-    (carrier,) = call.carriers
+# A rule gets the function as it was called.
+Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _metadata(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Answer what does not look at the numbers."""
+    return _Call(func, args, kwargs).value()
+
+
+def _constant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call what does not change with x, to first order."""
+    return _Call(func, args, kwargs).value()
+
+
+def _detached(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    call = _Call(func, args, kwargs)
+    call.only_first().aliased = True
+    return call.value()
+
+
+def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Place elements, and nothing else: f(scale * base) = f(scale) * f(base)."""
+    call = _Call(func, args, kwargs)
+    carrier = call.only_first()
+    if any(isinstance(arg, Tensor) and arg.is_floating_point() for arg in args[1:]):
+        raise _unknown(func, "with other tensors")
     carrier.aliased = True
-    value = call(carrier.value)
-    parts = [
-        value,
-        torch.vmap(call)(carrier.base),
-        *(
-            None if part is None else call(part)
-            for part in (carrier.scale, carrier.laplacian, carrier.squares)
-        ),
-    ]
+    value = call.value()
+    with torch.set_grad_enabled(carrier.create_graph):
+        parts = [
+            value,
+            torch.vmap(call)(carrier.base),
+            *(
+                None if part is None else call(part)
+                for part in (carrier.scale, carrier.laplacian, carrier.squares)
+            ),
+        ]
     if isinstance(value, Tensor):
         return _moved(parts, carrier)
     split = [[None] * len(value) if part is None else part for part in parts]
@@ -343,61 +311,129 @@ def _viewed(call: _Call) -> Any:
 
 def _moved(parts: Sequence[Any], carrier: Carrier) -> Carrier:
     value, base, scale, laplacian, squares = parts
-    return Carrier(value, base, scale, laplacian, squares, carrier.kept, True)
+    return Carrier(value, base, scale, laplacian, squares, carrier.create_graph, True)
 
 
-def _elementwise(name: str, call: _Call) -> Any:
+def _reshaped(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """View, whose Jacobian may have other strides than its value."""
+    return _viewed(Tensor.reshape, args, kwargs)
+
+
+def _like_another(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Take the shape of another tensor, and nothing else of it."""
+    first, *others = args
+    call = _Call(func, tuple(others), kwargs)
+    others = [other.value if is_carrier(other) else other for other in others]
+    kwargs = {k: v.value if is_carrier(v) else v for k, v in call.kwargs.items()}
+    if is_carrier(first):
+        return _viewed(func, (first, *others), kwargs)
+    return func(first, *others, **kwargs)
+
+
+def _converted(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Change dtype, device or memory format."""
+    call = _Call(func, args, kwargs)
+    value = call.value()
+    (first, *_) = args
+    if not is_carrier(first) or not isinstance(value, Tensor) or not _is_real(value):
+        if isinstance(value, Tensor) and value.is_complex():
+            raise _unknown(func, "to complex numbers")
+        return value
+
+    def convert(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(device=value.device, dtype=value.dtype)
+
+    carrier = cast("Carrier", first)
+    carrier.aliased = True
+    with torch.set_grad_enabled(carrier.create_graph):
+        parts = (carrier.base, carrier.scale, carrier.laplacian, carrier.squares)
+        return _moved((value, *(convert(part) for part in parts)), carrier)
+
+
+def _is_real(value: Tensor) -> bool:
+    return value.is_floating_point()
+
+
+Partials = Callable[
+    [_Call, list[Tensor]],
+    tuple[Sequence[Tensor | float], Sequence[Sequence[Tensor | float | None]]],
+]
+"""Return the first derivatives of an elementwise function, and the second, None for 0."""
+
+
+def _elementwise(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Carrier:
+    return _each(_Call(func, args, kwargs), _by_autograd)
+
+
+def _each(call: _Call, partials: Partials) -> Carrier:
     """Apply f(a, b, ...), elementwise in each carrier."""
-    value = call(*[carrier.value for carrier in call.carriers])
-    carriers = [_expanded(carrier, value.shape) for carrier in call.carriers]
-    first, second = _partial_derivatives(name, call, [carrier.value for carrier in carriers])
-    laplacian = None
-    for factor, carrier in zip(first, carriers, strict=True):
-        laplacian = _sum(laplacian, _product(factor, carrier.laplacian, absent=None))
-    for i, row in enumerate(second):
-        for j, curvature in enumerate(row):
-            if curvature is not None:
-                laplacian = _sum(laplacian, curvature * _inner(carriers[i], carriers[j]))
-    scales = [
-        _product(factor, 1.0 if carrier.scale is None else carrier.scale)
-        for factor, carrier in zip(first, carriers, strict=True)
-    ]
-    base = carriers[0].base
-    if all(carrier.base is base for carrier in carriers):
-        total = functools.reduce(operator.add, scales)
-        if not isinstance(total, Tensor):
-            total = None if total == 1 else torch.full_like(value, total)
-        elif total.shape != value.shape or total.dtype != value.dtype:
-            total = total.to(value.dtype).expand(value.shape)
-        return _like(carriers[0], value, base, laplacian, total, carriers[0].squares)
-    terms = [
-        carrier.base if isinstance(scale, float) and scale == 1.0 else _scaled(carrier.base, scale)
-        for carrier, scale in zip(carriers, scales, strict=True)
-    ]
-    jacobian = _by_row(lambda *bases: functools.reduce(operator.add, bases), *terms)
-    return _like(carriers[0], value, jacobian, laplacian)
+    if call.kwargs.get("inplace"):
+        target = call.only_first()
+        plain = _Call(call.func, call.args, {**call.kwargs, "inplace": False})
+        return _overwrite(target, _each(plain, partials), call.func)
+    with torch.set_grad_enabled(call.carriers[0].create_graph):
+        value = call.value()
+        if not isinstance(value, Tensor) or not _is_real(value):
+            raise _unknown(call.func, "of which the result is no real tensor")
+        carriers = [_expanded(carrier, value.shape) for carrier in call.carriers]
+        first, second = partials(call, [carrier.value for carrier in carriers])
+        laplacian = None
+        for factor, carrier in zip(first, carriers, strict=True):
+            laplacian = _sum(laplacian, _product(factor, carrier.laplacian, absent=None))
+        for i, row in enumerate(second):
+            for j, curvature in enumerate(row):
+                if curvature is not None:
+                    laplacian = _sum(laplacian, curvature * _inner(carriers[i], carriers[j]))
+        scales = [
+            _product(factor, 1.0 if carrier.scale is None else carrier.scale)
+            for factor, carrier in zip(first, carriers, strict=True)
+        ]
+        base = carriers[0].base
+        if all(carrier.base is base for carrier in carriers):
+            total = functools.reduce(operator.add, scales)
+            if not isinstance(total, Tensor):
+                total = None if total == 1 else torch.full_like(value, total)
+            elif total.shape != value.shape or total.dtype != value.dtype:
+                total = total.to(value.dtype).expand(value.shape)
+            return _like(carriers[0], value, base, laplacian, total, carriers[0].squares)
+        terms = [
+            carrier.base if isinstance(scale, float) and scale == 1.0 else carrier.base * scale
+            for carrier, scale in zip(carriers, scales, strict=True)
+        ]
+        jacobian = _by_row(lambda *bases: functools.reduce(operator.add, bases), *terms)
+        return _like(carriers[0], value, jacobian, laplacian)
 
 
-def _partial_derivatives(
-    name: str, call: _Call, values: list[Tensor]
+def _overwrite(target: Carrier, result: Carrier, func: Callable[..., Any]) -> Carrier:
+    """Put a result in the place of a carrier."""
+    if not is_carrier(target):
+        raise _unknown(func, "on a tensor that did not depend on x")
+    if target.aliased:
+        raise _unknown(func, "in place, of what shares its memory")
+    if result.value.shape != target.value.shape or result.value.dtype != target.value.dtype:
+        raise _unknown(func, "in place, with another shape or dtype")
+    for field in dataclasses.fields(Carrier):
+        setattr(target, field.name, getattr(result, field.name))
+    return target
+
+
+def _in_place(functional: Callable[..., Any]) -> Rule:
+    def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not is_carrier(args[0]):
+            raise _unknown(func, "on a tensor that did not depend on x")
+        if any(arg is args[0] for arg in args[1:]):
+            raise _unknown(func, "in place, of what it also reads")
+        return _overwrite(args[0], RULES[functional](functional, args, kwargs), func)
+
+    return rule
+
+
+def _by_autograd(
+    call: _Call, values: list[Tensor]
 ) -> tuple[Sequence[Tensor | float], Sequence[Sequence[Tensor | float | None]]]:
-    """Give the first derivatives of an elementwise function, and the second, None for 0."""
     count = len(values)
-    nothing: list[list[Tensor | float | None]] = [[None] * count for _ in values]
-    args = call.args
-    left = len(args) == 2 and is_carrier(args[0])
-    right = len(args) == 2 and is_carrier(args[1])
-    if name in ("add", "sub") and (left or right):
-        alpha = float(call.kwargs.get("alpha", 1)) * (1 if name == "add" else -1)
-        return [1.0] * left + [alpha] * right, nothing
-    if name == "mul" and left and right:
-        return values[::-1], [[None, 1.0], [1.0, None]]
-    if (name == "mul" and (left or right)) or (name == "div" and left and not right):
-        other = args[1] if left else args[0]
-        if not call.kwargs:
-            return [1 / other if name == "div" else other], nothing
-    if name == "neg":
-        return [-1.0], nothing
 
     def total(*point: Tensor) -> Tensor:
         return cast("Tensor", call(*point).sum())
@@ -425,137 +461,246 @@ def _partial_derivatives(
     return slopes(*values), [curvatures(i) for i in every]
 
 
-def _linear(name: str, call: _Call) -> Carrier:
-    """Apply what is linear in each carrier alone, or in all of them together."""
-    if name in _JOINED:
-        call = _all_carried(call)
+def _known(partials: Callable[..., Any]) -> Rule:
+    """Rule of an elementwise function of two, with derivatives that are known without a pass."""
+
+    def of_call(call: _Call, values: list[Tensor]) -> Any:
+        args = call.args
+        if len(args) != 2 or set(call.kwargs) - {"alpha"}:
+            return _by_autograd(call, values)
+        count = len(values)
+        found = partials(values, is_carrier(args[0]), is_carrier(args[1]), args, call.kwargs)
+        if found is None:
+            return _by_autograd(call, values)
+        first, cross = found
+        nothing: list[list[Tensor | float | None]] = [[None] * count for _ in values]
+        return first, [[None, cross], [cross, None]] if cross is not None else nothing
+
+    def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _each(_Call(func, args, kwargs), of_call)
+
+    return rule
+
+
+def _of_sum(sign: int) -> Rule:
+    def partials(_: Any, left: bool, right: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+        return [1.0] * left + [sign * float(kwargs.get("alpha", 1))] * right, None
+
+    return _known(partials)
+
+
+@_known
+def _of_product(values: list[Tensor], left: bool, right: bool, args: Any, kwargs: Any) -> Any:
+    if left and right:
+        return values[::-1], 1.0
+    return [args[1] if left else args[0]], None
+
+
+@_known
+def _of_quotient(values: list[Tensor], left: bool, right: bool, args: Any, kwargs: Any) -> Any:
+    if right:
+        return None
+    dividend, divisor = args
+    if isinstance(divisor, Tensor):  # an integer one would be divided in the default dtype
+        divisor = divisor.to(torch.result_type(dividend.value, divisor))
+    return [1 / divisor], None
+
+
+def _multilinear(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Carrier:
+    """Apply what is linear in each tensor among its arguments."""
+    call = _Call(func, args, kwargs)
+    if len(call.carriers) == 1:
+        return _linear(call, call.value(), _weight(call), _keeps_rows(call))
+    with torch.set_grad_enabled(call.carriers[0].create_graph):
+        return _products_rule(call)
+
+
+def _products_rule(call: _Call) -> Carrier:
     carriers = call.carriers
-    value = call(*[carrier.value for carrier in carriers])
-    call = _without_bias(name, call)
-    if len(carriers) == 2 and name not in _JOINED and len(call.carriers) == 2:
-        return _bilinear(call, value)
-    if name not in _JOINED and len(carriers) > 1:
-        return _differentiated(call, curved=True)
-    laplacian = None
-    if any(carrier.laplacian is not None for carrier in carriers):
-        laplacian = call(
-            *[
-                torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
-                for carrier in carriers
-            ]
-        )
-    (carrier, *_) = carriers
-    weight = _weight(name, call)
-    if weight is not None and carrier.scale is not None and carrier.value.ndim > 1:
-        base = _ScaledProduct.apply(carrier.base, carrier.scale, weight)
-    elif weight is not None:
-        base = _by_row(functools.partial(F.linear, weight=weight), carrier.base)
-    else:
-        by_row = name in _BY_ROW or (name in _JOINED and _keeps_first_axis(call, value))
-        mapped = torch.vmap(call)
-        jacobians = [carrier.jacobian for carrier in carriers]
-        base = _by_row(mapped, *jacobians) if by_row else mapped(*jacobians)
-    return _like(carrier, value, base, laplacian)
-
-
-def _bilinear(call: _Call, value: Tensor) -> Carrier:
-    a, b = call.carriers
-    ja, jb = a.jacobian, b.jacobian
-
-    def crosswise(ja: Tensor, jb: Tensor) -> Tensor:
-        return cast("Tensor", call(ja, b.value) + call(a.value, jb))
-
-    base = torch.vmap(crosswise)(ja, jb)
-    laplacian = 2 * torch.vmap(call)(ja, jb).sum(0)
-    if a.laplacian is not None:
-        laplacian = laplacian + call(a.laplacian, b.value)
-    if b.laplacian is not None:
-        laplacian = laplacian + call(a.value, b.laplacian)
-    return _like(a, value, base, laplacian)
-
-
-def _differentiated(call: _Call, *, curved: bool) -> Carrier:
-    """Apply any function, by forward-mode derivatives along each direction."""
-    carriers = call.carriers
-    values = tuple(carrier.value for carrier in carriers)
-    value = call(*values)
-    if not isinstance(value, Tensor):
-        raise UnknownFunctionError(
-            f"{getattr(call.func, '__name__', call.func)} of several results"
-        )
-
-    def along(*tangents: Tensor) -> Tensor:
-        return cast("Tensor", torch.func.jvp(call, values, tangents)[1])
-
-    def twice(*tangents: Tensor) -> Tensor:
-        def once(*point: Tensor) -> Tensor:
-            return cast("Tensor", torch.func.jvp(call, point, tangents)[1])
-
-        return cast("Tensor", torch.func.jvp(once, values, tangents)[1])
-
+    values = [carrier.value for carrier in carriers]
     jacobians = [carrier.jacobian for carrier in carriers]
-    base = torch.vmap(along)(*jacobians)
-    laplacian = torch.vmap(twice)(*jacobians).sum(0) if curved else None
-    if any(carrier.laplacian is not None for carrier in carriers):
-        drift = along(
-            *[
-                torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
-                for carrier in carriers
-            ]
+    value = call(*values)
+
+    def with_one(i: int, tangent: Tensor) -> Tensor:
+        return cast("Tensor", call(*values[:i], tangent, *values[i + 1 :]))
+
+    def slopes(*tangents: Tensor) -> Tensor:
+        return functools.reduce(
+            torch.add, [with_one(i, tangent) for i, tangent in enumerate(tangents)]
         )
-        laplacian = _sum(laplacian, drift)
+
+    def with_two(i: int, j: int) -> Tensor:
+        def product(a: Tensor, b: Tensor) -> Tensor:
+            parts = list(values)
+            parts[i], parts[j] = a, b
+            return cast("Tensor", call(*parts))
+
+        return 2 * torch.vmap(product)(jacobians[i], jacobians[j]).sum(0)
+
+    base = torch.vmap(slopes)(*jacobians)
+    count = len(carriers)
+    laplacian = functools.reduce(
+        torch.add, [with_two(i, j) for i in range(count) for j in range(i + 1, count)]
+    )
+    for i, carrier in enumerate(carriers):
+        if carrier.laplacian is not None:
+            laplacian = laplacian + with_one(i, carrier.laplacian)
     return _like(carriers[0], value, base, laplacian)
 
 
-def _all_carried(call: _Call) -> _Call:
-    """Give plain tensors of a list a derivative of 0."""
-    (model, *_) = call.carriers
-    count = model.base.shape[0]
-
-    def carry(part: Any) -> Any:
-        if is_carrier(part) or not isinstance(part, Tensor):
-            return part
-        zero = torch.zeros((), dtype=part.dtype, device=part.device)
-        return _like(model, part, zero.expand(count, *part.shape), None)
-
-    parts, *rest = call.args or (call.kwargs["tensors"],)
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "tensors"}
-    return _Call(call.func, ([carry(part) for part in parts], *rest), kwargs)
+def _linear_in_first(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Carrier:
+    call = _Call(func, args, kwargs)
+    call.only_first()
+    return _linear(call, call.value(), None, func in _BY_ROW)
 
 
-def _keeps_first_axis(call: _Call, value: Tensor) -> bool:
-    axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    return call.func.__name__ in ("cat", "stack") and axis % value.ndim != 0
+def _linear(call: _Call, value: Tensor, weight: Tensor | None, by_row: bool) -> Carrier:
+    """Apply what is linear in its one carrier, once a bias is left out."""
+    (carrier,) = call.carriers
+    with torch.set_grad_enabled(carrier.create_graph):
+        laplacian = None if carrier.laplacian is None else call(carrier.laplacian)
+        if weight is not None and carrier.scale is not None:
+            base = _ScaledProduct.apply(carrier.base, carrier.scale, weight)
+        elif weight is not None:
+            base = _by_row(functools.partial(F.linear, weight=weight), carrier.base)
+        elif by_row:
+            base = _by_row(torch.vmap(call), carrier.jacobian)
+        else:
+            base = torch.vmap(call)(carrier.jacobian)
+    return _like(carrier, value, base, laplacian)
 
 
-def _without_bias(name: str, call: _Call) -> _Call:
-    place = 3 if name == "bilinear" else 2
-    if name not in ("linear", "bilinear") and not name.startswith("conv"):
-        return call
-    args = (
-        (*call.args[:place], None, *call.args[place + 1 :]) if len(call.args) > place else call.args
-    )
-    return _Call(
-        call.func, args, {**call.kwargs, "bias": None} if "bias" in call.kwargs else call.kwargs
-    )
-
-
-def _weight(name: str, call: _Call) -> Tensor | None:
-    """Give W where a function of one carrier is z W^T."""
-    if len(call.args) < 2 or not is_carrier(call.args[0]):
+def _weight(call: _Call) -> Tensor | None:
+    """Return W where a function of one carrier is z W^T."""
+    if call.func not in _PRODUCTS or len(call.args) < 2 or not is_carrier(call.args[0]):
         return None
-    other = call.args[1]
-    if not isinstance(other, Tensor) or is_carrier(other) or other.ndim != 2:
+    carrier, other = call.args[:2]
+    if not isinstance(other, Tensor) or other.ndim != 2 or carrier.value.ndim < 2:
         return None
-    if name == "linear":
-        return other
-    return other.mT if name in ("matmul", "mm") else None
+    return other if call.func is F.linear else other.mT
+
+
+def _keeps_rows(call: _Call) -> bool:
+    """Whether the first axis of the one carrier is of rows, which do not mix."""
+    return call.func in _CONVOLUTIONS and is_carrier(call.args[0])
+
+
+def _with_bias(place: int, axis: int) -> Rule:
+    """Return the rule of a function that is linear in each tensor, and adds a bias.
+
+    Args:
+        place: of the bias among the arguments.
+        axis: of the result along which the bias goes, counted from the end.
+    """
+
+    def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bias = args[place] if len(args) > place else kwargs.get("bias")
+        if bias is None:
+            return _multilinear(func, args, kwargs)
+        rest = (*args[:place], None, *args[place + 1 :]) if len(args) > place else args
+        call = _Call(func, rest, {**kwargs, "bias": None} if "bias" in kwargs else kwargs)
+        if len(call.carriers) == 1 and not is_carrier(bias):
+            value = _Call(func, args, kwargs).value()
+            return _linear(call, value, _weight(call), _keeps_rows(call))
+        result = _multilinear(func, rest, call.kwargs) if call.carriers else call.value()
+        return result + bias.reshape(-1, *[1] * (-1 - axis))
+
+    return rule
+
+
+def _joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Join a list of tensors, some of them without a derivative."""
+    tensors, *rest = args or (kwargs["tensors"],)
+    options = {name: value for name, value in kwargs.items() if name != "tensors"}
+    if not isinstance(tensors, (tuple, list)):
+        raise _unknown(func, "of something else than a list")
+    axis = rest[0] if rest else options.get("dim", 0)
+    return _together(
+        lambda *parts: func(parts, *rest, **options),
+        *cast("list[Any]", tensors),
+        by_row=func in (torch.cat, torch.stack) and axis > 0,
+    )
+
+
+def _together(function: Callable[..., Tensor], *operands: Any, by_row: bool = False) -> Carrier:
+    """Apply what is linear in all its operands together; plain ones have a derivative of 0."""
+    call = _Call(lambda *parts: function(*parts), operands, {})
+    carriers = [_with_zeros(call.carriers[0], part) for part in operands]
+    with torch.set_grad_enabled(carriers[0].create_graph):
+        value = function(*[carrier.value for carrier in carriers])
+        mapped, jacobians = torch.vmap(function), [carrier.jacobian for carrier in carriers]
+        base = _by_row(mapped, *jacobians) if by_row else mapped(*jacobians)
+        laplacian = None
+        if any(carrier.laplacian is not None for carrier in carriers):
+            laplacian = function(
+                *[
+                    torch.zeros_like(c.value) if c.laplacian is None else c.laplacian
+                    for c in carriers
+                ]
+            )
+    return _like(carriers[0], value, base, laplacian)
+
+
+def _with_zeros(model: Carrier, part: Any) -> Carrier:
+    if is_carrier(part):
+        return cast("Carrier", part)
+    zero = torch.zeros((), dtype=part.dtype, device=part.device)
+    return _like(model, part, zero.expand(model.base.shape[0], *part.shape), None)
+
+
+def _by_steps(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Carrier:
+    """Apply what is linear in its carrier wherever it is smooth: its second derivative is 0."""
+    call = _Call(func, args, kwargs)
+    carrier = call.only_first()
+    with torch.set_grad_enabled(carrier.create_graph):
+        value = call(carrier.value)
+        if not isinstance(value, Tensor):
+            raise _unknown(func, "of several results")
+
+        def along(tangent: Tensor) -> Tensor:
+            return cast("Tensor", torch.func.jvp(call, (carrier.value,), (tangent,))[1])
+
+        base = torch.vmap(along)(carrier.jacobian)
+        laplacian = None if carrier.laplacian is None else along(carrier.laplacian)
+    return _like(carrier, value, base, laplacian)
+
+
+def _selected(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Select elements along an axis, such as the largest: values, and where they are."""
+    call = _Call(func, args, kwargs)
+    carrier = call.only_first()
+    result = call.value()
+    if isinstance(result, Tensor):  # msort
+        raise _unknown(func, "with this result")
+    _, indices = result
+    axis = kwargs.get("dim", args[_AXES[func]] if len(args) > _AXES[func] else -1)
+    if isinstance(axis, bool):  # sort(x, stable, dim)
+        raise _unknown(func, "with these arguments")
+    reduced = carrier.value.ndim > indices.ndim
+    index = indices.unsqueeze(axis) if reduced else indices
+    values = torch.gather(cast("Tensor", carrier), axis, index)
+    return type(result)((values.squeeze(axis) if reduced else values, indices))
+
+
+def _composed(composition: Callable[..., Any]) -> Rule:
+    """Rule that calls other functions of torch, with the carriers."""
+
+    def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("out") is not None:
+            raise _unknown(func, "with out=")
+        return composition(*args, **kwargs)
+
+    return rule
 
 
 def _expanded(carrier: Carrier, shape: Sequence[int]) -> Carrier:
     if carrier.value.shape == shape:
         return carrier
-    return cast("Carrier", _viewed(_Call(torch.broadcast_to, (carrier, tuple(shape)), {})))
+    return cast("Carrier", _viewed(torch.broadcast_to, (carrier, tuple(shape)), {}))
 
 
 def _product(factor: Tensor | float, value: Tensor | float | None, absent: Any = 1.0) -> Any:
@@ -572,12 +717,8 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def _scaled(base: Tensor, scale: Tensor | float) -> Tensor:
-    return base * scale
-
-
 def _inner(a: Carrier, b: Carrier) -> Tensor:
-    """Give the sum over directions of one Jacobian times another."""
+    """Return the sum over directions of one Jacobian times another."""
     if a.base is b.base:
         if a.squares is None:
             a.squares = _by_row(_square_sums, a.base)[0]
@@ -668,6 +809,19 @@ class _ScaledProduct(Function):
         return torch.cat(of_base), of_scale, of_weight
 
 
+def _take(input: Any, index: Tensor) -> Any:
+    return input.reshape(-1)[index]
+
+
+def _bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
+    result = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return result if bias is None else result + bias
+
+
+def _chain_matmul(*matrices: Any) -> Any:
+    return functools.reduce(torch.matmul, matrices)
+
+
 def _softmax(input: Any, dim: Any = None, *rest: Any, dtype: Any = None, **_: Any) -> Any:
     exponential = _shifted(input, dim, *rest, dtype=dtype).exp()
     return exponential / exponential.sum(dim, keepdim=True)
@@ -683,12 +837,22 @@ def _shifted(input: Any, dim: Any, *rest: Any, dtype: Any) -> Any:
         raise UnknownFunctionError("softmax without dim")
     for option in rest:
         dtype = option if isinstance(option, torch.dtype) else dtype
-    wide = input if dtype is None else input.to(dtype)
-    return wide - wide.detach().amax(dim, keepdim=True)
+    x = input if dtype is None else input.to(dtype)
+    return x - x.detach().amax(dim, keepdim=True)
 
 
 def _softmin(input: Any, dim: Any = None, *rest: Any, dtype: Any = None, **_: Any) -> Any:
     return _softmax(-input, dim, *rest, dtype=dtype)
+
+
+def _logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
+    largest = input.detach().amax(dim, keepdim=True)
+    largest = largest.masked_fill(largest.isinf(), 0)
+    result = (input - largest).exp().sum(dim, keepdim=True).log() + largest
+    if keepdim:
+        return result
+    axes = (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(input.ndim))
+    return result.squeeze(axes) if input.ndim else result
 
 
 def _glu(input: Any, dim: int = -1) -> Any:
@@ -696,25 +860,72 @@ def _glu(input: Any, dim: int = -1) -> Any:
     return left * right.sigmoid()
 
 
-def _norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-    wide = input if dtype is None else input.to(dtype)
-    if not isinstance(p, (int, float)) or dim is None:
-        raise UnknownFunctionError("a norm of that kind")
-    if p == 2:
-        return wide.square().sum(dim, keepdim=keepdim).sqrt()
+def _prelu(input: Any, weight: Any) -> Any:
+    if input.ndim > 1 and weight.numel() > 1:
+        weight = weight.reshape(-1, *[1] * (input.ndim - 2))
+    return input.relu() - weight * (-input).relu()
+
+
+def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
+    return torch.where(mask, value, input)
+
+
+def _root(squares: Any) -> Any:
+    """Take the root, whose derivatives are 0 at 0, as those of torch's norms."""
+    zero = squares == 0
+    return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def _norm(
+    input: Any,
+    p: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    out: None = None,
+    dtype: Any = None,
+) -> Any:
+    """A norm over the elements of axes: torch.norm, for which "fro" is one of them."""
+    x = input if dtype is None else input.to(dtype)
+    if dim is None or dim in ((), []):
+        dim = tuple(range(x.ndim))
+    if p is None or p == "fro" or p == 2:
+        return _root(x.square().sum(dim, keepdim=keepdim))
+    if not isinstance(p, (int, float)) or not (p in (1, math.inf) or 2 < p < math.inf):
+        raise UnknownFunctionError(f"a norm with p={p}")
     if p == 1:
-        return wide.abs().sum(dim, keepdim=keepdim)
-    if math.isinf(p):
-        return wide.abs().amax(dim, keepdim=keepdim)
-    return wide.abs().pow(p).sum(dim, keepdim=keepdim).pow(1 / p)
+        return x.abs().sum(dim, keepdim=keepdim)
+    if p == math.inf:
+        return x.abs().amax(dim, keepdim=keepdim)
+    powers = x.abs().pow(p).sum(dim, keepdim=keepdim)
+    zero = powers == 0
+    return powers.masked_fill(zero, 1).pow(1 / p).masked_fill(zero, 0)
 
 
 def _vector_norm(
     x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Any:
-    if dim is None:
-        raise UnknownFunctionError("a norm without dim")
-    return _norm(x, ord, dim, keepdim, dtype)
+    if not isinstance(ord, (int, float)):
+        raise UnknownFunctionError(f"a vector norm with ord={ord}")
+    return _norm(x, ord, dim, keepdim, None, dtype)
+
+
+def _matrix_norm(
+    A: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    if ord != "fro":
+        raise UnknownFunctionError(f"a matrix norm with ord={ord}")
+    return _norm(A, 2, dim, keepdim, None, dtype)
+
+
+def _linalg_norm(
+    A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    if ord is None:
+        return _norm(A, 2, dim, keepdim, None, dtype)
+    axes = A.ndim if dim is None else 1 if isinstance(dim, int) else len(dim)
+    if axes == 1:
+        return _vector_norm(A, ord, dim, keepdim, dtype=dtype)
+    return _matrix_norm(A, ord, (-2, -1) if dim is None else dim, keepdim, dtype=dtype)
 
 
 def _normalize(
@@ -724,6 +935,7 @@ def _normalize(
 
 
 def _cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    x1, x2 = torch.broadcast_tensors(x1, x2)
     lengths = [_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2)]
     return ((x1 / lengths[0]) * (x2 / lengths[1])).sum(dim)
 
@@ -734,15 +946,204 @@ def _pairwise_distance(
     return _norm(x1 - x2 + eps, p, -1, keepdim)
 
 
-def _std(input: Any, *args: Any, **kwargs: Any) -> Any:
-    return input.var(*args, **kwargs).sqrt()
+def _variance_and_mean(
+    input: Any,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Any, Any]:
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 0 if unbiased is False else 1
+    if dim is None or dim in ((), []):
+        dim = tuple(range(input.ndim))
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
+    count = math.prod(input.shape[axis] for axis in axes)
+    mean = input.mean(axes, keepdim=True)
+    squares = (input - mean).square().sum(axes, keepdim=True)
+    freedom = max(0, count - correction)
+    variance = squares / freedom if freedom else squares * math.inf
+    if not keepdim and axes:
+        variance, mean = variance.squeeze(axes), mean.squeeze(axes)
+    return variance, mean
 
 
-def _mse(input: Any, target: Any, *_: Any, reduction: str = "mean", **options: Any) -> Any:
-    squares = (input - target).square()
-    if _ or any(value is not None for value in options.values()):
-        raise UnknownFunctionError("mse_loss with these options")
-    return squares if reduction == "none" else getattr(squares, reduction)()
+def _variance(*args: Any, **kwargs: Any) -> Any:
+    return _variance_and_mean(*args, **kwargs)[0]
+
+
+def _deviation(*args: Any, **kwargs: Any) -> Any:
+    return _root(_variance(*args, **kwargs))
+
+
+def _deviation_and_mean(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    variance, mean = _variance_and_mean(*args, **kwargs)
+    return _root(variance), mean
+
+
+def _largest(input: Any, *args: Any, **kwargs: Any) -> Any:
+    return _extreme(torch.max, torch.maximum, torch.amax, input, args, kwargs)
+
+
+def _smallest(input: Any, *args: Any, **kwargs: Any) -> Any:
+    return _extreme(torch.min, torch.minimum, torch.amin, input, args, kwargs)
+
+
+def _extreme(
+    select: Any, of_two: Any, of_all: Any, input: Any, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    if not args and not kwargs:
+        return of_all(input, tuple(range(input.ndim)))
+    other = args[0] if args else kwargs.get("other")
+    if isinstance(other, Tensor):
+        return of_two(input, other)
+    if not is_carrier(input):
+        return select(input, *args, **kwargs)
+    return _selected(select, (input, *args), kwargs)
+
+
+def _addmm(input: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _added(input, left @ right, beta, alpha)
+
+
+def _addbmm(input: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _added(input, (left @ right).sum(0), beta, alpha)
+
+
+def _addr(input: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _added(input, left.unsqueeze(-1) * right, beta, alpha)
+
+
+def _added(input: Any, product: Any, beta: Any, alpha: Any) -> Any:
+    product = product if alpha == 1 else alpha * product
+    if beta == 0:  # what there is may be anything, NaN too
+        return product + torch.zeros_like(input)
+    return product + (input if beta == 1 else beta * input)
+
+
+def _setitem(x: Any, index: Any, value: Any) -> None:
+    if not is_carrier(x):
+        raise UnknownFunctionError("Tensor.__setitem__ on a tensor that did not depend on x")
+
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, (list, range)) or (
+            isinstance(part, Tensor) and part.ndim and part.dtype != torch.bool
+        ):  # an element may be written twice
+            raise UnknownFunctionError("Tensor.__setitem__ at listed places")
+
+    def assign(x: Tensor, value: Tensor) -> Tensor:
+        x = x.clone()
+        x[index] = value
+        return x
+
+    part = value if isinstance(value, Tensor) else torch.full_like(x.value[:0].sum(), value)
+    _overwrite(x, _together(assign, x, part.to(x.dtype)), Tensor.__setitem__)
+
+
+def _index_add(input: Any, dim: int, index: Tensor, source: Any, *, alpha: Any = 1) -> Any:
+    return _together(
+        lambda x, part: torch.index_add(x, dim, index, part, alpha=alpha), input, source
+    )
+
+
+def _scatter_add(input: Any, dim: int, index: Tensor, src: Any) -> Any:
+    return _together(lambda x, part: torch.scatter_add(x, dim, index, part), input, src)
+
+
+def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
+    if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
+        tensors = tuple(cast("Sequence[Any]", tensors[0]))
+    shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+    return tuple(tensor.broadcast_to(shape) for tensor in tensors)
+
+
+def _pointwise_loss(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Apply a loss that is elementwise, and reduced."""
+    options = dict(kwargs)
+    reduction = _reduction(options)
+    options.pop("size_average", None), options.pop("reduce", None)
+    if options.get("weight") is not None and func is not F.binary_cross_entropy_with_logits:
+        raise _unknown(func, "with weights")
+    losses = _elementwise(func, args, {**options, "reduction": "none"})
+    if reduction == "batchmean":
+        return losses.sum() / args[0].shape[0]
+    return _reduced(losses, reduction)
+
+
+def _reduction(options: dict[str, Any]) -> Any:
+    if options.get("size_average") is not None or options.get("reduce") is not None:
+        raise UnknownFunctionError("a loss with size_average or reduce")
+    return options.pop("reduction", "mean")
+
+
+def _reduced(losses: Any, reduction: str) -> Any:
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+def _cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Any:
+    reduction = _reduction(options)
+    classes = 1 if input.ndim > 1 else 0
+    log_probabilities = _log_softmax(input, classes)
+    if not target.is_floating_point():
+        return _nll(
+            log_probabilities, target, weight, ignore_index, reduction, label_smoothing, classes
+        )
+    target = target * (1 - label_smoothing) + label_smoothing / input.shape[classes]
+    if weight is not None:
+        log_probabilities = log_probabilities * _along(weight, input.ndim, classes)
+    losses = -(log_probabilities * target).sum(classes)
+    if reduction == "mean":
+        return losses.sum() / losses.numel()
+    return _reduced(losses, reduction)
+
+
+def _nll_loss(
+    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, **options: Any
+) -> Any:
+    reduction = _reduction(options)
+    classes = 1 if input.ndim > 1 else 0
+    return _nll(input, target, weight, ignore_index, reduction, 0.0, classes)
+
+
+def _along(weight: Any, ndim: int, axis: int) -> Any:
+    return weight.reshape(-1, *[1] * (ndim - axis - 1))
+
+
+def _nll(
+    log_probabilities: Any,
+    target: Any,
+    weight: Any,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    axis: int,
+) -> Any:
+    ignored = target == ignore_index
+    classes = target.masked_fill(ignored, 0)
+    losses = -log_probabilities.gather(axis, classes.unsqueeze(axis)).squeeze(axis)
+    counts = 1.0 if weight is None else weight[classes]
+    counts = (~ignored) * counts
+    losses = (losses * counts).masked_fill(ignored, 0)
+    if smoothing:
+        by_class = -log_probabilities
+        if weight is not None:
+            by_class = by_class * _along(weight, by_class.ndim, axis)
+        share = smoothing / log_probabilities.shape[axis]
+        even = by_class.sum(axis).masked_fill(ignored, 0)
+        losses = (1 - smoothing) * losses + share * even
+    if reduction == "mean":
+        return losses.sum() / counts.sum()
+    return _reduced(losses, reduction)
 
 
 def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -751,20 +1152,148 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
     return input
 
 
+def _solutions(solve: Callable[[Tensor], Tensor], rights: Tensor) -> Tensor:
+    """Solve for many right sides at once, "directions ... n k", as columns of one."""
+    columns = rights.movedim(0, -1)
+    return solve(columns.flatten(-2)).unflatten(-1, columns.shape[-2:]).movedim(-1, 0)
+
+
+def _solved(
+    solve: Callable[[Tensor, Tensor], Tensor],
+    read: Callable[[Tensor], Tensor],
+    matrix: Any,
+    right: Any,
+) -> Any:
+    """Solve A y = b: A Jy = Jb - Ja y, and A Ly = Lb - La y - 2 sum_d Ja_d Jy_d.
+
+    Args:
+        solve: of a matrix and a right side.
+        read: the part of the matrix that is looked at.
+        matrix: A.
+        right: b, a matrix.
+    """
+    model = matrix if is_carrier(matrix) else right
+    with torch.set_grad_enabled(model.create_graph):
+        A = matrix.value if is_carrier(matrix) else matrix
+        y = solve(A, right.value if is_carrier(right) else right)
+        jacobian, laplacian = torch.zeros_like(y), torch.zeros_like(y)
+        rights = jacobian.expand(model.base.shape[0], *y.shape)
+        if is_carrier(right):
+            rights = rights + torch.vmap(lambda tangent: tangent.expand(y.shape))(right.jacobian)
+            laplacian = laplacian + (0 if right.laplacian is None else right.laplacian)
+        if is_carrier(matrix):
+            tangents = read(matrix.jacobian)
+            rights = rights - torch.vmap(lambda tangent: tangent @ y)(tangents)
+        base = _solutions(functools.partial(solve, A), rights)
+        if is_carrier(matrix):
+            laplacian = laplacian - 2 * torch.vmap(torch.matmul)(tangents, base).sum(0)
+            if matrix.laplacian is not None:
+                laplacian = laplacian - read(matrix.laplacian) @ y
+        return _like(model, y, base, solve(A, laplacian))
+
+
+def _solve(A: Any, B: Any, *, left: bool = True) -> Any:
+    if not left:
+        raise UnknownFunctionError("torch.linalg.solve with left=False")
+    vector = B.ndim == 1 or (A.ndim - 1 == B.ndim and B.shape == A.shape[:-1])
+    right = B.unsqueeze(-1) if vector else B
+    solution = _solved(torch.linalg.solve, lambda A: A, A, right)
+    return solution.squeeze(-1) if vector else solution
+
+
+def _solve_triangular(
+    A: Any, B: Any, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
+    if not left or unitriangular:
+        raise UnknownFunctionError("torch.linalg.solve_triangular with these options")
+    read = torch.triu if upper else torch.tril
+    return _solved(functools.partial(torch.linalg.solve_triangular, upper=upper), read, A, B)
+
+
+def _inverse(A: Any) -> Any:
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return _solve(A, identity.expand(A.shape))
+
+
+def _of_one(carrier: Any, value: Tensor, first: Any, second: Any) -> Carrier:
+    """Apply a function of one carrier by its derivative along a tangent, and the second one."""
+    with torch.set_grad_enabled(carrier.create_graph):
+        jacobian = carrier.jacobian
+        laplacian = second(jacobian).sum(0)
+        if carrier.laplacian is not None:
+            laplacian = laplacian + first(carrier.laplacian)
+        return _like(carrier, value, first(jacobian), laplacian)
+
+
+def _traces(A: Tensor, B: Tensor) -> Tensor:
+    return (A * B.mT).sum((-2, -1))
+
+
+def _log_determinant(A: Any, value: Tensor) -> Any:
+    with torch.set_grad_enabled(A.create_graph):
+        inverse = torch.linalg.inv(A.value)
+
+    def second(tangents: Tensor) -> Tensor:
+        products = inverse @ tangents
+        return -_traces(products, products)
+
+    return _of_one(A, value, lambda tangents: _traces(inverse, tangents), second)
+
+
+def _logdet(A: Any) -> Any:
+    return _log_determinant(A, _Call(torch.logdet, (A,), {}).value())
+
+
+def _slogdet(A: Any) -> Any:
+    result = _Call(torch.linalg.slogdet, (A,), {}).value()
+    sign, logarithm = result
+    return type(result)((sign, _log_determinant(A, logarithm)))
+
+
+def _det(A: Any) -> Any:
+    with torch.set_grad_enabled(A.create_graph):
+        value, inverse = torch.linalg.det(A.value), torch.linalg.inv(A.value)
+
+    def second(tangents: Tensor) -> Tensor:
+        products = inverse @ tangents
+        traces = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return value * (traces.square() - _traces(products, products))
+
+    return _of_one(A, value, lambda tangents: value * _traces(inverse, tangents), second)
+
+
+def _cholesky(A: Any, *, upper: bool = False) -> Any:
+    """A = L L^T: dA = dL L^T + L dL^T, and d2A = d2L L^T + 2 dL dL^T + L d2L^T."""
+    if upper:
+        raise UnknownFunctionError("torch.linalg.cholesky with upper=True")
+    with torch.set_grad_enabled(A.create_graph):
+        L = torch.linalg.cholesky(A.value)
+
+        def first(tangents: Tensor) -> Tensor:
+            symmetric = (tangents + tangents.mT) / 2  # as torch differentiates it
+            half = torch.linalg.solve_triangular(L, symmetric, upper=False)
+            inner = torch.linalg.solve_triangular(L, half.mT, upper=False)
+            return L @ (inner.tril() - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2)
+
+        def second(tangents: Tensor) -> Tensor:
+            slopes = first(tangents)
+            return first(-2 * slopes @ slopes.mT)
+
+        return _of_one(A, L, first, second)
+
+
+def _transposed(x: Any) -> Any:
+    return x.permute(tuple(range(x.ndim - 1, -1, -1)))
+
+
+def _requires_grad(x: Any, requires_grad: bool = True) -> Any:
+    if not requires_grad:
+        raise UnknownFunctionError("Tensor.requires_grad_(False)")
+    return x
+
+
 def _has_none(arguments: object) -> bool:
     return False
-
-
-def _divide_into(x: Any, other: Any) -> Any:
-    return other * x.reciprocal()
-
-
-def _power_of(x: Any, other: Any) -> Any:
-    return torch.pow(other, x)
-
-
-def _after(x: Any, other: Any) -> Any:
-    return torch.matmul(other, x)
 
 
 # The function itself, once it no longer asks who else would do its work.
@@ -774,28 +1303,205 @@ _multi_head_attention = types.FunctionType(
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 
-_COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.multi_head_attention_forward: _multi_head_attention,
-}
+RULES: dict[Callable[..., Any], Rule] = {}
+"""What stands for a function of torch where there are carriers among its arguments."""
 
-_BY_NAME: dict[str, Callable[..., Any]] = {
-    "__rdiv__": _divide_into,
-    "__rtruediv__": _divide_into,
-    "__rpow__": _power_of,
-    "__rmatmul__": _after,
-    "softmax": _softmax,
-    "softmin": _softmin,
-    "glu": _glu,
-    "norm": _norm,
-    "linalg_vector_norm": _vector_norm,
-    "normalize": _normalize,
-    "cosine_similarity": _cosine_similarity,
-    "pairwise_distance": _pairwise_distance,
-    "std": _std,
-    "mse_loss": _mse,
-    "log_softmax": _log_softmax,
-    **dict.fromkeys(
-        "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split(),
-        _dropout,
-    ),
-}
+
+def _set(rule: Rule, names: str, *homes: Any) -> None:
+    for name in names.split():
+        for home in homes:
+            function = getattr(home, name, None)
+            # torch has modules and dtypes of such names, and dunders of its own.
+            if callable(function) and (home is Tensor or not name.startswith("__")):
+                RULES[function] = rule
+
+
+_BOTH = torch, Tensor
+
+for _name in (
+    "shape dtype device ndim layout is_cpu is_cuda is_meta is_mps is_xpu is_xla is_sparse "
+    "is_sparse_csr is_quantized is_nested is_mkldnn itemsize nbytes requires_grad "
+    "retains_grad".split()
+):
+    if hasattr(Tensor, _name):  # some came with later versions of torch
+        RULES[getattr(Tensor, _name).__get__] = _metadata
+_set(
+    _metadata,
+    "size dim numel nelement ndimension is_floating_point is_complex element_size get_device "
+    "stride is_contiguous is_signed storage_offset is_same_size result_type __len__ is_inference "
+    "is_conj is_neg has_names is_tensor",
+    *_BOTH,
+)
+_set(
+    _constant,
+    "lt le gt ge eq ne less less_equal greater greater_equal not_equal __lt__ __le__ __gt__ "
+    "__ge__ __eq__ __ne__ isnan isinf isfinite isneginf isposinf isclose allclose equal signbit "
+    "sign sgn floor ceil round trunc fix argmax argmin argsort logical_not logical_and logical_or "
+    "item tolist is_nonzero __bool__ __float__ __int__ __contains__ __repr__ "
+    "__format__ any all zeros_like ones_like full_like empty_like rand_like randn_like new_zeros "
+    "new_ones new_full new_empty nonzero count_nonzero searchsorted bucketize",
+    *_BOTH,
+)
+_set(_detached, "detach", *_BOTH)
+RULES[Tensor.data.__get__] = _composed(torch.detach)
+
+_set(
+    _viewed,
+    "reshape flatten unflatten ravel squeeze unsqueeze transpose swapaxes swapdims permute t "
+    "movedim adjoint expand broadcast_to repeat repeat_interleave tile flip fliplr flipud "
+    "roll __getitem__ index_select select narrow chunk split tensor_split hsplit vsplit dsplit "
+    "unbind unsafe_chunk unsafe_split diagonal atleast_1d atleast_2d atleast_3d rot90 "
+    "take_along_dim gather",
+    *_BOTH,
+)
+_set(_viewed, "unfold", Tensor)
+_set(_viewed, "pixel_shuffle pixel_unshuffle channel_shuffle", torch, F)
+_set(_viewed, "diagonal", torch.linalg)
+_set(_reshaped, "view", Tensor)
+_set(_like_another, "view_as reshape_as expand_as", *_BOTH)
+_set(
+    _converted,
+    "to type type_as float double half bfloat16 long int short char byte bool cpu cuda contiguous "
+    "clone positive",
+    *_BOTH,
+)
+RULES[Tensor.T.__get__] = _composed(_transposed)
+RULES[Tensor.mT.__get__] = _composed(lambda x: x.transpose(-2, -1))
+RULES[Tensor.requires_grad_] = _composed(_requires_grad)
+
+_set(
+    _linear_in_first,
+    "sum mean cumsum trace tril triu diag_embed diag adaptive_avg_pool1d avg_pool1d",
+    *_BOTH,
+)
+_set(
+    _linear_in_first,
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "unfold fold interpolate upsample",
+    F,
+)
+_BY_ROW = frozenset(
+    [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.interpolate]
+)
+"""Linear functions in which a first axis is of rows, which do not mix."""
+_set(
+    _multilinear,
+    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot kron cross __matmul__ __rmatmul__",
+    *_BOTH,
+)
+_set(_multilinear, "matmul multi_dot vecdot cross", torch.linalg)
+_set(_with_bias(2, -1), "linear", F)
+_set(_with_bias(2, -2), "conv1d", torch, F)
+_set(_with_bias(2, -3), "conv2d", torch, F)
+_set(_with_bias(2, -4), "conv3d", torch, F)
+_set(_with_bias(2, -2), "conv_transpose1d", torch, F)
+_set(_with_bias(2, -3), "conv_transpose2d", torch, F)
+_set(_with_bias(2, -4), "conv_transpose3d", torch, F)
+_PRODUCTS = frozenset([F.linear, torch.matmul, Tensor.matmul, torch.mm, Tensor.mm])
+_CONVOLUTIONS = frozenset(
+    getattr(F, f"conv{kind}{axes}d") for kind in ("", "_transpose") for axes in (1, 2, 3)
+)
+_set(
+    _joined,
+    "cat concat concatenate stack hstack vstack dstack row_stack",
+    torch,
+)
+
+_set(_by_steps, "amax amin", *_BOTH)
+_set(_by_steps, "max_pool1d max_pool2d max_pool3d", torch, F)
+_set(_by_steps, "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad", F)
+_AXES: dict[Callable[..., Any], int] = {}
+for _home in _BOTH:
+    for _name, _place in {"median": 1, "nanmedian": 1, "mode": 1, "cummax": 1, "cummin": 1}.items():
+        _AXES[getattr(_home, _name)] = _place
+    for _name, _place in {"max": 1, "min": 1, "sort": 1, "topk": 2, "kthvalue": 2}.items():
+        _AXES[getattr(_home, _name)] = _place
+RULES.update(dict.fromkeys(_AXES, _selected))
+_set(_composed(_largest), "max", *_BOTH)
+_set(_composed(_smallest), "min", *_BOTH)
+
+_ELEMENTWISE = (
+    "rsub neg negative reciprocal pow float_power square sqrt rsqrt exp exp2 expm1 log log2 log10 "
+    "log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh "
+    "arcsinh arccosh arctanh sigmoid relu relu6 silu gelu softplus elu selu celu mish leaky_relu "
+    "hardtanh logsigmoid softsign tanhshrink hardswish softshrink hardshrink threshold clamp clip "
+    "clamp_min clamp_max abs absolute maximum minimum where erf erfc erfinv lerp addcmul addcdiv "
+    "xlogy logaddexp logaddexp2 atan2 arctan2 hypot sinc logit lgamma digamma i0 deg2rad rad2deg "
+    "fmax fmin remainder fmod frac nan_to_num copysign"
+)
+_set(_elementwise, _ELEMENTWISE, torch, Tensor, F)
+_set(_elementwise, "__rsub__ __rdiv__ __rtruediv__ __pow__ __rpow__ __abs__ __neg__", Tensor)
+_set(
+    _elementwise,
+    "erf erfc erfinv expit xlogy xlog1py log1p expm1 exp2 ndtr log_ndtr i0 sinc logit digamma psi "
+    "gammaln entr",
+    torch.special,
+)
+_set(_of_sum(1), "add __add__ __radd__", *_BOTH)
+_set(_of_sum(-1), "sub subtract __sub__", *_BOTH)
+_set(_of_product, "mul multiply __mul__ __rmul__", *_BOTH)
+_set(_of_quotient, "div divide true_divide __truediv__ __div__", *_BOTH)
+
+for _composition, _names, _homes in (
+    (torch.movedim, "moveaxis", _BOTH),
+    (_take, "take", _BOTH),
+    (_bilinear, "bilinear", (F,)),
+    (_chain_matmul, "chain_matmul", (torch,)),
+    (_softmax, "softmax", (*_BOTH, F, torch.special)),
+    (_log_softmax, "log_softmax", (*_BOTH, F, torch.special)),
+    (_softmin, "softmin", (F,)),
+    (_logsumexp, "logsumexp", (*_BOTH, torch.special)),
+    (_glu, "glu", (F,)),
+    (_prelu, "prelu", (*_BOTH, F)),
+    (_masked_fill, "masked_fill", _BOTH),
+    (_norm, "norm", _BOTH),
+    (_vector_norm, "vector_norm", (torch.linalg,)),
+    (_matrix_norm, "matrix_norm", (torch.linalg,)),
+    (_linalg_norm, "norm", (torch.linalg,)),
+    (_normalize, "normalize", (F,)),
+    (_cosine_similarity, "cosine_similarity", (F,)),
+    (_pairwise_distance, "pairwise_distance", (F,)),
+    (_variance, "var", _BOTH),
+    (_deviation, "std", _BOTH),
+    (_variance_and_mean, "var_mean", (torch,)),
+    (_deviation_and_mean, "std_mean", (torch,)),
+    (_addmm, "addmm addmv baddbmm", _BOTH),
+    (_addbmm, "addbmm", _BOTH),
+    (_addr, "addr", _BOTH),
+    (_setitem, "__setitem__", (Tensor,)),
+    (_index_add, "index_add", _BOTH),
+    (_scatter_add, "scatter_add", _BOTH),
+    (_broadcast_tensors, "broadcast_tensors", (torch,)),
+    (_cross_entropy, "cross_entropy", (F,)),
+    (_nll_loss, "nll_loss", (F,)),
+    (_dropout, "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", (F,)),
+    (_dropout, "dropout", (torch,)),
+    (_solve, "solve", (torch.linalg,)),
+    (_solve_triangular, "solve_triangular", (torch.linalg,)),
+    (_inverse, "inverse", _BOTH),
+    (_inverse, "inv", (torch.linalg,)),
+    (_logdet, "logdet", _BOTH),
+    (_slogdet, "slogdet", (*_BOTH, torch.linalg)),
+    (_det, "det", (*_BOTH, torch.linalg)),
+    (_cholesky, "cholesky", (torch.linalg,)),
+    (_multi_head_attention, "multi_head_attention_forward", (F,)),
+):
+    _set(_composed(_composition), _names, *_homes)
+_set(
+    _pointwise_loss,
+    "mse_loss l1_loss smooth_l1_loss huber_loss kl_div soft_margin_loss "
+    "binary_cross_entropy_with_logits",
+    F,
+)
+for _function, _stand_in in COMPOSITIONS.items():
+    RULES.setdefault(_function, _composed(_stand_in))
+
+_AREAS = "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh"
+for _home in (*_BOTH, F):
+    for _name in (*_ELEMENTWISE.split(), "add", "sub", "mul", "div", "masked_fill", "prelu"):
+        _functional, _function = getattr(_home, _name, None), getattr(_home, f"{_name}_", None)
+        # Torch itself cannot differentiate asinh_ and its like.
+        if _functional and _function and not _name.startswith(_AREAS):
+            RULES[_function] = _in_place(_functional)
+for _name in ("addmm", "addmv", "baddbmm", "addbmm", "addr", "index_add", "scatter_add"):
+    RULES[getattr(Tensor, f"{_name}_")] = _in_place(getattr(Tensor, _name))

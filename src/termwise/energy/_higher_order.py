@@ -1,8 +1,9 @@
 """Run an energy so that its second and third derivatives are there, and right.
 
 A loss made of second derivatives by x needs third ones for its gradient. In torch 2.13 that of
-layer_norm and instance_norm is silently wrong, and fused attention, cdist and hardsigmoid have no
-second one. Here they are compositions of functions that have all derivatives.
+layer_norm and instance_norm, and of prod and cumprod beside zeros, is silently wrong, and fused
+attention, cdist and hardsigmoid have no second one. Here they are compositions of functions that
+have all derivatives.
 """
 
 import math
@@ -220,6 +221,34 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.relu6(input + 3) / 6
 
 
+def _prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Multiply halves by halves; torch's third derivatives are wrong beside zeros."""
+    x = input if dtype is None else input.to(dtype)
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    if x.ndim == 0:
+        return x * 1
+    while (count := x.shape[dim]) > 1:
+        half = count // 2
+        pairs = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
+        x = torch.cat([pairs, x.narrow(dim, 2 * half, 1)], dim) if count % 2 else pairs
+    if x.shape[dim] == 0:
+        return torch.prod(x, dim, keepdim)
+    return x if keepdim else x.squeeze(dim)
+
+
+def _cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    x = input if dtype is None else input.to(dtype)
+    if x.ndim == 0:
+        return x * 1
+    step, count = 1, x.shape[dim]
+    while step < count:  # each element is by now the product of the `step` last ones
+        head, tail = x.narrow(dim, 0, step), x.narrow(dim, step, count - step)
+        x = torch.cat([head, tail * x.narrow(dim, 0, count - step)], dim)
+        step *= 2
+    return x
+
+
 def _own_statistics(
     input: Tensor,
     weight: Tensor | None,
@@ -270,6 +299,10 @@ COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: _multi_head_attention,
     torch.cdist: _cdist,
     F.hardsigmoid: _hardsigmoid,
+    torch.prod: _prod,
+    Tensor.prod: _prod,
+    torch.cumprod: _cumprod,
+    Tensor.cumprod: _cumprod,
 }
 """What stands in for a function of torch, with the same arguments."""
 

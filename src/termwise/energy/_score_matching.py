@@ -1,9 +1,8 @@
 """Score matching: the distance of the scores, known from the model's derivatives alone."""
 
 import functools
-import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier, WithoutGradError, carried, is_carrier
+from ._forward_laplacian import NoCarrierError, carried, carrier_of, warn_of_fallback
+from ._hessian_products import hessian_products
 from ._shared import (
     Differentiation,
     Energy,
@@ -74,13 +74,16 @@ def score_matching_loss(
             trace is 0 almost everywhere, and the loss has no minimum.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
-            forward through the energy, called once; where it calls what there is no rule for, a
-            warning names it and "forward_over_reverse" is taken. That and "reverse" differentiate
-            the gradient, along each of the d axes of x.
+            forward through the energy, called once. "forward_over_reverse" and "reverse"
+            differentiate the gradient, along each of the d axes of x. Where one of the first two
+            fails (a function without a rule, an autograd.Function, activation checkpointing), the
+            energy is called again for "reverse", and a warning, one for each energy, names the
+            cause.
         chunk_size: how many of the d axes go together, where all of them at once take too much
             memory. With "forward_laplacian" the energy is called once for each chunk.
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
+            compositions.
             Without it gradients by the parameters may be silently wrong. The forward Laplacian
             has its own rules for them.
         differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
@@ -208,34 +211,45 @@ def score_and_trace(
         raise ValueError(f"{caller} needs chunk_size of at least 1, got {chunk_size}")
     refuse_batch_statistics(caller, energy)
     energy = uncompiled(energy)
-    kept = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     if not torch.compiler.is_compiling() and x.is_inference():
         with recording():
             x = x.clone()
     if torch.compiler.is_compiling():  # which follows neither carriers nor a jvp of any batch
         trace = "reverse"
         x = x * 1  # export saves no region without an operation, and one begins here
-    if trace == "forward_laplacian":
-        with recording():
-            carried_through = _forward(caller, energy, x, chunk_size, kept)
-        if not isinstance(carried_through, str):
-            return _lifted(carried_through, kept)
-        trace = carried_through
+    problem = None
+    with recording():
+        try:
+            if trace == "forward_laplacian":
+                return _lifted(_forward(caller, energy, x, chunk_size, create_graph), create_graph)
+            if trace == "forward_over_reverse":
+                with _higher_order.higher_order_safe(higher_order_safe):
+                    results = _forward_over_reverse(caller, energy, x, chunk_size)
+                return _lifted(results, create_graph)
+        except _higher_order.CoupledRowsError as coupled:
+            raise ValueError(f"{caller} {coupled}") from None
+        except Exception as error:  # what an energy says of something that is no plain tensor
+            problem = error
     with recording(), _higher_order.higher_order_safe(higher_order_safe):
-        if trace == "forward_over_reverse":
-            try:
-                return _lifted(_forward_over_reverse(caller, energy, x, chunk_size), kept)
-            except NotImplementedError:  # an autograd.Function without a jvp of its own
-                pass
-        if differentiation_of(differentiation) == "func":
-            results = _reverse_func(caller, energy, x, chunk_size)
-        else:
-            results = _reverse(caller, energy, x, chunk_size, kept)
-    return _lifted(results, kept)
+        try:
+            if differentiation_of(differentiation) == "func":
+                results = _reverse_func(caller, energy, x, chunk_size)
+            else:
+                results = _reverse(caller, energy, x, chunk_size, create_graph)
+        except _higher_order.CoupledRowsError as coupled:
+            raise ValueError(f"{caller} {coupled}") from None
+    if problem is not None and not isinstance(problem, NoCarrierError):
+        warn_of_fallback(caller, energy, problem, f'trace="{trace}"')
+    return _lifted(results, create_graph)
 
 
-def _lifted(results: tuple[Tensor, Tensor, Tensor], kept: bool) -> tuple[Tensor, Tensor, Tensor]:
-    energies, score, laplacian = (lifted(part if kept else part.detach()) for part in results)
+def _lifted(
+    results: tuple[Tensor, Tensor, Tensor], create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    energies, score, laplacian = (
+        lifted(part if create_graph else part.detach()) for part in results
+    )
     return energies, score, laplacian
 
 
@@ -251,25 +265,14 @@ def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
 
 
 def _forward(
-    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, kept: bool
-) -> tuple[Tensor, Tensor, Tensor] | Trace:
-    """Carry derivatives forward, or say which way to take where that does not go."""
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry derivatives forward."""
     energies: Tensor | None = None
     scores: list[Tensor] = []
     traces: list[Tensor] = []
     for directions in _directions(x, chunk_size):
-        try:
-            result = energy(cast("Tensor", carried(x, directions, kept)))
-        except _higher_order.CoupledRowsError as problem:
-            raise ValueError(f"{caller} {problem}") from None
-        except WithoutGradError:
-            return "reverse"
-        except Exception as problem:
-            _warn(caller, f"{type(problem).__name__}: {problem}")
-            return "forward_over_reverse"
-        if not is_carrier(result):  # what is wrong with it, the other way says
-            return "reverse"
-        carrier = cast("Carrier", result)
+        carrier = carrier_of(energy(carried(x, directions, create_graph)))
 
         def of_rows(_: Tensor, value: Tensor = carrier.value) -> Tensor:
             return value
@@ -281,30 +284,14 @@ def _forward(
         traces.append(
             torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
         )
-    if energies is None:  # no axis at all
-        return "reverse"
+    if energies is None:
+        raise NoCarrierError("x has no axis")
     score = torch.cat(scores).movedim(0, -1).reshape(x.shape)
     return energies, score, functools.reduce(torch.add, traces)
 
 
-_warned: set[str] = set()
-
-
-def _warn(caller: str, reason: str) -> None:
-    if torch.compiler.is_compiling() or reason in _warned:
-        return
-    _warned.add(reason)
-    warnings.warn(
-        f"{caller}: the forward Laplacian does not go through this energy ({reason}), so that the "
-        'slower trace="forward_over_reverse" is taken. Ask for it, or for "reverse", to be told '
-        "no more",
-        UserWarning,
-        stacklevel=2,
-    )
-
-
 def _reverse(
-    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, kept: bool
+    caller: str, energy: Energy, x: Tensor, chunk_size: int | None, create_graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Differentiate the gradient backward, several of its axes at once."""
     point = point_of(x)
@@ -313,17 +300,8 @@ def _reverse(
     score = gradient_of(caller, energies.sum(), point, True)
     trace = torch.zeros_like(energies)
     for directions in _directions(x, chunk_size):
-        rows = None
-        if score.requires_grad:
-            (rows,) = torch.autograd.grad(
-                score,
-                point,
-                directions.unsqueeze(1).expand(-1, *x.shape).to(score.dtype),
-                create_graph=kept,
-                retain_graph=True,
-                is_grads_batched=True,
-                allow_unused=True,
-            )
+        along = directions.unsqueeze(1).expand(-1, *x.shape).to(score.dtype)
+        rows = hessian_products(score, point, along, create_graph)
         if rows is not None:
             products = lifted(rows) * directions.unsqueeze(1)
             trace = (

@@ -1,6 +1,6 @@
 """Sliced score matching: the trace of the Hessian from a few random directions."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import Carrier
+from ._forward_laplacian import NoCarrierError, carried, carrier_of, warn_of_fallback
+from ._hessian_products import hessian_products
 from ._projections import Distribution, dot, projections_of
 from ._shared import (
     Differentiation,
@@ -80,12 +81,14 @@ def sliced_score_matching_loss(
             radius sqrt(d)) or "gaussian".
         variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, fused attention, cdist, hardsigmoid) for compositions.
+            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
+            compositions.
             Without it gradients by the parameters may be silently wrong.
         differentiation: "auto" carries derivatives along the directions forward through the energy
-            where it knows all functions that are called, else differentiates the gradient once
-            more: "autograd", or "func", which torch.func and torch.compile can follow. All give
-            the same numbers, up to rounding.
+            where it knows all functions that are called. Where that fails, the gradient is
+            differentiated once more, and a warning, one for each energy, names the cause. That is
+            "autograd", or "func", which torch.func and torch.compile can follow. All give the same
+            numbers, up to rounding.
         generator: what draws. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
@@ -132,7 +135,7 @@ def sliced_score_matching_loss(
                 if differentiation_of(differentiation) == "func":
                     rows = _by_func(energy, x, v, variance_reduced)
                 elif differentiation == "auto" and not torch.compiler.is_compiling():
-                    rows = _forward(energy, x, v, variance_reduced)
+                    rows = _forward_or_backward(energy, x, v, variance_reduced)
                 else:
                     rows = _by_autograd(energy, x, v, variance_reduced)
         except _higher_order.CoupledRowsError as problem:
@@ -155,16 +158,27 @@ def _recordable(x: Tensor) -> Tensor:
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
-def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
-    """Carry both derivatives along v through the energy; by autograd where it is not known how."""
-    point = point_of(x)
-    carrier = Carrier(point, v, None, None, None, True, False)
+def _forward_or_backward(
+    energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool
+) -> tuple[Tensor, Tensor]:
     try:
-        result = cast("object", energy(cast("Tensor", carrier)))
-    except Exception:  # what an energy says of something that is no tensor may be anything
-        return _by_autograd(energy, x, v, variance_reduced)
-    if not isinstance(result, Carrier):
-        return _by_autograd(energy, x, v, variance_reduced)
+        return _forward(energy, x, v, variance_reduced)
+    except _higher_order.CoupledRowsError:
+        raise
+    except Exception as error:  # what an energy says of something that is no plain tensor
+        problem = error
+    rows = _by_autograd(energy, x, v, variance_reduced)
+    if not isinstance(problem, NoCarrierError):
+        warn_of_fallback(
+            "sliced_score_matching_loss", energy, problem, 'differentiation="auto", by carriers,'
+        )
+    return rows
+
+
+def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
+    """Carry both derivatives along v through the energy."""
+    point = point_of(x)
+    result = carrier_of(energy(carried(point, v, True)))
     energies = energies_of("sliced_score_matching_loss", lambda _: result.value, x)
     refuse_static_graph("sliced_score_matching_loss", energies)
     curvature = torch.zeros_like(energies)
@@ -186,11 +200,7 @@ def _by_autograd(
     energies = energies_of("sliced_score_matching_loss", energy, point)
     refuse_static_graph("sliced_score_matching_loss", energies)
     score = gradient_of("sliced_score_matching_loss", energies.sum(), point, True)
-    products = None
-    if score.requires_grad:  # not where the energy is linear and frozen
-        (products,) = torch.autograd.grad(
-            score, point, v, create_graph=True, is_grads_batched=True, allow_unused=True
-        )
+    products = hessian_products(score, point, v.to(score.dtype), True)
     square, curvature = _along(lifted(score), products, lifted(v), variance_reduced)
     return square, anchored(curvature, energies)
 

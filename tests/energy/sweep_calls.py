@@ -1,0 +1,158 @@
+"""Call every function that torch lets a tensor override with a carrier, in several forms.
+
+`python sweep_calls.py START STOP` makes all calls; with a third argument N, of a function that has
+a rule, which another test compares, only each N-th. It prints the number of each function before it
+is called, so that whoever runs this sees at which one the process died. A line that begins with
+"wrong" names a call that went through and is not what reverse mode gives; what raises falls back,
+and is right.
+"""
+
+import sys
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import get_overridable_functions, resolve_name
+
+from termwise.energy._forward_laplacian import RULES, carried, is_carrier
+
+D = 4
+OTHER = torch.tensor([[0.4, 1.3], [2.1, 0.7]], dtype=torch.float64)
+INDEX = torch.tensor([[0, 1], [1, 1]])
+MASK = torch.tensor([[True, False], [True, True]])
+BESIDE = (  # which no tensor can override
+    torch.as_tensor,
+    torch.asarray,
+    torch.tensor,
+    torch.Tensor,
+    torch.DoubleTensor,
+    torch.from_dlpack,
+    torch.scalar_tensor,
+    torch.sparse_coo_tensor,
+    torch.broadcast_shapes,
+    nn.Parameter,
+    nn.Buffer,
+    Tensor.new,
+    bool,
+    float,
+    list,
+    len,
+    repr,
+    hash,
+)
+# What is in an empty tensor may be anything, and a carrier answers that it requires no gradient: it
+# carries its derivatives, and wrappers that look for a graph shall find none.
+SKIPPED = "empty_like", "new_empty", "empty", "requires_grad.__get__", "empty_strided"
+FORMS = {
+    "f(h)": lambda f, h: f(h),
+    "f(h, 2.0)": lambda f, h: f(h, 2.0),
+    "f(2.0, h)": lambda f, h: f(2.0, h),
+    "f(h, 1)": lambda f, h: f(h, 1),
+    "f(h, h)": lambda f, h: f(h, h),
+    "f(h, other)": lambda f, h: f(h, OTHER),
+    "f(other, h)": lambda f, h: f(OTHER.clone(), h),
+    "f(h, other=2.0)": lambda f, h: f(h, other=2.0),
+    "f(input=h, dim=1)": lambda f, h: f(input=h, dim=1),
+    "f(h, inplace=True)": lambda f, h: f(h, inplace=True),
+    "f([h, other])": lambda f, h: f([h, OTHER]),
+    "f(h, other, h)": lambda f, h: f(h, OTHER, h),
+    "f(h, 1, index)": lambda f, h: f(h, 1, INDEX),
+    "f(h, 0, index, h)": lambda f, h: f(h, 0, INDEX, h),
+    "f(h, (2, 2))": lambda f, h: f(h, (2, 2)),
+    "f(h, mask)": lambda f, h: f(h, MASK),
+    "f(h, dtype)": lambda f, h: f(h, torch.float32),
+    "f(mask, h, 0.5)": lambda f, h: f(MASK, h, 0.5),
+    "f(h, out=)": lambda f, h: f(h, out=OTHER.clone()),
+}
+
+
+def name_of(function):
+    return resolve_name(function) or repr(function)
+
+
+def functions():
+    found = {}
+    for group in get_overridable_functions().values():
+        found.update(dict.fromkeys(group))
+    return [*found, *BESIDE]
+
+
+def numbers(result, h):
+    """Return what there is in a result, and what became of the argument."""
+    if isinstance(result, Tensor):
+        if result.is_complex():
+            return [result.real, result.imag]
+        return [result if result.is_floating_point() else result.detach().double()]
+    if isinstance(result, (tuple, list)):
+        return [part for item in result for part in numbers(item, None)]
+    if isinstance(result, (bool, int, float)):
+        return [torch.tensor(float(result))]
+    return []
+
+
+def energy_of(function, form):
+    def energy(x):
+        h = (x + 0.3).reshape(2, 2) * 1
+        torch.manual_seed(0)
+        result = form(function, h)
+        if not isinstance(result, (Tensor, tuple, list, bool, int, float)):
+            result = None
+        total = x.square().sum(1)
+        for part in (*numbers(result, h), h):
+            total = total + (part * 0.7).sin().sum().double()
+        return total
+
+    return energy
+
+
+def by_reverse(energy, x):
+    x = x.clone().requires_grad_()
+    energies = energy(x)
+    (score,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
+    rows = [torch.autograd.grad(score[0, i], x, retain_graph=True)[0][0, i] for i in range(D)]
+    return energies, score[0], sum(rows)
+
+
+def problem_of(function, form):
+    """Return what is wrong with a call, or "": it is right, or falls back."""
+    energy = energy_of(function, form)
+    x = torch.tensor([[0.2, 0.5, 1.1, 0.8]], dtype=torch.float64)
+    try:
+        carrier = energy(carried(x, torch.eye(D, dtype=x.dtype), False))
+    except Exception:
+        return ""
+    if not is_carrier(carrier) or not carrier.value.isfinite().all():
+        return ""  # where the energy is no number, nothing passes for one
+    try:
+        expected = by_reverse(energy, x)
+    except Exception:
+        return ""  # torch does not differentiate it: the call is no energy
+    laplacian = 0 * carrier.value if carrier.laplacian is None else carrier.laplacian
+    ours = carrier.value, carrier.jacobian[:, 0], laplacian[0]
+    for part, of_reverse in zip(ours, expected, strict=True):
+        # A conversion on the way is as exact as its dtype.
+        exact = 1e-1 if name_of(function).endswith(("half", "bfloat16")) else 1e-5
+        if not torch.allclose(part, of_reverse, rtol=exact, atol=exact, equal_nan=True):
+            return f"{part.tolist()} for {of_reverse.tolist()}"
+    return "right"
+
+
+def main(start, stop, stride=1):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    right = 0
+    for i, function in enumerate(functions()[start:stop], start):
+        name = name_of(function)
+        print(i, name, flush=True)
+        for k, (written, form) in enumerate(FORMS.items()):
+            if (function in RULES and (i + k) % stride) or name.endswith(SKIPPED):
+                continue
+            problem = problem_of(function, form)
+            right += problem == "right"
+            if problem not in ("", "right"):
+                print("wrong", name, written, problem, flush=True)
+    print("right", right)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
