@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .. import _groups
 from .._contract import contract
+from .._groups import ProcessGroup
 
 Spans: TypeAlias = Sequence[Sequence[tuple[int, int]]]
 _Token: TypeAlias = tuple[int, int, int, int]  # start, stop, side, index
@@ -79,11 +81,55 @@ class Alignment:
         for name in ("student_chunk_id", "teacher_chunk_id"):
             ids: Tensor = getattr(self, name)
             if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.max_chunks):
-                raise ValueError(
-                    f"Alignment needs {name} from -1 to {self.max_chunks - 1}, "
-                    f"got {int(ids.min())} to {int(ids.max())}"
-                )
+                raise ValueError(f"Alignment needs {out_of_range(name, ids, self.max_chunks)}")
         return self
+
+    @contract
+    def where(
+        self,
+        *,
+        student_mask: Bool[Tensor, "batch student_time"] | None = None,
+        teacher_mask: Bool[Tensor, "batch teacher_time"] | None = None,
+        sequence_group: ProcessGroup | None = None,
+    ) -> Self:
+        """Keep the chunks of which every token counts: the others are no longer `pair_valid`.
+
+        A chunk that straddles a completion's first token holds a token of the prompt, and goes.
+        Nothing waits for the device.
+
+        Args:
+            student_mask (Bool[Tensor, "batch student_time"] | None): student tokens that count.
+                None: all.
+            teacher_mask (Bool[Tensor, "batch teacher_time"] | None): the same of the teacher.
+            sequence_group: ranks that hold other positions. None: this rank alone, nothing is sent.
+
+        Raises:
+            ContractError: a dtype does not fit.
+            ValueError: a mask is of another size, or an id is out of range.
+
+        Examples:
+            >>> import torch
+            >>> from termwise.lm import align_spans
+            >>> spans = [[(0, 0), (0, 1), (1, 2), (2, 3)]]
+            >>> completion = torch.tensor([[False, False, True, True]])
+            >>> align_spans(spans, spans).where(student_mask=completion).pair_valid
+            tensor([[False,  True,  True]])
+        """
+        name = "Alignment.where"
+        left_out = torch.zeros_like(self.pair_valid, dtype=torch.int64)
+        for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
+            if mask is None:
+                continue
+            ids: Tensor = getattr(self, f"{side}_chunk_id")
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"{name} needs {side}_mask of {list(ids.shape)}, got {list(mask.shape)}"
+                )
+            ids = ids.masked_fill(mask, -1)
+            left_out = left_out + chunk_sizes(name, f"{side}_chunk_id", ids, self.max_chunks)
+        if sequence_group is not None:
+            left_out = _groups.all_reduce(left_out, sequence_group.group_name)
+        return dataclasses.replace(self, pair_valid=self.pair_valid & (left_out == 0))
 
     @classmethod
     def from_flat(cls, mapping: Mapping[str, object], prefix: str = "alignment_") -> Self:
@@ -119,6 +165,28 @@ _DTYPES = {
 }
 
 torch.export.register_dataclass(Alignment, serialized_type_name="termwise.lm.Alignment")
+
+
+def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
+    """Count the tokens of each chunk, [batch, max_chunks]; name ids that are out of range.
+
+    They are found by the failure of the count, which on the CPU is no crash, so that nothing waits
+    for a device to learn of them.
+    """
+    counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
+    try:
+        return counts.scatter_add(1, ids + 1, torch.ones_like(ids))[:, 1:]
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} needs an alignment with {out_of_range(which, ids, max_chunks)}; "
+            "Alignment.check() finds this where batches are made"
+        ) from error
+
+
+def out_of_range(which: str, ids: Tensor, max_chunks: int) -> str:
+    """Say which ids were needed, and which came."""
+    found = f"{int(ids.min())} to {int(ids.max())}"
+    return f"{which} from -1 to {max_chunks - 1}, got {found}"
 
 
 @contract

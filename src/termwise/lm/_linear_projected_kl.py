@@ -13,6 +13,7 @@ from .._numbers import lifted, looped
 from ._alignment import Alignment
 from ._chunk_streams import (
     Chunks,
+    alike,
     blocks,
     chain,
     check_times,
@@ -46,9 +47,10 @@ def linear_projected_kl_loss(
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     eps: float = 1e-10,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -79,10 +81,12 @@ def linear_projected_kl_loss(
         top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
+            chunks that count, over batch_group.
         eps: epsilon, not negative.
         batch_group: ranks that hold other samples. None, here and below: this rank alone.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
@@ -119,6 +123,7 @@ def linear_projected_kl_loss(
     """
     name = "linear_projected_kl_loss"
     check_times(name, alignment, hidden, teacher_logits)
+    hidden, weight, teacher_logits = alike(hidden, weight, teacher_logits)
     setting = divergence_setting(
         name,
         teacher_logits,
@@ -128,6 +133,7 @@ def linear_projected_kl_loss(
         temperature=temperature,
         top_k=top_k,
         teacher_columns=teacher_columns,
+        mask=mask,
         sample_mask=sample_mask,
         exact_only=exact_only,
         normalizer=normalizer,
@@ -200,8 +206,9 @@ class LinearProjectedKLLoss(nn.Module):
         *,
         alignment: Alignment,
         teacher_columns: Int[Tensor, " columns"] | None = None,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -218,6 +225,7 @@ class LinearProjectedKLLoss(nn.Module):
             top_k=self.top_k,
             teacher_columns=teacher_columns,
             teacher_mean=self.teacher_mean,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -238,8 +246,9 @@ class LinearProjectedKLLoss(nn.Module):
             *,
             alignment: Alignment,
             teacher_columns: Int[Tensor, " columns"] | None = None,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
@@ -17,6 +17,7 @@ from ._chunk_streams import (
     Block,
     Chunks,
     Rows,
+    alike,
     blocks,
     chain,
     check_times,
@@ -26,6 +27,7 @@ from ._chunk_streams import (
     gradient_of,
     link_to,
     normalized,
+    padding,
     total,
     wants_gradient,
 )
@@ -66,9 +68,10 @@ def partitioned_loss(
     tail_weight: float = 1.0,
     temperature: float = 1.0,
     direction: Direction = "forward",
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
     sequence_group: ProcessGroup | None = None,
@@ -114,11 +117,13 @@ def partitioned_loss(
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
         direction: of the divergence: "forward", KL(teacher || student), or "reverse".
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
-            micro-batches.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
+            chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
@@ -159,10 +164,11 @@ def partitioned_loss(
     """
     name = "partitioned_loss"
     check_times(name, alignment, student_logits, teacher_logits)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     _check_partition(name, partition, student_logits, teacher_logits, vocab_group)
     if tail_top_k < 1:
         raise ValueError(f"{name} needs tail_top_k >= 1, got {tail_top_k}")
-    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
     loss, measured, _ = cast(
         "tuple[Tensor, Tensor, Tensor]",
@@ -243,8 +249,9 @@ class PartitionedLoss(nn.Module):
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
         *,
         alignment: Alignment,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
@@ -260,6 +267,7 @@ class PartitionedLoss(nn.Module):
             tail_weight=self.tail_weight,
             temperature=self.temperature,
             direction=self.direction,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -277,8 +285,9 @@ class PartitionedLoss(nn.Module):
             teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
             *,
             alignment: Alignment,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
             sequence_group: ProcessGroup | None = None,
@@ -320,6 +329,10 @@ def _check_partition(
         raise ValueError(
             f"{name} needs a partition of {student.shape[2]} student and {teacher.shape[2]} "
             f"teacher tokens, got one of {students} and {teachers}"
+            + padding(
+                student_logits=(student.shape[2], students),
+                teacher_logits=(teacher.shape[2], teachers),
+            )
         )
 
 

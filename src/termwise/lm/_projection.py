@@ -104,6 +104,7 @@ class VocabProjection:
                 "VocabProjection.from_topk needs weight 0 where the index is -1, got "
                 f"{float(weights[(indices == -1) & (weights != 0)][0])}"
             )
+        indices = indices.long()
         kept = indices != -1
         rows = torch.arange(indices.shape[0], device=indices.device)[:, None].expand_as(indices)
         fields = _from_entries(
@@ -294,6 +295,7 @@ class VocabProjection:
 
         It may have no entries. This waits for the device.
         """
+        ids = ids.long()
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.teacher_vocab:
             raise ValueError(
                 f"VocabProjection.columns needs ids from 0 to {self.teacher_vocab - 1}, "

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import _groups
@@ -16,6 +16,7 @@ from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._chunk_streams import (
     Chunks,
+    alike,
     blocks,
     chain,
     check_times,
@@ -50,9 +51,10 @@ def universal_logit_loss(
     *,
     alignment: Alignment,
     temperature: float = 1.0,
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
-    normalizer: Float[Tensor, ""] | float | None = None,
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     student_vocab: int | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -87,11 +89,13 @@ def universal_logit_loss(
         alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
             with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | float | None): N. None: the number of chunks that count,
-            over batch_group. See [`count_valid_chunks`][termwise.lm.count_valid_chunks] for
-            micro-batches.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
+            chunks that count, over batch_group. See
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
             is needed, so that nothing waits to learn it.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
@@ -135,6 +139,7 @@ def universal_logit_loss(
     """
     name = "universal_logit_loss"
     check_times(name, alignment, student_logits, teacher_logits)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     if not 0 < temperature < math.inf:
         raise ValueError(f"{name} needs temperature > 0, got {temperature}")
     width = student_logits.shape[2]
@@ -147,7 +152,7 @@ def universal_logit_loss(
         raise ValueError(
             f"{name} needs student_vocab {width} without a vocab_group, got {student_vocab}"
         )
-    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, 1.0, normalizer, batch_group)
     loss, _ = cast(
         "tuple[Tensor, Tensor]",
@@ -242,8 +247,9 @@ class UniversalLogitLoss(nn.Module):
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
         *,
         alignment: Alignment,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
-        normalizer: Float[Tensor, ""] | float | None = None,
+        normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         student_vocab: int | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
@@ -255,6 +261,7 @@ class UniversalLogitLoss(nn.Module):
             teacher_logits,
             alignment=alignment,
             temperature=self.temperature,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -273,8 +280,9 @@ class UniversalLogitLoss(nn.Module):
             teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
             *,
             alignment: Alignment,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | float | None = None,
+            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             student_vocab: int | None = None,
             batch_group: ProcessGroup | None = None,
             vocab_group: ProcessGroup | None = None,
