@@ -15,6 +15,8 @@ from .._groups import ProcessGroup
 
 Spans: TypeAlias = Sequence[Sequence[Sequence[int]]]
 Numbers: TypeAlias = Sequence[Sequence[int | None]]
+StudentNumbers: TypeAlias = Int[Tensor, "batch student_time"] | Numbers
+TeacherNumbers: TypeAlias = Int[Tensor, "batch teacher_time"] | Numbers
 Text: TypeAlias = str | bytes
 _Token: TypeAlias = tuple[int, int, int, int]  # start, stop, side, index
 _Part: TypeAlias = tuple[int, int]  # document, sequence
@@ -204,14 +206,8 @@ def align_spans(
     special: Mapping[int, int] | None = None,
     student_tokens: Int[Tensor, "batch student_time"] | Numbers | None = None,
     teacher_tokens: Int[Tensor, "batch teacher_time"] | Numbers | None = None,
-    documents: tuple[
-        Int[Tensor, "batch student_time"] | Numbers, Int[Tensor, "batch teacher_time"] | Numbers
-    ]
-    | None = None,
-    sequence_ids: tuple[
-        Int[Tensor, "batch student_time"] | Numbers, Int[Tensor, "batch teacher_time"] | Numbers
-    ]
-    | None = None,
+    documents: tuple[StudentNumbers, TeacherNumbers] | None = None,
+    sequence_ids: tuple[StudentNumbers, TeacherNumbers] | None = None,
 ) -> Alignment:
     """Align two tokenizations of each text by where their tokens lie in it.
 
