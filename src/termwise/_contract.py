@@ -371,11 +371,13 @@ class _Expected:
         """Say what does not fit, a value or an item of it, or "" and bind its axes."""
         if isinstance(value, self.classes):
             return ""
-        reason = ""
+        reason = fitting = ""
         for shape in self.shapes:
             reason = shape.mismatch(value, owner, axes)
             if not reason:
                 return ""
+            if isinstance(value, Tensor) and value.dtype in shape.dtypes:
+                fitting = reason  # of several shapes, that of the value's dtype is the one meant
         within = ""
         for collection in self.collections:
             if collection.takes(value):
@@ -389,7 +391,9 @@ class _Expected:
             return ""
         if within or not self.judged:
             return within
-        only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
+        only = fitting
+        if len(self.shapes) == 1 and isinstance(value, Tensor):
+            only = reason
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
 

@@ -203,6 +203,13 @@ def test_logits_that_are_padded_are_refused_with_what_to_write():
                 LOSSES[name](*logits, alignment=ALIGNMENT)
 
 
+@every_loss
+def test_an_attention_mask_is_refused_with_what_to_write(name):
+    attention = torch.ones(1, 4, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"mask needs .*int64.* pass mask.bool\(\)"):
+        LOSSES[name](STUDENT, TEACHER, alignment=ALIGNMENT, mask=attention)
+
+
 def test_counts_may_be_integers():
     sizes = torch.tensor([[2, 0, 1]])
     pair = torch.tensor([[True, True, False]])

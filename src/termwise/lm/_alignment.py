@@ -342,7 +342,7 @@ def _sides(
     texts: Sequence[Text | Sequence[Text]] | None,
 ) -> list[_Side]:
     """Read one model's arguments, sample by sample."""
-    spans: Spans = offsets.tolist() if isinstance(offsets, Tensor) else offsets
+    spans = cast("Spans", offsets.tolist()) if isinstance(offsets, Tensor) else offsets
     which = ("student", "teacher").index(name)
     numbers = [
         _numbers(f"{name}_tokens", tokens, spans, None),
@@ -373,7 +373,7 @@ def _numbers(
     """Read a number for each token, where there are any."""
     if given is None:
         return [[fill] * len(own) for own in spans]
-    numbers: Numbers = given.tolist() if isinstance(given, Tensor) else given
+    numbers = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
     if [len(own) for own in numbers] != [len(own) for own in spans]:
         raise ValueError(
             f"align_spans needs {name} of {[len(own) for own in spans]} tokens, as many as there "
@@ -395,8 +395,9 @@ def _align(
             _gaps(side, own, starts, kind)
             for side, own, kind in zip(pair, spans, kinds, strict=True)
         ]
-        chunks += [([one], [other], True) for one, other in _paired(pair, *gaps, special)]
-    ids: tuple[list[int], list[int]] = tuple([-1] * len(side.offsets) for side in pair)
+        pairs = _paired(pair, gaps[0], gaps[1], special)
+        chunks += [([one], [other], True) for one, other in pairs]
+    ids = [-1] * len(pair[0].offsets), [-1] * len(pair[1].offsets)
     leading = [_first_tokens(side) for side in pair]
     exact: list[bool] = []
     for *members, is_exact in sorted(chunks):
@@ -514,7 +515,7 @@ def _reader(
         part = max(part for part in parts if starts[part][0] <= spans[0][0])
         first = starts[part][0]
         pieces: list[Any] = [texts[part][start - first : stop - first] for start, stop in spans]
-        return cast("Text", texts[part][:0].join(pieces))
+        return texts[part][:0].join(pieces)
 
     return read
 
@@ -578,9 +579,7 @@ def _first_tokens(side: _Side) -> set[int]:
 
 
 def _quoted(text: Text) -> str:
-    return repr(
-        text if len(text) <= 40 else text[:37] + (b"..." if isinstance(text, bytes) else "...")
-    )
+    return f"{text!r}" if len(text) <= 40 else f"{text[:40]!r}..."
 
 
 def _overlapping(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:

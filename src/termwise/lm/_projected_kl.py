@@ -467,7 +467,7 @@ def _times_chosen(name: str, columns: Tensor, vocab: int) -> Tensor:
             f"{int(columns.max())}"
         ) from error
     if may_look_at(columns) and int(counts.max()) > 1:
-        twice = (counts > 1).nonzero()[:3, 0].tolist()
+        twice = cast("list[int]", (counts > 1).nonzero()[:3, 0].tolist())
         raise ValueError(f"{name} needs every teacher column once, got some twice: {twice}")
     return counts
 

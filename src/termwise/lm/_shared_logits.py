@@ -208,7 +208,7 @@ class SharedLogits:
             RuntimeError: the producer has closed the buffer or is gone.
         """
         batch = self.handle.shape[0]
-        given: object = samples
+        given = cast("object", samples)
         if not isinstance(given, slice):
             shown = f"[{given}:{given + 1}]" if type(given) is int and given >= 0 else "[0:1]"
             raise TypeError(f"SharedLogits needs a slice, such as {shown}, got {given!r}")
