@@ -114,7 +114,7 @@ def may_look_at(x: Tensor) -> bool:
         type(x) is Tensor
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not _transformed()
+        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
     )
 
 
