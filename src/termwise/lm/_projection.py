@@ -30,8 +30,8 @@ class VocabProjection:
 
     over the teacher's. Rows need not sum to 1; the losses normalise what comes out.
 
-    Build one with `from_topk`, `from_pairs`, `from_tokens`, `load` or `load_nemo`, which look at
-    every number; the constructor itself compares shapes and dtypes only.
+    Build one with `from_tokenizers`, `from_tokens`, `from_topk`, `from_pairs`, `load` or
+    `load_nemo`, which look at every number; the constructor itself compares shapes and dtypes only.
     """
 
     student_vocab: int
