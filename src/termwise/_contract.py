@@ -371,11 +371,13 @@ class _Expected:
         """Say what does not fit, a value or an item of it, or "" and bind its axes."""
         if isinstance(value, self.classes):
             return ""
-        reason = ""
+        reason = fitting = ""
         for shape in self.shapes:
             reason = shape.mismatch(value, owner, axes)
             if not reason:
                 return ""
+            if isinstance(value, Tensor) and value.dtype in shape.dtypes:
+                fitting = reason  # of several shapes, that of the value's dtype is the one meant
         within = ""
         for collection in self.collections:
             if collection.takes(value):
@@ -389,7 +391,9 @@ class _Expected:
             return ""
         if within or not self.judged:
             return within
-        only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
+        only = fitting
+        if len(self.shapes) == 1 and isinstance(value, Tensor):
+            only = reason
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
 
@@ -460,7 +464,9 @@ class Shape:
         if not isinstance(value, self.array_type) or not isinstance(value, Tensor):
             return f"not a {self.array_type.__name__}"
         if not self.any_dtype and value.dtype not in self.dtypes:
-            return f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
+            found = f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
+            as_mask = self.family == "Bool" and not value.dtype.is_floating_point
+            return f"{found}; if it is a mask of 0 and 1, pass {owner}.bool()" if as_mask else found
         sizes = list(value.shape)
         needed = self.before + self.after
         if len(sizes) < needed or (len(sizes) > needed and not self.variadic):

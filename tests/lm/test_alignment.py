@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import termwise as tw
-from termwise.lm import Alignment, align_spans, chunk_average_log_probs, valid_chunk_mask
+from termwise.lm import (
+    Alignment,
+    VocabProjection,
+    align_spans,
+    chunk_average_log_probs,
+    projected_kl_loss,
+    universal_logit_loss,
+    valid_chunk_mask,
+)
 from termwise.lm._chunks import logit_chunks
 
 IDS = torch.tensor([[0, 0, 1, -1], [0, 1, 2, 2]])
@@ -163,6 +171,199 @@ def test_room_for_chunks_and_refusals():
 def test_logits_are_shifted_by_one_token():
     assert logit_chunks(IDS).tolist() == [[0, 1, -1, -1], [1, 2, 2, -1]]
     assert logit_chunks(IDS[:, :0]).shape == (2, 0)
+
+
+def test_offsets_are_taken_as_pipelines_hold_them():
+    student, teacher = [[(0, 0), (0, 2), (2, 5)]], [[(0, 1), (1, 2), (2, 4), (4, 5)]]
+    expected = pytree.tree_leaves(align_spans(student, teacher))
+    for form in (torch.tensor, lambda spans: [[[*span] for span in own] for own in spans]):
+        found = align_spans(form(student), form(teacher))
+        assert all(map(torch.equal, pytree.tree_leaves(found), expected))
+    with pytest.raises(tw.ContractError, match="student_offsets needs"):
+        align_spans(torch.zeros(1, 3, 3, dtype=torch.int64), teacher)
+    with pytest.raises(
+        ValueError, match=r"needs spans \(start, stop\) .* got \(0, 1, 2\) at token 0"
+    ):
+        align_spans([[(0, 1, 2)]], teacher)
+
+
+documents = st.lists(st.tuples(spans, spans), min_size=1, max_size=3)
+
+
+@given(batch=documents, padding=st.integers(0, 2))
+def test_packed_rows_are_their_documents(batch, padding):
+    rows, numbers = ([], []), ([], [])
+    for number, pair in enumerate(batch):
+        for side in (0, 1):
+            rows[side].extend(pair[side])
+            numbers[side].extend([2 * number] * len(pair[side]))
+    rows[0].extend([(0, 0)] * padding)
+    numbers[0].extend([-1] * padding)
+    packed = align_spans([rows[0]], [rows[1]], documents=([numbers[0]], [numbers[1]])).check()
+    seen = [ids[0].tolist() for ids in (packed.student_chunk_id, packed.teacher_chunk_id)]
+    chunks, starts = 0, [0, 0]
+    for pair in batch:
+        alone = align_spans(*[[side] for side in pair])
+        ids = [alone.student_chunk_id[0].tolist(), alone.teacher_chunk_id[0].tolist()]
+        held = [[-1, *own[1:]] if own else own for own in ids]
+        common = sorted(({*held[0]} & {*held[1]}) - {-1})
+        place = {chunk: chunks + number for number, chunk in enumerate(common)}
+        for side in (0, 1):
+            stop = starts[side] + len(held[side])
+            assert seen[side][starts[side] : stop] == [place.get(n, -1) for n in held[side]]
+            starts[side] = stop
+        exact = alone.pair_exact[0, common].tolist()
+        assert packed.pair_exact[0, chunks : chunks + len(common)].tolist() == exact
+        chunks += len(common)
+    assert packed.max_chunks == chunks
+
+
+def test_a_packed_row_has_the_loss_of_its_documents():
+    pairs = [([(0, 2), (2, 4), (4, 6)], [(0, 1), (1, 2), (2, 6)]), ([(0, 1), (1, 5)], [(0, 5)] * 1)]
+    pairs.append(([(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]))
+    numbers = [[n for n, pair in enumerate(pairs) for _ in pair[side]] for side in (0, 1)]
+    rows = [[[span for pair in pairs for span in pair[side]]] for side in (0, 1)]
+    packed = align_spans(*rows, documents=([numbers[0]], torch.tensor([numbers[1]])))
+    logits = [torch.randn(1, len(own), 5, dtype=torch.float64) for own in numbers]
+    logits[0].requires_grad_()
+    whole = universal_logit_loss(*logits, alignment=packed, normalizer=1)
+    parts = []
+    for n, pair in enumerate(pairs):
+        own = [x[:, torch.tensor(numbers[side]) == n] for side, x in enumerate(logits)]
+        alone = align_spans([pair[0]], [pair[1]])
+        parts.append(universal_logit_loss(*own, alignment=alone, normalizer=1))
+    assert whole.num_chunks == sum(part.num_chunks for part in parts) == 2
+    losses = whole.loss, sum(part.loss for part in parts)
+    torch.testing.assert_close(*losses, rtol=1e-13, atol=0)
+    torch.testing.assert_close(*[torch.autograd.grad(x, logits[0])[0] for x in losses])
+
+
+def test_a_pair_of_texts_is_aligned_as_one():
+    #            [CLS]   "ab"    "cd"   [SEP]   "x"      "yz"   [SEP]
+    student = [(0, 0), (0, 2), (2, 4), (0, 0), (0, 1), (1, 3), (0, 0)]
+    teacher = [(0, 0), (0, 4), (0, 0), (0, 1), (1, 2), (2, 3), (0, 0)]
+    which = [[None, 0, 0, None, 1, 1, None]], [[None, 0, None, 1, 1, 1, None]]
+    tokens = {"student_tokens": [[1, 5, 6, 2, 7, 8, 2]], "teacher_tokens": [[3, 5, 4, 6, 7, 8, 4]]}
+    found = align_spans([student], [teacher], sequence_ids=which)
+    assert found.student_chunk_id.tolist() == [[-1, 0, 0, -1, 1, 2, -1]]
+    assert found.teacher_chunk_id.tolist() == [[-1, 0, -1, 1, 2, 2, -1]]
+    found = align_spans([student], [teacher], sequence_ids=which, special={1: 3, 2: 4}, **tokens)
+    assert found.student_chunk_id.tolist() == [[0, 1, 1, 2, 3, 4, 5]]
+    assert found.teacher_chunk_id.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    assert found.pair_exact.all()
+    texts = {"student_texts": [["abcd", "xyz"]], "teacher_texts": [["abcd", "xYz"]]}
+    found = align_spans([student], [teacher], sequence_ids=which, **texts)
+    assert found.pair_exact.tolist() == [[True, True, False]]
+
+
+END = {"special": {9: 7}}
+
+
+def ends(student_tokens, teacher_tokens, student=None, teacher=None):
+    """Align "ab", "c" and special tokens; -1 in place of a token's id is the text."""
+    text = {-1: (0, 2), -2: (2, 3)}
+    spans = [
+        own or [text.get(token, (0, 0)) for token in tokens]
+        for own, tokens in ((student, student_tokens), (teacher, teacher_tokens))
+    ]
+    tokens = {"student_tokens": [student_tokens], "teacher_tokens": [teacher_tokens]}
+    found = align_spans([spans[0]], [spans[1]], **END, **tokens)
+    return found.student_chunk_id[0].tolist(), found.teacher_chunk_id[0].tolist()
+
+
+def test_special_tokens_of_one_role_are_chunks_of_their_own():
+    assert ends([1, -1, -2, 9], [-1, -2, 7]) == ([-1, 0, 1, 2], [0, 1, 2])
+    assert ends([-1, 9, -2], [-1, 7, -2]) == ([0, 1, 2], [0, 1, 2])
+    # Of other roles, of one side alone, and at different places they are none.
+    assert ends([-1, -2, 9], [-1, -2, 8]) == ([0, 1, -1], [0, 1, -1])
+    assert ends([-1, -2, 9], [-1, 7, -2]) == ([0, 1, -1], [0, -1, 1])
+    assert ends([-1, 9], [-1, -2, 7]) == ([0, -1], [0, -1, -1])  # truncated
+    # Padding that is an end too: the first one ends the text.
+    assert ends([-1, -2, 9, 9, 9], [-1, -2, 7, 7]) == ([0, 1, 2, -1, -1], [0, 1, 2, -1])
+    # Literal ends, which have spans in two different texts.
+    literal = [(0, 2), (2, 3), (3, 13)], [(0, 2), (2, 3), (3, 7)]
+    assert ends([-1, -2, 9], [-1, -2, 7], *literal) == ([0, 1, 2], [0, 1, 2])
+
+
+def test_an_end_of_turn_is_distilled():
+    tokens = {"student_tokens": [[0, 1, 9]], "teacher_tokens": [[0, 1, 7]]}
+    spans = [[(0, 1), (1, 2), (0, 0)]]
+    projection = VocabProjection.from_tokens(
+        ["a", "b", *[None] * 8], ["a", "b", *[None] * 8], special={9: 7}
+    )
+    logits = torch.zeros(1, 3, 10, requires_grad=True)
+    teacher = torch.zeros(1, 3, 10)
+    teacher[0, 1, 7] = 9.0
+    for options, trained in (({}, False), ({**END, **tokens}, True)):
+        alignment = align_spans(spans, spans, **options)
+        terms = projected_kl_loss(logits, teacher, alignment=alignment, projection=projection)
+        (gradient,) = torch.autograd.grad(terms.loss, logits)
+        assert bool(gradient[0, 1, 9] < -0.1) is trained
+
+
+def cut(text, size):
+    return [(start, min(start + size, len(text))) for start in range(0, len(text), size)]
+
+
+STUDENT_CHAT = "<|im_start|>assistant\nHello<|im_end|>"
+TEACHER_CHAT = "<start>model of text\nHello<end>"
+
+
+def test_different_texts_do_not_pass_for_equal():
+    spans = [cut(TEACHER_CHAT[:31], 4)], [cut(TEACHER_CHAT, 4)]
+    blind = align_spans(*spans)
+    assert blind.pair_exact.all()  # spans alone cannot tell
+    with pytest.raises(
+        ValueError, match=r"none of 8 chunks of sample 0 .* '<\|im' for the student and '<sta' for"
+    ):
+        align_spans(*spans, student_texts=[STUDENT_CHAT], teacher_texts=[TEACHER_CHAT])
+    one = TEACHER_CHAT[:4] + STUDENT_CHAT[4:]
+    found = align_spans(*spans, student_texts=[one], teacher_texts=[TEACHER_CHAT])
+    assert found.pair_exact.tolist() == [[True] + [False] * 7]
+    same = align_spans(*spans, student_texts=[TEACHER_CHAT], teacher_texts=[TEACHER_CHAT])
+    assert same.pair_exact.all()
+    coded = [TEACHER_CHAT.encode()]
+    assert align_spans(*spans, student_texts=coded, teacher_texts=coded).pair_exact.all()
+
+
+def test_trimmed_spaces_of_one_text_are_no_error():
+    texts = {"student_texts": [" a"], "teacher_texts": [" a"]}
+    found = align_spans([[(1, 2)]], [[(0, 2)]], **texts)
+    assert found.pair_exact.tolist() == [[False]]
+
+
+def test_what_goes_together_is_asked_for():
+    spans = [[(0, 1), (1, 2)]]
+    for options, message in (
+        ({"student_texts": ["ab"]}, "student_texts and teacher_texts together"),
+        ({"student_tokens": [[1, 2]]}, "student_tokens and teacher_tokens together"),
+        ({"special": {1: 1}}, "special and the tokens of both sides together"),
+        (
+            {"student_texts": ["ab"] * 2, "teacher_texts": ["ab"]},
+            "student_texts of 1 samples, got 2",
+        ),
+        (
+            {"student_texts": ["a"], "teacher_texts": ["ab"]},
+            "within student_texts, got 2 at token 1",
+        ),
+        ({"documents": ([[0, 0]], [[0]])}, r"documents\[1\] of \[2\] tokens"),
+        (
+            {"documents": ([[0, 1]], [[0, 1]]), "student_texts": ["ab"], "teacher_texts": ["ab"]},
+            "a text for each of the 2 documents",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^align_spans needs .*{message}"):
+            align_spans(spans, spans, **options)
+
+
+def test_offsets_that_restart_are_refused_with_what_to_write():
+    spans = [[(0, 2), (2, 4), (0, 3)]]
+    with pytest.raises(
+        ValueError, match=r"got \(0, 3\) at token 2 .* packed rows, or sequence_ids"
+    ):
+        align_spans(spans, spans)
+    with pytest.raises(ValueError, match=r"documents\[1\] of \[3\] tokens, .* got \[2\]$"):
+        align_spans(spans, spans, documents=([[0, 0, 1]], [[0, 0]]))
 
 
 def slow_means(log_probs, chunk_id, max_chunks):

@@ -57,17 +57,16 @@ def student():
     return STUDENT.clone().requires_grad_()
 
 
-def alone(kind, x, sample_mask=None, **options):
+def alone(kind, x, sample_mask=None, counts=TOKENS >= 0, **options):
     """The divergence of one teacher, by its own loss."""
     few, reverse = options.get("top_k"), options.get("direction", "forward")
     common = {"temperature": options.get("temperature", 1.0)}
     if kind == "same":
-        counts = TOKENS >= 0
         if sample_mask is not None:
             counts = counts & sample_mask[:, None]
         return distillation_loss(x, SAME, mask=counts, divergence=reverse, top_k=few, **common).loss
     common |= {"alignment": ALIGNMENT, "exact_only": options.get("exact_only", False)}
-    common |= {"sample_mask": sample_mask}
+    common |= {"sample_mask": sample_mask, "mask": counts}
     if kind == "universal":
         return universal_logit_loss(x, OTHER, **common).loss
     if kind == "partition":
@@ -112,6 +111,21 @@ def test_a_teacher_is_compared_by_what_it_holds(kind, options):
     assert terms.teacher_weight.tolist() == [1]
     assert terms.num_tokens == ce.num_tokens
     assert terms.accuracy == ce.accuracy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["mask", "labels"])
+def test_a_prompt_trains_nothing_whatever_the_teacher_has(kind, by):
+    x, completion = student(), torch.zeros(2, 6, dtype=torch.bool)
+    completion[0, 1:4] = True  # all of chunk 0, and one of the two tokens of chunk 1
+    if by == "mask":
+        terms = cross_tokenizer_loss(x, TOKENS, KINDS[kind], mask=completion)
+    else:
+        terms = cross_tokenizer_loss(x, TOKENS.where(completion, -100), KINDS[kind])
+    assert_same(terms.kd, alone(kind, x, counts=completion & (TOKENS >= 0)), x)
+    (gradient,) = torch.autograd.grad(terms.loss, x)
+    trained = gradient.abs().sum(2) > 0
+    assert trained.tolist() == [[True, True, False, False, False, False], [False] * 6]
 
 
 @given(
@@ -266,7 +280,37 @@ def test_an_infinite_divergence_that_is_not_chosen_does_not_show():
         x, TOKENS, [Teacher(impossible), Teacher(good)], combine="select", direction="reverse"
     )
     assert terms.teacher_kd.isinf().tolist() == [True, False]
-    assert terms.loss.isfinite()
+    assert_same(
+        terms.kd, distillation_loss(x, good, mask=TOKENS >= 0, divergence="reverse").loss, x
+    )
+
+
+def test_what_has_weight_0_is_left_out_of_value_and_gradient():
+    x = student()
+    impossible = SAME.clone()
+    impossible[..., 1] = -math.inf
+    options = {"direction": "reverse", "temperature": 2.0}
+    ce, kd = next_token_loss(x, TOKENS).loss, alone("same", x, **options)
+
+    def terms(*teachers, **numbers):
+        return cross_tokenizer_loss(x, TOKENS, teachers, **options, **numbers)
+
+    none = terms(Teacher(impossible), kd_weight=0)
+    assert none.kd.isinf()
+    assert_same(none.loss, ce, x)
+    assert_same(terms(Teacher(impossible, weight=0), Teacher(SAME)).loss, ce + kd, x)
+    assert_same(terms(Teacher(impossible, weight=0)).loss, ce, x)
+    nothing = terms(Teacher(impossible), kd_weight=0, ce_weight=0)
+    assert_same(nothing.loss, 0 * ce, x)
+    # Of whom no token counts, so that a score leaves it no weight.
+    silent = Teacher(OTHER, ALIGNMENT, PROJECTION, tokens=torch.full_like(OTHER_TOKENS, -1))
+    silent = Teacher(OTHER * torch.inf, *(silent.alignment, silent.projection), None, silent.tokens)
+    assert_same(terms(silent, Teacher(SAME), score="max_prob").loss, ce + kd, x)
+    sure = STUDENT.clone()
+    sure[:, :, 0] = -math.inf
+    sure[:, :-1] = sure[:, :-1].masked_fill(TOKENS[:, 1:, None] == 0, 1.0)
+    unlearnt = cross_tokenizer_loss(sure.requires_grad_(), TOKENS, Teacher(SAME), ce_weight=0)
+    torch.testing.assert_close(unlearnt.loss, unlearnt.kd)
 
 
 def test_what_does_not_count_may_hold_anything():
@@ -306,7 +350,8 @@ def test_nothing_that_counts_is_no_loss_and_in_the_graph(options):
 
 def test_micro_batches_of_given_normalizers_add_up():
     x = student()
-    chunks, count = count_valid_chunks(ALIGNMENT), next_token_loss(x, TOKENS).num_tokens
+    chunks = count_valid_chunks(ALIGNMENT, mask=TOKENS >= 0)
+    count = next_token_loss(x, TOKENS).num_tokens
     whole = cross_tokenizer_loss(x, TOKENS, list(KINDS.values()))
     teachers = [
         Teacher(t.logits, t.alignment, t.projection, t.partition, normalizer=chunks)

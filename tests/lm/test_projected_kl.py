@@ -658,9 +658,6 @@ def test_refusals_by_the_contract():
         problem.ours(sample_mask=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="sample_mask for the 2 samples"):
         count_valid_chunks(problem.alignment, sample_mask=torch.ones(3, dtype=torch.bool))
-    problem.alignment.student_chunk_id[0, 1] = 99
-    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
-        problem.ours()
 
 
 def test_the_module_is_the_function():

@@ -233,6 +233,41 @@ def test_tokens_with_the_teachers_own_tokenizer():
         VocabProjection.from_tokens(["a"], ["b"], encode=lambda text: [5])
 
 
+def test_special_tokens_have_an_entry_of_their_own():
+    student, teacher = ["a", None, "b"], ["b", "a", None, None]
+    projection = VocabProjection.from_tokens(student, teacher, special={1: 3, 2: 2})
+    assert torch.equal(
+        dense(projection), torch.tensor([[0, 1.0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    )
+    without = VocabProjection.from_tokens(student, teacher)
+    assert not dense(without)[1].any()
+    with pytest.raises(
+        ValueError, match="from_tokens needs student tokens from 0 to 2, got 0 to 3"
+    ):
+        VocabProjection.from_tokens(student, teacher, special={3: 2})
+    with pytest.raises(
+        ValueError, match="from_tokens needs teacher tokens from 0 to 3, got 0 to 4"
+    ):
+        VocabProjection.from_tokens(student, teacher, special={1: 4})
+
+
+@given(made=projections)
+def test_topk_arrays_come_back(made):
+    projection, matrix = made
+    indices, weights = projection.to_topk()
+    sizes = {"student_vocab": matrix.shape[0], "teacher_vocab": matrix.shape[1]}
+    assert same(VocabProjection.from_topk(indices, weights, **sizes), projection)
+    assert indices.shape[1] == projection.student_pointers.diff().max()
+    assert (weights[:, :-1] >= weights[:, 1:]).all()
+    few, less = projection.to_topk(2)
+    assert few.shape == less.shape == (len(matrix), 2)
+    assert torch.equal(few[:, : indices.shape[1]], indices[:, :2])
+    largest = torch.nn.functional.pad(matrix, (0, 2)).topk(2).values
+    assert torch.equal(less, largest)
+    with pytest.raises(ValueError, match="to_topk needs k >= 1, got 0"):
+        projection.to_topk(0)
+
+
 def test_a_file_comes_back_and_is_read_anew_when_it_changed(tmp_path):
     path = tmp_path / "projection.safetensors"
     first, _ = random_projection(3, 6, 5, 2)
@@ -339,6 +374,9 @@ def test_a_crafted_file_is_refused_and_runs_nothing(tmp_path):
     assert not proof.exists()
 
 
+ALL = torch.ones(1, 1).expand(2**36, 1)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -347,6 +385,18 @@ def test_a_crafted_file_is_refused_and_runs_nothing(tmp_path):
         ({(0, 1): "much"}, "student token, teacher token"),
         ({}, "at least 1 entry"),
         ({"indices": torch.zeros(2).long(), "likelihoods": torch.ones(2)}, "of one shape"),
+        ({"indices": torch.ones(1, 1).bool(), "likelihoods": torch.ones(1, 1)}, "of one shape"),
+        ({"indices": torch.ones(1, 1) * 1j, "likelihoods": torch.ones(1, 1)}, "of one shape"),
+        ({"indices": torch.zeros(1, 1).long(), "likelihoods": torch.ones(1, 1) * 1j}, "of one"),
+        (
+            {"indices": torch.zeros(1, 1).long().expand(2**36, 1), "likelihoods": ALL},
+            r"at most 16777216 rows, got \[68719476736, 1\]",
+        ),
+        ({"indices": torch.tensor([[2**40]]), "likelihoods": torch.ones(1, 1)}, "below 16777216"),
+        ({(2**40, 0): 1.0}, "tokens below 16777216, got 1099511627776"),
+        ({(2**70, 0): 1.0}, r"tokens that fit int64, got \(1180591620717411303424, 0\)"),
+        ({(0, -(10**400)): 1.0}, r"tokens that fit int64, got \(0, -2\*\*1328 or more\)"),
+        ({(0, 1): 10**400}, r"weights that fit float64, got 2\*\*1328 or more for \(0, 1\)"),
         ({"indices": torch.zeros(1, 2), "likelihoods": torch.ones(1, 2)}, "of one shape"),
         ({"indices": torch.full((1, 1), -1), "likelihoods": torch.ones(1, 1)}, "weight 0 where"),
         ({"indices": torch.full((1, 1), -2), "likelihoods": torch.ones(1, 1)}, "got -2 to -2"),
@@ -354,8 +404,9 @@ def test_a_crafted_file_is_refused_and_runs_nothing(tmp_path):
     ],
 )
 def test_files_of_another_kind_are_refused(tmp_path, data, message):
-    with pytest.raises(ValueError, match=f"VocabProjection.load_nemo .*{message}"):
-        nemo(data, tmp_path / "projection.pt", 1, 1)
+    path = tmp_path / "projection.pt"
+    with pytest.raises(ValueError, match=f"VocabProjection.load_nemo .*{message}.*{path}"):
+        nemo(data, path, 1, 1)
 
 
 def test_files_that_torch_cannot_read_are_refused(tmp_path):
@@ -366,3 +417,38 @@ def test_files_that_torch_cannot_read_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="needs a file of tensors and numbers alone"):
             VocabProjection.load_nemo(path, student_vocab=1, teacher_vocab=1)
+
+
+def test_directories_are_refused(tmp_path):
+    projection, _ = random_projection(7, 3, 3, 2)
+    named = f"VocabProjection.* needs .*{tmp_path}"
+    with pytest.raises(ValueError, match=named):
+        VocabProjection.load_nemo(tmp_path, student_vocab=1, teacher_vocab=1)
+    with pytest.raises(ValueError, match=named):
+        VocabProjection.load(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        projection.save(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["-3", "16777217", str(10**400), "9" * 5000, "three", ""])
+@pytest.mark.parametrize("side", ["student_vocab", "teacher_vocab"])
+def test_files_of_absurd_sizes_are_refused(tmp_path, side, size):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "projection.safetensors"
+    random_projection(8, 3, 3, 2)[0].save(path)
+    sizes = {"student_vocab": "3", "teacher_vocab": "3", side: size}
+    save_file(load_file(path), path, {"format": "termwise.lm.VocabProjection 1", **sizes})
+    with pytest.raises(ValueError, match=f"load needs a file that save wrote, got {path}: "):
+        VocabProjection.load(path)
+
+
+def test_vocabularies_whose_pairs_cannot_be_counted_are_refused():
+    huge = {"student_vocab": 2**40, "teacher_vocab": 2**40}
+    with pytest.raises(
+        ValueError, match=r"from_pairs needs vocabularies of less than 2\*\*63 pairs"
+    ):
+        VocabProjection.from_pairs({(0, 0): 1.0}, **huge)
+    for pairs in ({(2**70, 0): 1.0}, {(0, 0): 10**400}):
+        with pytest.raises(ValueError, match=r"^VocabProjection.from_pairs needs .* that fit"):
+            VocabProjection.from_pairs(pairs, student_vocab=3, teacher_vocab=3)

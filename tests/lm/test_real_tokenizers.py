@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from termwise.lm import VocabProjection, align_spans, vocab_partition
+from termwise.lm import (
+    VocabProjection,
+    align_spans,
+    paired_special_tokens,
+    vocab_partition,
+)
 
 PAGE = (
     "A student learns from a teacher that splits text differently.\n"
@@ -72,6 +77,157 @@ def test_trained_tokenizers_align_by_characters_and_every_text_is_equal():
 
 def _pieces(tokenizer, token):
     return [piece.value for piece in tokenizer.model.tokenize(token)]
+
+
+def metaspace(size, *special):
+    """A BPE as SentencePiece makes it: spaces are letters, and bytes stand for what is rare."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra demo installs tokenizers")
+    normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        limit_alphabet=60,
+        special_tokens=["<unk>", "<s>", "</s>", *special],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([PAGE[: len(PAGE) // 2]] * 3, trainer)
+    written = json.loads(tokenizer.to_str())
+    written["model"]["byte_fallback"] = True
+    vocabulary = written["model"]["vocab"]
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(written))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    assert tokenizer.decode(tokenizer.encode(PAGE).ids) == PAGE
+    return tokenizer
+
+
+def byte_level(size, *special):
+    tokenizer, _ = trained(size, 3)
+    tokenizer.add_special_tokens([*special])
+    tokenizer.add_tokens(["<think>"])  # which is text, and written as such
+    return tokenizer
+
+
+def said(tokenizer, token):
+    """What a token adds to a text, by the tokenizer's own decoder."""
+    before = tokenizer.encode("a").ids
+    return tokenizer.decode([*before, token], skip_special_tokens=False)[1:]
+
+
+@pytest.mark.parametrize("student_is", ["byte_level", "metaspace"])
+def test_tokenizers_of_two_kinds_are_read_as_bytes(student_is):
+    sides = [byte_level(500, "<|endoftext|>", "<|im_end|>"), metaspace(400, "<end_of_turn>")]
+    if student_is == "metaspace":
+        sides.reverse()
+    student, teacher = sides
+    projection = VocabProjection.from_tokenizers(student, teacher)
+    assert projection.student_vocab == student.get_vocab_size()
+    indices, weights = projection.to_topk()
+    sizes = [len(set(tokenizer.get_vocab())) for tokenizer in sides]
+    assert [projection.student_vocab, projection.teacher_vocab] == sizes
+    special = [
+        {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+        for tokenizer in sides
+    ]
+    ids = {said(teacher, token): token for token in reversed(range(sizes[1]))}
+    equal = written = 0
+    for token in range(sizes[0]):
+        text = said(student, token)
+        if token in special[0] or "\ufffd" in text:
+            continue
+        row = indices[token][indices[token] >= 0].tolist()
+        if text in ids and ids[text] not in special[1] and len(row) == 1:
+            assert said(teacher, row[0]) == text
+            assert weights[token, 0] == 1
+            equal += 1
+        else:
+            assert teacher.decode([*teacher.encode("a").ids, *row])[1:].startswith(text[:1])
+            written += 1
+    assert equal > 150
+    assert written > 50
+    by_name = [tokenizer.get_vocab() for tokenizer in sides]
+    for role in (("<|im_end|>", "<end_of_turn>"), ("<|endoftext|>", "</s>"), ("<s>", "<s>")):
+        one, other = role if student_is == "byte_level" else role[::-1]
+        token = by_name[0][one]
+        assert indices[token, 0] == by_name[1][other]
+        assert weights[token].tolist() == [1.0] + [0.0] * (weights.shape[1] - 1)
+
+
+def test_every_byte_is_found_in_both_alphabets():
+    from termwise.lm._token_texts import token_texts
+
+    for tokenizer in (byte_level(300), metaspace(300)):
+        texts = token_texts("this", "student", tokenizer)
+        assert {bytes([byte]) for byte in range(256)} <= {*texts}
+        assert sum(text is None for text in texts) == sum(
+            one.special for one in tokenizer.get_added_tokens_decoder().values()
+        )
+
+
+class Fast:
+    """What is read of a fast tokenizer of transformers."""
+
+    def __init__(self, backend, **roles):
+        self.backend_tokenizer = backend
+        ids = {name: backend.token_to_id(token) for name, token in roles.items()}
+        self.all_special_ids = [*ids.values()]
+        for name, token in ids.items():
+            setattr(self, f"{name}_token_id", token)
+
+
+def test_roles_that_a_tokenizer_tells_come_first_and_padding_is_none():
+    backend = byte_level(300, "<|endoftext|>", "<|stop|>")
+    student = Fast(backend, eos="<|stop|>", pad="<|endoftext|>")
+    teacher = Fast(metaspace(300, "<pad>", "<|stop|>"), eos="</s>", bos="<s>", pad="<pad>")
+    names = [backend.id_to_token, teacher.backend_tokenizer.id_to_token]
+    found = paired_special_tokens(student, teacher)
+    assert {names[0](one): names[1](other) for one, other in found.items()} == {
+        "<|stop|>": "</s>",
+        "<s>": "<s>",
+    }
+    projection = VocabProjection.from_tokenizers(student, teacher)
+    indices, _ = projection.to_topk()
+    assert indices[student.eos_token_id, 0] == teacher.eos_token_id
+    assert (indices[student.pad_token_id] == -1).all()
+    chosen = VocabProjection.from_tokenizers(
+        student, teacher, special={student.pad_token_id: 2}, student_vocab=512
+    )
+    assert chosen.student_vocab == 512
+    assert chosen.to_topk()[0][student.pad_token_id, 0] == 2
+
+
+def test_other_tokenizers_are_refused_with_what_to_write():
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0, "[UNK]": 1}))
+    pieces.decoder = tokenizers.decoders.WordPiece()
+    for wrong, got in ((plain, "None"), (pieces, "WordPiece")):
+        with pytest.raises(ValueError, match=f"as the student's, got one with the decoder {got};"):
+            VocabProjection.from_tokenizers(wrong, byte_level(300))
+    with pytest.raises(ValueError, match=r"a tokenizers.Tokenizer, .* as the teacher's, got str"):
+        VocabProjection.from_tokenizers(byte_level(300), "gpt2")
+    with pytest.raises(ValueError, match="^paired_special_tokens needs a tokenizers.Tokenizer"):
+        paired_special_tokens(None, None)
+
+
+def test_strings_of_two_kinds_are_refused_and_of_one_are_not():
+    sides = [byte_level(400), metaspace(400)]
+    names = [[tokenizer.id_to_token(i) for i in range(300)] for tokenizer in sides]
+    with pytest.raises(ValueError, match="write a space in one way, got '\u0120' .* and '\u2581'"):
+        VocabProjection.from_tokens(*names)
+    with pytest.raises(ValueError, match="got '\u2581' in most of the student's and ' ' in most"):
+        VocabProjection.from_tokens(names[1], [b" the", b"the"])
+    for one in names:
+        VocabProjection.from_tokens(one, one)
 
 
 def check_chunks(found, text, student, teacher):

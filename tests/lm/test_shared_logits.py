@@ -228,6 +228,33 @@ def test_refusals():
     assert isinstance(producer.handle, SharedLogitsHandle)
 
 
+def test_a_number_is_no_slice_and_a_loop_does_not_end_at_once():
+    producer = SharedLogits.create(SHAPE)
+    for wrong, shown in ((0, r"\[0:1\]"), (2, r"\[2:3\]"), (-1, r"\[0:1\]"), ((0, 1), r"\[0:1\]")):
+        with pytest.raises(TypeError, match=f"^SharedLogits needs a slice, such as {shown}, got "):
+            producer[wrong]
+    with pytest.raises(TypeError, match="needs a slice"):
+        list(producer)
+
+
+@pytest.mark.parametrize("failing", ["ftruncate", "mmap", "size"])
+def test_a_buffer_that_cannot_be_made_leaves_no_file_open(failing, monkeypatch):
+    def fail(*_):
+        raise OSError(12, "no memory")
+
+    shape = SHAPE
+    if failing == "ftruncate":
+        monkeypatch.setattr(os, "ftruncate", fail)
+    elif failing == "mmap":
+        monkeypatch.setattr("termwise.lm._shared_logits.mmap.mmap", fail)
+    else:
+        shape = (2**40, 2**20, 2**20)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(RuntimeError, match=r"SharedLogits.create needs \d+ bytes of shared memory"):
+        SharedLogits.create(shape)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 _CUDA_CONSUMER = _CONSUMER.replace("import torch\n", "import torch; torch.cuda.init()\n")
 
 

@@ -19,6 +19,8 @@ def functions(
     x: Tensor,
 ) -> None:
     assert_type(lm.align_spans(student_offsets, teacher_offsets), lm.Alignment)
+    assert_type(lm.align_spans(x, x, documents=(x, [[0, None]])), lm.Alignment)
+    assert_type(lm.paired_special_tokens(object(), object()), dict[int, int])
     assert_type(lm.chunk_average_log_probs(x, x, 2), tuple[Tensor, Tensor])
     assert_type(lm.valid_chunk_mask(x, x, x), Tensor)
     assert_type(lm.cross_tokenizer_loss(x, x, teachers), lm.CrossTokenizerTerms)
@@ -134,6 +136,7 @@ def members_of_alignment(one: lm.Alignment) -> None:
     assert_type(one.to("cpu"), lm.Alignment)
     assert_type(one.check(), lm.Alignment)
     assert_type(lm.Alignment.from_flat({}), lm.Alignment)
+    assert_type(one.where(), lm.Alignment)
 
 
 def members_of_teacher(one: lm.Teacher) -> None:
@@ -172,6 +175,7 @@ def members_of_vocab_projection(one: lm.VocabProjection, x: Tensor) -> None:
         lm.VocabProjection,
     )
     assert_type(lm.VocabProjection.from_tokens(["a"], ["a", None]), lm.VocabProjection)
+    assert_type(lm.VocabProjection.from_tokenizers(object(), object()), lm.VocabProjection)
     assert_type(lm.VocabProjection.load("file"), lm.VocabProjection)
     assert_type(
         lm.VocabProjection.load_nemo("file", student_vocab=2, teacher_vocab=2), lm.VocabProjection
@@ -180,6 +184,7 @@ def members_of_vocab_projection(one: lm.VocabProjection, x: Tensor) -> None:
     assert_type(one.to("cpu"), lm.VocabProjection)
     assert_type(one.rows(0, 1), lm.VocabProjection)
     assert_type(one.columns(x), lm.VocabProjection)
+    assert_type(one.to_topk(), tuple[Tensor, Tensor])
     assert_type(one.project(x), Tensor)
 
 

@@ -31,6 +31,7 @@ from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
 from ._targeted_variance import TargetedVarianceTerms as TargetedVarianceTerms
 from ._targeted_variance import targeted_variance_loss as targeted_variance_loss
+from ._token_texts import paired_special_tokens as paired_special_tokens
 from ._universal_logit import UniversalLogitLoss as UniversalLogitLoss
 from ._universal_logit import UniversalLogitTerms as UniversalLogitTerms
 from ._universal_logit import align_in_order as align_in_order

@@ -2,17 +2,25 @@
 
 import dataclasses
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .. import _groups
 from .._contract import contract
+from .._groups import ProcessGroup
 
-Spans: TypeAlias = Sequence[Sequence[tuple[int, int]]]
+Spans: TypeAlias = Sequence[Sequence[Sequence[int]]]
+Numbers: TypeAlias = Sequence[Sequence[int | None]]
+StudentNumbers: TypeAlias = Int[Tensor, "batch student_time"] | Numbers
+TeacherNumbers: TypeAlias = Int[Tensor, "batch teacher_time"] | Numbers
+Text: TypeAlias = str | bytes
 _Token: TypeAlias = tuple[int, int, int, int]  # start, stop, side, index
+_Part: TypeAlias = tuple[int, int]  # document, sequence
+_Chunk: TypeAlias = tuple[list[int], list[int], bool]  # tokens of both sides, whether exact
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +46,7 @@ class Alignment:
     False."""
     pair_exact: Bool[Tensor, "batch chunks"]
     """Bool[Tensor, "batch chunks"]: whether the texts of the two sides are equal, which a fuzzy
-    aligner cannot promise."""
+    aligner cannot promise, or both are special tokens of one role."""
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -79,11 +87,55 @@ class Alignment:
         for name in ("student_chunk_id", "teacher_chunk_id"):
             ids: Tensor = getattr(self, name)
             if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.max_chunks):
-                raise ValueError(
-                    f"Alignment needs {name} from -1 to {self.max_chunks - 1}, "
-                    f"got {int(ids.min())} to {int(ids.max())}"
-                )
+                raise ValueError(f"Alignment needs {out_of_range(name, ids, self.max_chunks)}")
         return self
+
+    @contract
+    def where(
+        self,
+        *,
+        student_mask: Bool[Tensor, "batch student_time"] | None = None,
+        teacher_mask: Bool[Tensor, "batch teacher_time"] | None = None,
+        sequence_group: ProcessGroup | None = None,
+    ) -> Self:
+        """Keep the chunks of which every token counts: the others are no longer `pair_valid`.
+
+        A chunk that straddles a completion's first token holds a token of the prompt, and goes.
+        Nothing waits for the device.
+
+        Args:
+            student_mask (Bool[Tensor, "batch student_time"] | None): student tokens that count.
+                None: all.
+            teacher_mask (Bool[Tensor, "batch teacher_time"] | None): the same of the teacher.
+            sequence_group: ranks that hold other positions. None: this rank alone, nothing is sent.
+
+        Raises:
+            ContractError: a dtype does not fit.
+            ValueError: a mask is of another size, or an id is out of range.
+
+        Examples:
+            >>> import torch
+            >>> from termwise.lm import align_spans
+            >>> spans = [[(0, 0), (0, 1), (1, 2), (2, 3)]]
+            >>> completion = torch.tensor([[False, False, True, True]])
+            >>> align_spans(spans, spans).where(student_mask=completion).pair_valid
+            tensor([[False,  True,  True]])
+        """
+        name = "Alignment.where"
+        left_out = torch.zeros_like(self.pair_valid, dtype=torch.int64)
+        for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
+            if mask is None:
+                continue
+            ids: Tensor = getattr(self, f"{side}_chunk_id")
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"{name} needs {side}_mask of {list(ids.shape)}, got {list(mask.shape)}"
+                )
+            ids = ids.masked_fill(mask, -1)
+            left_out = left_out + chunk_sizes(name, f"{side}_chunk_id", ids, self.max_chunks)
+        if sequence_group is not None:
+            left_out = _groups.all_reduce(left_out, sequence_group.group_name)
+        return dataclasses.replace(self, pair_valid=self.pair_valid & (left_out == 0))
 
     @classmethod
     def from_flat(cls, mapping: Mapping[str, object], prefix: str = "alignment_") -> Self:
@@ -121,33 +173,92 @@ _DTYPES = {
 torch.export.register_dataclass(Alignment, serialized_type_name="termwise.lm.Alignment")
 
 
+def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
+    """Count the tokens of each chunk, [batch, max_chunks]; name ids that are out of range.
+
+    They are found by the failure of the count, which on the CPU is no crash, so that nothing waits
+    for a device to learn of them.
+    """
+    counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
+    try:
+        return counts.scatter_add(1, ids + 1, torch.ones_like(ids))[:, 1:]
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} needs an alignment with {out_of_range(which, ids, max_chunks)}; "
+            "Alignment.check() finds this where batches are made"
+        ) from error
+
+
+def out_of_range(which: str, ids: Tensor, max_chunks: int) -> str:
+    """Say which ids were needed, and which came."""
+    found = f"{int(ids.min())} to {int(ids.max())}"
+    return f"{which} from -1 to {max_chunks - 1}, got {found}"
+
+
 @contract
 def align_spans(
-    student_offsets: Spans, teacher_offsets: Spans, *, max_chunks: int | None = None
+    student_offsets: Int[Tensor, "batch student_time 2"] | Spans,
+    teacher_offsets: Int[Tensor, "batch teacher_time 2"] | Spans,
+    *,
+    max_chunks: int | None = None,
+    student_texts: Sequence[Text | Sequence[Text]] | None = None,
+    teacher_texts: Sequence[Text | Sequence[Text]] | None = None,
+    special: Mapping[int, int] | None = None,
+    student_tokens: Int[Tensor, "batch student_time"] | Numbers | None = None,
+    teacher_tokens: Int[Tensor, "batch teacher_time"] | Numbers | None = None,
+    documents: tuple[StudentNumbers, TeacherNumbers] | None = None,
+    sequence_ids: tuple[StudentNumbers, TeacherNumbers] | None = None,
 ) -> Alignment:
     """Align two tokenizations of each text by where their tokens lie in it.
 
     A chunk is the smallest span of text that no token of either side crosses the ends of. One
-    pass over the tokens, in Python: O(student_time + teacher_time) for each sample.
+    pass over the tokens, in Python: O(student_time + teacher_time) for each sample. Tensors are
+    read on the host: align where batches are made, not in the training step.
 
     Args:
-        student_offsets: for each sample, the (start, stop) of each token in the text, as fast
-            tokenizers return them (`return_offsets_mapping=True`, `Encoding.offsets`). Bytes or
-            characters, the same on both sides. A token with start = stop (special tokens,
+        student_offsets (Int[Tensor, "batch student_time 2"] | Spans): for each sample, the (start,
+            stop) of each token in the text, as fast tokenizers return them
+            (`return_offsets_mapping=True`, `Encoding.offsets`): a tensor, or lists of pairs. Bytes
+            or characters, the same on both sides. A token with start = stop (special tokens,
             padding) belongs to no chunk. Tokens that share a character, as tokens of its bytes
             do in offsets of characters, are in one chunk. Samples may differ in length.
-        teacher_offsets: the same of the teacher.
+        teacher_offsets (Int[Tensor, "batch teacher_time 2"] | Spans): the same of the teacher.
         max_chunks: how many chunks to make room for, so that every batch has one shape. None: as
             many as the sample with the most has.
+        student_texts: the text of each sample that the offsets are of, str or bytes as they count;
+            of a sample in several documents or sequences, a text for each. Give them where the two
+            sides may differ, as two chat templates do: spans that meet may say different things.
+        teacher_texts: the same of the teacher.
+        special: {student token: teacher token} of special tokens that play one role, such as the
+            end of a turn; see
+            [`paired_special_tokens`][termwise.lm.paired_special_tokens]. Where the two stand at one
+            place in the text they are a chunk of their own, whatever their offsets are. Of equal
+            ones in a row the first alone: the others are padding. None: special tokens are in no
+            chunk.
+        student_tokens (Int[Tensor, "batch student_time"] | Numbers | None): the student's token
+            ids, which special needs.
+        teacher_tokens (Int[Tensor, "batch teacher_time"] | Numbers | None): the same of the
+            teacher.
+        documents: for packed rows, the number of the document that each token is of, of student
+            and teacher: ascending, -1 for none (padding). Offsets count from 0 in each document,
+            documents of one number are aligned, and the first token of a document, which follows
+            another's, is in no chunk.
+        sequence_ids: for pairs of texts (`tokenizer(text, pair)`), which of them each token is of,
+            of student and teacher, as `BatchEncoding.sequence_ids` gives it: None for special
+            tokens. Offsets count from 0 in each text.
 
     Returns:
         An alignment on the CPU, shorter samples padded with -1 and False. `pair_exact` is False
         where one side leaves out some of the text: a tokenizer that trims spaces from offsets, or
-        drops characters. Text that one side alone has tokens for belongs to no chunk.
+        drops characters. Given the texts, it says whether the two are equal. A chunk of special
+        tokens is exact. Text that one side alone has tokens for belongs to no chunk.
 
     Raises:
-        ValueError: samples of the two sides differ in number, a stop lies before its start, tokens
-            are not in the order of the text, or a sample has more than max_chunks.
+        ContractError: shapes or dtypes do not fit.
+        ValueError: samples, or the tokens of one, differ in number between arguments; a stop lies
+            before its start or beyond its text; tokens are not in the order of the text; a sample
+            has more than max_chunks; no chunk of a sample says the same in two different texts; or
+            one of two arguments is missing that go together.
 
     Examples:
         >>> from termwise.lm import align_spans
@@ -155,14 +266,34 @@ def align_spans(
         >>> alignment = align_spans(student, teacher)
         >>> alignment.student_chunk_id.tolist(), alignment.teacher_chunk_id.tolist()
         ([[-1, 0, 1]], [[0, 0, 1, 1]])
+
+        An end of turn, 9 of the student and 7 of the teacher:
+
+        >>> student, teacher = [[(0, 2), (0, 0)]], [[(0, 1), (1, 2), (0, 0)]]
+        >>> tokens = {"student_tokens": [[4, 9]], "teacher_tokens": [[3, 5, 7]]}
+        >>> alignment = align_spans(student, teacher, special={9: 7}, **tokens)
+        >>> alignment.student_chunk_id.tolist(), alignment.teacher_chunk_id.tolist()
+        ([[0, 1]], [[0, 0, 1]])
     """
-    if len(student_offsets) != len(teacher_offsets):
+    for one, other, what in (
+        (student_texts, teacher_texts, "student_texts and teacher_texts"),
+        (student_tokens, teacher_tokens, "student_tokens and teacher_tokens"),
+        (special, student_tokens, "special and the tokens of both sides"),
+    ):
+        if (one is None) != (other is None):
+            raise ValueError(f"align_spans needs {what} together, got one of them")
+    sides = [
+        _sides("student", student_offsets, student_tokens, documents, sequence_ids, student_texts),
+        _sides("teacher", teacher_offsets, teacher_tokens, documents, sequence_ids, teacher_texts),
+    ]
+    if len(sides[0]) != len(sides[1]):
         raise ValueError(
             "align_spans needs as many samples of the student as of the teacher, "
-            f"got {len(student_offsets)} and {len(teacher_offsets)}"
+            f"got {len(sides[0])} and {len(sides[1])}"
         )
-    pairs = zip(student_offsets, teacher_offsets, strict=True)
-    aligned = [_align(*pair, sample) for sample, pair in enumerate(pairs)]
+    aligned = [
+        _align(pair, special or {}, sample) for sample, pair in enumerate(zip(*sides, strict=True))
+    ]
     most = max((len(exact) for _, _, exact in aligned), default=0)
     chunks = most if max_chunks is None else max_chunks
     if most > chunks:
@@ -176,41 +307,282 @@ def align_spans(
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Side:
+    """One model's tokens of one sample."""
+
+    name: str
+    offsets: list[Sequence[int]]
+    tokens: Sequence[int | None]
+    """Token ids; None where they are not known."""
+    parts: list[_Part | None]
+    """The document and sequence of each token, within which its offsets count; None for none."""
+    documents: list[int | None]
+    packed: bool
+    """Whether documents were given."""
+    texts: Sequence[Text] | None
+
+    def span(self, index: int, sample: int) -> tuple[int, int]:
+        """Check the span of a token."""
+        span = self.offsets[index]
+        if len(span) != 2 or not 0 <= span[0] <= span[1]:
+            raise ValueError(
+                f"align_spans needs spans (start, stop) from 0 up, in the order of the text, got "
+                f"{tuple(span)} at token {index} of the {self.name}'s sample {sample}"
+            )
+        return span[0], span[1]
+
+
+def _sides(
+    name: str,
+    offsets: Tensor | Spans,
+    tokens: Tensor | Numbers | None,
+    documents: tuple[Tensor | Numbers, Tensor | Numbers] | None,
+    sequence_ids: tuple[Tensor | Numbers, Tensor | Numbers] | None,
+    texts: Sequence[Text | Sequence[Text]] | None,
+) -> list[_Side]:
+    """Read one model's arguments, sample by sample."""
+    spans = cast("Spans", offsets.tolist()) if isinstance(offsets, Tensor) else offsets
+    which = ("student", "teacher").index(name)
+    numbers = [
+        _numbers(f"{name}_tokens", tokens, spans, None),
+        _numbers(f"documents[{which}]", documents and documents[which], spans, 0),
+        _numbers(f"sequence_ids[{which}]", sequence_ids and sequence_ids[which], spans, 0),
+    ]
+    if texts is not None and len(texts) != len(spans):
+        raise ValueError(
+            f"align_spans needs {name}_texts of {len(spans)} samples, got {len(texts)}"
+        )
+    found: list[_Side] = []
+    for sample, own in enumerate(spans):
+        ids, of_document, of_sequence = (one[sample] for one in numbers)
+        known = [None if n is None or n < 0 else n for n in of_document]
+        parts = [
+            None if document is None or sequence is None or sequence < 0 else (document, sequence)
+            for document, sequence in zip(known, of_sequence, strict=True)
+        ]
+        text = None if texts is None else texts[sample]
+        text = [text] if isinstance(text, str | bytes) else text
+        found.append(_Side(name, [*own], ids, parts, known, documents is not None, text))
+    return found
+
+
+def _numbers(
+    name: str, given: Tensor | Numbers | None, spans: Spans, fill: int | None
+) -> Sequence[Sequence[int | None]]:
+    """Read a number for each token, where there are any."""
+    if given is None:
+        return [[fill] * len(own) for own in spans]
+    numbers = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
+    if [len(own) for own in numbers] != [len(own) for own in spans]:
+        raise ValueError(
+            f"align_spans needs {name} of {[len(own) for own in spans]} tokens, as many as there "
+            f"are offsets, got {[len(own) for own in numbers]}"
+        )
+    return numbers
+
+
 def _align(
-    student: Sequence[tuple[int, int]], teacher: Sequence[tuple[int, int]], sample: int
+    pair: tuple[_Side, _Side], special: Mapping[int, int], sample: int
 ) -> tuple[list[int], list[int], list[bool]]:
-    """Give the chunk of each token of either side, and whether each chunk is exact."""
-    sides = ([-1] * len(student), [-1] * len(teacher))
+    """Return the chunk of each token of either side, and whether each chunk is exact."""
+    starts = _starts(pair, sample)
+    kinds = {*special}, {*special.values()}
+    spans = [_placed(side, starts, kind, sample) for side, kind in zip(pair, kinds, strict=True)]
+    chunks = _of_text(pair, spans, starts, sample)
+    if special:
+        gaps = [
+            _gaps(side, own, starts, kind)
+            for side, own, kind in zip(pair, spans, kinds, strict=True)
+        ]
+        pairs = _paired(pair, gaps[0], gaps[1], special)
+        chunks += [([one], [other], True) for one, other in pairs]
+    ids = [-1] * len(pair[0].offsets), [-1] * len(pair[1].offsets)
+    leading = [_first_tokens(side) for side in pair]
     exact: list[bool] = []
-    tokens = heapq.merge(_tokens(student, 0, sample), _tokens(teacher, 1, sample))
+    for *members, is_exact in sorted(chunks):
+        held = [
+            [index for index in indices if index not in first]
+            for indices, first in zip(members, leading, strict=True)
+        ]
+        if all(held):
+            for own, indices in zip(ids, held, strict=True):
+                for index in indices:
+                    own[index] = len(exact)
+            exact.append(is_exact)
+    return *ids, exact
+
+
+def _starts(pair: tuple[_Side, _Side], sample: int) -> dict[_Part, tuple[int, int]]:
+    """Lay the parts of a sample one after another: where each of them begins and ends."""
+    ends: dict[_Part, int] = {}
+    for side in pair:
+        for index, part in enumerate(side.parts):
+            document = side.documents[index]
+            if part is None and document is not None:
+                ends.setdefault((document, 0), 0)  # of which there may be special tokens alone
+            elif part is not None:
+                ends[part] = max(ends.get(part, 0), side.span(index, sample)[1])
+    place = 0
+    starts: dict[_Part, tuple[int, int]] = {}
+    for part in sorted(ends):
+        starts[part] = place, place + ends[part]
+        place += ends[part] + 1  # so that no two parts touch
+    return starts
+
+
+def _placed(
+    side: _Side, starts: Mapping[_Part, tuple[int, int]], special: set[int], sample: int
+) -> dict[int, tuple[int, int]]:
+    """Return the spans of tokens that have text, over all parts; refuse those out of order."""
+    placed: dict[int, tuple[int, int]] = {}
+    last = 0
+    for index, part in enumerate(side.parts):
+        start, stop = side.span(index, sample)
+        if part is None or start == stop or side.tokens[index] in special:
+            continue
+        first = starts[part][0]
+        if first + start < last:
+            raise ValueError(
+                "align_spans needs spans in the order of the text, got "
+                f"({start}, {stop}) at token {index} of the {side.name}'s sample {sample}; offsets "
+                "that start again need documents, in packed rows, or sequence_ids, in pairs"
+            )
+        last = first + start
+        placed[index] = first + start, first + stop
+    return placed
+
+
+def _of_text(
+    pair: tuple[_Side, _Side],
+    spans: Sequence[Mapping[int, tuple[int, int]]],
+    starts: Mapping[_Part, tuple[int, int]],
+    sample: int,
+) -> list[_Chunk]:
+    """Find the chunks of text."""
+    tokens = heapq.merge(
+        *([(*span, side, index) for index, span in spans[side].items()] for side in (0, 1))
+    )
+    chunks: list[_Chunk] = []
+    said: list[tuple[Text, Text]] = []
+    readers = [_reader(side, starts, sample) for side in pair]
     for group in _overlapping(tokens):
         covered: tuple[list[list[int]], list[list[int]]] = ([], [])
-        for start, stop, side, _ in group:
+        members: tuple[list[int], list[int]] = ([], [])
+        for start, stop, side, index in group:
             _cover(covered[side], start, stop)
-        if all(covered):
-            for _, _, side, index in group:
-                sides[side][index] = len(exact)
-            exact.append(covered[0] == covered[1])
-    return *sides, exact
-
-
-def _tokens(offsets: Sequence[tuple[int, int]], side: int, sample: int) -> Iterator[_Token]:
-    """Yield the tokens that have a span, and refuse those that are out of order."""
-    last = 0
-    for index, (start, stop) in enumerate(offsets):
-        if start == stop:
+            members[side].append(index)
+        if not all(covered):
             continue
-        if not last <= start < stop:
+        exact = covered[0] == covered[1]
+        if readers[0] is not None and readers[1] is not None:
+            said.append((readers[0](covered[0]), readers[1](covered[1])))
+            exact = said[-1][0] == said[-1][1]
+        chunks.append((*members, exact))
+    differ = said and [*(pair[0].texts or ())] != [*(pair[1].texts or ())]
+    if differ and not any(exact for _, _, exact in chunks):
+        raise ValueError(
+            f"align_spans needs texts that agree where the spans do, got none of {len(said)} "
+            f"chunks of sample {sample} that says the same: the first is {_quoted(said[0][0])} for "
+            f"the student and {_quoted(said[0][1])} for the teacher; of two chat templates align "
+            "the answer alone, with offsets from its start"
+        )
+    return chunks
+
+
+def _reader(
+    side: _Side, starts: Mapping[_Part, tuple[int, int]], sample: int
+) -> Callable[[list[list[int]]], Text] | None:
+    """Return what reads spans from the texts; refuse texts that are not those of the offsets."""
+    if side.texts is None:
+        return None
+    parts = [part for part in sorted(starts) if starts[part][1] > starts[part][0]]
+    if len(side.texts) < len(parts):
+        raise ValueError(
+            f"align_spans needs a text for each of the {len(parts)} documents and sequences of the "
+            f"{side.name}'s sample {sample}, got {len(side.texts)}"
+        )
+    texts = dict(zip(parts, side.texts, strict=False))
+    for index, part in enumerate(side.parts):
+        stop = side.span(index, sample)[1]
+        if part in texts and stop > len(texts[part]):
             raise ValueError(
-                "align_spans needs spans from 0 up, in the order of the text, got "
-                f"({start}, {stop}) at token {index} of the {('student', 'teacher')[side]}'s "
-                f"sample {sample}"
+                f"align_spans needs offsets within {side.name}_texts, got {stop} at token {index} "
+                f"of sample {sample}, whose text has {len(texts[part])}"
             )
-        last = start
-        yield start, stop, side, index
+
+    def read(spans: list[list[int]]) -> Text:
+        part = max(part for part in parts if starts[part][0] <= spans[0][0])
+        first = starts[part][0]
+        pieces: list[Any] = [texts[part][start - first : stop - first] for start, stop in spans]
+        return texts[part][:0].join(pieces)
+
+    return read
 
 
-def _overlapping(tokens: Iterator[_Token]) -> Iterator[list[_Token]]:
+def _gaps(
+    side: _Side,
+    spans: Mapping[int, tuple[int, int]],
+    starts: Mapping[_Part, tuple[int, int]],
+    special: set[int],
+) -> list[tuple[int, int, int]]:
+    """Return each special token with the gap in the text that it stands in: index, from, to.
+
+    After a document's last token the gap is no wider than its end: one side may be truncated.
+    """
+    first: dict[int, int] = {}
+    for (document, _), (start, _) in starts.items():
+        first.setdefault(document, start)
+    gaps: list[tuple[int, int, int]] = []
+    later = sorted(spans, reverse=True)
+    before = 0
+    for index, token in enumerate(side.tokens):
+        if later and index == later[-1]:
+            before = max(before, spans[later.pop()][1])
+            continue
+        document = side.documents[index]
+        again = index > 0 and token == side.tokens[index - 1]
+        if token not in special or document is None or again:
+            continue
+        low = max(first[document], before)
+        followed = later and side.documents[later[-1]] == document
+        gaps.append((index, low, spans[later[-1]][0] if followed else low))
+    return gaps
+
+
+def _paired(
+    pair: tuple[_Side, _Side],
+    students: list[tuple[int, int, int]],
+    teachers: list[tuple[int, int, int]],
+    special: Mapping[int, int],
+) -> Iterator[tuple[int, int]]:
+    """Yield the special tokens of one role that stand in one gap of the text, in order."""
+    start = 0
+    for index, low, high in students:
+        wanted = special[cast("int", pair[0].tokens[index])]
+        for place in range(start, len(teachers)):
+            other, other_low, other_high = teachers[place]
+            if other_low > high:
+                break
+            if pair[1].tokens[other] == wanted and other_high >= low:
+                yield index, other
+                start = place + 1
+                break
+
+
+def _first_tokens(side: _Side) -> set[int]:
+    """Return the tokens that begin a document, which follow another one's or nothing."""
+    if not side.packed:
+        return set()
+    before = [None, *side.documents]
+    return {index for index, number in enumerate(side.documents) if number != before[index]}
+
+
+def _quoted(text: Text) -> str:
+    return f"{text!r}" if len(text) <= 40 else f"{text[:40]!r}..."
+
+
+def _overlapping(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:
     """Cut tokens, which come in the order of their starts, where no token reaches across."""
     group: list[_Token] = []
     end = 0

@@ -18,7 +18,7 @@ from .. import _groups
 from .._autograd import Function
 from .._groups import ProcessGroup
 from .._numbers import accumulator, lifted
-from ._alignment import Alignment
+from ._alignment import Alignment, chunk_sizes
 from ._checks import check_normalizer, check_temperature, divisor
 from ._chunks import logit_chunks
 from ._rows import in_place, row_products, times_factor, transformed
@@ -45,11 +45,17 @@ class Chunks(NamedTuple):
 def chunks_of(
     name: str,
     alignment: Alignment,
+    mask: Tensor | None,
     sample_mask: Tensor | None,
     exact_only: bool,
     sequence_group: ProcessGroup | None,
 ) -> Chunks:
     """Shift the ids against the tokens and tell which chunks count."""
+    if mask is not None and mask.shape != alignment.student_chunk_id.shape:
+        raise ValueError(
+            f"{name} needs a mask of the student's tokens "
+            f"{list(alignment.student_chunk_id.shape)}, got {list(mask.shape)}"
+        )
     if sample_mask is not None and sample_mask.shape[0] != alignment.pair_valid.shape[0]:
         raise ValueError(
             f"{name} needs a sample_mask for the {alignment.pair_valid.shape[0]} samples of the "
@@ -57,10 +63,18 @@ def chunks_of(
         )
     student = logit_chunks(alignment.student_chunk_id, sequence_group)
     teacher = logit_chunks(alignment.teacher_chunk_id, sequence_group)
-    sizes = torch.stack([_sizes(ids, alignment.max_chunks) for ids in (student, teacher)])
+    counted = [("student_chunk_id", student), ("teacher_chunk_id", teacher)]
+    if mask is not None:  # of tokens, which are not shifted
+        left_out = alignment.student_chunk_id.masked_fill(mask, -1)
+        counted.append(("student_chunk_id", left_out))
+    sizes = torch.stack(
+        [chunk_sizes(name, which, ids, alignment.max_chunks) for which, ids in counted]
+    )
     if sequence_group is not None:
+        # The same is sent whether this rank has a mask or not.
+        sizes = F.pad(sizes, (0, 0, 0, 0, 0, 3 - len(sizes)))
         sizes = _groups.all_reduce(sizes, sequence_group.group_name)
-    valid = (sizes > 0).all(0) & alignment.pair_valid
+    valid = (sizes[:2] > 0).all(0) & (sizes[2:] == 0).all(0) & alignment.pair_valid
     if exact_only:
         valid = valid & alignment.pair_exact
     if sample_mask is not None:
@@ -68,9 +82,12 @@ def chunks_of(
     return Chunks(student, teacher, sizes[0], sizes[1], valid)
 
 
-def _sizes(ids: Tensor, max_chunks: int) -> Tensor:
-    counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
-    return counts.scatter_add(1, ids + 1, torch.ones_like(ids))[:, 1:]
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
+    types = [lifted(x[:0]).dtype for x in tensors]
+    if len(set(types)) == 1:
+        return tensors
+    return tuple(x.double() for x in tensors)
 
 
 def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
@@ -84,6 +101,22 @@ def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tenso
                 f"{name} needs an alignment of the {side}'s positions {list(x.shape[:2])}, "
                 f"got {list(ids.shape)}"
             )
+
+
+def padding(**widths: tuple[int, int]) -> str:
+    """Say how to cut logits that are wider than a vocabulary; nothing where none are."""
+    cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
+    return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
+
+
+def may_look_at(x: Tensor) -> bool:
+    """Whether values can be read without waiting, and without ending a graph or a transform."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    )
 
 
 def largest(x: Tensor, group_name: str | None) -> Tensor:

@@ -8,6 +8,7 @@ from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._numbers import lifted
+from ._alignment import out_of_range
 
 
 def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -> Tensor:
@@ -66,7 +67,8 @@ def chunk_average_log_probs(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: max_chunks is negative.
-        IndexError: an id is max_chunks or more (on CPU; on CUDA an assertion of the device).
+        IndexError: an id is max_chunks or more, or below -1 (on CPU; on CUDA an assertion of the
+            device).
 
     References:
         NeMo-RL's function of this name (https://github.com/NVIDIA-NeMo/RL,
@@ -88,10 +90,16 @@ def chunk_average_log_probs(
     # One bucket more for each sample, before its first, takes the positions outside every chunk
     # and is dropped; so no row is multiplied by 0, and no gradient reaches them but 0 itself.
     sample = torch.arange(batch, device=chunk_id.device)[:, None] * (max_chunks + 1)
-    bucket = torch.where(
-        chunk_id < max_chunks, sample + (chunk_id + 1).clamp_min(0), batch * (max_chunks + 1)
-    ).reshape(-1)
-    sums = rows.new_zeros(batch * (max_chunks + 1), vocab).index_add(0, bucket, rows)
+    ids = chunk_id.long()
+    within = (ids >= -1) & (ids < max_chunks)
+    bucket = torch.where(within, sample + ids + 1, batch * (max_chunks + 1)).reshape(-1)
+    try:
+        sums = rows.new_zeros(batch * (max_chunks + 1), vocab).index_add(0, bucket, rows)
+    except (IndexError, RuntimeError) as error:  # on the CPU; so nothing waits for a device
+        raise IndexError(
+            f"chunk_average_log_probs needs {out_of_range('chunk_id', ids, max_chunks)}, "
+            "which is out of range"
+        ) from error
     sizes = rows.new_zeros(batch * (max_chunks + 1)).index_add(0, bucket, rows.new_ones(len(rows)))
     sums = sums.view(batch, max_chunks + 1, vocab)[:, 1:]
     sizes = sizes.view(batch, max_chunks + 1)[:, 1:]
@@ -104,16 +112,18 @@ def chunk_average_log_probs(
 
 @contract
 def valid_chunk_mask(
-    student_sizes: Float[Tensor, "batch chunks"],
-    teacher_sizes: Float[Tensor, "batch chunks"],
+    student_sizes: Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"],
+    teacher_sizes: Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"],
     pair_valid: Bool[Tensor, "batch chunks"],
 ) -> Bool[Tensor, "batch chunks"]:
     """Tell which chunks count: those that are valid and hold a position on both sides.
 
     Args:
-        student_sizes (Float[Tensor, "batch chunks"]): positions in each chunk, as
-            [`chunk_average_log_probs`][termwise.lm.chunk_average_log_probs] gives them.
-        teacher_sizes (Float[Tensor, "batch chunks"]): the same of the teacher.
+        student_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): positions in
+            each chunk, as [`chunk_average_log_probs`][termwise.lm.chunk_average_log_probs] returns
+            them, or counted as integers.
+        teacher_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): the same of the
+            teacher.
         pair_valid (Bool[Tensor, "batch chunks"]): whether the chunk is one.
 
     Returns:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
@@ -69,7 +70,8 @@ class Teacher:
     """Int[Tensor, "batch teacher_time"] | None: its own tokens, negative where one does not count:
     for scores and selection, if the teacher has an alignment."""
     weight: float = 1.0
-    """What its divergence is multiplied by, or its share in an average of logits."""
+    """What its divergence is multiplied by, or its share in an average of logits. One of weight 0
+    is left out, whatever its divergence is."""
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None
     """Chunks to divide by, if it has an alignment; see
     [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
@@ -110,7 +112,8 @@ class CrossTokenizerTerms(Terms):
     """|cross_entropy| / |kd| with scale="match", 1 where kd is 0; else 1; detached."""
     teacher_kd: Float[Tensor, " divergences"]
     """Float[Tensor, " divergences"]: each teacher's divergence, temperature^2 in it where its loss
-    has it, before its weight. With combine="average_logits" the one from the average."""
+    has it, before its weight. With combine="average_logits" the one from the average. With a score
+    or combine="select" a teacher of weight 0 has the gradient 0."""
     teacher_weight: Float[Tensor, " teachers"]
     """Float[Tensor, " teachers"]: what each divergence, or each teacher's logits, is multiplied by;
     detached."""
@@ -174,11 +177,11 @@ def cross_tokenizer_loss(
 
     Args:
         student_logits (Float[Tensor, "batch time vocab"]): unnormalised, a row for each position.
-        tokens (Int[Tensor, "batch time"]): the student's; a negative one (padding, -100) does not
-            count.
+        tokens (Int[Tensor, "batch time"]): the student's; a negative one (padding, a label of -100)
+            does not count, and neither does a chunk that holds one.
         teachers: one or several.
-        kd_weight: w_KD.
-        ce_weight: w_CE.
+        kd_weight: w_KD. With 0 the divergences are left out, infinite ones too.
+        ce_weight: w_CE; likewise.
         scale: "fixed", or "match": KD rescaled to the size of CE.
         combine: how several teachers make one KD. "average_logits" needs the student's tokenizer.
         score: weigh teachers by how sure or right they are. None: by their weights.
@@ -192,13 +195,14 @@ def cross_tokenizer_loss(
         teacher_mean: of `projected_kl_loss`.
         exact_only: of the losses over chunks.
         mask (Bool[Tensor, "batch time"] | None): student tokens that count, of those that are
-            predicted. None: all.
+            predicted, for cross-entropy and for every teacher: a chunk counts if all its student
+            tokens do. None: all but the negative ones.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count, for the teachers too. None:
             all.
-        normalizer (Float[Tensor, ""] | float | None): tokens to divide CE, and the divergence of
-            teachers without an alignment, by. None: those of this batch, over batch_group and
-            sequence_group. Given one, and the teachers theirs, micro-batches add up exactly, unless
-            their scales, scores or choice differ.
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): tokens to divide CE, and
+            the divergence of teachers without an alignment, by. None: those of this batch, over
+            batch_group and sequence_group. Given one, and the teachers theirs, micro-batches add up
+            exactly, unless their scales, scores or choice differ.
         student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
         batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
             below: this rank alone, nothing is sent.
@@ -248,6 +252,7 @@ def cross_tokenizer_loss(
             f"{name} needs top_k None for a teacher of the student's tokenizer with a vocab_group, "
             f"got {top_k}"
         )
+    tokens = tokens.long()
     counted = tokens if mask is None else tokens.where(mask, -1)
     if sample_mask is not None:
         counted = counted.where(sample_mask[:, None], -1)
@@ -268,55 +273,63 @@ def cross_tokenizer_loss(
     else:
         compared = several
         weights = _constants(student.loss, [teacher.weight for teacher in several])
-    divergences = torch.stack(
-        [
-            _divergence(
-                # One of weight 0 is told, and has no gradient.
-                student_logits if teacher.weight != 0 else student_logits.detach(),
-                teacher,
-                counted,
-                sample_mask,
-                temperature=temperature,
-                direction=direction,
-                top_k=top_k,
-                tail_top_k=tail_top_k,
-                teacher_mean=teacher_mean,
-                exact_only=exact_only,
-                normalizer=normalizer,
-                student_vocab=student_vocab,
-                groups=groups,
-            )
-            for teacher in compared
-        ]
-    )
-
     by_vocab = _constants(student.loss, _log_vocab_ratios(several, groups, log_vocab))
-    if combine == "average_logits":
-        kd = divergences[0]
-    elif combine == "select":
-        scores = _scores(several, "cross_entropy", counted, sample_mask, groups)
-        chosen = torch.arange(len(several), device=scores.device) == scores.argmax()
-        weights = chosen.to(divergences.dtype)
-        kd = divergences.where(chosen, 0).sum()  # 0 * inf would not be 0
-    else:
-        if score is not None:
-            scores = _scores(several, score, counted, sample_mask, groups)
+    seen = [student_logits] * len(compared)
+    if combine == "select" or score is not None:
+        scores = _scores(several, score or "cross_entropy", counted, sample_mask, groups)
+        if combine == "select":
+            chosen = torch.arange(len(several), device=scores.device) == scores.argmax()
+            weights = chosen.to(by_vocab.dtype)
+        else:
             scores = scores.to(by_vocab.dtype)
             sharp = (score_scale * by_vocab * scores).where(scores != -torch.inf, scores)
             weights = sharp.softmax(0)
-        weights = weights * by_vocab
-        kd = (weights * divergences.where(weights != 0, 0)).sum()  # 0 * inf would not be 0
+        seen = [_Gated.apply(student_logits, weight) for weight in weights.unbind()]
+    divergences = [
+        _divergence(
+            logits,
+            teacher,
+            counted,
+            temperature=temperature,
+            direction=direction,
+            top_k=top_k,
+            tail_top_k=tail_top_k,
+            teacher_mean=teacher_mean,
+            exact_only=exact_only,
+            normalizer=normalizer,
+            student_vocab=student_vocab,
+            groups=groups,
+        )
+        for logits, teacher in zip(seen, compared, strict=True)
+    ]
+
+    if combine == "average_logits":
+        kd = divergences[0]
+    else:
+        if combine == "sum":
+            weights = weights * by_vocab
+        parts = [
+            one.where(weight != 0, 0)  # 0 * inf would not be 0
+            for one, weight in zip(divergences, weights.unbind(), strict=True)
+        ]
+        held = [teacher.weight != 0 for teacher in compared]
+        kd = _total(student_logits, weights.unbind(), parts, held)
 
     size, target = kd.detach().abs(), student.loss.detach().abs()
     kd_scale = torch.ones_like(size)
     if scale == "match":
         kd_scale = (target / size.where(size != 0, 1)).where(size != 0, 1)
     return CrossTokenizerTerms(
-        loss=_weighted((kd_weight, kd_scale * kd), (ce_weight, student.loss)),
+        loss=_total(
+            student_logits,
+            (kd_weight * kd_scale, ce_weight),
+            (kd, student.loss),
+            (kd_weight != 0, ce_weight != 0),
+        ),
         kd=kd,
         cross_entropy=student.loss,
         kd_scale=kd_scale,
-        teacher_kd=divergences,
+        teacher_kd=torch.stack(divergences),
         teacher_weight=weights,
         num_tokens=student.num_tokens,
         accuracy=student.accuracy,
@@ -505,18 +518,42 @@ def _check(
         )
 
 
-def _weighted(*parts: tuple[float, Tensor]) -> Tensor:
-    """Add parts times their weights. One of weight 0 is left out, for it may be infinite."""
-    kept = [weight * part for weight, part in parts if weight != 0]
-    if kept:
-        return sum(kept[1:], kept[0])
-    none = parts[-1][1]
-    return none.where(torch.zeros_like(none, dtype=torch.bool), 0)
-
-
 def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
     """Give numbers as a vector, which no copy from the host has to wait for."""
     return torch.stack([like.new_full((), number) for number in numbers])
+
+
+class _Gated(Function):
+    """Passes logits on, and a gradient of 0 back where the weight is 0, whatever came."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, weight: Tensor) -> Tensor:
+        return logits.view_as(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradients[0].where(weight != 0, 0), None
+
+
+def _total(
+    student_logits: Tensor,
+    weights: Sequence[Tensor | float],
+    parts: Sequence[Tensor],
+    held: Sequence[bool],
+) -> Tensor:
+    """Sum the weighted parts that are held: 0 times an infinite one, or its gradient, is NaN."""
+    added = [
+        weight * part for weight, part, is_in in zip(weights, parts, held, strict=True) if is_in
+    ]
+    nothing = student_logits[:0].sum().to(parts[0].dtype)  # which hangs on the logits
+    return functools.reduce(torch.add, added) if added else nothing
 
 
 def _log_vocab_ratios(
@@ -563,7 +600,6 @@ def _divergence(
     student_logits: Tensor,
     teacher: Teacher,
     counted: Tensor,
-    sample_mask: Tensor | None,
     *,
     temperature: float,
     direction: Direction,
@@ -601,7 +637,7 @@ def _divergence(
             direction=direction,
             top_k=top_k,
             teacher_mean=teacher_mean,
-            sample_mask=sample_mask,
+            mask=counted >= 0,
             exact_only=exact_only,
             normalizer=teacher.normalizer,
             batch_group=groups.batch,
@@ -618,7 +654,7 @@ def _divergence(
             tail_top_k=tail_top_k,
             temperature=temperature,
             direction=direction,
-            sample_mask=sample_mask,
+            mask=counted >= 0,
             exact_only=exact_only,
             normalizer=teacher.normalizer,
             batch_group=groups.batch,
@@ -631,7 +667,7 @@ def _divergence(
         teacher.logits,
         alignment=teacher.alignment,
         temperature=temperature,
-        sample_mask=sample_mask,
+        mask=counted >= 0,
         exact_only=exact_only,
         normalizer=teacher.normalizer,
         student_vocab=student_vocab,
@@ -667,7 +703,7 @@ def _score(
     """Give the mean score and the number of tokens that it is of, over all ranks."""
     logits, vocab_group = teacher.logits.detach(), groups.vocab
     if teacher.tokens is not None:
-        counted = teacher.tokens
+        counted = teacher.tokens.long()
         if sample_mask is not None:
             counted = counted.where(sample_mask[:, None], -1)
     if not _same(teacher):

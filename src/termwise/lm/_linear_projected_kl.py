@@ -13,6 +13,7 @@ from .._numbers import lifted, looped
 from ._alignment import Alignment
 from ._chunk_streams import (
     Chunks,
+    alike,
     blocks,
     centred,
     chain,
@@ -47,6 +48,7 @@ def linear_projected_kl_loss(
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
@@ -80,6 +82,8 @@ def linear_projected_kl_loss(
         top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
@@ -120,6 +124,7 @@ def linear_projected_kl_loss(
     """
     name = "linear_projected_kl_loss"
     check_times(name, alignment, hidden, teacher_logits)
+    hidden, weight, teacher_logits = alike(hidden, weight, teacher_logits)
     setting = divergence_setting(
         name,
         teacher_logits,
@@ -129,6 +134,7 @@ def linear_projected_kl_loss(
         temperature=temperature,
         top_k=top_k,
         teacher_columns=teacher_columns,
+        mask=mask,
         sample_mask=sample_mask,
         exact_only=exact_only,
         normalizer=normalizer,
@@ -201,6 +207,7 @@ class LinearProjectedKLLoss(nn.Module):
         *,
         alignment: Alignment,
         teacher_columns: Int[Tensor, " columns"] | None = None,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
@@ -219,6 +226,7 @@ class LinearProjectedKLLoss(nn.Module):
             top_k=self.top_k,
             teacher_columns=teacher_columns,
             teacher_mean=self.teacher_mean,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -239,6 +247,7 @@ class LinearProjectedKLLoss(nn.Module):
             *,
             alignment: Alignment,
             teacher_columns: Int[Tensor, " columns"] | None = None,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
             normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,

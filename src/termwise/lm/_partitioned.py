@@ -17,6 +17,7 @@ from ._chunk_streams import (
     Block,
     Chunks,
     Rows,
+    alike,
     blocks,
     centred,
     chain,
@@ -27,6 +28,7 @@ from ._chunk_streams import (
     gradient_of,
     link_to,
     normalized,
+    padding,
     total,
     wants_gradient,
 )
@@ -67,6 +69,7 @@ def partitioned_loss(
     tail_weight: float = 1.0,
     temperature: float = 1.0,
     direction: Direction = "forward",
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
@@ -115,6 +118,8 @@ def partitioned_loss(
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
         direction: of the divergence: "forward", KL(teacher || student), or "reverse".
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
@@ -160,10 +165,11 @@ def partitioned_loss(
     """
     name = "partitioned_loss"
     check_times(name, alignment, student_logits, teacher_logits)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     _check_partition(name, partition, student_logits, teacher_logits, vocab_group)
     if tail_top_k < 1:
         raise ValueError(f"{name} needs tail_top_k >= 1, got {tail_top_k}")
-    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
     loss, measured, _ = cast(
         "tuple[Tensor, Tensor, Tensor]",
@@ -244,6 +250,7 @@ class PartitionedLoss(nn.Module):
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
         *,
         alignment: Alignment,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
@@ -261,6 +268,7 @@ class PartitionedLoss(nn.Module):
             tail_weight=self.tail_weight,
             temperature=self.temperature,
             direction=self.direction,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -278,6 +286,7 @@ class PartitionedLoss(nn.Module):
             teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
             *,
             alignment: Alignment,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
             normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
@@ -321,6 +330,10 @@ def _check_partition(
         raise ValueError(
             f"{name} needs a partition of {student.shape[2]} student and {teacher.shape[2]} "
             f"teacher tokens, got one of {students} and {teachers}"
+            + padding(
+                student_logits=(student.shape[2], students),
+                teacher_logits=(teacher.shape[2], teachers),
+            )
         )
 
 

@@ -17,6 +17,7 @@ from ._alignment import Alignment
 from ._chunk_streams import (
     Block,
     Chunks,
+    alike,
     blocks,
     centred,
     chain,
@@ -27,7 +28,9 @@ from ._chunk_streams import (
     highest_logits,
     largest,
     link_to,
+    may_look_at,
     normalized,
+    padding,
     softmax_gradient,
     total,
     wants_gradient,
@@ -68,6 +71,7 @@ def projected_kl_loss(
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
@@ -126,11 +130,14 @@ def projected_kl_loss(
         top_k: take as columns the k teacher tokens with the highest logit at any position of the
             chunks that count, over batch_group. All of them where there are no more. Micro-batches
             that are to add up exactly need the same columns: give teacher_columns or neither.
-        teacher_columns (Int[Tensor, " columns"] | None): the columns, each once. None, without
-            top_k: the whole vocabulary.
+        teacher_columns (Int[Tensor, " columns"] | None): the columns, each once: one that is there
+            twice is refused on the CPU, and makes the loss NaN on a device and compiled. None,
+            without top_k: the whole vocabulary.
         teacher_mean: "log": NeMo-RL's, which does not sum to 1 where a chunk has several
             positions, so that equal models have a *negative* divergence. "log_normalized":
             the same, normalised again. "prob": the mean of probabilities, as the student's.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
@@ -158,7 +165,7 @@ def projected_kl_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: alignment or projection are of another size than the logits, both top_k and
-            teacher_columns are given, or a number is out of its range.
+            teacher_columns are given, or a number, a chunk's id or a column is out of its range.
 
     References:
         NeMo-RL's projected KL (https://github.com/NVIDIA-NeMo/RL,
@@ -180,6 +187,7 @@ def projected_kl_loss(
     """
     name = "projected_kl_loss"
     check_times(name, alignment, student_logits, teacher_logits)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     setting = divergence_setting(
         name,
         teacher_logits,
@@ -189,6 +197,7 @@ def projected_kl_loss(
         temperature=temperature,
         top_k=top_k,
         teacher_columns=teacher_columns,
+        mask=mask,
         sample_mask=sample_mask,
         exact_only=exact_only,
         normalizer=normalizer,
@@ -221,6 +230,7 @@ def projected_kl_loss(
 def count_valid_chunks(
     alignment: Alignment,
     *,
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
     batch_group: ProcessGroup | None = None,
@@ -230,6 +240,8 @@ def count_valid_chunks(
 
     Args:
         alignment: which tokens make up which chunk.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         batch_group: ranks that hold other samples. None: this rank alone, nothing is sent.
@@ -240,16 +252,17 @@ def count_valid_chunks(
         Chunks that no position predicts (those of token 0 alone) do not count.
 
     Raises:
-        ValueError: sample_mask is of another batch.
+        ValueError: mask or sample_mask is of another size, or an id is out of range.
 
     Examples:
         >>> from termwise.lm import align_spans, count_valid_chunks
         >>> count_valid_chunks(align_spans([[(0, 1), (1, 2)]], [[(0, 1), (1, 2)]])).item()
         1.0
     """
-    chunks = chunks_of("count_valid_chunks", alignment, sample_mask, exact_only, sequence_group)
-    name = None if batch_group is None else batch_group.group_name
-    return total(chunks.valid.sum(), name).to(accumulator(alignment.student_chunk_id))
+    name = "count_valid_chunks"
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
+    batch_name = None if batch_group is None else batch_group.group_name
+    return total(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
 
 
 class ProjectedKLLoss(nn.Module):
@@ -293,6 +306,7 @@ class ProjectedKLLoss(nn.Module):
         *,
         alignment: Alignment,
         teacher_columns: Int[Tensor, " columns"] | None = None,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
@@ -310,6 +324,7 @@ class ProjectedKLLoss(nn.Module):
             top_k=self.top_k,
             teacher_columns=teacher_columns,
             teacher_mean=self.teacher_mean,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -329,6 +344,7 @@ class ProjectedKLLoss(nn.Module):
             *,
             alignment: Alignment,
             teacher_columns: Int[Tensor, " columns"] | None = None,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
             normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             batch_group: ProcessGroup | None = None,
@@ -383,6 +399,7 @@ def divergence_setting(
     temperature: float,
     top_k: int | None,
     teacher_columns: Tensor | None,
+    mask: Tensor | None,
     sample_mask: Tensor | None,
     exact_only: bool,
     normalizer: Tensor | float | None,
@@ -400,6 +417,10 @@ def divergence_setting(
             f"{name} needs a projection from {student_vocab} student tokens to "
             f"{teacher_logits.shape[2]} teacher tokens, got one from {projection.student_vocab} to "
             f"{projection.teacher_vocab}"
+            + padding(
+                student_logits=(student_vocab, projection.student_vocab),
+                teacher_logits=(teacher_logits.shape[2], projection.teacher_vocab),
+            )
         )
     if not eps >= 0:
         raise ValueError(f"{name} needs eps >= 0, got {eps}")
@@ -407,14 +428,19 @@ def divergence_setting(
         raise ValueError(f"{name} needs top_k or teacher_columns, got both")
     if top_k is not None and top_k < 1:
         raise ValueError(f"{name} needs top_k >= 1, got {top_k}")
-    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
     names = [
         None if group is None else group.group_name
         for group in (batch_group, vocab_group, sequence_group)
     ]
 
-    columns = teacher_columns
+    columns = chosen = None
+    if teacher_columns is not None:
+        columns = teacher_columns.long()
+        chosen = _times_chosen(name, columns, teacher_logits.shape[2])
+        # Where nobody may look at the columns, the loss of one that is given twice is NaN.
+        per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
     if top_k is not None and top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
         highest = largest(largest(highest, names[0]), names[2])
@@ -422,9 +448,29 @@ def divergence_setting(
     weights = projection.student_weights.new_zeros(projection.teacher_vocab)
     weights = weights.index_add(0, projection.student_columns, projection.student_weights)
     covered = total(weights, names[1]) > 0
-    if columns is not None:
+    if chosen is not None:
+        covered = covered & (chosen > 0)
+    elif columns is not None:
         covered = covered & torch.zeros_like(covered).index_fill(0, columns, True)
     return Setting(chunks, columns, covered, projection, per_chunk, count, (names[1], names[2]))
+
+
+def _times_chosen(name: str, columns: Tensor, vocab: int) -> Tensor:
+    """Count how often each token is among the columns; refuse wrong ones where looking is free."""
+    if not columns.numel():
+        raise ValueError(f"{name} needs 1 teacher column or more, got none")
+    counts = columns.new_zeros(vocab)
+    try:
+        counts = counts.index_add(0, columns, torch.ones_like(columns))
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} needs teacher_columns from 0 to {vocab - 1}, got {int(columns.min())} to "
+            f"{int(columns.max())}"
+        ) from error
+    if may_look_at(columns) and int(counts.max()) > 1:
+        twice = cast("list[int]", (counts > 1).nonzero()[:3, 0].tolist())
+        raise ValueError(f"{name} needs every teacher column once, got some twice: {twice}")
+    return counts
 
 
 def divergence_terms(

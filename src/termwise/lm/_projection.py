@@ -14,6 +14,7 @@ from .._autograd import Function, apply
 from .._contract import contract
 from .._numbers import lifted, looped
 from . import _projection_files
+from ._token_texts import encoder, paired_special_tokens, spelling, token_texts
 
 Token: TypeAlias = str | bytes
 
@@ -29,8 +30,8 @@ class VocabProjection:
 
     over the teacher's. Rows need not sum to 1; the losses normalise what comes out.
 
-    Build one with `from_topk`, `from_pairs`, `from_tokens`, `load` or `load_nemo`, which look at
-    every number; the constructor itself compares shapes and dtypes only.
+    Build one with `from_tokenizers`, `from_tokens`, `from_topk`, `from_pairs`, `load` or
+    `load_nemo`, which look at every number; the constructor itself compares shapes and dtypes only.
     """
 
     student_vocab: int
@@ -104,6 +105,7 @@ class VocabProjection:
                 "VocabProjection.from_topk needs weight 0 where the index is -1, got "
                 f"{float(weights[(indices == -1) & (weights != 0)][0])}"
             )
+        indices = indices.long()
         kept = indices != -1
         rows = torch.arange(indices.shape[0], device=indices.device)[:, None].expand_as(indices)
         fields = _from_entries(
@@ -137,6 +139,7 @@ class VocabProjection:
         teacher_tokens: Sequence[Token | None],
         *,
         encode: Callable[[Any], Sequence[int]] | None = None,
+        special: Mapping[int, int] | None = None,
         student_vocab: int | None = None,
         teacher_vocab: int | None = None,
     ) -> Self:
@@ -150,16 +153,24 @@ class VocabProjection:
         Args:
             student_tokens: the text of each token, in the order of ids; None for special tokens
                 and unused ids, which have no entry. Bytes, or strings, which stand for their
-                UTF-8: the same kind of text on both sides, so that a space is a space.
+                UTF-8: the same kind of text on both sides, so that a space is a space. What
+                `convert_ids_to_tokens` returns is text of another kind for each kind of tokenizer,
+                and two kinds are refused: see
+                [`from_tokenizers`][termwise.lm.VocabProjection.from_tokenizers].
             teacher_tokens: the same of the teacher. Of equal texts the lowest id counts.
             encode: gives the teacher tokens of a text as student_tokens has it: the teacher's
                 tokenizer, without special tokens. None: the longest teacher token that fits comes
                 first, then the longest that fits in the rest.
+            special: {student token: teacher token} of special tokens that play one role, such as
+                the end of a turn. The student token's only entry is that one, of weight 1, whatever
+                its text is. None: no token is special, and one without a text has no entry, so that
+                it is never distilled.
             student_vocab: size of the student's vocabulary, where logits are wider than the list.
             teacher_vocab: size of the teacher's.
 
         Raises:
-            ValueError: a vocabulary smaller than its list, or no token has an entry.
+            ValueError: a vocabulary smaller than its list, spaces that the two sides write
+                differently, a token of special that is in no vocabulary, or no token has an entry.
 
         References:
             The weights are those of tools/x_token/minimal_projection_via_multitoken.py in NeMo-RL
@@ -180,14 +191,21 @@ class VocabProjection:
                 f"{name} needs vocabularies as large as the lists of tokens, "
                 f"{len(student_tokens)} and {len(teacher_tokens)}, got {students} and {teachers}"
             )
+        written_as = [spelling(tokens) for tokens in (student_tokens, teacher_tokens)]
+        if None not in written_as and written_as[0] != written_as[1]:
+            raise ValueError(
+                f"{name} needs tokens that write a space in one way, got {written_as[0]!r} in most "
+                f"of the student's and {written_as[1]!r} in most of the teacher's; pass both "
+                "tokenizers to VocabProjection.from_tokenizers, or the bytes of the tokens"
+            )
         known: dict[bytes, int] = {}
         for token, text in enumerate(teacher_tokens):
             if text:
                 known.setdefault(_as_bytes(text), token)
         write = encode or _longest_first(known)
-        pairs: dict[tuple[int, int], float] = {}
+        pairs = dict.fromkeys((special or {}).items(), 1.0)
         for student, text in enumerate(student_tokens):
-            if not text:
+            if not text or (special and student in special):
                 continue
             same = known.get(_as_bytes(text))
             written = write(text) if same is None else (same,)
@@ -205,6 +223,57 @@ class VocabProjection:
 
     @classmethod
     @contract
+    def from_tokenizers(
+        cls,
+        student: object,
+        teacher: object,
+        *,
+        special: Mapping[int, int] | None = None,
+        student_vocab: int | None = None,
+        teacher_vocab: int | None = None,
+    ) -> Self:
+        """Build from two tokenizers: what `from_tokens` builds from the bytes of their tokens.
+
+        Bytes are read from byte-level tokens (GPT-2, Qwen, Llama 3: "\u0120the") and from those of
+        SentencePiece (Llama 2, Gemma, T5: "\u2581the", "<0x0A>"), as they stand within a text: so
+        both of these are b" the". A student token whose bytes are no teacher token is written as
+        the teacher's tokenizer writes them, where these tokens say exactly these bytes; else, as
+        for parts of a character, the longest teacher token that fits comes first.
+
+        Args:
+            student: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`.
+            teacher: the same of the teacher.
+            special: {student token: teacher token} of special tokens. None: those that
+                [`paired_special_tokens`][termwise.lm.paired_special_tokens] finds.
+            student_vocab: width of the student's logits, where they are wider than its tokenizer.
+            teacher_vocab: width of the teacher's.
+
+        Raises:
+            ValueError: an argument is no such tokenizer or writes its tokens in another way, or a
+                vocabulary is smaller than its tokenizer's.
+        """
+        name = "VocabProjection.from_tokenizers"
+        students = token_texts(name, "student", student)
+        teachers = token_texts(name, "teacher", teacher)
+        known = {text: token for token, text in reversed([*enumerate(teachers)]) if text}
+        others = {text for text in students if text and text not in known}
+        written = encoder(name, "teacher", teacher, teachers)(sorted(others))
+        longest_first = _longest_first(known)
+
+        def encode(text: bytes) -> Sequence[int]:
+            return written[text] if text in written else longest_first(text)
+
+        return cls.from_tokens(
+            students,
+            teachers,
+            encode=encode,
+            special=paired_special_tokens(student, teacher) if special is None else special,
+            student_vocab=student_vocab,
+            teacher_vocab=teacher_vocab,
+        )
+
+    @classmethod
+    @contract
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file that [`save`][termwise.lm.VocabProjection.save] wrote, anew at each call.
 
@@ -214,7 +283,8 @@ class VocabProjection:
             ValueError: it is another kind of file, or its entries cannot be right.
         """
         entries, (student_vocab, teacher_vocab) = _projection_files.read(path)
-        return cls(**_from_entries("load", *entries, student_vocab, teacher_vocab))
+        fields = _from_entries("load", *entries, student_vocab, teacher_vocab, f", in {path}")
+        return cls(**fields)
 
     @classmethod
     @contract
@@ -249,7 +319,9 @@ class VocabProjection:
         if rows.numel():
             student_vocab = max(student_vocab, int(rows.max()) + 1)
             teacher_vocab = max(teacher_vocab, int(columns.max()) + 1)
-        fields = _from_entries("load_nemo", rows, columns, weights, student_vocab, teacher_vocab)
+        fields = _from_entries(
+            "load_nemo", rows, columns, weights, student_vocab, teacher_vocab, f", in {path}"
+        )
         return cls(**fields)
 
     @contract
@@ -294,6 +366,7 @@ class VocabProjection:
 
         It may have no entries. This waits for the device.
         """
+        ids = ids.long()
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.teacher_vocab:
             raise ValueError(
                 f"VocabProjection.columns needs ids from 0 to {self.teacher_vocab - 1}, "
@@ -308,6 +381,49 @@ class VocabProjection:
         rows, columns = self._rows_of_entries()[kept], columns[kept]
         weights = self.student_weights[kept]
         return type(self)(**_in_both_orders(rows, columns, weights, self.student_vocab, len(ids)))
+
+    def to_topk(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the arrays that [`from_topk`][termwise.lm.VocabProjection.from_topk] takes.
+
+        Each row has its entries from the largest weight down, of equal ones the lowest teacher
+        token first, then -1 of weight 0. This waits for the device.
+
+        Args:
+            k: how many entries to keep of each row, the largest. None: as many as the row with the
+                most has, so that `from_topk` of the arrays is this projection again.
+
+        Returns:
+            tuple[Int[Tensor, "student_vocab k"], Float[Tensor, "student_vocab k"]]: teacher tokens
+            and weights.
+
+        Raises:
+            ValueError: k is less than 1.
+
+        Examples:
+            >>> from termwise.lm import VocabProjection
+            >>> pairs = {(0, 1): 0.1, (0, 2): 0.9, (1, 0): 1.0}
+            >>> projection = VocabProjection.from_pairs(pairs, student_vocab=2, teacher_vocab=3)
+            >>> projection.to_topk()
+            (tensor([[ 2,  1],
+                    [ 0, -1]]), tensor([[0.9000, 0.1000],
+                    [1.0000, 0.0000]]))
+        """
+        if k is not None and k < 1:
+            raise ValueError(f"VocabProjection.to_topk needs k >= 1, got {k}")
+        counts = self.student_pointers.diff()
+        most = int(counts.max()) if len(counts) else 0
+        width = most if k is None else k
+        rows = self._rows_of_entries()
+        by_weight = self.student_weights.argsort(descending=True, stable=True)
+        order = by_weight[rows[by_weight].argsort(stable=True)]
+        place = torch.arange(len(rows), device=rows.device) - self.student_pointers[rows]
+        kept = place < width
+        where = rows[kept], place[kept]
+        indices = rows.new_full((self.student_vocab, width), -1)
+        weights = self.student_weights.new_zeros(self.student_vocab, width)
+        indices[where] = self.student_columns[order][kept]
+        weights[where] = self.student_weights[order][kept]
+        return indices, weights
 
     @contract
     def project(
@@ -371,21 +487,28 @@ def _from_entries(
     weights: Tensor,
     student_vocab: int,
     teacher_vocab: int,
+    source: str = "",
 ) -> dict[str, Any]:
     """Refuse what cannot be right, then sum entries of one place."""
     name = f"VocabProjection.{name}"
     if rows.numel() == 0:
-        raise ValueError(f"{name} needs at least 1 entry, got none")
+        raise ValueError(f"{name} needs at least 1 entry, got none{source}")
+    if student_vocab * teacher_vocab >= 2**63:  # places of entries are counted in int64
+        raise ValueError(
+            f"{name} needs vocabularies of less than 2**63 pairs, got {student_vocab} and "
+            f"{teacher_vocab}{source}"
+        )
     for side, ids, vocab in (("student", rows, student_vocab), ("teacher", columns, teacher_vocab)):
         if not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
             raise ValueError(
                 f"{name} needs {side} tokens from 0 to {vocab - 1}, "
-                f"got {int(ids.min())} to {int(ids.max())}"
+                f"got {int(ids.min())} to {int(ids.max())}{source}"
             )
     wrong = ~(weights.isfinite() & (weights >= 0))
     if bool(wrong.any()):
         raise ValueError(
-            f"{name} needs weights that are finite and not negative, got {float(weights[wrong][0])}"
+            f"{name} needs weights that are finite and not negative, got "
+            f"{float(weights[wrong][0])}{source}"
         )
     place, where = cast(
         "tuple[Tensor, Tensor]",

@@ -93,7 +93,7 @@ class SharedLogits:
 
         Raises:
             ValueError: a size below 1, a dtype that is not floating, or a device of another kind.
-            RuntimeError: the system is not Linux.
+            RuntimeError: the system is not Linux, or has not as much shared memory.
         """
         device = torch.device(device)
         if min(shape) < 1 or not dtype.is_floating_point or device.type not in ("cpu", "cuda"):
@@ -104,20 +104,25 @@ class SharedLogits:
         if not hasattr(os, "memfd_create"):
             raise RuntimeError("SharedLogits.create needs Linux, for its anonymous shared memory")
         logits = torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else None
-        handle = SharedLogitsHandle(
-            process=os.getpid(),
-            descriptor=os.memfd_create("termwise"),
-            token=secrets.randbits(63),
-            shape=shape,
-            dtype=dtype,
-            cuda=None if logits is None else cast("Any", reductions).reduce_tensor(logits)[1],
-        )
-        os.ftruncate(handle.descriptor, _size(handle))
-        memory = mmap.mmap(handle.descriptor, _size(handle))
-        head = torch.frombuffer(memory, dtype=torch.int64, count=_HEAD)
-        head[_TOKEN], head[_OPEN] = handle.token, 1
-        logits = _logits_in(memory, shape, dtype) if logits is None else logits
-        producer = cls(handle, head, logits)
+        cuda = None if logits is None else cast("Any", reductions).reduce_tensor(logits)[1]
+        descriptor = os.memfd_create("termwise")
+        try:
+            handle = SharedLogitsHandle(
+                process=os.getpid(),
+                descriptor=descriptor,
+                token=secrets.randbits(63),
+                shape=shape,
+                dtype=dtype,
+                cuda=cuda,
+            )
+            memory = _mapped(handle)
+            head = torch.frombuffer(memory, dtype=torch.int64, count=_HEAD)
+            head[_TOKEN], head[_OPEN] = handle.token, 1
+            logits = _logits_in(memory, shape, dtype) if logits is None else logits
+            producer = cls(handle, head, logits)
+        except BaseException:
+            os.close(descriptor)
+            raise
         producer._owner = os.getpid()
         return producer
 
@@ -197,11 +202,16 @@ class SharedLogits:
         """Give a view of samples start to stop - 1, with no copy.
 
         Raises:
+            TypeError: it is no slice: a number, say, as a loop over the buffer would take it.
             IndexError: it is not a slice of step 1 within the batch. None of it is cut off
                 silently.
             RuntimeError: the producer has closed the buffer or is gone.
         """
         batch = self.handle.shape[0]
+        given = cast("object", samples)
+        if not isinstance(given, slice):
+            shown = f"[{given}:{given + 1}]" if type(given) is int and given >= 0 else "[0:1]"
+            raise TypeError(f"SharedLogits needs a slice, such as {shown}, got {given!r}")
         start = 0 if samples.start is None else samples.start
         stop = batch if samples.stop is None else samples.stop
         if samples.step not in (None, 1) or not 0 <= start <= stop <= batch:
@@ -243,6 +253,18 @@ def _path(handle: SharedLogitsHandle) -> str:
 def _size(handle: SharedLogitsHandle) -> int:
     on_cpu = handle.cuda is None
     return _BEFORE + on_cpu * math.prod(handle.shape) * handle.dtype.itemsize
+
+
+def _mapped(handle: SharedLogitsHandle) -> mmap.mmap:
+    """Give the producer's memory its size, and map it."""
+    try:
+        os.ftruncate(handle.descriptor, _size(handle))
+        return mmap.mmap(handle.descriptor, _size(handle))
+    except (OSError, OverflowError, ValueError) as error:
+        raise RuntimeError(
+            f"SharedLogits.create needs {_size(handle)} bytes of shared memory for shape "
+            f"{list(handle.shape)} in {handle.dtype}, and the system gives none: {error}"
+        ) from error
 
 
 def _logits_in(memory: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from ._alignment import Alignment
 from ._checks import check_temperature
 from ._chunk_streams import (
     Chunks,
+    alike,
     blocks,
     centred,
     chain,
@@ -51,6 +52,7 @@ def universal_logit_loss(
     *,
     alignment: Alignment,
     temperature: float = 1.0,
+    mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
@@ -88,6 +90,8 @@ def universal_logit_loss(
         alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
             with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
+            completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
@@ -136,6 +140,7 @@ def universal_logit_loss(
     """
     name = "universal_logit_loss"
     check_times(name, alignment, student_logits, teacher_logits)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     check_temperature(name, temperature)
     width = student_logits.shape[2]
     if vocab_group is not None and (student_vocab is None or student_vocab < width):
@@ -147,7 +152,7 @@ def universal_logit_loss(
         raise ValueError(
             f"{name} needs student_vocab {width} without a vocab_group, got {student_vocab}"
         )
-    chunks = chunks_of(name, alignment, sample_mask, exact_only, sequence_group)
+    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, 1.0, normalizer, batch_group)
     loss, _ = cast(
         "tuple[Tensor, Tensor]",
@@ -242,6 +247,7 @@ class UniversalLogitLoss(nn.Module):
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
         *,
         alignment: Alignment,
+        mask: Bool[Tensor, "batch student_time"] | None = None,
         sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         student_vocab: int | None = None,
@@ -255,6 +261,7 @@ class UniversalLogitLoss(nn.Module):
             teacher_logits,
             alignment=alignment,
             temperature=self.temperature,
+            mask=mask,
             sample_mask=sample_mask,
             exact_only=self.exact_only,
             normalizer=normalizer,
@@ -273,6 +280,7 @@ class UniversalLogitLoss(nn.Module):
             teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
             *,
             alignment: Alignment,
+            mask: Bool[Tensor, "batch student_time"] | None = None,
             sample_mask: Bool[Tensor, " batch"] | None = None,
             normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
             student_vocab: int | None = None,

@@ -18,6 +18,12 @@ def calls_of_align_spans(student_offsets: Sequence[Sequence[tuple[int, int]]], t
     lm.align_spans(student_offsets, teacher_offsets, max_chunsk=None)  # error: reportCallIssue: No parameter named "max_chunsk"
 
 
+def calls_of_paired_special_tokens() -> None:
+    lm.paired_special_tokens(1)  # error: reportCallIssue: Argument missing for parameter "teacher"
+    lm.paired_special_tokens(1, 1, 1.0)  # error: reportCallIssue: Expected 2 positional arguments
+    lm.paired_special_tokens(1, techer=1)  # error: reportCallIssue: No parameter named "techer"
+
+
 def calls_of_chunk_average_log_probs(x: Tensor) -> None:
     lm.chunk_average_log_probs(x, x)  # error: reportCallIssue: Argument missing for parameter "max_chunks"
     lm.chunk_average_log_probs(x, x, 2, 1.0)  # error: reportCallIssue: Expected 3 positional arguments
