@@ -3,10 +3,10 @@
     python -m pip install -c tests/peers/constraints.txt -e ".[test,peers]"
     python -m pytest tests/peers
 
-One environment, of Python 3.11, holds them all; `constraints.txt` has its exact versions. The run is
-refused where a peer of another version is installed, so that what passed here is what the *Coming
-from* pages name (`tests/docs/test_peers.py` compares those with `constraints.txt`). To move on to
-newer releases, change the pins, run it, and bring the pages to what it finds.
+One environment, of Python 3.11, holds them all; `constraints.txt` has its exact versions. The run
+is refused where a peer of another version is installed, so that what passed here is what the
+*Coming from* pages name (`tests/docs/test_peers.py` compares those with `constraints.txt`). To move
+on to newer releases, change the pins, run it, and bring the pages to what it finds.
 
 Nothing is downloaded: models are tiny and random, tokenizers are trained by the tests.
 """

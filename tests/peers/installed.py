@@ -17,8 +17,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # Liger's kernels, in the interpreter: on 
 try:
     import torchvision
 except RuntimeError:
-    # The registry's is built for CUDA: beside a CPU torch its operators are not loaded, and its import
-    # ends at those that it names all the same. lightly imports it; its losses here call none of them.
+    # PyPI's is built for CUDA: beside a CPU torch its operators are not loaded, and its import ends
+    # at those that it names all the same. lightly imports it; its losses here call none of them.
     for name in ("nms", "qnms"):
         torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float iou) -> Tensor")
     import torchvision  # noqa: F401
