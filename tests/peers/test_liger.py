@@ -9,6 +9,7 @@ from liger_kernel.transformers import (
     LigerJSD,
     LigerKLDIVLoss,
 )
+from liger_kernel.transformers.vocab_parallel_cross_entropy import LigerVocabParallelCrossEntropy
 from torch.testing import assert_close
 
 from termwise.lm import distillation_loss, next_token_loss
@@ -181,7 +182,18 @@ def test_cross_entropy(reduction):
         else:
             # -100 for the last, so that no row is cut off or copied
             after = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
-            loss_fn = LigerCrossEntropyLoss(reduction=reduction)
-            loss = loss_fn((rows * 1.0).flatten(0, 1), after)
+            given = (rows * 1.0).flatten(0, 1)
+            loss = LigerCrossEntropyLoss(reduction=reduction)(given, after)
+            assert not given.equal(logits.flatten(0, 1))
         found.append((loss, torch.autograd.grad(loss, rows)[0]))
     assert_close(*found, **SINGLE)
+
+
+def test_vocab_parallel_cross_entropy_gives_each_token_time_first():
+    student, _, labels = batch(torch.float32)
+    logits = (student[0] @ student[1].T).detach()
+    theirs = LigerVocabParallelCrossEntropy()(
+        logits[:, :-1].transpose(0, 1).contiguous(), labels[:, 1:].T.contiguous()
+    )
+    assert theirs.shape == (6, 3)
+    assert_close(next_token_loss(logits, labels, normalizer=1.0).loss, theirs.sum(), **SINGLE)

@@ -1,6 +1,8 @@
 """TRL's distillation losses beside ours, and its GKD trainer with the loss swapped."""
 
 import random
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -148,12 +150,16 @@ def answers(vocabs=(7, 9), lengths=((3, 6), (4, 7))):
     return found
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_universal_logit_distillation_with_their_bayesian_positions(temperature):
+@pytest.mark.parametrize(("temperature", "skip"), [(1.0, False), (2.0, False), (1.0, True)])
+def test_universal_logit_distillation_with_their_bayesian_positions(temperature, skip):
     (student, student_labels), (teacher, teacher_labels) = answers()
     student.requires_grad_()
     loss_fn = uld(
-        "bayesian", uld_student_temperature=temperature, uld_teacher_temperature=temperature
+        "bayesian",
+        uld_student_temperature=temperature,
+        uld_teacher_temperature=temperature,
+        uld_skip_student_eos=skip,
+        uld_skip_teacher_eos=skip,
     )
     theirs = loss_fn(
         student,
@@ -163,6 +169,8 @@ def test_universal_logit_distillation_with_their_bayesian_positions(temperature)
         student_labels.clamp_min(0),
         teacher_labels.clamp_min(0),
     )
+    if skip:
+        student_labels[:, -1] = teacher_labels[:, -1] = -100
     alignment = align_in_order(student_labels != -100, teacher_labels != -100)
     ours = universal_logit_loss(student, teacher, alignment=alignment, temperature=temperature)
     assert_close(ours.loss, theirs)  # answers of one length: a mean of means is the mean
@@ -276,7 +284,7 @@ def model(seed, vocab=320, width=32):
 
 
 class OurGKDTrainer(GKDTrainer):
-    """GKDTrainer whose loss is distillation_loss, as docs/pages/coming_from/trl.md says."""
+    """GKDTrainer whose loss is distillation_loss, at any beta."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         assert num_items_in_batch is not None  # tokens of both micro-batches
@@ -338,11 +346,29 @@ def trained(kind, folder, *, beta, lmbda, steps=10):
     return losses, {name: value.detach() for name, value in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize(("beta", "lmbda"), [(0.5, 0.0), (0.0, 0.0), (1.0, 0.0), (0.5, 1.0)])
-def test_ten_steps_of_the_gkd_trainer_with_the_loss_swapped(tmp_path, beta, lmbda):
+def of_the_page():
+    """Give the trainer that the page writes down."""
+    page = Path(__file__).parents[2] / "docs/pages/coming_from/trl.md"
+    (code,) = re.findall(r"```text\n(import torch\n.*?)```", page.read_text(), re.DOTALL)
+    namespace = {}
+    exec(compile(code, str(page), "exec"), namespace)
+    return namespace["Trainer"]
+
+
+@pytest.mark.parametrize(
+    ("beta", "lmbda", "kind"),
+    [
+        (0.5, 0.0, of_the_page),
+        (0.0, 0.0, lambda: OurGKDTrainer),
+        (1.0, 0.0, lambda: OurGKDTrainer),
+        (0.5, 1.0, lambda: OurGKDTrainer),
+    ],
+    ids=["of_the_page", "forward", "reverse", "on_policy"],
+)
+def test_ten_steps_of_the_gkd_trainer_with_the_loss_swapped(tmp_path, beta, lmbda, kind):
     """On the data's answers (lmbda 0), and on those that the student samples (1)."""
     their_losses, theirs = trained(GKDTrainer, tmp_path / "theirs", beta=beta, lmbda=lmbda)
-    our_losses, ours = trained(OurGKDTrainer, tmp_path / "ours", beta=beta, lmbda=lmbda)
+    our_losses, ours = trained(kind(), tmp_path / "ours", beta=beta, lmbda=lmbda)
     assert len(our_losses) == 10
     assert our_losses[-1] != our_losses[0]
     assert_close(torch.tensor(our_losses), torch.tensor(their_losses), rtol=1e-6, atol=1e-8)
