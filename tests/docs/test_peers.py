@@ -1,0 +1,56 @@
+"""The *Coming from* pages name the versions that tests/peers runs, which is run on request."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs/pages/coming_from"
+PINS = {
+    name.lower().replace("_", "-"): version
+    for name, version in re.findall(
+        r"^([\w.-]+)==(\S+)$", (ROOT / "tests/peers/constraints.txt").read_text(), re.MULTILINE
+    )
+}
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+# What test_<name>.py of tests/peers calls: the package, and the page that says what it found.
+PEERS = {
+    "liger": ("liger-kernel", "liger"),
+    "lightly": ("lightly", "lightly"),
+    "sae_lens": ("sae-lens", "saelens"),
+    "torchcfm": ("torchcfm", "torchcfm"),
+    "torchebm": ("torchebm", "torchebm"),
+    "trl": ("trl", "trl"),
+}
+RUN = sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests/peers").glob("test_*.py"))
+
+
+def test_each_module_of_the_peers_is_of_a_package_that_the_extra_installs():
+    assert set(RUN) <= set(PEERS)
+    wanted = {re.split(r"[<>=]", one)[0] for one in EXTRAS["peers"]}
+    assert {PEERS[name][0] for name in RUN} <= wanted
+    assert wanted <= set(PINS)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_page_opens_with_the_version_that_was_run(name):
+    package, page = PEERS[name]
+    opening = (PAGES / f"{page}.md").read_text().split("\n|", 1)[0]
+    assert re.search(rf"(?<![\d.]){re.escape(PINS[package])}(?![.]?\d)", opening), (
+        f"{page}.md does not say before its table that {package} {PINS[package]} was run"
+    )
+
+
+def test_the_pins_suit_the_ordinary_ones():
+    """The compiler and the checkers of a call are those of the ordinary suite."""
+    text = (ROOT / "tests/constraints.txt").read_text()
+    for package in ("torch", "jaxtyping", "beartype", "einops", "pytest", "hypothesis"):
+        assert f"\n{package}=={PINS[package]}\n" in text
+
+
+def test_the_ordinary_run_leaves_them_out():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "--ignore=tests/peers" in options["addopts"]
+    assert "peers" not in str(EXTRAS["test"]) + str(EXTRAS["dev"])
