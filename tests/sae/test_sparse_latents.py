@@ -114,7 +114,7 @@ TAKERS = {
     "vanilla_loss": lambda f, mask: vanilla_loss(
         X, f, X, sparsity_coeff=1.0, decoder_norm=NORM, mask=mask
     ),
-    "topk_loss": lambda f, mask: topk_loss(X, f, X, mask=mask),
+    "topk_loss": lambda f, mask: topk_loss(X, f, X, dead=NORM > 0, mask=mask),
     "gated_loss": lambda f, mask: gated_loss(X, f, X, X, EYE, sparsity_coeff=1.0, mask=mask),
     "matryoshka_loss": lambda f, mask: matryoshka_loss(X, f, EYE, None, prefixes=[2, 4], mask=mask),
     "crosscoder_loss": lambda f, mask: crosscoder_loss(
