@@ -33,8 +33,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import resolve_name
+from torch import Tensor, overrides
 from torch.utils import _pytree
 
 from .._autograd import Function
@@ -89,7 +88,7 @@ class Carrier(Tensor):
     def __new__(cls, value: Tensor, *_: Any, **__: Any) -> "Carrier":
         return cast(
             "Carrier",
-            Tensor._make_wrapper_subclass(  # pyright: ignore[reportPrivateUsage]
+            Tensor._make_wrapper_subclass(
                 cls,
                 value.shape,
                 strides=value.stride(),
@@ -153,7 +152,7 @@ def carrier_of(energies: object) -> Carrier:
 
 
 def _unknown(func: Callable[..., Any], why: str = "") -> UnknownFunctionError:
-    name = resolve_name(func) or getattr(func, "__name__", str(func))
+    name = overrides.resolve_name(func) or getattr(func, "__name__", str(func))
     return UnknownFunctionError(f"{name} {why}".strip())
 
 
@@ -197,7 +196,7 @@ def _identity(energy: Any, depth: int = 3) -> Any:
             return weakref.ref(energy)
         except TypeError:
             return id(energy)
-    held = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
+    held: list[Any] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
     for cell in getattr(energy, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # not yet filled
             held.append(cell.cell_contents)
@@ -935,7 +934,7 @@ def _normalize(
 
 
 def _cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
-    x1, x2 = torch.broadcast_tensors(x1, x2)
+    x1, x2 = cast("tuple[Any, Any]", torch.broadcast_tensors(x1, x2))
     lengths = [_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2)]
     return ((x1 / lengths[0]) * (x2 / lengths[1])).sum(dim)
 
@@ -1028,7 +1027,8 @@ def _setitem(x: Any, index: Any, value: Any) -> None:
     if not is_carrier(x):
         raise UnknownFunctionError("Tensor.__setitem__ on a tensor that did not depend on x")
 
-    for part in index if isinstance(index, tuple) else (index,):
+    places = cast("tuple[Any, ...]", index) if isinstance(index, tuple) else (index,)
+    for part in places:
         if isinstance(part, (list, range)) or (
             isinstance(part, Tensor) and part.ndim and part.dtype != torch.bool
         ):  # an element may be written twice
@@ -1044,19 +1044,23 @@ def _setitem(x: Any, index: Any, value: Any) -> None:
 
 
 def _index_add(input: Any, dim: int, index: Tensor, source: Any, *, alpha: Any = 1) -> Any:
-    return _together(
-        lambda x, part: torch.index_add(x, dim, index, part, alpha=alpha), input, source
-    )
+    def add(x: Tensor, part: Tensor) -> Tensor:
+        return torch.index_add(x, dim, index, part, alpha=alpha)
+
+    return _together(add, input, source)
 
 
 def _scatter_add(input: Any, dim: int, index: Tensor, src: Any) -> Any:
-    return _together(lambda x, part: torch.scatter_add(x, dim, index, part), input, src)
+    def add(x: Tensor, part: Tensor) -> Tensor:
+        return torch.scatter_add(x, dim, index, part)
+
+    return _together(add, input, src)
 
 
 def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
         tensors = tuple(cast("Sequence[Any]", tensors[0]))
-    shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+    shape: Any = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
     return tuple(tensor.broadcast_to(shape) for tensor in tensors)
 
 
@@ -1064,7 +1068,8 @@ def _pointwise_loss(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     """Apply a loss that is elementwise, and reduced."""
     options = dict(kwargs)
     reduction = _reduction(options)
-    options.pop("size_average", None), options.pop("reduce", None)
+    for name in ("size_average", "reduce"):
+        options.pop(name, None)
     if options.get("weight") is not None and func is not F.binary_cross_entropy_with_logits:
         raise _unknown(func, "with weights")
     losses = _elementwise(func, args, {**options, "reduction": "none"})
@@ -1155,7 +1160,8 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
 def _solutions(solve: Callable[[Tensor], Tensor], rights: Tensor) -> Tensor:
     """Solve for many right sides at once, "directions ... n k", as columns of one."""
     columns = rights.movedim(0, -1)
-    return solve(columns.flatten(-2)).unflatten(-1, columns.shape[-2:]).movedim(-1, 0)
+    solutions: Any = solve(columns.flatten(-2)).unflatten(-1, columns.shape[-2:])
+    return solutions.movedim(-1, 0)
 
 
 def _solved(
@@ -1178,14 +1184,22 @@ def _solved(
         y = solve(A, right.value if is_carrier(right) else right)
         jacobian, laplacian = torch.zeros_like(y), torch.zeros_like(y)
         rights = jacobian.expand(model.base.shape[0], *y.shape)
+        tangents = read(matrix.jacobian) if is_carrier(matrix) else None
         if is_carrier(right):
-            rights = rights + torch.vmap(lambda tangent: tangent.expand(y.shape))(right.jacobian)
+
+            def expand(tangent: Tensor) -> Tensor:
+                return tangent.expand(y.shape)
+
+            rights = rights + torch.vmap(expand)(right.jacobian)
             laplacian = laplacian + (0 if right.laplacian is None else right.laplacian)
-        if is_carrier(matrix):
-            tangents = read(matrix.jacobian)
-            rights = rights - torch.vmap(lambda tangent: tangent @ y)(tangents)
+        if tangents is not None:
+
+            def multiply(tangent: Tensor) -> Tensor:
+                return tangent @ y
+
+            rights = rights - torch.vmap(multiply)(tangents)
         base = _solutions(functools.partial(solve, A), rights)
-        if is_carrier(matrix):
+        if tangents is not None:
             laplacian = laplacian - 2 * torch.vmap(torch.matmul)(tangents, base).sum(0)
             if matrix.laplacian is not None:
                 laplacian = laplacian - read(matrix.laplacian) @ y
@@ -1225,19 +1239,25 @@ def _of_one(carrier: Any, value: Tensor, first: Any, second: Any) -> Carrier:
         return _like(carrier, value, first(jacobian), laplacian)
 
 
+_linalg: Any = torch.linalg  # without types
+
+
 def _traces(A: Tensor, B: Tensor) -> Tensor:
     return (A * B.mT).sum((-2, -1))
 
 
 def _log_determinant(A: Any, value: Tensor) -> Any:
     with torch.set_grad_enabled(A.create_graph):
-        inverse = torch.linalg.inv(A.value)
+        inverse = _linalg.inv(A.value)
 
     def second(tangents: Tensor) -> Tensor:
         products = inverse @ tangents
         return -_traces(products, products)
 
-    return _of_one(A, value, lambda tangents: _traces(inverse, tangents), second)
+    def first(tangents: Tensor) -> Tensor:
+        return _traces(inverse, tangents)
+
+    return _of_one(A, value, first, second)
 
 
 def _logdet(A: Any) -> Any:
@@ -1252,14 +1272,17 @@ def _slogdet(A: Any) -> Any:
 
 def _det(A: Any) -> Any:
     with torch.set_grad_enabled(A.create_graph):
-        value, inverse = torch.linalg.det(A.value), torch.linalg.inv(A.value)
+        value, inverse = _linalg.det(A.value), _linalg.inv(A.value)
 
     def second(tangents: Tensor) -> Tensor:
         products = inverse @ tangents
-        traces = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+        traces: Any = products.diagonal(dim1=-2, dim2=-1).sum(-1)
         return value * (traces.square() - _traces(products, products))
 
-    return _of_one(A, value, lambda tangents: value * _traces(inverse, tangents), second)
+    def first(tangents: Tensor) -> Tensor:
+        return value * _traces(inverse, tangents)
+
+    return _of_one(A, value, first, second)
 
 
 def _cholesky(A: Any, *, upper: bool = False) -> Any:
@@ -1267,12 +1290,12 @@ def _cholesky(A: Any, *, upper: bool = False) -> Any:
     if upper:
         raise UnknownFunctionError("torch.linalg.cholesky with upper=True")
     with torch.set_grad_enabled(A.create_graph):
-        L = torch.linalg.cholesky(A.value)
+        L = _linalg.cholesky(A.value)
 
         def first(tangents: Tensor) -> Tensor:
             symmetric = (tangents + tangents.mT) / 2  # as torch differentiates it
-            half = torch.linalg.solve_triangular(L, symmetric, upper=False)
-            inner = torch.linalg.solve_triangular(L, half.mT, upper=False)
+            half = _linalg.solve_triangular(L, symmetric, upper=False)
+            inner = _linalg.solve_triangular(L, half.mT, upper=False)
             return L @ (inner.tril() - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2)
 
         def second(tangents: Tensor) -> Tensor:
@@ -1284,6 +1307,10 @@ def _cholesky(A: Any, *, upper: bool = False) -> Any:
 
 def _transposed(x: Any) -> Any:
     return x.permute(tuple(range(x.ndim - 1, -1, -1)))
+
+
+def _matrix_transposed(x: Any) -> Any:
+    return x.transpose(-2, -1)
 
 
 def _requires_grad(x: Any, requires_grad: bool = True) -> Any:
@@ -1317,6 +1344,7 @@ def _set(rule: Rule, names: str, *homes: Any) -> None:
 
 
 _BOTH = torch, Tensor
+_tensor: Any = Tensor  # of whose properties the getters are asked
 
 for _name in (
     "shape dtype device ndim layout is_cpu is_cuda is_meta is_mps is_xpu is_xla is_sparse "
@@ -1343,7 +1371,7 @@ _set(
     *_BOTH,
 )
 _set(_detached, "detach", *_BOTH)
-RULES[Tensor.data.__get__] = _composed(torch.detach)
+RULES[_tensor.data.__get__] = _composed(torch.detach)
 
 _set(
     _viewed,
@@ -1365,8 +1393,8 @@ _set(
     "clone positive",
     *_BOTH,
 )
-RULES[Tensor.T.__get__] = _composed(_transposed)
-RULES[Tensor.mT.__get__] = _composed(lambda x: x.transpose(-2, -1))
+RULES[_tensor.T.__get__] = _composed(_transposed)
+RULES[_tensor.mT.__get__] = _composed(_matrix_transposed)
 RULES[Tensor.requires_grad_] = _composed(_requires_grad)
 
 _set(

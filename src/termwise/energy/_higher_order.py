@@ -223,12 +223,13 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 def _prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Multiply halves by halves; torch's third derivatives are wrong beside zeros."""
-    x = input if dtype is None else input.to(dtype)
+    x: Any = input if dtype is None else input.to(dtype)
     if dim is None:
         x, dim = x.reshape(-1), 0
     if x.ndim == 0:
         return x * 1
-    while (count := x.shape[dim]) > 1:
+    while int(x.shape[dim]) > 1:
+        count = int(x.shape[dim])
         half = count // 2
         pairs = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
         x = torch.cat([pairs, x.narrow(dim, 2 * half, 1)], dim) if count % 2 else pairs
@@ -238,7 +239,7 @@ def _prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = No
 
 
 def _cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
-    x = input if dtype is None else input.to(dtype)
+    x: Any = input if dtype is None else input.to(dtype)
     if x.ndim == 0:
         return x * 1
     step, count = 1, x.shape[dim]
