@@ -464,9 +464,10 @@ class Shape:
         if not isinstance(value, self.array_type) or not isinstance(value, Tensor):
             return f"not a {self.array_type.__name__}"
         if not self.any_dtype and value.dtype not in self.dtypes:
-            found = f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
-            as_mask = self.family == "Bool" and not value.dtype.is_floating_point
-            return f"{found}; if it is a mask of 0 and 1, pass {owner}.bool()" if as_mask else found
+            reason = f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
+            if self.family == "Bool" and not value.dtype.is_floating_point:
+                reason += f"; if it is a mask of 0 and 1, pass {owner}.bool()"
+            return reason
         sizes = list(value.shape)
         needed = self.before + self.after
         if len(sizes) < needed or (len(sizes) > needed and not self.variadic):
