@@ -196,7 +196,7 @@ def _identity(energy: Any, depth: int = 3) -> Any:
             return weakref.ref(energy)
         except TypeError:
             return id(energy)
-    held: list[Any] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
+    held: list[object] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
     for cell in getattr(energy, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # not yet filled
             held.append(cell.cell_contents)
@@ -1060,7 +1060,8 @@ def _scatter_add(input: Any, dim: int, index: Tensor, src: Any) -> Any:
 def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
         tensors = tuple(cast("Sequence[Any]", tensors[0]))
-    shape: Any = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+    broadcast: Any = torch.broadcast_shapes
+    shape = broadcast(*[tensor.shape for tensor in tensors])
     return tuple(tensor.broadcast_to(shape) for tensor in tensors)
 
 
@@ -1159,7 +1160,7 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
 
 def _solutions(solve: Callable[[Tensor], Tensor], rights: Tensor) -> Tensor:
     """Solve for many right sides at once, "directions ... n k", as columns of one."""
-    columns = rights.movedim(0, -1)
+    columns: Any = rights.movedim(0, -1)
     solutions: Any = solve(columns.flatten(-2)).unflatten(-1, columns.shape[-2:])
     return solutions.movedim(-1, 0)
 
@@ -1211,7 +1212,7 @@ def _solve(A: Any, B: Any, *, left: bool = True) -> Any:
         raise UnknownFunctionError("torch.linalg.solve with left=False")
     vector = B.ndim == 1 or (A.ndim - 1 == B.ndim and B.shape == A.shape[:-1])
     right = B.unsqueeze(-1) if vector else B
-    solution = _solved(torch.linalg.solve, lambda A: A, A, right)
+    solution = _solved(cast("Any", torch.linalg.solve), lambda A: A, A, right)
     return solution.squeeze(-1) if vector else solution
 
 
@@ -1221,7 +1222,8 @@ def _solve_triangular(
     if not left or unitriangular:
         raise UnknownFunctionError("torch.linalg.solve_triangular with these options")
     read = torch.triu if upper else torch.tril
-    return _solved(functools.partial(torch.linalg.solve_triangular, upper=upper), read, A, B)
+    solve: Any = functools.partial(cast("Any", torch.linalg.solve_triangular), upper=upper)
+    return _solved(solve, read, A, B)
 
 
 def _inverse(A: Any) -> Any:
@@ -1266,7 +1268,7 @@ def _logdet(A: Any) -> Any:
 
 def _slogdet(A: Any) -> Any:
     result = _Call(torch.linalg.slogdet, (A,), {}).value()
-    sign, logarithm = result
+    sign, logarithm = cast("tuple[Any, Any]", result)
     return type(result)((sign, _log_determinant(A, logarithm)))
 
 
