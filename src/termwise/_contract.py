@@ -4,6 +4,7 @@ import ast
 import builtins
 import functools
 import inspect
+import numbers
 import sys
 import traceback
 import types
@@ -102,6 +103,23 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     looks_into = any(e.collections for e in expected.values()) or spread.rest in expected
     computed = any("{" in e.spelled for e in expected.values())
     run = _under_beartype(fn, computed=computed)
+    groups = tuple(parameter for parameter in signature.parameters if parameter.endswith("_group"))
+    floats = {parameter for parameter, hint in hints.items() if float in options_of(hint)}
+
+    def prepared(
+        args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Refuse what is sharded, and turn real numbers of any class into floats."""
+        by_position, by_keyword = list(args), dict(kwargs)
+        for index, (parameter, owner, value) in enumerate(spread(args, kwargs)):
+            if is_sharded(value) and parameter in expected:
+                raise ContractError(f"{name}: {of_shards(value, owner, hints[parameter], groups)}")
+            if parameter in floats and is_another_real(value):
+                if index < len(by_position):
+                    by_position[index] = float(value)
+                else:
+                    by_keyword[owner] = float(value)
+        return tuple(by_position), by_keyword
 
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Axes:
         axes: Axes = {}
@@ -163,6 +181,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if config.jaxtyping_disable:
             return fn(*args, **kwargs)
+        args, kwargs = cast("Any", prepared(args, kwargs))
         if torch.compiler.is_compiling():
             return traced(*args, **kwargs)
         if "torch._dynamo" in sys.modules:
@@ -563,6 +582,50 @@ def options_of(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
+
+
+def is_sharded(value: Any) -> bool:
+    """Return whether a value is a DTensor; its class is told by name, for its import is slow."""
+    return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
+
+
+def of_shards(value: Any, owner: str, hint: Any, groups: Sequence[str]) -> str:
+    """Say what to pass in place of a DTensor: its own rows, and the group of its ranks."""
+    words = next((o.dim_str.split() for o in options_of(hint) if is_array(o)), [])
+    passed: list[str] = []
+    local = True
+    for dimension, placement in enumerate(value.placements):
+        if placement.is_partial():
+            local = False
+        if not placement.is_shard():
+            continue
+        axis = words[placement.dim] if placement.dim < len(words) else ""
+        takes = [group for group in groups if _shards(group, axis)]
+        local = local and bool(takes)
+        ranks = f"{owner}.device_mesh.get_group({dimension})"
+        passed.append(f"{' or '.join(takes)}={ranks}")
+    instead = " and ".join([f"{owner}.to_local()", *passed])
+    return (
+        f"{owner} needs {spell(hint)}, got a DTensor, {show(value)}: pass "
+        f"{instead if local else f'{owner}.full_tensor()'}"
+    )
+
+
+def _shards(group: str, axis: str) -> bool:
+    """Return whether a group argument is of the ranks that share an axis."""
+    sharded = group.removesuffix("_group")
+    sharded = {"latent": "d_sae", "sequence": "time"}.get(sharded, sharded)
+    return bool(axis) and (sharded in axis)
+
+
+def is_another_real(value: Any) -> bool:
+    """Return whether a value is a real number that is neither a float nor an int."""
+    if isinstance(value, (float, int, Tensor)):
+        return False
+    # Dynamo shows a NumPy scalar as an array without axes.
+    if torch.compiler.is_compiling() and type(value).__name__ == "ndarray":
+        return bool(value.ndim == 0)
+    return isinstance(value, numbers.Real)
 
 
 def _is_class(hint: Any) -> bool:

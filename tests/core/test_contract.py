@@ -1,4 +1,5 @@
 import dataclasses
+import fractions
 import re
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import jaxtyping
 import numpy
 import pytest
 import torch
+import torch.distributed as dist
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import termwise as tw
 
@@ -677,3 +681,81 @@ def test_it_can_be_switched_off():
 def test_numpy_is_not_a_tensor():
     with pytest.raises(tw.ContractError):
         pair_loss(numpy.zeros((8, 4), dtype="float32"), x)
+
+
+@tw.contract
+def sharded_loss(
+    logits: Float[Tensor, "batch time vocab"],
+    mask: Bool[Tensor, " batch"] | None = None,
+    *,
+    batch_group: dist.ProcessGroup | None = None,
+    vocab_group: dist.ProcessGroup | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    return logits.sum()
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield init_device_mesh("cpu", (2, 2))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("placements", "instead"),
+    [
+        (
+            [Shard(0), Replicate()],
+            "logits.to_local() and batch_group=logits.device_mesh.get_group(0)",
+        ),
+        (
+            [Shard(1), Shard(2)],
+            "logits.to_local() and sequence_group=logits.device_mesh.get_group(0) "
+            "and vocab_group=logits.device_mesh.get_group(1)",
+        ),
+        ([Replicate(), Replicate()], "logits.to_local()"),
+        ([Replicate(), Partial()], "logits.full_tensor()"),
+    ],
+)
+def test_a_dtensor_is_refused_with_the_group_that_replaces_it(mesh, placements, instead):
+    logits = DTensor.from_local(torch.zeros(2, 3, 4), mesh, placements)
+    message = (
+        'sharded_loss: logits needs Float[Tensor, "batch time vocab"], got a DTensor, '
+        f"float32{list(logits.shape)}: pass {instead}"
+    )
+    with pytest.raises(tw.ContractError) as caught:
+        sharded_loss(logits)
+    assert str(caught.value) == message
+    compiled = torch.compile(sharded_loss, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        compiled(logits)
+    assert message in str(caught.value)
+
+
+def test_a_dtensor_whose_axis_no_group_shares_has_to_be_gathered(mesh):
+    rows = DTensor.from_local(torch.zeros(2, 4), mesh, [Replicate(), Shard(1)])
+    with pytest.raises(tw.ContractError, match=r"x needs .*: pass x\.full_tensor\(\)$"):
+        pair_loss(rows, rows)
+
+
+def test_every_real_number_passes_for_a_float_and_arrives_as_one():
+    @tw.contract
+    def scaled(x: Float[Tensor, " n"], weight: float, bias: float | None = None):
+        assert isinstance(weight, (float, int))
+        return weight * x + (bias or 0)
+
+    def compiled(*args):
+        torch._dynamo.reset()
+        return torch.compile(
+            lambda x, w: pair_loss(x, x + 1, weight=w).loss, fullgraph=True, backend="eager"
+        )(*args)
+
+    for half in (0.5, numpy.float64(0.5), numpy.float32(0.5), fractions.Fraction(1, 2)):
+        assert scaled(torch.ones(2), half, bias=half).tolist() == [1, 1]
+        assert pair_loss(x, x + 1, weight=half).loss == 16
+        assert compiled(x, half) == 16
+    assert scaled(torch.ones(2), numpy.int64(2)).tolist() == [2, 2]
+    for wrong in (numpy.ones(()), numpy.ones(1), 1j, "1", numpy.bool_(1), torch.ones(())):
+        with pytest.raises(tw.ContractError, match="weight needs float, got"):
+            pair_loss(x, x, weight=wrong)
