@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
-from .._contract import (
+from .._annotations import (
     BEARTYPE,
     MAPPINGS,
     SEQUENCES,
     Axis,
+    Bindings,
     Shape,
     filled_in,
     has_arrays,
@@ -582,10 +583,15 @@ def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, 
 def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
     """Take the sizes of axes from the tensors that were given."""
     if isinstance(value, Tensor):
-        found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
         for option in options_of(hint):
-            if is_array(option) and not Shape(option).mismatch(value, "", found):
-                sizes.update({name: size for name, (size, _) in found.items()})
+            known = Bindings()
+            known.axes = {
+                key: (size, "", False)
+                for name, size in sizes.items()
+                for key in (f"*{name}" if isinstance(size, tuple) else name,)
+            }
+            if is_array(option) and not Shape(option).mismatch(value, "", known):
+                sizes.update({key.lstrip("*"): size for key, (size, _, _) in known.axes.items()})
                 return
     for kind, part in _parts(hint, value).values():
         _bind(kind, part, sizes)
@@ -795,7 +801,7 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
     """Name the axes of each tensor in a value by path."""
     if isinstance(value, Tensor):
         for option in options_of(hint):
-            if is_array(option) and not Shape(option).mismatch(value, path, {}):
+            if is_array(option) and not Shape(option).mismatch(value, path, Bindings()):
                 return {path: _axis_names(Shape(option), value.ndim)}
         return {}
     found: dict[str, tuple[str | None, ...]] = {}
