@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import operator
 import re
 import types
 import typing
@@ -116,7 +117,9 @@ class Expected:
         records = [option for option in options if is_record(option)]
         collected = [option for option in options if _is_collection(option)]
         named = {
-            option for option in options if _is_class(option) and not any(option is r for r in records)
+            option
+            for option in options
+            if _is_class(option) and not any(option is r for r in records)
         }
         # An int where a float is declared is fine, as BEARTYPE has it.
         tower = {complex: (float, int), float: (int,)}
@@ -129,7 +132,9 @@ class Expected:
         self.called = any(_is_called(option) for option in options)
         self.group = any(option is ProcessGroup for option in options)
         self.records = tuple(record_of(option) for option in records)
-        self.collections = tuple(Collection(option, (*within, *_aliases(hint))) for option in collected)
+        self.collections = tuple(
+            Collection(option, (*within, *_aliases(hint))) for option in collected
+        )
         known = (*named, *records, *collected)
         # Beartype's to judge: generators, protocols, sequences of what has no shape.
         self.others = tuple(
@@ -191,7 +196,8 @@ class Expected:
             return ""
         if within:
             return within
-        only = reason if len(self.shapes) == 1 and isinstance(value, Tensor) else ""
+        of_kind = isinstance(value, Tensor) or reason[:4] != "not "
+        only = reason if len(self.shapes) == 1 and of_kind else ""
         only = only or next((r for one in self.records if (r := one.missing(value))), "")
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
@@ -449,7 +455,7 @@ class Axis:
         if self.free or (self.stretches and not self.variadic and size == 1):
             return ""
         if self.fixed is not None:
-            return "" if size == self.fixed else f"an axis is {size}, not {self.fixed}"
+            return "" if size == self.fixed else f"an axis is {_written(size)}, not {self.fixed}"
         bound = found.get(self.key)
         if bound is None:
             found[self.key] = (size, owner, self.variadic and self.stretches)
@@ -466,8 +472,7 @@ class Axis:
             fits = size == before
         if fits:
             return ""
-        shown = [list(s) if self.variadic else s for s in (size, before)]
-        return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {fixer}"
+        return f"axis {self.name} is {_written(size)}, but it is {_written(before)} in {fixer}"
 
     def computed(self, size: Any, known: Bindings, axes: Axes) -> str:
         """Say why a size is not what its formula gives."""
@@ -483,11 +488,12 @@ class Axis:
         if size == wanted:
             return ""
         word = self._filled(asked)
-        if self.asks and word == f"{wanted}":
-            return f"an axis is {size}, not {word}"
-        fixer = ", ".join(f"{name} is {axes[name][0]} in {axes[name][1]}" for name in self.needs)
+        if self.asks and word == _written(wanted):
+            return f"an axis is {_written(size)}, not {word}"
+        known_sizes = [(name, *axes[name][:2]) for name in self.needs]
+        fixer = ", ".join(f"{name} is {_written(n)} in {by}" for name, n, by in known_sizes)
         because = f", as {fixer}" if fixer else ""
-        return f"axis {word} is {size}, but it needs {wanted}{because}"
+        return f"axis {word} is {_written(size)}, but it needs {_written(wanted)}{because}"
 
     def is_asked(self, known: Bindings) -> bool:
         """Return whether the arguments have what the size asks of them."""
@@ -511,8 +517,15 @@ class Axis:
         """Write the word with the values that it asks for."""
         word = self.name
         for (part, _, _), value in zip(self.asks, asked, strict=True):
-            word = word.replace(f"{{{part}}}", f"{value}", 1)
+            word = word.replace(f"{{{part}}}", _written(value), 1)
         return word
+
+
+def _written(size: Any) -> str:
+    """Write a size; where Dynamo traces as the constant that it is in this call."""
+    if isinstance(size, tuple):
+        return f"[{', '.join([_written(one) for one in cast('tuple[Any, ...]', size)])}]"
+    return f"{operator.index(size)}" if isinstance(size, int) else f"{size}"
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -771,7 +784,7 @@ def spell(hint: Any) -> str:
         return f'{hint.dtype.__name__}[{_name_of(hint.array_type)}, "{shape}"]'
     if origin is Literal:
         return f"Literal[{', '.join(_quote(value) for value in typing.get_args(hint))}]"
-    if origin is Annotated and not _has_validators(hint):
+    if origin in _QUALIFIERS or (origin is Annotated and not _has_validators(hint)):
         return spell(typing.get_args(hint)[0])
     if _is_alias(hint) and not has_arrays(hint):
         return str(hint.__name__)
@@ -791,7 +804,7 @@ def _name_of(kind: Any) -> str:
 def show(value: Any) -> str:
     """Write a value in a few words: a tensor by dtype and shape."""
     if isinstance(value, Tensor):
-        return f"{DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"
+        return f"{DTYPE_NAMES[value.dtype]}{_written(tuple(value.shape))}"
     if value is None:
         return "None"
     kind = type(value).__name__

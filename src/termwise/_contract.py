@@ -10,9 +10,8 @@ import functools
 import inspect
 import sys
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import TypeCheckError, config
@@ -32,7 +31,6 @@ from ._annotations import (
     is_another_real,
     is_of_own_class,
     is_plain,
-    options_of,
     place,
 )
 from ._annotations import show as show
@@ -122,14 +120,19 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 ContractError.__module__ = "termwise"  # as users import it, and as tracebacks print it
 
 
+# What the two functions below are called in, once for each function under contract, has these.
+ready: Callable[[], None]
+made: Callable[..., Any]
+
+
 def _stub(*args: Any, **kwargs: Any) -> Any:
-    ready()  # type: ignore[name-defined] # noqa: F821
-    return made(*args, **kwargs)  # type: ignore[name-defined] # noqa: F821
+    ready()
+    return made(*args, **kwargs)
 
 
 async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
-    ready()  # type: ignore[name-defined] # noqa: F821
-    return await made(*args, **kwargs)  # type: ignore[name-defined] # noqa: F821
+    ready()
+    return await made(*args, **kwargs)
 
 
 def _refuse_misuse(fn: Any) -> None:
@@ -201,12 +204,12 @@ class _Check:
                 raise type(error)(f"{self.name}: {which}: {error}") from None
         self.returns = expected.pop("return", self.returns)
         for option in self.returns.options:
-            if isinstance(option, type) and issubclass(option, Terms) and option is not Terms:
-                if "__dataclass_fields__" not in vars(option):
-                    raise TypeError(
-                        f"{self.name} returns {option.__qualname__}, a subclass of Terms that "
-                        f"has no @tw.terms above it"
-                    )
+            of_terms = isinstance(option, type) and issubclass(option, Terms)
+            if of_terms and "__dataclass_fields__" not in vars(option):
+                raise TypeError(
+                    f"{self.name} returns {option.__qualname__}, a subclass of Terms that has no "
+                    f"@tw.terms above it"
+                )
         self.expected = expected
         # What is no array first: "{k}+1" can be computed only from a k that is a number.
         self.order = sorted(
@@ -666,7 +669,11 @@ class _Writer:
                 got = f"{value}[{field!r}]" if part.by_key else f"{value}.{field}"
                 if part.by_key and field not in part.required:
                     body = self.one(asked, one, name, space + "    ", sure=False)
-                    lines += [f"{space}if {field!r} in {value}:", f"{space}    {one} = {got}", *body]
+                    lines += [
+                        f"{space}if {field!r} in {value}:",
+                        f"{space}    {one} = {got}",
+                        *body,
+                    ]
                     continue
                 body = self.one(asked, one, name, space, sure=sure)
                 lines += [f"{space}{one} = {got}", *body] if body else []
@@ -715,6 +722,7 @@ class _Writer:
         after = [line.removeprefix("    ") for line in start]
         self.axes = before
         return test, [*kept, loop, *start, *(lines or [f"{inner}pass"]), *after]
+
 
 _BAD: Final = "<what is done with a result that does not fit>"
 

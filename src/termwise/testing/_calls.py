@@ -8,7 +8,7 @@ import inspect
 import typing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Self, TypedDict, cast
+from typing import Any, Final, Literal, Self, TypedDict, cast, is_typeddict
 
 import torch
 from beartype.door import is_bearable
@@ -23,10 +23,13 @@ from .._annotations import (
     SEQUENCES,
     Axis,
     Bindings,
+    Expected,
     Shape,
+    field_hints,
     filled_in,
     has_arrays,
     is_array,
+    is_named_tuple_type,
     options_of,
     show,
     spell,
@@ -334,7 +337,7 @@ def axis_names(hint: Any) -> list[str]:
         return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
     within = typing.get_args(hint)
     if _is_record(hint):
-        within = tuple(typing.get_type_hints(hint, include_extras=True).values())
+        within = tuple(field_hints(hint).values())
     return [name for part in within for name in axis_names(part)]
 
 
@@ -494,6 +497,7 @@ def _chosen_option(
     if is_array(option):
         return _Array(option)
     origin, arguments = typing.get_origin(option), typing.get_args(option)
+    empty = inspect.Parameter.empty
     if origin is Literal:
         return draw(st.sampled_from(arguments))
     if option in (bool, int, float):
@@ -501,21 +505,15 @@ def _chosen_option(
         first = (default,) if type(default) is option else ()
         return draw(st.sampled_from((*first, *usual)))
     if _is_record(option):
-        hints = typing.get_type_hints(option, include_extras=True)
+        defaults = _defaults(option)
         fields = {
-            field.name: _choose(
-                draw,
-                function,
-                f"{path}.{field.name}",
-                hints[field.name],
-                _default(field),
-                overrides,
+            field: _choose(
+                draw, function, f"{path}.{field}", hint, defaults.get(field, empty), overrides
             )
-            for field in dataclasses.fields(option)
-            if field.init
+            for field, hint in field_hints(option).items()
+            if field not in defaults or defaults[field] is not _NOT_GIVEN
         }
         return _Record(option, fields)
-    empty = inspect.Parameter.empty
     if origin in MAPPINGS:
         keys = "abc"[: draw(st.integers(1, 3))]
         entries = {
@@ -552,7 +550,10 @@ def _derivable(option: Any) -> bool:
 
 
 def _is_record(option: Any) -> bool:
-    return isinstance(option, type) and dataclasses.is_dataclass(option)
+    """Tell whether an annotation is of a dataclass, a NamedTuple or a TypedDict."""
+    if not isinstance(option, type):
+        return False
+    return dataclasses.is_dataclass(option) or is_named_tuple_type(option) or is_typeddict(option)
 
 
 def _is_callable(option: Any) -> bool:
@@ -562,10 +563,22 @@ def _is_callable(option: Any) -> bool:
     return getattr(option, "_is_protocol", False) and "__call__" in vars(option)
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+_NOT_GIVEN: Final = object()
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """List the defaults of a record's fields; of a field that is not given, a mark of its own."""
+    if not dataclasses.is_dataclass(kind):
+        return dict(getattr(kind, "_field_defaults", {}))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            found[field.name] = _NOT_GIVEN
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
 
 
 def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, Shape]) -> None:
@@ -601,6 +614,9 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     """List the fields of a record or the items of a collection, each with its annotation."""
     if isinstance(value, _Several):
         value = value.items
+    if is_named_tuple(value):
+        hints = field_hints(type(value))
+        return {name: (hints[name], getattr(value, name)) for name in type(value)._fields}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         kinds = next((args for o in options_of(hint) if (args := typing.get_args(o))), (None,))
@@ -610,6 +626,10 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Record) and value.kind is dict:
         value = value.fields
     if isinstance(value, dict):
+        kind = next((option for option in options_of(hint) if is_typeddict(option)), None)
+        if kind is not None:
+            hints, given = field_hints(kind), cast("Mapping[str, Any]", value)
+            return {name: (hints.get(name), part) for name, part in given.items()}
         asked = (option for option in options_of(hint) if typing.get_origin(option) in MAPPINGS)
         of_values = next((typing.get_args(option)[1] for option in asked), None)
         entries = cast("Mapping[Any, Any]", value)
@@ -621,7 +641,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         kind = type(value)
     else:
         return {}
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = field_hints(kind)
     return {name: (hints[name], part) for name, part in fields.items()}
 
 
@@ -787,7 +807,11 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
         return dataclasses.replace(value, **fields)
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
-        parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]
+        places: Sequence[Any] = getattr(items, "_fields", range(len(items)))
+        parts = [
+            _mapped(item, f"{path}.{name}", change)
+            for name, item in zip(places, items, strict=True)
+        ]
         if is_named_tuple(items):
             return cast("Any", type(items))(*parts)
         return tuple(parts) if isinstance(value, tuple) else parts
@@ -864,7 +888,11 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 
 def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
-    """Break an item of a tuple; of a sequence of any length, or of a mapping, all items alike."""
+    """Break a field, or an item of a tuple; of what has any length, all items alike."""
+    if any(_is_record(option) for option in options) and (
+        isinstance(value, dict) or is_named_tuple(value) or dataclasses.is_dataclass(value)
+    ):
+        return _wrong_fields(options, value)
     if isinstance(value, dict):
         entries = cast("Mapping[Any, Any]", value)
         kind_of = _parts(typing.Union[options], value)  # noqa: UP007
@@ -893,6 +921,24 @@ def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str,
     return wrong
 
 
+def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
+    """Break a field of a record; what its own constructor refuses is left out."""
+    wrong: list[tuple[_Kind, str, Any]] = []
+    for field, (hint, part) in _parts(typing.Union[options], value).items():  # noqa: UP007
+        for kind, how, other in _wrong_values(hint, part):
+            try:
+                if isinstance(value, dict):
+                    broken: Any = {**cast("Mapping[str, Any]", value), field: other}
+                elif is_named_tuple(value):
+                    broken = value._replace(**{field: other})
+                else:
+                    broken = dataclasses.replace(value, **{field: other})
+            except (TypeError, ValueError, AttributeError):
+                continue
+            wrong.append((kind, f"{field}: {how}", broken))
+    return wrong
+
+
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
     arguments = {**signature.held, **call}
@@ -906,7 +952,13 @@ def _fits(signature: Signature, call: Call) -> bool:
                 return False
             if not fits(given[name], hint):
                 return False
-    return True
+    # Jaxtyping and beartype do not look into records.
+    known = Bindings(arguments)
+    in_order = sorted(given, key=lambda name: has_arrays(signature.hints[name]))
+    problems = (
+        Expected(signature.hints[name]).problem(given[name], name, known) for name in in_order
+    )
+    return not any(problems) and not known.finish()
 
 
 def fits(value: Any, hint: Any) -> bool:
