@@ -1119,7 +1119,15 @@ def test_the_written_check_and_its_judges_agree():
     # Jaxtyping and beartype judge the arguments; a record they do not look into.
     plain = types.FunctionType(drawn.__code__, drawn.__globals__)
     plain.__annotations__ = {k: v for k, v in drawn.__annotations__.items() if k != "return"}
-    judge = jaxtyped(plain, typechecker=beartype(conf=BEARTYPE))
+    by_beartype = beartype(conf=BEARTYPE)(plain)
+
+    def judge(**values):
+        with jaxtyped("context"):
+            try:
+                return by_beartype(**values)
+            except BeartypeCallHintViolation as violation:
+                raise TypeError from violation
+
     random = Random(0)
     outcomes = {True: 0, False: 0}
     for _ in range(3000):
