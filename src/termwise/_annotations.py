@@ -246,7 +246,7 @@ class Collection:
         if self.origin is Iterable and not isinstance(value, collections.abc.Collection):
             return ""
         if self.by_key:
-            for key in value:
+            for key in cast("Mapping[Any, Any]", value):
                 problem = self.key.problem(key, f"a key of {owner}", known)
                 if problem:
                     return problem
@@ -557,15 +557,23 @@ def is_array(hint: Any) -> bool:
 def is_record(hint: Any) -> bool:
     """Return whether an annotation is of a class whose fields are looked at."""
     kind = typing.get_origin(hint) or hint
-    if not isinstance(kind, type):
-        return False
-    if typing.is_typeddict(kind):
-        return True
-    return (dataclasses.is_dataclass(kind) or is_named_tuple_type(kind)) and has_arrays(kind)
+    return has_fields(kind) and (_is_typeddict(kind) or has_arrays(kind))
 
 
 def is_named_tuple_type(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+    of_tuples: bool = isinstance(kind, type) and issubclass(kind, tuple)
+    return of_tuples and hasattr(kind, "_fields")
+
+
+def has_fields(kind: Any) -> bool:
+    """Return whether a class is a dataclass, a NamedTuple or a TypedDict."""
+    return isinstance(kind, type) and (
+        dataclasses.is_dataclass(kind) or is_named_tuple_type(kind) or _is_typeddict(kind)
+    )
+
+
+def _is_typeddict(kind: Any) -> bool:
+    return typing.is_typeddict(kind)
 
 
 @functools.cache
@@ -594,9 +602,7 @@ def has_arrays(hint: Any, within: tuple[Any, ...] = ()) -> bool:
         return any(has_arrays(option, within) for option in options)
     parts = typing.get_args(hint)
     kind = typing.get_origin(hint) or hint
-    if isinstance(kind, type) and (
-        dataclasses.is_dataclass(kind) or is_named_tuple_type(kind) or typing.is_typeddict(kind)
-    ):
+    if has_fields(kind):
         parts = (*parts, *field_hints(kind).values())
     return any(has_arrays(part, within) for part in parts)
 
@@ -671,7 +677,6 @@ def _is_class(hint: Any) -> bool:
         and hint is not Any
         and hint is not object
         and hint is not ProcessGroup
-        and hint is not Callable
         and not is_array(hint)
         and not getattr(hint, "_is_protocol", False)
         and not typing.is_typeddict(hint)
@@ -705,7 +710,8 @@ def of_shards(value: Any, owner: str, shape: Shape, spelled: str, groups: Sequen
             local = False
         if not placement.is_shard():
             continue
-        axis = shape.axes[placement.dim].name if placement.dim < len(shape.axes) else ""
+        dim: int = placement.dim
+        axis = shape.axes[dim].name if dim < len(shape.axes) else ""
         takes = [group for group in groups if _shards(group, axis)]
         local = local and bool(takes)
         ranks = f"{owner}.device_mesh.get_group({dimension})"
@@ -744,7 +750,7 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
     options = options_of(hint)
     if len(options) > 1:
         return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
-    hint = options[0]
+    (hint,) = options
     if is_array(hint):
         return filled_in(hint, arguments)
     origin: Any = typing.get_origin(hint)

@@ -204,8 +204,7 @@ class _Check:
                 raise type(error)(f"{self.name}: {which}: {error}") from None
         self.returns = expected.pop("return", self.returns)
         for option in self.returns.options:
-            of_terms = isinstance(option, type) and issubclass(option, Terms)
-            if of_terms and "__dataclass_fields__" not in vars(option):
+            if _is_forgotten(option):
                 raise TypeError(
                     f"{self.name} returns {option.__qualname__}, a subclass of Terms that has no "
                     f"@tw.terms above it"
@@ -301,7 +300,7 @@ class _Check:
 
         def judge(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
             if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
-                return cast("Any", shielded()(values))
+                return shielded()(values)
             return self.judge(values)
 
         def again(values: tuple[Any, ...]) -> Any:
@@ -321,6 +320,12 @@ class _Check:
         return _Writer(self, of_coroutine).written(
             expected, again_as_coroutine if of_coroutine else again, wrong
         )
+
+
+def _is_forgotten(option: Any) -> bool:
+    """Return whether a class is a subclass of Terms that is no record."""
+    of_terms: bool = isinstance(option, type) and issubclass(option, Terms)
+    return of_terms and "__dataclass_fields__" not in vars(option)
 
 
 def _rank(asked: Expected) -> int:

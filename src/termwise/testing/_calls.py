@@ -28,8 +28,8 @@ from .._annotations import (
     field_hints,
     filled_in,
     has_arrays,
+    has_fields,
     is_array,
-    is_named_tuple_type,
     options_of,
     show,
     spell,
@@ -336,7 +336,7 @@ def axis_names(hint: Any) -> list[str]:
     if is_array(hint):
         return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
     within = typing.get_args(hint)
-    if _is_record(hint):
+    if has_fields(hint):
         within = tuple(field_hints(hint).values())
     return [name for part in within for name in axis_names(part)]
 
@@ -504,7 +504,7 @@ def _chosen_option(
         usual = {bool: (False, True), int: _COUNTS, float: _NUMBERS}[option]
         first = (default,) if type(default) is option else ()
         return draw(st.sampled_from((*first, *usual)))
-    if _is_record(option):
+    if has_fields(option):
         defaults = _defaults(option)
         fields = {
             field: _choose(
@@ -535,7 +535,7 @@ def _derivable(option: Any) -> bool:
     if option is type(None) or is_array(option) or option in (bool, int, float):
         return True
     origin = typing.get_origin(option)
-    if origin is Literal or _is_record(option):
+    if origin is Literal or has_fields(option):
         return True
     if origin in MAPPINGS:
         key, value = typing.get_args(option)
@@ -547,13 +547,6 @@ def _derivable(option: Any) -> bool:
             if item is not Ellipsis
         )
     return False
-
-
-def _is_record(option: Any) -> bool:
-    """Tell whether an annotation is of a dataclass, a NamedTuple or a TypedDict."""
-    if not isinstance(option, type):
-        return False
-    return dataclasses.is_dataclass(option) or is_named_tuple_type(option) or is_typeddict(option)
 
 
 def _is_callable(option: Any) -> bool:
@@ -615,8 +608,8 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Several):
         value = value.items
     if is_named_tuple(value):
-        hints = field_hints(type(value))
-        return {name: (hints[name], getattr(value, name)) for name in type(value)._fields}
+        hints = field_hints(cast("type[Any]", type(value)))
+        return {name: (hints[name], getattr(value, name)) for name in hints}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         kinds = next((args for o in options_of(hint) if (args := typing.get_args(o))), (None,))
@@ -889,7 +882,7 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
     """Break a field, or an item of a tuple; of what has any length, all items alike."""
-    if any(_is_record(option) for option in options) and (
+    if any(has_fields(option) for option in options) and (
         isinstance(value, dict) or is_named_tuple(value) or dataclasses.is_dataclass(value)
     ):
         return _wrong_fields(options, value)
