@@ -182,7 +182,8 @@ class Expected:
             if not reason:
                 return ""
         within = ""
-        for parts in (*self.records, *self.collections):
+        several: tuple[Record | Collection, ...] = (*self.records, *self.collections)
+        for parts in several:
             if parts.takes(value):
                 found = known.copy()
                 problem = parts.problem(value, owner, found)
@@ -562,14 +563,16 @@ def is_record(hint: Any) -> bool:
 
 def is_named_tuple_type(kind: Any) -> bool:
     of_tuples: bool = isinstance(kind, type) and issubclass(kind, tuple)
-    return of_tuples and hasattr(kind, "_fields")
+    fields: Any = getattr(cast("Any", kind), "_fields", None)
+    return of_tuples and fields is not None
 
 
 def has_fields(kind: Any) -> bool:
     """Return whether a class is a dataclass, a NamedTuple or a TypedDict."""
-    return isinstance(kind, type) and (
-        dataclasses.is_dataclass(kind) or is_named_tuple_type(kind) or _is_typeddict(kind)
-    )
+    if not isinstance(kind, type):
+        return False
+    known = cast("Any", kind)
+    return dataclasses.is_dataclass(known) or is_named_tuple_type(known) or _is_typeddict(known)
 
 
 def _is_typeddict(kind: Any) -> bool:
@@ -750,7 +753,7 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
     options = options_of(hint)
     if len(options) > 1:
         return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
-    (hint,) = options
+    hint = next(iter(options))
     if is_array(hint):
         return filled_in(hint, arguments)
     origin: Any = typing.get_origin(hint)

@@ -300,7 +300,7 @@ class _Check:
 
         def judge(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
             if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
-                return shielded()(values)
+                return cast("tuple[tuple[Any, ...], Bindings]", shielded()(values))
             return self.judge(values)
 
         def again(values: tuple[Any, ...]) -> Any:
@@ -324,8 +324,9 @@ class _Check:
 
 def _is_forgotten(option: Any) -> bool:
     """Return whether a class is a subclass of Terms that is no record."""
-    of_terms: bool = isinstance(option, type) and issubclass(option, Terms)
-    return of_terms and "__dataclass_fields__" not in vars(option)
+    if not isinstance(option, type) or not issubclass(option, Terms):
+        return False
+    return "__dataclass_fields__" not in vars(option)
 
 
 def _rank(asked: Expected) -> int:
@@ -443,7 +444,7 @@ class _Writer:
             if parameter.kind is parameter.KEYWORD_ONLY and not starred:
                 parts.append("*")
                 starred = True
-            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+            stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
             starred = starred or parameter.kind is parameter.VAR_POSITIONAL
             parts.append(f"{stars.get(parameter.kind, '')}{parameter.name}{given}")
             last = index + 1 == len(parameters) or (
@@ -474,7 +475,7 @@ class _Writer:
             raise _NotWrittenError
         branches: list[tuple[str, list[str]]] = []
         kinds = [kind for kind in asked.classes if kind is not type(None)]
-        parts = (*asked.records, *asked.collections)
+        parts: tuple[Record | Collection, ...] = (*asked.records, *asked.collections)
         alone = (
             len(asked.shapes)
             + len(parts)
@@ -734,7 +735,7 @@ _BAD: Final = "<what is done with a result that does not fit>"
 
 def _passed(parameters: tuple[inspect.Parameter, ...]) -> str:
     """Write the arguments of the call of the body."""
-    written = {
+    written: dict[Any, str] = {
         inspect.Parameter.VAR_POSITIONAL: "*{0}",
         inspect.Parameter.VAR_KEYWORD: "**{0}",
         inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
