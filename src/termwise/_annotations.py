@@ -211,6 +211,22 @@ class Expected:
             return any(is_bearable(value, option, conf=BEARTYPE) for option in self.others)
 
 
+_EXPECTED: Final[dict[Any, Expected]] = {}
+
+
+def expected_of(hint: Any) -> Expected:
+    """Parse an annotation, each once: signatures have most of theirs in common."""
+    # Unions are equal in any order, and are written in their own.
+    key = (hint, str(hint))
+    try:
+        known = _EXPECTED.get(key)
+    except TypeError:  # beartype's validators may have no hash
+        return Expected(hint)
+    if known is None:
+        known = _EXPECTED[key] = Expected(hint)
+    return known
+
+
 class Collection:
     """An annotation of several values with shapes: `list[Float[Tensor, "batch dim"]]`."""
 
@@ -276,7 +292,7 @@ class Record:
         if not self._parsed:
             self._parsed = True
             for field, hint in field_hints(self.kind).items():
-                self.fields[field] = Expected(hint)
+                self.fields[field] = expected_of(hint)
         return self.fields
 
     def takes(self, value: Any) -> bool:
@@ -352,7 +368,7 @@ class Shape:
         known: Any = hint.dtypes
         if not isinstance(known, tuple):
             known = ()
-        self.dtypes = frozenset(d for d, label in DTYPE_NAMES.items() if label in known)
+        self.dtypes = _dtypes_of(known)
         self.any_dtype = not known
         self.axes = tuple(Axis(word) for word in hint.dim_str.split())
         several = [index for index, axis in enumerate(self.axes) if axis.variadic]
@@ -405,6 +421,11 @@ class Shape:
         asked = self.hint.dtype[self.array_type, "..."]
         with jaxtyped("context"):
             return isinstance(value, asked)
+
+
+@functools.cache
+def _dtypes_of(labels: tuple[str, ...]) -> frozenset[torch.dtype]:
+    return frozenset(dtype for dtype, label in DTYPE_NAMES.items() if label in labels)
 
 
 class Axis:

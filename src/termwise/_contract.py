@@ -26,6 +26,7 @@ from ._annotations import (
     Record,
     Shape,
     element_of,
+    expected_of,
     field_of,
     hints_of,
     is_another_real,
@@ -199,7 +200,7 @@ class _Check:
         for parameter, hint in hints.items():
             which = RESULT if parameter == "return" else parameter
             try:
-                expected[parameter] = Expected(hint)
+                expected[parameter] = expected_of(hint)
             except (TypeError, NameError) as error:
                 raise type(error)(f"{self.name}: {which}: {error}") from None
         self.returns = expected.pop("return", self.returns)
