@@ -240,7 +240,8 @@ class Collection:
             kinds = kinds[1:] if self.by_key else kinds[:1]
         self.kinds = tuple(Expected(kind, within) for kind in kinds)
         # Records of one list may differ: what no other argument fixes is each one's own.
-        self.of_records = self.alike and any(kind.records for kind in self.kinds)
+        records = (record for kind in self.kinds for record in kind.records)
+        self.of_records = self.alike and any(has_arrays(record.kind) for record in records)
 
     def takes(self, value: Any) -> bool:
         """Return whether a value is such a collection, whatever its items are."""
