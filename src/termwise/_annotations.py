@@ -425,7 +425,7 @@ class Shape:
 
 
 @functools.cache
-def _dtypes_of(labels: tuple[str, ...]) -> frozenset[torch.dtype]:
+def _dtypes_of(labels: Any) -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, label in DTYPE_NAMES.items() if label in labels)
 
 
@@ -547,7 +547,8 @@ class Axis:
 def _written(size: Any) -> str:
     """Write a size; where Dynamo traces as the constant that it is in this call."""
     if isinstance(size, tuple):
-        return f"[{', '.join([_written(one) for one in cast('tuple[Any, ...]', size)])}]"
+        sizes: Any = size  # pyright: ignore[reportUnknownVariableType]
+        return f"[{', '.join([_written(one) for one in sizes])}]"
     return f"{operator.index(size)}" if isinstance(size, int) else f"{size}"
 
 
@@ -657,8 +658,6 @@ def options_of(hint: Any, within: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         if hint.__constraints__:
             return tuple(o for one in hint.__constraints__ for o in options_of(one, within))
         return options_of(hint.__bound__ if hint.__bound__ is not None else Any, within)
-    if hint is None:
-        return (type(None),)
     if isinstance(hint, (typing.ParamSpecArgs, typing.ParamSpecKwargs)):
         return (Any,)
     return (hint,)

@@ -608,8 +608,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Several):
         value = value.items
     if is_named_tuple(value):
-        kind_of_tuple: Any = type(value)
-        hints = field_hints(kind_of_tuple)
+        hints = field_hints(cast("Any", value).__class__)
         return {name: (hints[name], getattr(value, name)) for name in hints}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
