@@ -608,7 +608,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Several):
         value = value.items
     if is_named_tuple(value):
-        hints = field_hints(cast("Any", value).__class__)
+        hints = field_hints(value.__class__)
         return {name: (hints[name], getattr(value, name)) for name in hints}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
