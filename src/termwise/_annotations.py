@@ -366,7 +366,8 @@ class Shape:
         self.of_tensors = isinstance(self.array_type, type) and issubclass(self.array_type, Tensor)
         self.family: str = hint.dtype.__name__
         # A tuple of names, or an object that stands for any dtype at all.
-        known: Any = hint.dtypes if type(hint.dtypes) is tuple else ()
+        labels: Any = hint.dtypes
+        known: tuple[str, ...] = cast("Any", labels) if isinstance(labels, tuple) else ()
         self.dtypes = _dtypes_of(known)
         self.any_dtype = not known
         self.axes = tuple(Axis(word) for word in hint.dim_str.split())
