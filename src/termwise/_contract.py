@@ -1,43 +1,46 @@
-"""One decorator that makes a signature's shapes and dtypes binding, in eager and compiled."""
+"""One decorator that makes a signature's shapes and dtypes binding, in eager and compiled.
 
-import ast
+Each function gets one check, written as straight code from its annotations at its first call. It
+only accepts: what it does not accept is walked through by `Expected`, which says what is wrong.
+"""
+
 import builtins
+import dataclasses
 import functools
 import inspect
 import sys
-import traceback
 import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import torch
-from beartype import BeartypeConf, beartype
-from beartype.door import is_bearable
-from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import AbstractArray, AnnotationError, TypeCheckError, config, jaxtyped
-from torch import Tensor
+from jaxtyping import TypeCheckError, config
+from torch import Tensor, nn
 
+from ._annotations import (
+    RESULT,
+    Axis,
+    Bindings,
+    Collection,
+    Expected,
+    Record,
+    Shape,
+    element_of,
+    expected_of,
+    field_of,
+    hints_of,
+    is_another_real,
+    is_of_own_class,
+    is_plain,
+    place,
+)
+from ._annotations import show as show
+from ._annotations import spell as spell
 from ._groups import ProcessGroup
 from ._terms import Terms
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Axes: TypeAlias = dict[str, tuple[Any, str]]  # axis name -> (its size, the argument that fixed it)
-
-# An int where a float is declared is what every caller means by `gamma=1`.
-BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
-
-# Each of their items is looked at, where beartype takes one of many.
-SEQUENCES: Final[Any] = (list, tuple, Sequence)
-MAPPINGS: Final[Any] = (dict, Mapping)
-
-DTYPE_NAMES: Final = {
-    dtype: str(dtype).removeprefix("torch.")
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
 
 
 class ContractError(TypeCheckError):
@@ -51,21 +54,27 @@ class ContractError(TypeCheckError):
 def contract(fn: Callable[P, R]) -> Callable[P, R]:
     """Enforce a function's jaxtyping annotations on every call.
 
-    In eager, jaxtyping and beartype check the arguments before the body runs; then the result is
-    checked, and where it is a [`Terms`][termwise.Terms] record its fields are, in the same axis
-    bindings. While `torch.compile` or `torch.export` traces, jaxtyping cannot run, so rank, axis
-    sizes, dtype family and literals are compared in plain Python: once, at trace time, with no
-    trace left in the graph. A compiled call pays nothing for it.
+    The arguments are checked before the body runs; then the result is checked in the same axis
+    bindings, each field of a [`Terms`][termwise.Terms] record too. While `torch.compile` or
+    `torch.export` traces, the same check is traced: once, with nothing left in the graph, so that a
+    compiled call pays nothing for it. In eager a check takes a few microseconds.
 
     `JAXTYPING_DISABLE=1` in the environment turns all of it off.
 
     Args:
-        fn: a function or method. Annotate tensors with jaxtyping types
+        fn: a function, a method or an `async` function. Annotate tensors with jaxtyping types
             (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
-            call. Each value of `*zs: Float[...]` and `**zs: Float[...]` is looked at, and each item
-            of a `list`, `tuple`, `Sequence`, `dict` or `Mapping` of tensors, in a result too. Every
-            other annotation is enforced as well (`Literal`, `float`, classes, unions).
-            Axes computed from argument values (`"{k}+1"`) are compared in eager only.
+            call. Defaults are checked as values are, and so is each value of `*zs: Float[...]`
+            and `**zs: Float[...]`, each item of a collection of tensors (`list`, `tuple`,
+            `Sequence`, `set`, `dict`, `Mapping`), and each field of a dataclass or a `NamedTuple`
+            that has shapes, and of a `TypedDict`, in a result too. Every other annotation is
+            enforced as well (`Literal`, `float`, classes, unions, `Self`). A `float` may be any
+            real number, which the body gets as a Python float. Sizes may be computed from other
+            axes (`"n+1"`), in either order, and from arguments (`"{k}+1"`).
+
+            Not looked at: what an iterator or a generator yields, the signature of a callable, and,
+            where Dynamo traces, what beartype alone can judge (protocols other than callables,
+            items of collections without shapes, `Annotated` with beartype's validators).
 
     Returns:
         The same function, checked. Its name, signature, docstring and static type are kept.
@@ -73,6 +82,9 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     Raises:
         ContractError: at the call, naming what did not fit. `torch.compile(fullgraph=True)`
             reports it as an error of its own with this one's text inside.
+        TypeError: at the `def`, if fn is no function (a class, a `staticmethod`, a `property`, a
+            `partial`), or an annotation asks what cannot be checked.
+        NameError: at the call, if an annotation has a name that its module does not define.
 
     Examples:
         >>> import torch
@@ -87,536 +99,661 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
         termwise.ContractError: squared_distance: y needs Float[Tensor, "batch dim"], got
         float32[1, 4]: axis batch is 1, but it is 8 in x
     """
-    signature = inspect.signature(fn)
-    hints = typing.get_type_hints(fn, include_extras=True)
-    returns = hints.pop("return", Any)
-    name = fn.__qualname__.rpartition("<locals>.")[2]
-    expected = {parameter: _Expected(hint) for parameter, hint in hints.items()}
-    # A result is a record, a tuple, or one value; its parts are checked in the same axes.
-    results = _expected_parts(returns)
-    whole = None if results else _Expected(returns)
-    kind = typing.get_origin(returns) or returns
-    if not _is_class(kind):
-        kind = object
-    spread = _Spread(signature)
-    looks_into = any(e.collections for e in expected.values()) or spread.rest in expected
-    computed = any("{" in e.spelled for e in expected.values())
-    run = _under_beartype(fn, computed=computed)
+    _refuse_misuse(fn)
+    function = cast("types.FunctionType", fn)
+    check = _Check(function)
 
-    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Axes:
-        axes: Axes = {}
-        for parameter, owner, value in spread(args, kwargs):
-            if parameter in expected:
-                problem = expected[parameter].problem(value, owner, axes)
-                if problem:
-                    raise ContractError(f"{name}: {problem}")
-        return axes
+    # Marked as constant, Dynamo runs it while it traces, and does not trace it.
+    def ready() -> None:
+        if "made" not in scope:
+            scope["made"] = check.generated()
 
-    def check_result(result: Any, axes: Axes) -> None:
-        if not isinstance(result, kind):
-            raise ContractError(f"{name}: the result needs {spell(returns)}, got {show(result)}")
-        for part, expectation in results.items():
-            value = getattr(result, part) if isinstance(part, str) else result[part]
-            problem = expectation.problem(value, f"{part}", axes)
-            if problem:
-                raise ContractError(f"{name}: the result's {problem}")
-        if whole is not None:
-            problem = whole.problem(result, "the result", axes)
-            if problem:
-                raise ContractError(f"{name}: {problem}")
-
-    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-        axes = bind(args, kwargs)
-        result = fn(*args, **kwargs)
-        check_result(result, axes)
-        return result
-
-    def eager(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jaxtyped("context"):
-            # Before the body, which may put other items into a list.
-            axes = bind(args, kwargs) if looks_into else None
-            if looks_into and computed:
-                problem = _misfit_of_computed(signature, hints, args, kwargs)
-                if problem:
-                    raise ContractError(f"{name}: {problem}")
-            try:
-                result = run(*args, **kwargs)
-            except (BeartypeCallHintViolation, TypeCheckError, AnnotationError) as violation:
-                if _is_below(fn, violation):  # it is about a call that the body made
-                    raise
-                message = _explain(name, signature, hints, args, kwargs)
-                if message is None and isinstance(violation, AnnotationError):
-                    raise
-                message = message or f"{name}: {violation}"
-                raise ContractError(message) from violation.__cause__
-            check_result(result, bind(args, kwargs) if axes is None else axes)
-        return result
-
-    # Where Dynamo has given up on a caller it still tries each frame below, and there it answers
-    # isinstance(x, Float[...]) with False. To ask for the shield imports Dynamo, which takes a
-    # second: it is asked for only where Dynamo is there.
-    @functools.cache
-    def shielded() -> Callable[P, R]:
-        return cast("Callable[P, R]", torch.compiler.disable(eager))
-
-    @functools.wraps(fn)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if config.jaxtyping_disable:
-            return fn(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            return traced(*args, **kwargs)
-        if "torch._dynamo" in sys.modules:
-            return shielded()(*args, **kwargs)
-        return eager(*args, **kwargs)
-
-    # Dynamo keeps its caches and its recompile limit by code object, and closures share one:
-    # without a copy for each function, the ninth loss compiled in a process would fail.
-    unshared = cast("types.FunctionType", checked)
-    unshared.__code__ = unshared.__code__.replace(co_name=fn.__name__)
-    return checked
+    ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    scope: dict[str, Any] = {"__builtins__": builtins, "ready": ready}
+    stub = _stub_of_coroutine if inspect.iscoroutinefunction(fn) else _stub
+    # Dynamo keeps its caches and its recompile limit by code object: without a copy for each
+    # function, the ninth loss compiled in a process would fail.
+    code = stub.__code__.replace(co_name=function.__name__)
+    checked = types.FunctionType(code, scope, function.__name__)
+    return cast("Callable[P, R]", functools.wraps(fn)(checked))
 
 
 ContractError.__module__ = "termwise"  # as users import it, and as tracebacks print it
 
 
-def _under_beartype(fn: Callable[P, R], *, computed: bool) -> Callable[P, R]:
-    """Give fn with its arguments checked by beartype; the result is checked by `contract`."""
-    arguments_only = types.FunctionType(
-        fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__
+# What the two functions below are called in, once for each function under contract, has these.
+ready: Callable[[], None]
+made: Callable[..., Any]
+
+
+def _stub(*args: Any, **kwargs: Any) -> Any:
+    ready()
+    return made(*args, **kwargs)
+
+
+async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
+    ready()
+    return await made(*args, **kwargs)
+
+
+def _refuse_misuse(fn: Any) -> None:
+    """Say what to write where contract is put on what is no function."""
+    kind = type(fn).__name__
+    name = getattr(fn, "__qualname__", kind)
+    if isinstance(fn, type):
+        what = "dataclass" if dataclasses.is_dataclass(fn) else "class"
+        if issubclass(fn, nn.Module):
+            raise TypeError(f"contract takes a function, and {name} is a Module: put it on forward")
+        raise TypeError(f"contract takes a function, and {name} is a {what}: put it on its methods")
+    if isinstance(fn, (staticmethod, classmethod, property, functools.cached_property)):
+        raise TypeError(
+            f"contract takes a function, and {_inner_name(fn)} is a {kind}: put @{kind} above "
+            f"@tw.contract"
+        )
+    if isinstance(fn, functools.partial):
+        raise TypeError(
+            f"contract takes a function, and this is a partial of {_inner_name(fn)}: put it on "
+            f"{_inner_name(fn)}"
+        )
+    if hasattr(fn, "cache_info"):
+        raise TypeError(
+            f"contract takes a function, and {name} is cached by its arguments: put @lru_cache "
+            f"above @tw.contract"
+        )
+    if isinstance(fn, nn.Module):
+        raise TypeError(f"contract takes a function, and this is a {kind}: put it on forward")
+    if not isinstance(fn, types.FunctionType):
+        raise TypeError(f"contract takes a function with annotations, got {kind}")
+
+
+def _inner_name(holder: Any) -> str:
+    inner: Any = next(
+        (f for n in ("__func__", "fget", "func") if (f := getattr(holder, n, None)) is not None),
+        holder,
     )
-    arguments_only.__kwdefaults__ = fn.__kwdefaults__
-    arguments_only.__qualname__, arguments_only.__module__ = fn.__qualname__, fn.__module__
-    arguments_only.__annotations__ = {
-        parameter: hint for parameter, hint in fn.__annotations__.items() if parameter != "return"
-    }
-    typechecker = beartype(conf=BEARTYPE)
-    # Only jaxtyping's own decorator knows the arguments that an axis "{k}+1" needs. The context
-    # that all others run in costs a third as much.
-    return (
-        jaxtyped(arguments_only, typechecker=typechecker)
-        if computed
-        else typechecker(arguments_only)
-    )
+    return str(getattr(inner, "__qualname__", type(inner).__name__))
 
 
-def _expected_parts(returns: Any) -> dict[str | int, "_Expected"]:
-    """List what is known of a result: the fields of a record, or the elements of a tuple."""
-    if isinstance(returns, type) and issubclass(returns, Terms):
-        return {field: _Expected(hint) for field, hint in typing.get_type_hints(returns).items()}
-    if typing.get_origin(returns) is tuple and Ellipsis not in typing.get_args(returns):
-        return {index: _Expected(hint) for index, hint in enumerate(typing.get_args(returns))}
-    return {}
+class _Check:
+    """What a signature asks, and the function that asks it of a call."""
 
-
-def _is_below(fn: Callable[..., Any], violation: BaseException) -> bool:
-    """Tell whether an error comes from fn's body, and not from the check of its arguments."""
-    frames = traceback.walk_tb(violation.__traceback__)
-    return any(frame.f_code is fn.__code__ for frame, _ in frames)
-
-
-def _explain(
-    name: str,
-    signature: inspect.Signature,
-    hints: Mapping[str, Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> str | None:
-    """Find the first argument that does not fit; None if all of them do."""
-    axes: Axes = {}
-    unknown: str | None = None
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = [one for one in _Spread(signature)(bound.args, bound.kwargs) if one[0] in hints]
-    # What is no array first: "{k}+1" can be computed only from a k that is a number.
-    for parameter, owner, value in sorted(given, key=lambda one: has_arrays(hints[one[0]])):
-        hint = hints[parameter]
+    def __init__(self, fn: types.FunctionType) -> None:
+        self.fn = fn
+        self.name = fn.__qualname__.rpartition("<locals>.")[2]
+        self.owner = fn.__qualname__.rpartition(".")[0]
+        self.parameters = tuple(inspect.signature(fn).parameters.values())
+        self.groups = tuple(p.name for p in self.parameters if p.name.endswith("_group"))
+        self.expected: dict[str, Expected] | None = None
+        self.returns = Expected(Any)
+        # A name that is defined further down, as a method's own class, is known at the first call.
         try:
-            problem = _misfit(filled_in(hint, bound.arguments), value, owner, axes)
-        except Exception as error:  # of any class: "{k}+1" for a k that its annotation allows
-            if "{" not in spell(hint):
-                raise
-            uncomputed = f"{owner} needs {spell(hint)}, got {show(value)}: {error}"
-            unknown = unknown or f"{name}: {uncomputed}"
-            continue
-        if problem:
-            return f"{name}: {problem}"
-    return unknown
+            self.parse()
+        except NameError:
+            self.expected = None
 
-
-def _misfit_of_computed(
-    signature: inspect.Signature,
-    hints: Mapping[str, Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> str:
-    """Say what does not fit where axes are computed from arguments, of what has been bound."""
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:
-        return ""
-    bound.apply_defaults()
-    axes: Axes = {}
-    for parameter, owner, value in _Spread(signature)(bound.args, bound.kwargs):
-        try:
-            hint = filled_in(hints.get(parameter), bound.arguments)
-        except Exception:  # of any class: a k that its annotation refuses, which beartype will say
-            continue
-        problem = _Expected(hint).problem(value, owner, axes)
-        if problem:
-            return problem
-    return ""
-
-
-def _misfit(hint: Any, value: Any, owner: str, axes: Axes) -> str:
-    """Say what does not fit, a value or an item of it, or "" and bind all axes."""
-    expected = _Expected(hint)
-    problem = expected.problem(value, owner, axes)
-    if problem or expected.judged:
-        return problem
-    # Alone, in bindings of its own: shared axes were compared above.
-    with jaxtyped("context"):
-        fits = any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
-    within = (
-        _misfit(kind.hint, item, place, dict(axes))
-        for collection in expected.collections
-        if collection.takes(value)
-        for kind, item, place in collection.items_of(value, owner)
-    )
-    # beartype may have looked at an item that fits.
-    problem = "" if fits and not expected.closed else next(filter(None, within), "")
-    return problem or ("" if fits else f"{owner} needs {expected.spelled}, got {show(value)}")
-
-
-def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
-    """Put argument values into shape strings, as jaxtyping does: "{k}+1" becomes "3+1"."""
-    if is_array(hint):
-        if "{" not in hint.dim_str:
-            return hint
-        shape = eval(f"f{hint.dim_str!r}", dict(arguments))
-        return hint.dtype[hint.array_type, shape]
-    if not has_arrays(hint):
-        return hint
-    options = options_of(hint)
-    if len(options) > 1:
-        return typing.Union[tuple(filled_in(option, arguments) for option in options)]  # noqa: UP007
-    origin: Any = typing.get_origin(hint)
-    kinds = typing.get_args(hint)
-    if origin not in (*SEQUENCES, *MAPPINGS):
-        return hint
-    return origin[tuple(filled_in(kind, arguments) for kind in kinds)]
-
-
-class _Spread:
-    """The parameter of each value of a call, and the value's name: `zs[1]` in `*zs`."""
-
-    def __init__(self, signature: inspect.Signature) -> None:
-        names = {parameter.kind: name for name, parameter in signature.parameters.items()}
-        self.rest = names.get(inspect.Parameter.VAR_POSITIONAL, "")
-        self.others = names.get(inspect.Parameter.VAR_KEYWORD, "")
-        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-        self.positions = [name for name, kind in kinds.items() if kind in by_position]
-        self.named = [name for name, kind in kinds.items() if kind in by_name]
-
-    def __call__(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Iterator[tuple[str, str, Any]]:
-        """Give parameter, name and value, in the order of the signature."""
-        for name, value in zip(self.positions, args, strict=False):
-            yield name, name, value
-        for index in range(len(self.positions), len(args)):
-            place = index - len(self.positions)
-            yield self.rest, f"{self.rest}[{place}]", args[index]
-        for name in self.named:
-            if name in kwargs:
-                yield name, name, kwargs[name]
-        if self.others:
-            for name, value in kwargs.items():
-                if name not in self.named:
-                    yield self.others, name, value
-
-
-class _Expected:
-    """One annotation, parsed once, for the check that Dynamo can trace."""
-
-    def __init__(self, hint: Any) -> None:
-        options = options_of(hint)
-        self.hint = hint
-        self.spelled = spell(hint)
-        self.shapes = tuple(Shape(option) for option in options if _is_of_tensors(option))
-        self.literals: tuple[Any, ...] = tuple(
-            value
-            for option in options
-            if typing.get_origin(option) is Literal
-            for value in typing.get_args(option)
-        )
-        self.literal_types: tuple[type, ...] = tuple(value.__class__ for value in self.literals)
-        classes = {option for option in options if _is_class(option)}
-        # An int where a float is declared is fine, as BEARTYPE has it.
-        tower = {complex: (float, int), float: (int,)}
-        self.classes = (*classes, *(less for kind in classes for less in tower.get(kind, ())))
-        self.collections = tuple(
-            _Collection(option)
-            for option in options
-            if typing.get_origin(option) in (*SEQUENCES, *MAPPINGS) and has_arrays(option)
-        )
-        # What is none of these is left to beartype.
-        others = len(options) - len(self.shapes) - len(classes) - len(self.collections)
-        others -= sum(typing.get_origin(option) is Literal for option in options)
-        self.closed = not others
-        self.judged: bool = self.closed and all(one.judged for one in self.collections)
-
-    def problem(self, value: Any, owner: str, axes: Axes) -> str:
-        """Say what does not fit, a value or an item of it, or "" and bind its axes."""
-        if isinstance(value, self.classes):
-            return ""
-        reason = fitting = ""
-        for shape in self.shapes:
-            reason = shape.mismatch(value, owner, axes)
-            if not reason:
-                return ""
-            if isinstance(value, Tensor) and value.dtype in shape.dtypes:
-                fitting = reason  # of several shapes, that of the value's dtype is the one meant
-        within = ""
-        for collection in self.collections:
-            if collection.takes(value):
-                found = dict(axes)
-                problem = collection.problem(value, owner, found)
-                if not problem:
-                    axes.update(found)
-                    return ""
-                within = within or problem
-        if not self.closed or (isinstance(value, self.literal_types) and value in self.literals):
-            return ""
-        if within or not self.judged:
-            return within
-        only = fitting
-        if len(self.shapes) == 1 and isinstance(value, Tensor):
-            only = reason
-        return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
-
-
-class _Collection:
-    """An annotation of several values with shapes: `list[Float[Tensor, "batch dim"]]`."""
-
-    def __init__(self, hint: Any) -> None:
-        self.origin: Any = typing.get_origin(hint)
-        self.by_key = self.origin in MAPPINGS
-        kinds = typing.get_args(hint)
-        self.alike = self.origin is not tuple or Ellipsis in kinds
-        self.key = _Expected(kinds[0] if self.by_key else int)
-        if self.alike:
-            kinds = kinds[1:] if self.by_key else kinds[:1]
-        self.kinds = tuple(_Expected(kind) for kind in kinds)
-        self.judged: bool = self.key.judged and all(kind.judged for kind in self.kinds)
-
-    def takes(self, value: Any) -> bool:
-        """Tell whether a value is such a collection, whatever its items are."""
-        return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
-
-    def items_of(self, value: Any, owner: str) -> Iterator[tuple[_Expected, Any, str]]:
-        """Give each item, what is expected of it and its name."""
-        keys = list(value) if self.by_key else list(range(len(value)))
-        kinds = self.kinds * len(keys) if self.alike else self.kinds
-        for key, kind in zip(keys, kinds, strict=True):
-            yield kind, value[key], f"{owner}[{_place(key)}]"
-
-    def problem(self, value: Any, owner: str, axes: Axes) -> str:
-        """Say which item does not fit, or "" and bind all axes."""
-        if self.by_key:
-            for key in value:
-                problem = self.key.problem(key, f"a key of {owner}", axes)
-                if problem:
-                    return problem
-        for kind, item, place in self.items_of(value, owner):
-            problem = kind.problem(item, place, axes)
-            if problem:
-                return problem
-        return ""
-
-
-def _place(key: Any) -> str:
-    """Write a key: of one that is no name and no number the class, its repr may cost anything."""
-    return repr(key) if isinstance(key, (str, int)) else type(key).__name__
-
-
-class Shape:
-    """A jaxtyping annotation such as `Float[Tensor, "*batch dim"]`, parsed."""
-
-    def __init__(self, hint: Any) -> None:
-        self.array_type: type = hint.array_type
-        self.family: str = hint.dtype.__name__
-        # A tuple of names, or an object that stands for any dtype at all.
-        known: Any = hint.dtypes
-        if not isinstance(known, tuple):
-            known = ()
-        self.dtypes = frozenset(d for d, label in DTYPE_NAMES.items() if label in known)
-        self.any_dtype = not known
-        self.axes = tuple(Axis(word) for word in hint.dim_str.split())
-        several = [index for index, axis in enumerate(self.axes) if axis.variadic]
-        self.before = several[0] if several else len(self.axes)
-        self.after = len(self.axes) - self.before - 1 if several else 0
-        self.variadic = bool(several)
-
-    def mismatch(self, value: Any, owner: str, axes: Axes) -> str:
-        """Say why a value does not fit this shape, or "" and bind its axes."""
-        if not isinstance(value, self.array_type) or not isinstance(value, Tensor):
-            return f"not a {self.array_type.__name__}"
-        if not self.any_dtype and value.dtype not in self.dtypes:
-            reason = f"{DTYPE_NAMES[value.dtype]} is not a dtype of {self.family}"
-            if self.family == "Bool" and not value.dtype.is_floating_point:
-                reason += f"; if it is a mask of 0 and 1, pass {owner}.bool()"
-            return reason
-        sizes = list(value.shape)
-        needed = self.before + self.after
-        if len(sizes) < needed or (len(sizes) > needed and not self.variadic):
-            least = "at least " if self.variadic else ""
-            return f"{len(sizes)} {'axis' if len(sizes) == 1 else 'axes'}, not {least}{needed}"
-        middle = len(sizes) - self.after
-        found: Axes = {}
-        parts: list[Any] = [*sizes[: self.before]]
-        if self.variadic:
-            parts.append(tuple(sizes[self.before : middle]))
-            parts.extend(sizes[middle:])
-        for axis, size in zip(self.axes, parts, strict=True):
-            reason = axis.mismatch(size, owner, axes, found)
-            if reason:
-                return reason
-        axes.update(found)
-        return ""
-
-
-class Axis:
-    """One word of a shape string."""
-
-    def __init__(self, word: str) -> None:
-        prefix = ""
-        while word[:1] in tuple("#*?_") or (word.count("=") == 1 and "==" not in word):
-            if word[0] in "#*?_":
-                prefix, word = prefix + word[0], word[1:]
-            else:
-                word = word.partition("=")[2]
-        self.name = word
-        self.variadic = "*" in prefix or word == "..."
-        self.stretches = "#" in prefix  # a size of 1 broadcasts
-        self.free = (
-            "_" in prefix or "?" in prefix or word == "..." or (self.variadic and self.stretches)
-        )
-        self.fixed = int(word) if word.lstrip("-").isdigit() else None
-        self.formula: Any = None
-        if not self.free and self.fixed is None and not word.isidentifier():
-            # Axes computed from argument values, "{k}+1", are jaxtyping's to compare, in eager.
-            self.free = "{" in word
-            if not self.free:
-                self.needs = _names_in(word)
-                self.formula = eval(
-                    f"lambda {', '.join(self.needs)}: {word}", vars(builtins).copy()
+    def parse(self) -> dict[str, Expected]:
+        """Parse the annotations, and refuse what cannot be checked."""
+        if self.expected is not None:
+            return self.expected
+        hints = hints_of(self.fn, self.name)
+        expected: dict[str, Expected] = {}
+        for parameter, hint in hints.items():
+            which = RESULT if parameter == "return" else parameter
+            try:
+                expected[parameter] = expected_of(hint)
+            except (TypeError, NameError) as error:
+                raise type(error)(f"{self.name}: {which}: {error}") from None
+        self.returns = expected.pop("return", self.returns)
+        for option in self.returns.options:
+            if _is_forgotten(option):
+                raise TypeError(
+                    f"{self.name} returns {option.__qualname__}, a subclass of Terms that has no "
+                    f"@tw.terms above it"
                 )
+        self.expected = expected
+        # What is no array first: "{k}+1" can be computed only from a k that is a number.
+        self.order = sorted(
+            (index for index, p in enumerate(self.parameters) if p.name in expected),
+            key=lambda index: _rank(expected[self.parameters[index].name]),
+        )
+        return expected
 
-    def mismatch(self, size: Any, owner: str, axes: Axes, found: Axes) -> str:
-        if self.free or (self.stretches and size == 1):
-            return ""
-        if self.fixed is not None:
-            return "" if size == self.fixed else f"an axis is {size}, not {self.fixed}"
-        if self.formula is not None:
-            known = {**axes, **found}
-            if any(name not in known for name in self.needs):
-                return ""
-            wanted = self.formula(*[known[name][0] for name in self.needs])
-            if size == wanted:
-                return ""
-            fixer = ", ".join(
-                f"{name} is {known[name][0]} in {known[name][1]}" for name in self.needs
+    def values_of(self, values: tuple[Any, ...]) -> "Iterator[tuple[Expected, str, Any]]":
+        """List what is expected, the name and the value, of what has no shape first."""
+        expected = self.parse()
+        for index in self.order:
+            parameter, value = self.parameters[index], values[index]
+            asked = expected[parameter.name]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                for position, one in enumerate(value):
+                    yield asked, f"{parameter.name}[{position}]", one
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                for key, one in value.items():
+                    yield asked, key, one
+            else:
+                yield asked, parameter.name, value
+
+    def bindings(self, values: tuple[Any, ...]) -> Bindings:
+        arguments = {p.name: value for p, value in zip(self.parameters, values, strict=True)}
+        return Bindings(arguments, self.groups, values[0] if values else None, self.owner)
+
+    def judge(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
+        """Walk through a call, and give its values, and what they bind, or raise."""
+        known = self.bindings(values)
+        for asked, owner, value in self.values_of(values):
+            problem = asked.problem(value, owner, known)
+            if problem:
+                raise ContractError(f"{self.name}: {problem}")
+        problem = known.finish()
+        if problem:
+            raise ContractError(f"{self.name}: {problem}")
+        return self.with_floats(values), known
+
+    def with_floats(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Turn real numbers of any class into floats, which a body can multiply a tensor by."""
+        expected = self.parse()
+        given: list[Any] = []
+        for parameter, value in zip(self.parameters, values, strict=True):
+            asked = expected.get(parameter.name)
+            if asked is not None and asked.real:
+                if parameter.kind is parameter.VAR_POSITIONAL:
+                    value = tuple(float(one) if is_another_real(one) else one for one in value)
+                elif parameter.kind is parameter.VAR_KEYWORD:
+                    value = {
+                        key: float(one) if is_another_real(one) else one
+                        for key, one in value.items()
+                    }
+                elif is_another_real(value):
+                    value = float(value)
+            given.append(value)
+        return tuple(given)
+
+    def judged_result(self, result: Any, known: Bindings) -> Any:
+        problem = self.returns.problem(result, RESULT, known) or known.finish()
+        if problem:
+            raise ContractError(f"{self.name}: {problem}")
+        return result
+
+    def call(self, values: tuple[Any, ...]) -> Any:
+        """Call the body."""
+        by_position: list[Any] = []
+        by_keyword: dict[str, Any] = {}
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                by_position.extend(value)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                by_keyword.update(value)
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                by_keyword[parameter.name] = value
+            else:
+                by_position.append(value)
+        return self.fn(*by_position, **by_keyword)
+
+    def generated(self) -> Callable[..., Any]:
+        """Write the check of this signature."""
+        expected = self.parse()
+
+        # Below a frame that Dynamo has given up on it still tries each frame, also of the walk. To
+        # ask for the shield imports Dynamo, which takes a second: not before it is there.
+        @functools.cache
+        def shielded() -> Callable[..., Any]:
+            return cast("Callable[..., Any]", torch.compiler.disable(self.judge))
+
+        def judge(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
+            if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
+                return cast("tuple[tuple[Any, ...], Bindings]", shielded()(values))
+            return self.judge(values)
+
+        def again(values: tuple[Any, ...]) -> Any:
+            values, known = judge(values)
+            return self.judged_result(self.call(values), known)
+
+        async def again_as_coroutine(values: tuple[Any, ...]) -> Any:
+            values, known = judge(values)
+            return self.judged_result(await self.call(values), known)
+
+        def wrong(result: Any, values: tuple[Any, ...], axes: Iterable[Any]) -> Any:
+            known = self.bindings(values)
+            known.axes = {key: (size, owner, False) for key, size, owner in axes if owner}
+            return self.judged_result(result, known)
+
+        of_coroutine = inspect.iscoroutinefunction(self.fn)
+        return _Writer(self, of_coroutine).written(
+            expected, again_as_coroutine if of_coroutine else again, wrong
+        )
+
+
+def _is_forgotten(option: Any) -> bool:
+    """Return whether a class is a subclass of Terms that is no record."""
+    if not isinstance(option, type) or not issubclass(option, Terms):
+        return False
+    return "__dataclass_fields__" not in vars(option)
+
+
+def _rank(asked: Expected) -> int:
+    """Order annotations: what has no shape, what has, and last what binds axes of its own."""
+    several = any(one.of_records for one in asked.collections)
+    return 2 if several else int(_with_shapes(asked))
+
+
+def _with_shapes(asked: Expected) -> bool:
+    """Return whether an annotation has shapes in it."""
+    return bool(asked.shapes or asked.collections or any(_shapes_in(r) for r in asked.records))
+
+
+def _shapes_in(record: Record) -> bool:
+    return any(_with_shapes(field) for field in record.fields.values())
+
+
+class _NotWrittenError(Exception):
+    """The fast path has no code for an annotation: each call is walked through."""
+
+
+class _Writer:
+    """Writes the check of a signature as the source of a function.
+
+    Axes are bound in locals. One that may stay unbound, because what binds it is optional or in a
+    collection, starts as None, and a second local has the name of the argument that bound it.
+    """
+
+    def __init__(self, check: _Check, of_coroutine: bool) -> None:
+        self.check = check
+        self.of_coroutine = of_coroutine
+        taken = [parameter.name for parameter in check.parameters]
+        self.prefix = "_"
+        while any(name.startswith(self.prefix) for name in taken):
+            self.prefix += "_"
+        self.count = 0
+        self.scope: dict[str, Any] = {"__builtins__": builtins}
+        self.constants: list[str] = []
+        self.head: list[str] = []
+        # Of each axis: its local, the source of its owner's name, whether it is surely bound.
+        self.axes: dict[str, tuple[str, str, bool]] = {}
+        # The local that has the sizes of axes that are all bound.
+        self.sizes: dict[tuple[str, ...], str] = {}
+        self.waiting: list[tuple[Axis, str]] = []
+        self.of_item = False  # in a loop over records, whose sizes wait for the record's end
+        self.bad = ""
+        self.open: list[Record] = []
+
+    def new(self) -> str:
+        self.count += 1
+        return f"{self.prefix}{self.count}"
+
+    def constant(self, value: Any) -> str:
+        """Give a name that stands for a value in the source; Dynamo guards each name once."""
+        for name in self.constants:
+            one = self.scope[name]
+            if one is value or (isinstance(value, frozenset) and one == value):
+                return name
+        name = f"{self.new()}c"
+        self.constants.append(name)
+        self.scope[name] = value
+        return name
+
+    def written(
+        self, expected: Mapping[str, Expected], again: Callable[..., Any], wrong: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Give the function."""
+        fn, parameters = self.check.fn, self.check.parameters
+        names = [parameter.name for parameter in parameters]
+        values = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+        awaited = "await " if self.of_coroutine else ""
+        function = self.constant(fn)
+        passed = _passed(parameters)
+        self.bad = f"return {awaited}{self.constant(again)}({values})"
+        switch = self.constant(config)
+        first = f"    if {switch}.jaxtyping_disable: return {awaited}{function}({passed})"
+        try:
+            lines: list[str] = []
+            for index in self.check.order:
+                lines += self.parameter(parameters[index], expected[names[index]])
+            lines += self.compared_late()
+            result = f"{self.prefix}result"
+            after = [f"    {result} = {awaited}{function}({passed})"]
+            wrongly = self.constant(wrong)
+            self.bad = ""
+            # Where a result is wrong, what the axes are and who bound them.
+            axes = "".join(f"({key!r}, {v}, {owner})," for key, (v, owner, _) in self.axes.items())
+            checks = self.one(self.check.returns, result, RESULT, "    ", sure=True)
+            checks += self.compared_late()
+            bad = f"return {wrongly}({result}, {values}, ({axes}))"
+            after += [line.replace(_BAD, bad) for line in checks]
+            lines = [*self.head, *lines, *after, f"    return {result}"]
+        except _NotWrittenError:
+            lines = [f"    return {awaited}{self.constant(again)}({values})"]
+        head = f"{'async ' if self.of_coroutine else ''}def {fn.__name__}"
+        if not fn.__name__.isidentifier():  # <lambda>
+            head = f"{'async ' if self.of_coroutine else ''}def checked"
+        source = "\n".join([f"{head}({self.declared(parameters)}):", first, *lines])
+        exec(compile(source, f"<contract of {fn.__qualname__}>", "exec"), self.scope)
+        made = cast(
+            "types.FunctionType",
+            self.scope.pop(fn.__name__ if fn.__name__.isidentifier() else "checked"),
+        )
+        made.__qualname__ = fn.__qualname__
+        made.source = source  # type: ignore[attr-defined]
+        return made
+
+    def declared(self, parameters: tuple[inspect.Parameter, ...]) -> str:
+        """Write the parameters, with their defaults as constants."""
+        parts: list[str] = []
+        starred = False
+        for index, parameter in enumerate(parameters):
+            default = parameter.default
+            given = "" if default is parameter.empty else f"={self.constant(default)}"
+            if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+                parts.append("*")
+                starred = True
+            stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+            starred = starred or parameter.kind is parameter.VAR_POSITIONAL
+            parts.append(f"{stars.get(parameter.kind, '')}{parameter.name}{given}")
+            last = index + 1 == len(parameters) or (
+                parameters[index + 1].kind is not parameter.POSITIONAL_ONLY
             )
-            because = f", as {fixer}" if fixer else ""
-            return f"axis {self.name} is {size}, but it needs {wanted}{because}"
-        bound = found.get(self.name) or axes.get(self.name)
-        if bound is None:
-            found[self.name] = (size, owner)
-            return ""
-        if size == bound[0]:
-            return ""
-        shown = [list(s) if self.variadic else s for s in (size, bound[0])]
-        return f"axis {self.name} is {shown[0]}, but it is {shown[1]} in {bound[1]}"
+            if parameter.kind is parameter.POSITIONAL_ONLY and last:
+                parts.append("/")
+        return ", ".join(parts)
+
+    def parameter(self, parameter: inspect.Parameter, asked: Expected) -> list[str]:
+        """Write the check of one parameter, or of each value of `*zs` and `**zs`."""
+        name = parameter.name
+        key, one = f"{self.new()}k", f"{self.new()}v"
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            body = self.one(asked, one, f"{name}[{{{key}}}]", " " * 8, sure=False)
+            loop = [f"    for {key}, {one} in enumerate({name}):"]
+            return loop + body if body else []
+        if parameter.kind is parameter.VAR_KEYWORD:
+            body = self.one(asked, one, f"{{{key}}}", " " * 8, sure=False)
+            return [f"    for {key}, {one} in {name}.items():", *body] if body else []
+        return self.one(asked, name, name, "    ", sure=True)
+
+    def one(self, asked: Expected, value: str, owner: str, space: str, *, sure: bool) -> list[str]:
+        """Write the check of one value; owner is the inside of an f-string that names it."""
+        if asked.anything:
+            return []
+        if asked.validated is not None:
+            raise _NotWrittenError
+        branches: list[tuple[str, list[str]]] = []
+        kinds = [kind for kind in asked.classes if kind is not type(None)]
+        parts: tuple[Record | Collection, ...] = (*asked.records, *asked.collections)
+        alone = (
+            len(asked.shapes)
+            + len(parts)
+            + len(kinds)
+            + bool(asked.literals)
+            + asked.of_own_class
+            + asked.called
+            + asked.group
+            + bool(asked.others)
+            == 1
+        )
+        optional = type(None) in asked.classes
+        surely = sure and alone and not optional
+        inner = space + "    "
+        if optional:
+            branches.append((f"{value} is None", []))
+        for condition in self.conditions(asked, kinds, value):
+            branches.append((condition, []))
+        for shape in asked.shapes:
+            branches.append(self.shape(shape, value, owner, space if surely else inner, surely))
+        for part in parts:
+            # In a branch of its own: another option may take what this one refuses, by walking.
+            branches.append(self.parts(part, value, owner, space if surely else inner, surely))
+        if not branches:
+            raise _NotWrittenError
+        bad = self.bad or _BAD
+        if len(branches) == 1:
+            condition, body = branches[0]
+            if not surely:
+                body = [line[4:] for line in body]
+            return [f"{space}if not ({condition}): {bad}", *body]
+        empty = [condition for condition, body in branches if not body]
+        lines: list[str] = []
+        word = "if"
+        if empty:
+            lines = [f"{space}if {' or '.join(f'({c})' for c in empty)}: pass"]
+            word = "elif"
+        for condition, body in branches:
+            if body:
+                lines += [f"{space}{word} {condition}:", *body]
+                word = "elif"
+        if word == "elif" and len(lines) == 1:
+            return [f"{space}if not ({' or '.join(f'({c})' for c in empty)}): {bad}"]
+        return [*lines, f"{space}else: {bad}"]
+
+    def conditions(self, asked: Expected, kinds: list[type], value: str) -> Iterator[str]:
+        """Write what accepts a value without a look into it."""
+        if asked.literals:
+            by_type: dict[type, list[Any]] = {}
+            for literal in asked.literals:
+                by_type.setdefault(literal.__class__, []).append(literal)
+            for kind, literals in by_type.items():
+                named = "str" if kind is str else self.constant(kind)
+                among = repr(tuple(literals)) if kind is str else self.constant(tuple(literals))
+                yield f"{value}.__class__ is {named} and {value} in {among}"
+        if kinds:
+            exact = {float: "float", int: "int", str: "str", bool: "bool"}
+            quick = next((exact[kind] for kind in exact if kind in kinds), "")
+            simple = [exact.get(kind) or self.constant(kind) for kind in kinds]
+            of_any = simple[0] if len(simple) == 1 else f"({', '.join(simple)})"
+            test = f"isinstance({value}, {of_any})"
+            yield f"{value}.__class__ is {quick} or {test}" if quick == "float" else test
+        if asked.group:
+            yield f"isinstance({value}, {self.constant(ProcessGroup)})"
+        if asked.called:
+            yield f"callable({value})"
+        if asked.of_own_class:
+            first = self.check.parameters[0].name if self.check.parameters else "None"
+            own = self.constant(is_of_own_class)
+            yield f"{own}({value}, {first}, {self.check.owner!r})"
+        if asked.others:
+            yield f"{self.constant(asked.fits_others)}({value})"
+
+    def shape(
+        self, shape: Shape, value: str, owner: str, space: str, sure: bool
+    ) -> tuple[str, list[str]]:
+        """Write the condition under which a tensor fits a shape, and the axes that it binds."""
+        if not shape.of_tensors or any(a.variadic and a.stretches for a in shape.axes):
+            raise _NotWrittenError
+        kind = self.constant(shape.array_type)
+        tests = [f"({value}.__class__ is {kind} or {self.constant(is_plain)}({value}))"]
+        if shape.array_type is not Tensor:
+            tests = [f"isinstance({value}, {kind})"]
+        if not shape.any_dtype:
+            tests.append(f"{value}.dtype in {self.constant(shape.dtypes)}")
+        if not shape.axes:
+            return " and ".join([*tests, f"{value}.ndim == 0"]), []
+        named = tuple(axis.key for axis in shape.axes)
+        if any(a.free or a.stretches or a.fixed is not None or a.formula for a in shape.axes):
+            named = ()
+        if named in self.sizes:
+            return " and ".join([*tests, f"{value}.shape == {self.sizes[named]}"]), []
+        sizes = f"{self.new()}s"
+        needed, last = shape.before + shape.after, len(shape.axes)
+        compared = ">=" if shape.variadic else "=="
+        tests.append(f"len({sizes} := {value}.shape) {compared} {needed}")
+        binds: list[str] = []
+        within: dict[str, str] = {}
+        formulas: list[tuple[Axis, str]] = []
+        for index, axis in enumerate(shape.axes):
+            size = f"{sizes}[{index if index < shape.before else index - last}]"
+            if axis.variadic:
+                size = f"{sizes}[{shape.before}:len({sizes}) - {shape.after}]"
+            if axis.free:
+                continue
+            if axis.fixed is not None or axis.formula is not None:
+                ones = f"{size} == 1 or " if axis.stretches else ""
+                if axis.fixed is not None:
+                    tests.append(f"({ones}{size} == {axis.fixed})")
+                else:
+                    formulas.append((axis, size))
+                continue
+            test, bound = self.axis(axis, size, owner, space, sure, within)
+            tests += test
+            binds += bound
+        for axis, size in formulas:
+            ones = f"{size} == 1 or " if axis.stretches else ""
+            known = {name: local for name, (local, _, bound) in self.axes.items() if bound} | within
+            if all(name in known for name in axis.needs):
+                tests.append(f"({ones}{size} == {self.computed(axis, known)})")
+            else:
+                if "{" in owner and not self.of_item:  # in a loop there is nothing to wait for
+                    there = {name: self.axes[name][0] for name in axis.needs if name in self.axes}
+                    if any(name not in there and name not in within for name in axis.needs):
+                        raise _NotWrittenError
+                    tests += [f"{local} is not None" for local in there.values()]
+                    tests.append(f"({ones}{size} == {self.computed(axis, there | within)})")
+                    continue
+                kept = f"{self.new()}w"
+                self.head.append(f"    {kept} = None")
+                binds.append(f"{space}{kept} = {size}")
+                self.waiting.append((axis, kept))
+        # Only where this line is always run do the sizes stand for the axes from here on.
+        if named and sure and all(self.axes[key][2] for key in named):
+            self.sizes[named] = sizes
+        return " and ".join(tests), binds
+
+    def axis(
+        self, axis: Axis, size: str, owner: str, space: str, sure: bool, within: dict[str, str]
+    ) -> tuple[list[str], list[str]]:
+        """Write the comparison of an axis by name, and what binds it."""
+        ones = f"{size} == 1 or " if axis.stretches else ""
+        if axis.key in within:
+            return [f"({ones}{size} == {within[axis.key]})"], []
+        if not axis.stretches:
+            within[axis.key] = size
+        if axis.key not in self.axes:
+            local = f"{self.new()}a"
+            if sure and not axis.stretches:
+                self.axes[axis.key] = (local, repr(owner), True)
+                return [], [f"{space}{local} = {size}"]
+            self.head.append(f"    {local} = {local}o = None")
+            self.axes[axis.key] = (local, f"{local}o", False)
+        local, by, bound = self.axes[axis.key]
+        if bound:
+            return [f"({ones}{size} == {local})"], []
+        open_still = f"{local} is None" + (f" and {size} != 1" if axis.stretches else "")
+        binds = [f'{space}if {open_still}: {local} = {size}; {by} = f"{owner}"']
+        return [f"({ones}{local} is None or {size} == {local})"], binds
+
+    def computed(self, axis: Axis, known: Mapping[str, str]) -> str:
+        """Write the size that a formula gives."""
+        parameters = {parameter.name for parameter in self.check.parameters}
+        asked = tuple(dict.fromkeys(name for _, _, names in axis.asks for name in names))
+        if any(name not in parameters for name in asked):
+            raise _NotWrittenError
+        size = self.constant(_size_or_none(axis, asked))
+        return f"{size}({', '.join([*(known[name] for name in axis.needs), *asked])})"
+
+    def compared_late(self, space: str = "    ") -> list[str]:
+        """Write the comparison of sizes with axes that were bound after them."""
+        lines: list[str] = []
+        for axis, kept in self.waiting:
+            if any(name not in self.axes for name in axis.needs):
+                continue
+            known = {name: self.axes[name][0] for name in axis.needs}
+            there = [f"{local} is not None" for local in (kept, *known.values())]
+            ones = [f"{kept} != 1"] if axis.stretches else []
+            size = self.computed(axis, known)
+            test = " and ".join([*there, *ones, f"{kept} != {size}"])
+            lines.append(f"{space}if {test}: {self.bad or _BAD}")
+        self.waiting = []
+        return lines
+
+    def parts(
+        self, part: Record | Collection, value: str, owner: str, space: str, sure: bool
+    ) -> tuple[str, list[str]]:
+        """Write the check of the fields of a record, or of the items of a collection."""
+        one = f"{self.new()}v"
+        lines: list[str] = []
+        if isinstance(part, Record):
+            if part in self.open:
+                raise _NotWrittenError  # a record that holds its own kind
+            self.open.append(part)
+            for field, asked in part.fields.items():
+                name = field_of(owner, field, by_key=part.by_key)
+                got = f"{value}[{field!r}]" if part.by_key else f"{value}.{field}"
+                if part.by_key and field not in part.required:
+                    body = self.one(asked, one, name, space + "    ", sure=False)
+                    lines += [
+                        f"{space}if {field!r} in {value}:",
+                        f"{space}    {one} = {got}",
+                        *body,
+                    ]
+                    continue
+                body = self.one(asked, one, name, space, sure=sure)
+                lines += [f"{space}{one} = {got}", *body] if body else []
+                one = f"{self.new()}v"
+            self.open.pop()
+            if part.by_key:
+                keys = "".join(f" and {field!r} in {value}" for field in sorted(part.required))
+                return f"isinstance({value}, {self.constant(Mapping)}){keys}", lines
+            return f"isinstance({value}, {self.constant(part.kind)})", lines
+        test = f"isinstance({value}, {self.constant(part.origin)})"
+        if not part.alike:
+            for index, asked in enumerate(part.kinds):
+                body = self.one(asked, one, element_of(owner, index), space, sure=sure)
+                lines += [f"{space}{one} = {value}[{index}]", *body] if body else []
+                one = f"{self.new()}v"
+            return f"{test} and len({value}) == {len(part.kinds)}", lines
+        if part.origin is Iterable:
+            raise _NotWrittenError
+        key, inner = f"{self.new()}k", space + "    "
+        before, outer = dict(self.axes), (self.waiting, self.of_item)
+        if part.of_records:
+            self.waiting, self.of_item = [], True
+        if part.by_key:
+            named = f"{self.constant(place)}({key})"
+            lines = self.one(part.key, key, f"a key of {owner}", inner, sure=False)
+            lines += self.one(part.kinds[0], one, f"{owner}[{{{named}}}]", inner, sure=False)
+            loop = f"{space}for {key}, {one} in {value}.items():"
+        else:
+            lines = self.one(part.kinds[0], one, f"{owner}[{{{key}}}]", inner, sure=False)
+            loop = f"{space}for {key}, {one} in enumerate({value}):"
+        if not part.of_records:
+            return test, [loop, *(lines or [f"{inner}pass"])]
+        # What a record of several binds is forgotten after it.
+        kept_back = [size for _, size in self.waiting]
+        lines += self.compared_late(inner)
+        self.waiting, self.of_item = outer
+        own = [local for name, (local, _, _) in self.axes.items() if name not in before]
+        start = [f"{inner}{size} = None" for size in kept_back]
+        start += [f"{inner}{local} = {local}o = None" for local in own]
+        kept: list[str] = []
+        for local, by, bound in before.values():
+            if not bound:
+                was = self.new()
+                kept.append(f"{space}{was} = {local}, {by}")
+                start.append(f"{inner}{local}, {by} = {was}")
+        after = [line.removeprefix("    ") for line in start]
+        self.axes = before
+        return test, [*kept, loop, *start, *(lines or [f"{inner}pass"]), *after]
 
 
-def _names_in(formula: str) -> tuple[str, ...]:
-    """List the axes that a size is computed from: all names but a function's, as min(n,3) has."""
-    nodes = list(ast.walk(ast.parse(formula, mode="eval")))
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    names = [node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called]
-    return tuple(dict.fromkeys(names))
+_BAD: Final = "<what is done with a result that does not fit>"
 
 
-def is_array(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+def _passed(parameters: tuple[inspect.Parameter, ...]) -> str:
+    """Write the arguments of the call of the body."""
+    written: dict[Any, str] = {
+        inspect.Parameter.VAR_POSITIONAL: "*{0}",
+        inspect.Parameter.VAR_KEYWORD: "**{0}",
+        inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
+    }
+    return ", ".join(written.get(p.kind, "{0}").format(p.name) for p in parameters)
 
 
-def _is_of_tensors(hint: Any) -> bool:
-    """Tell whether an annotation is of tensors' shape; other arrays are left to beartype."""
-    return (
-        is_array(hint) and isinstance(hint.array_type, type) and issubclass(hint.array_type, Tensor)
-    )
+def _size_or_none(axis: Axis, asked: tuple[str, ...]) -> Callable[..., Any]:
+    """Give a formula as a function of axes and arguments; None where it has no value."""
+    formula, asks, count = axis.formula, axis.asks, len(axis.needs)
 
+    def size(*values: Any) -> Any:
+        named = dict(zip(asked, values[count:], strict=True))
+        try:
+            parts = [ask(*[named[name] for name in names]) for _, ask, names in asks]
+            return formula(*values[:count], *parts)
+        except Exception:  # of any class: the walk will say
+            return None
 
-def has_arrays(hint: Any) -> bool:
-    """Tell whether an annotation has shapes in it."""
-    return is_array(hint) or any(has_arrays(part) for part in typing.get_args(hint))
-
-
-def options_of(hint: Any) -> tuple[Any, ...]:
-    """List what a union allows; of another annotation, itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _is_class(hint: Any) -> bool:
-    """Tell whether isinstance answers for a hint."""
-    return (
-        isinstance(hint, type)
-        and hint is not Any
-        and hint is not ProcessGroup  # which Dynamo shows as an object of another class
-        and not is_array(hint)
-        and not getattr(hint, "_is_protocol", False)
-        and not typing.is_typeddict(hint)
-    )
-
-
-def spell(hint: Any) -> str:
-    """Write an annotation as it stands in the source."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(spell(option) for option in typing.get_args(hint))
-    if is_array(hint):
-        shape = f" {hint.dim_str}" if hint.dim_str.isidentifier() else hint.dim_str
-        return f'{hint.dtype.__name__}[{hint.array_type.__name__}, "{shape}"]'
-    if typing.get_origin(hint) is Literal:
-        return f"Literal[{', '.join(_quote(value) for value in typing.get_args(hint))}]"
-    if hint is type(None):
-        return "None"
-    if typing.get_origin(hint) is Callable:
-        return "Callable"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def show(value: Any) -> str:
-    """Write a value in a few words: a tensor by dtype and shape."""
-    if isinstance(value, Tensor):
-        return f"{DTYPE_NAMES[value.dtype]}{[int(size) for size in value.shape]}"
-    if value is None:
-        return "None"
-    kind = type(value).__name__
-    if isinstance(value, (bool, str)):
-        return f"{kind} {_quote(value)}"
-    if isinstance(value, (int, float, complex)):
-        # Of a number that changes from call to call Dynamo has no value.
-        return kind if torch.compiler.is_compiling() else f"{kind} {_quote(value)}"
-    # Dynamo does not trace a look into other arrays.
-    if not torch.compiler.is_compiling() and hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{type(value).__module__}.{kind} {value.dtype}{list(value.shape)}"
-    return kind
-
-
-def _quote(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return size

@@ -1,20 +1,34 @@
+import asyncio
 import dataclasses
+import fractions
+import functools
+import importlib
+import inspect
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypedDict
+from random import Random
+from typing import Annotated, Literal, NamedTuple, NotRequired, Self, TypedDict
 
 import jaxtyping
 import numpy
 import pytest
 import torch
+import torch.distributed as dist
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, jaxtyped
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from typing_extensions import TypeAliasType
 
 import termwise as tw
+from termwise import testing
+from termwise._annotations import BEARTYPE
+from termwise._contract import _Check
 
 
 @tw.terms
@@ -677,3 +691,479 @@ def test_it_can_be_switched_off():
 def test_numpy_is_not_a_tensor():
     with pytest.raises(tw.ContractError):
         pair_loss(numpy.zeros((8, 4), dtype="float32"), x)
+
+
+@tw.contract
+def sharded_loss(
+    logits: Float[Tensor, "batch time vocab"],
+    mask: Bool[Tensor, " batch"] | None = None,
+    *,
+    batch_group: dist.ProcessGroup | None = None,
+    vocab_group: dist.ProcessGroup | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    return logits.sum()
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield init_device_mesh("cpu", (2, 2))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("placements", "instead"),
+    [
+        (
+            [Shard(0), Replicate()],
+            "logits.to_local() and batch_group=logits.device_mesh.get_group(0)",
+        ),
+        (
+            [Shard(1), Shard(2)],
+            "logits.to_local() and sequence_group=logits.device_mesh.get_group(0) "
+            "and vocab_group=logits.device_mesh.get_group(1)",
+        ),
+        ([Replicate(), Replicate()], "logits.to_local()"),
+        ([Replicate(), Partial()], "logits.full_tensor()"),
+    ],
+)
+def test_a_dtensor_is_refused_with_the_group_that_replaces_it(mesh, placements, instead):
+    logits = DTensor.from_local(torch.zeros(2, 3, 4), mesh, placements)
+    message = (
+        'sharded_loss: logits needs Float[Tensor, "batch time vocab"], got a DTensor, '
+        f"float32{list(logits.shape)}: pass {instead}"
+    )
+    with pytest.raises(tw.ContractError) as caught:
+        sharded_loss(logits)
+    assert str(caught.value) == message
+    compiled = torch.compile(sharded_loss, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        compiled(logits)
+    assert message in str(caught.value)
+
+
+def test_a_dtensor_whose_axis_no_group_shares_has_to_be_gathered(mesh):
+    rows = DTensor.from_local(torch.zeros(2, 4), mesh, [Replicate(), Shard(1)])
+    with pytest.raises(tw.ContractError, match=r"x needs .*: pass x\.full_tensor\(\)$"):
+        pair_loss(rows, rows)
+
+
+def test_every_real_number_passes_for_a_float_and_arrives_as_one():
+    @tw.contract
+    def scaled(x: Float[Tensor, " n"], weight: float, bias: float | None = None):
+        assert isinstance(weight, (float, int))
+        return weight * x + (bias or 0)
+
+    def compiled(*args):
+        torch._dynamo.reset()
+        return torch.compile(
+            lambda x, w: pair_loss(x, x + 1, weight=w).loss, fullgraph=True, backend="eager"
+        )(*args)
+
+    for half in (0.5, numpy.float64(0.5), numpy.float32(0.5), fractions.Fraction(1, 2)):
+        assert scaled(torch.ones(2), half, bias=half).tolist() == [1, 1]
+        assert pair_loss(x, x + 1, weight=half).loss == 16
+        assert compiled(x, half) == 16
+    assert scaled(torch.ones(2), numpy.int64(2)).tolist() == [2, 2]
+    for wrong in (numpy.ones(()), numpy.ones(1), 1j, "1", numpy.bool_(1), torch.ones(())):
+        with pytest.raises(tw.ContractError, match="weight needs float, got"):
+            pair_loss(x, x, weight=wrong)
+
+
+class Point(NamedTuple):
+    x: Float[Tensor, "batch dim"]
+    y: Float[Tensor, " batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    x: Float[Tensor, "batch dim"]
+    y: Float[Tensor, " batch"]
+    name: str = ""
+
+
+class Options(TypedDict):
+    x: Float[Tensor, "batch dim"]
+    y: NotRequired[Float[Tensor, " batch"]]
+
+
+@tw.contract
+def of_batch(b: Batch) -> Float[Tensor, ""]:
+    return b.x.sum()
+
+
+@tw.contract
+def of_point(b: Point) -> Float[Tensor, ""]:
+    return b.x.sum()
+
+
+@tw.contract
+def of_options(b: Options) -> Float[Tensor, ""]:
+    return b["x"].sum()
+
+
+@tw.contract
+def of_batches(bs: list[Batch], y: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    return y.sum()
+
+
+@tw.contract
+def gives_point(x: Float[Tensor, "batch dim"], row: bool = False) -> Point:
+    return Point(x, x[0] if row else x[:, 0])
+
+
+def refused(fn, message, *args, **kwargs):
+    """Hold that a call is refused with one text, eager and compiled."""
+    with pytest.raises(tw.ContractError) as caught:
+        fn(*args, **kwargs)
+    assert str(caught.value) == message
+    compiled = torch.compile(fn, backend="eager", fullgraph=True, dynamic=False)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        compiled(*args, **kwargs)
+    assert message in str(caught.value).replace("\\'", "'")
+
+
+def test_fields_of_records_are_looked_at_in_the_axes_of_the_call():
+    need = 'needs Float[Tensor, " batch"], got float32[1]: axis batch is 1, but it is 8 in'
+    one = x[:1, 0]
+    refused(of_batch, f"of_batch: b.y {need} b.x", Batch(x, one))
+    refused(of_point, f"of_point: b.y {need} b.x", Point(x, one))
+    refused(of_options, f"of_options: b['y'] {need} b['x']", {"x": x, "y": one})
+    refused(of_options, "of_options: b needs Options, got dict: it has no 'x'", {})
+    refused(
+        gives_point,
+        'gives_point: the result\'s y needs Float[Tensor, " batch"], got float32[4]: '
+        "axis batch is 4, but it is 8 in x",
+        x,
+        True,
+    )
+    accepts_all(of_batch, ((Batch(x, x[:, 0]),), {}))
+    accepts_all(of_point, ((Point(x, x[:, 0]),), {}))
+    accepts_all(of_options, (({"x": x},), {}), (({"x": x, "y": x[:, 0]},), {}))
+    accepts_all(gives_point, ((x,), {}))
+    with pytest.raises(tw.ContractError, match=r"of_batch: b\.name needs str, got int 3"):
+        of_batch(Batch(x, x[:, 0], 3))
+
+
+def test_swapped_latents_are_refused():
+    f = torch.zeros(8, 2)
+    swapped = tw.sae.SparseLatents(values=f.long(), indices=f)
+    with pytest.raises(tw.ContractError, match=r"f\.values needs .* int64 is not a dtype of Float"):
+        tw.sae.vanilla_loss(x, swapped, x, sparsity_coeff=1.0)
+
+
+def test_records_of_a_list_share_the_axes_that_others_fix_and_have_their_own():
+    wide = Batch(torch.zeros(8, 7), x[:, 0])
+    accepts_all(of_batches, (([Batch(x, x[:, 0]), wide], x[:, 0]), {}))
+    with pytest.raises(tw.ContractError, match=r"bs\[1\]\.x needs .* batch is 3, but it is 8 in y"):
+        of_batches([wide, Batch(x[:3], x[:3, 0])], x[:, 0])
+
+
+Alias = TypeAliasType("Alias", Float[Tensor, "n d"])
+
+
+@tw.contract
+def of_aliases(
+    a: Alias, b: Annotated[Float[Tensor, "n d"], "doc"], c: Annotated[float, "unit"] = 1.0
+) -> Float[Tensor, ""]:
+    return a.sum() * c
+
+
+def test_aliases_and_annotated_are_unwrapped():
+    accepts_all(of_aliases, ((x, x), {}))
+    needs = 'needs Float[Tensor, "n d"], got float32'
+    refused(of_aliases, f"of_aliases: b {needs}[1, 4]: axis n is 1, but it is 8 in a", x, x[:1])
+    refused(of_aliases, f"of_aliases: a {needs}[4]: 1 axis, not 2", x[0], x)
+    refused(of_aliases, 'of_aliases: c needs float, got str "s"', x, x, "s")
+
+
+@tw.contract
+def in_any_order(
+    x: Float[Tensor, "n+1 n"],
+    y: Float[Tensor, " m-1"],
+    z: Float[Tensor, " m"],
+    w: Float[Tensor, "{k}+1"] | None = None,
+    *,
+    k: int = 2,
+) -> Float[Tensor, " m+1"]:
+    return z.new_zeros(len(z) + k - 1)
+
+
+def test_sizes_are_computed_from_axes_in_any_order_and_from_arguments():
+    good = (torch.zeros(4, 3), torch.zeros(2), torch.zeros(3))
+    accepts_all(in_any_order, (good, {}), ((*good, torch.zeros(3)), {}))
+    name = "in_any_order"
+    refused(
+        in_any_order,
+        f'{name}: x needs Float[Tensor, "n+1 n"], got float32[5, 3]: '
+        "axis n+1 is 5, but it needs 4, as n is 3 in x",
+        torch.zeros(5, 3),
+        *good[1:],
+    )
+    refused(
+        in_any_order,
+        f'{name}: y needs Float[Tensor, "m-1"], got float32[3]: '
+        "axis m-1 is 3, but it needs 2, as m is 3 in z",
+        good[0],
+        torch.zeros(3),
+        good[2],
+    )
+    refused(
+        in_any_order,
+        f'{name}: w needs Float[Tensor, "{{k}}+1"] | None, got float32[3]: '
+        "axis 4+1 is 3, but it needs 5",
+        *good,
+        torch.zeros(3),
+        k=4,
+    )
+    refused(
+        in_any_order,
+        f'{name}: the result needs Float[Tensor, "m+1"], got float32[5]: '
+        "axis m+1 is 5, but it needs 4, as m is 3 in z",
+        *good,
+        k=3,
+    )
+
+
+def test_what_cannot_be_checked_is_refused_at_the_def():
+    for shape, message in {
+        "2n": r"x: '2n' is neither the name of an axis nor its size: write \"2\*n\"",
+        "?h": r"x: the axis '\?h' has a size of its own in each leaf of a tree",
+        "n m-": "x: 'm-' is neither the name",
+    }.items():
+
+        def fn(x: Float[Tensor, shape]):
+            return x
+
+        with pytest.raises(TypeError, match=f"fn: {message}"):
+            tw.contract(fn)
+
+
+class Holder(nn.Module):
+    def forward(self, x: Float[Tensor, " n"]):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (Key, "Key is a dataclass: put it on its methods"),
+        (Point, "Point is a class: put it on its methods"),
+        (Holder, "Holder is a Module: put it on forward"),
+        (Holder(), "this is a Holder: put it on forward"),
+        (staticmethod(accepts_all), "accepts_all is a staticmethod: put @staticmethod above @tw"),
+        (property(accepts_all), "accepts_all is a property: put @property above @tw.contract"),
+        (functools.partial(accepts_all, 1), "a partial of accepts_all: put it on accepts_all"),
+        (functools.lru_cache(accepts_all), "accepts_all is cached .*: put @lru_cache above @tw"),
+        (len, "got builtin_function_or_method"),
+    ],
+)
+def test_misuse_is_named(what, message):
+    with pytest.raises(TypeError, match=f"^contract takes a function.*{message}"):
+        tw.contract(what)
+
+
+def test_coroutines_are_checked():
+    @tw.contract
+    async def fn(x: Float[Tensor, "n d"], row: bool = False) -> Float[Tensor, " n"]:
+        await asyncio.sleep(0)
+        return x[0] if row else x[:, 0]
+
+    assert inspect.iscoroutinefunction(fn)
+    assert asyncio.run(fn(x)).shape == (8,)
+    with pytest.raises(tw.ContractError, match="fn: x needs .* 1 axis, not 2"):
+        asyncio.run(fn(x[0]))
+    with pytest.raises(tw.ContractError, match="fn: the result needs .* n is 4, but it is 8 in x"):
+        asyncio.run(fn(x, row=True))
+
+
+class Vector:
+    def __init__(self, v: Tensor):
+        self.v = v
+
+    @tw.contract
+    def plus(self, other: Self, wrong: bool = False) -> Self:
+        return 3 if wrong else type(self)(self.v + other.v)
+
+    @tw.contract
+    def named(self, other: "Vector") -> "Vector":
+        return other
+
+    @classmethod
+    @tw.contract
+    def zeros(cls, n: int) -> Self:
+        return cls(torch.zeros(n))
+
+
+class SubVector(Vector):
+    pass
+
+
+def test_self_and_the_name_of_a_class_in_its_own_body():
+    v = Vector(x)
+    assert SubVector(x).plus(v).named(v) is v
+    assert type(SubVector.zeros(3)) is SubVector
+    with pytest.raises(tw.ContractError, match=r"^Vector\.plus: other needs Self, got int 3$"):
+        v.plus(3)
+    with pytest.raises(tw.ContractError, match=r"^Vector\.plus: the result needs Self, got int 3$"):
+        v.plus(v, wrong=True)
+    with pytest.raises(tw.ContractError, match=r"^Vector\.named: other needs Vector, got int 3$"):
+        v.named(3)
+
+
+def test_a_name_that_cannot_be_resolved_is_told_with_its_argument():
+    @tw.contract
+    def fn(x: "Float[Tensor, ' n']", y: "Missing"):
+        return x
+
+    with pytest.raises(
+        NameError, match="^fn: the annotation Missing of y cannot be resolved: name"
+    ):
+        fn(x[0], 1)
+
+
+def test_a_forgotten_terms_is_told():
+    class Forgotten(tw.Terms):
+        error: Float[Tensor, ""]
+
+    def fn(x: Float[Tensor, " n"]) -> Forgotten:
+        return Forgotten(loss=x.sum(), error=x.sum())
+
+    with pytest.raises(
+        TypeError, match=r"^fn returns .*Forgotten, .* that has no @tw\.terms above"
+    ):
+        tw.contract(fn)
+
+
+def test_annotations_may_be_strings(tmp_path, monkeypatch):
+    (tmp_path / "of_the_future.py").write_text(
+        "from __future__ import annotations\n"
+        "import termwise as tw\n"
+        "from jaxtyping import Float\n"
+        "from torch import Tensor\n"
+        "@tw.contract\n"
+        "def fn(x: Float[Tensor, 'n d'], y: Float[Tensor, ' n'] | None = None) -> Later:\n"
+        "    return Later()\n"
+        "class Later: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fn = importlib.import_module("of_the_future").fn
+    fn(x, x[:, 0])
+    with pytest.raises(tw.ContractError, match="fn: y needs .* n is 4, but it is 8 in x"):
+        fn(x, x[0])
+
+
+def test_defaults_arrays_and_broadcasts_are_checked():
+    @tw.contract
+    def fn(
+        x: Float[Tensor, " n"],
+        y: Float[Tensor, " n"] = torch.zeros(3),  # noqa: B008
+        z: Float[numpy.ndarray, " n"] | None = None,
+    ) -> Float[numpy.ndarray, " n"] | None:
+        return z[:1] if z is not None and z.sum() else z
+
+    fn(torch.zeros(3), z=numpy.zeros(3))
+    with pytest.raises(tw.ContractError, match="y needs .* axis n is 3, but it is 4 in x"):
+        fn(torch.zeros(4))
+    with pytest.raises(tw.ContractError, match="z needs .* axis n is 2, but it is 3 in x"):
+        fn(torch.zeros(3), z=numpy.zeros(2))
+    with pytest.raises(tw.ContractError, match="result needs .* axis n is 1, but it is 3 in x"):
+        fn(torch.zeros(3), z=numpy.ones(3))
+
+    @tw.contract
+    def wide(x: Float[Tensor, "*#b d"], y: Float[Tensor, "*b d"]):
+        return x + y
+
+    wide(x[:1], x)
+    with pytest.raises(
+        tw.ContractError, match=r"y needs .*: axis b is \[8\], but it is \[2\] in x"
+    ):
+        wide(x[:2], x)
+
+
+# What a call may be given, good and broken, of the signature below.
+POOL = {
+    "x": [x, x[:3], x[:1], x[0], x.long(), x.double(), x[:, :2], None, "x", x.numpy()],
+    "y": [x, x[:3], x[:, :1], x[:, :2], x[None], x.half(), 3],
+    "lead": [torch.zeros(2, 3, 8), torch.zeros(8), torch.zeros(8, 8), torch.zeros(()), x],
+    "mask": [None, x[:, 0] > 0, x[:3, 0] > 0, x[:, 0], x > 0],
+    "f": [None, x[:, 0], x[:3, 0], x, 0.5, 2, numpy.float64(1), "sum", "no", 1j, x[0, 0].long()],
+    "n": [1, True, 2.0, None, "1"],
+    "w": [0.5, 1, True, None, "1", numpy.float64(2)],
+    "mode": ["sum", "mean", "median", 1, None],
+    "wide": [x, x[:, :1], x[:1], x[:1, :1], x[:3], x[:, :2]],
+    "later": [x[:5, 0], x[:4, 0], x[:, 0], torch.zeros(9)],
+    "zs": [(), (x,), (x, x), (x[:3], x[:3]), (x[0],), ("z",)],  # beartype looks at one of many
+}
+
+
+def drawn(
+    x: Float[Tensor, "batch dim"],
+    y: Float[Tensor, "batch dim"],
+    lead: Float[Tensor, "*lead batch"],
+    mask: Bool[Tensor, " batch"] | None,
+    f: Float[Tensor, " batch"] | float | Literal["sum"] | None,
+    n: int,
+    w: float,
+    mode: Literal["sum", "mean"],
+    wide: Shaped[Tensor, "#batch #dim"],
+    later: Float[Tensor, " dim+1"],
+    zs: tuple[Float[Tensor, "batch dim"], ...],
+) -> PairTerms:
+    loss = x.new_zeros((), dtype=torch.int64 if n is True else torch.float32)
+    return PairTerms(loss=loss, distance=loss.float(), mean=y[0] if w else x[:, 0])
+
+
+def test_the_written_check_and_its_judges_agree():
+    quick, check = tw.contract(drawn), _Check(drawn)
+    # Jaxtyping and beartype judge the arguments; a record they do not look into.
+    plain = types.FunctionType(drawn.__code__, drawn.__globals__)
+    plain.__annotations__ = {k: v for k, v in drawn.__annotations__.items() if k != "return"}
+    by_beartype = beartype(conf=BEARTYPE)(plain)
+
+    def judge(**values):
+        with jaxtyped("context"):
+            try:
+                return by_beartype(**values)
+            except BeartypeCallHintViolation as violation:
+                raise TypeError from violation
+
+    random = Random(0)
+    outcomes = {True: 0, False: 0}
+    for _ in range(2000):
+        # Mostly good: one or two arguments of eleven are anything.
+        values = {name: good[0] for name, good in POOL.items()}
+        values["lead"] = random.choice(POOL["lead"][:3])
+        for name in random.sample(sorted(POOL), random.choice((0, 1, 1, 2))):
+            values[name] = random.choice(POOL[name])
+
+        def outcome(call, values=values):
+            try:
+                return call(**values)
+            except TypeError as error:
+                return f"{error}"
+
+        def walked(**values):
+            given, known = check.judge(tuple(values.values()))
+            return check.judged_result(check.call(given), known)
+
+        got, again = outcome(quick), outcome(walked)
+        assert isinstance(got, str) == isinstance(again, str), values
+        if isinstance(got, str):
+            assert got == again
+            assert got.startswith("drawn: ")
+        if not (isinstance(got, str) and "the result" in got):
+            assert isinstance(outcome(judge), str) == isinstance(got, str), (values, got)
+        outcomes[isinstance(got, str)] += 1
+    assert min(outcomes.values()) > 400
+
+
+def test_the_kit_breaks_fields_of_records():
+    def unchecked(b: Batch) -> Float[Tensor, ""]:
+        return b.x.sum() + b.y.sum()
+
+    for fn in (of_batch, of_point, of_options):
+        testing.assert_contract(fn, compiled=False, max_examples=5)
+    with pytest.raises(AssertionError, match="assert_contract: unchecked: b is broken"):
+        testing.assert_contract(unchecked, compiled=False, max_examples=5)

@@ -132,11 +132,15 @@ def test_where_no_chunk_counts_the_loss_is_zero():
 
 def test_refusals():
     (hidden, weight, teacher), held = draw(0)
-    with pytest.raises(ValueError, match="linear_projected_kl_loss needs a projection from 5"):
+    with pytest.raises(
+        TypeError, match=r"projection\.student_pointers .* 6, as student_vocab is 5"
+    ):
         linear_projected_kl_loss(hidden, weight[:5], teacher, **held)
     with pytest.raises(TypeError, match="weight needs .*d_model is 2, but it is 3 in hidden"):
         linear_projected_kl_loss(hidden, weight[:, :2], teacher, **held)
-    with pytest.raises(ValueError, match=r"student's positions \[2, 6\]"):
+    with pytest.raises(
+        TypeError, match=r"alignment\.student_chunk_id needs .* is 7, but it is 6 in"
+    ):
         linear_projected_kl_loss(hidden[:, :6], weight, teacher, **held)
 
 

@@ -176,7 +176,7 @@ def test_sparse_latents_are_dense_ones(options):
         for terms in (sparse, dense)
     )
     torch.testing.assert_close(ours, theirs)
-    with pytest.raises(ValueError, match="^crosscoder_loss needs f of 6 rows, got 2$"):
+    with pytest.raises(TypeError, match=r"f\.values needs .* batch is 2, but it is 6 in x$"):
         call(x, leaves | {"f": SparseLatents(values[:2], indices[:2])})
 
 

@@ -164,7 +164,7 @@ def test_sparse_latents_are_counted_as_dense_ones():
     sparse = call(x, SparseLatents(values, indices), leaves)
     dense = torch.zeros_like(f).scatter(1, indices, values)
     assert sparse.metrics() == call(x, dense, leaves).metrics()
-    with pytest.raises(ValueError, match="^gated_loss needs f of 6 rows, got 2$"):
+    with pytest.raises(TypeError, match=r"f\.values needs .* batch is 2, but it is 6 in x$"):
         call(x, SparseLatents(values[:2], indices[:2]), leaves)
 
 

@@ -472,7 +472,7 @@ def test_wrong_shapes_and_types_are_refused():
     with pytest.raises(tw.ContractError, match="^matryoshka_loss: prefixes needs .* got int64"):
         matryoshka_loss(x, f, W_dec, None, prefixes=torch.tensor([2, 4]))
     latents = SparseLatents(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^matryoshka_loss needs f of 3 rows, got 2$"):
+    with pytest.raises(TypeError, match=r"f\.values needs .* batch is 2, but it is 3 in x$"):
         matryoshka_loss(x, latents, W_dec, None, prefixes=(4,))
 
 

@@ -8,7 +8,7 @@ import inspect
 import typing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Self, TypedDict, cast
+from typing import Any, Final, Literal, Self, TypedDict, cast, is_typeddict
 
 import torch
 from beartype.door import is_bearable
@@ -17,14 +17,18 @@ from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
-from .._contract import (
+from .._annotations import (
     BEARTYPE,
     MAPPINGS,
     SEQUENCES,
     Axis,
+    Bindings,
+    Expected,
     Shape,
+    field_hints,
     filled_in,
     has_arrays,
+    has_fields,
     is_array,
     options_of,
     show,
@@ -332,8 +336,8 @@ def axis_names(hint: Any) -> list[str]:
     if is_array(hint):
         return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
     within = typing.get_args(hint)
-    if _is_record(hint):
-        within = tuple(typing.get_type_hints(hint, include_extras=True).values())
+    if has_fields(hint):
+        within = tuple(field_hints(hint).values())
     return [name for part in within for name in axis_names(part)]
 
 
@@ -493,28 +497,23 @@ def _chosen_option(
     if is_array(option):
         return _Array(option)
     origin, arguments = typing.get_origin(option), typing.get_args(option)
+    empty = inspect.Parameter.empty
     if origin is Literal:
         return draw(st.sampled_from(arguments))
     if option in (bool, int, float):
         usual = {bool: (False, True), int: _COUNTS, float: _NUMBERS}[option]
         first = (default,) if type(default) is option else ()
         return draw(st.sampled_from((*first, *usual)))
-    if _is_record(option):
-        hints = typing.get_type_hints(option, include_extras=True)
+    if has_fields(option):
+        defaults = _defaults(option)
         fields = {
-            field.name: _choose(
-                draw,
-                function,
-                f"{path}.{field.name}",
-                hints[field.name],
-                _default(field),
-                overrides,
+            field: _choose(
+                draw, function, f"{path}.{field}", hint, defaults.get(field, empty), overrides
             )
-            for field in dataclasses.fields(option)
-            if field.init
+            for field, hint in field_hints(option).items()
+            if field not in defaults or defaults[field] is not _NOT_GIVEN
         }
         return _Record(option, fields)
-    empty = inspect.Parameter.empty
     if origin in MAPPINGS:
         keys = "abc"[: draw(st.integers(1, 3))]
         entries = {
@@ -536,7 +535,7 @@ def _derivable(option: Any) -> bool:
     if option is type(None) or is_array(option) or option in (bool, int, float):
         return True
     origin = typing.get_origin(option)
-    if origin is Literal or _is_record(option):
+    if origin is Literal or has_fields(option):
         return True
     if origin in MAPPINGS:
         key, value = typing.get_args(option)
@@ -550,10 +549,6 @@ def _derivable(option: Any) -> bool:
     return False
 
 
-def _is_record(option: Any) -> bool:
-    return isinstance(option, type) and dataclasses.is_dataclass(option)
-
-
 def _is_callable(option: Any) -> bool:
     """Tell whether an annotation asks for something to call."""
     if option is Callable or typing.get_origin(option) is Callable:
@@ -561,10 +556,22 @@ def _is_callable(option: Any) -> bool:
     return getattr(option, "_is_protocol", False) and "__call__" in vars(option)
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+_NOT_GIVEN: Final = object()
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """List the defaults of a record's fields; of a field that is not given, a mark of its own."""
+    if not dataclasses.is_dataclass(kind):
+        return dict(getattr(kind, "_field_defaults", {}))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            found[field.name] = _NOT_GIVEN
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
 
 
 def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, Shape]) -> None:
@@ -582,10 +589,15 @@ def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, 
 def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
     """Take the sizes of axes from the tensors that were given."""
     if isinstance(value, Tensor):
-        found: dict[str, tuple[Any, str]] = {name: (size, "") for name, size in sizes.items()}
         for option in options_of(hint):
-            if is_array(option) and not Shape(option).mismatch(value, "", found):
-                sizes.update({name: size for name, (size, _) in found.items()})
+            known = Bindings()
+            known.axes = {
+                key: (size, "", False)
+                for name, size in sizes.items()
+                for key in (f"*{name}" if isinstance(size, tuple) else name,)
+            }
+            if is_array(option) and not Shape(option).mismatch(value, "", known):
+                sizes.update({key.lstrip("*"): size for key, (size, _, _) in known.axes.items()})
                 return
     for kind, part in _parts(hint, value).values():
         _bind(kind, part, sizes)
@@ -595,6 +607,9 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     """List the fields of a record or the items of a collection, each with its annotation."""
     if isinstance(value, _Several):
         value = value.items
+    if is_named_tuple(value):
+        hints = field_hints(value.__class__)
+        return {name: (hints[name], getattr(value, name)) for name in hints}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
         kinds = next((args for o in options_of(hint) if (args := typing.get_args(o))), (None,))
@@ -604,6 +619,10 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Record) and value.kind is dict:
         value = value.fields
     if isinstance(value, dict):
+        kind = next((option for option in options_of(hint) if is_typeddict(option)), None)
+        if kind is not None:
+            hints, given = field_hints(kind), cast("Mapping[str, Any]", value)
+            return {name: (hints.get(name), part) for name, part in given.items()}
         asked = (option for option in options_of(hint) if typing.get_origin(option) in MAPPINGS)
         of_values = next((typing.get_args(option)[1] for option in asked), None)
         entries = cast("Mapping[Any, Any]", value)
@@ -615,7 +634,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         kind = type(value)
     else:
         return {}
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = field_hints(kind)
     return {name: (hints[name], part) for name, part in fields.items()}
 
 
@@ -781,7 +800,11 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
         return dataclasses.replace(value, **fields)
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
-        parts = [_mapped(item, f"{path}.{index}", change) for index, item in enumerate(items)]
+        places: Sequence[Any] = getattr(items, "_fields", range(len(items)))
+        parts = [
+            _mapped(item, f"{path}.{name}", change)
+            for name, item in zip(places, items, strict=True)
+        ]
         if is_named_tuple(items):
             return cast("Any", type(items))(*parts)
         return tuple(parts) if isinstance(value, tuple) else parts
@@ -795,7 +818,7 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
     """Name the axes of each tensor in a value by path."""
     if isinstance(value, Tensor):
         for option in options_of(hint):
-            if is_array(option) and not Shape(option).mismatch(value, path, {}):
+            if is_array(option) and not Shape(option).mismatch(value, path, Bindings()):
                 return {path: _axis_names(Shape(option), value.ndim)}
         return {}
     found: dict[str, tuple[str | None, ...]] = {}
@@ -858,7 +881,11 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 
 def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
-    """Break an item of a tuple; of a sequence of any length, or of a mapping, all items alike."""
+    """Break a field, or an item of a tuple; of what has any length, all items alike."""
+    if any(has_fields(option) for option in options) and (
+        isinstance(value, dict) or is_named_tuple(value) or dataclasses.is_dataclass(value)
+    ):
+        return _wrong_fields(options, value)
     if isinstance(value, dict):
         entries = cast("Mapping[Any, Any]", value)
         kind_of = _parts(typing.Union[options], value)  # noqa: UP007
@@ -887,6 +914,24 @@ def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str,
     return wrong
 
 
+def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
+    """Break a field of a record; what its own constructor refuses is left out."""
+    wrong: list[tuple[_Kind, str, Any]] = []
+    for field, (hint, part) in _parts(typing.Union[options], value).items():  # noqa: UP007
+        for kind, how, other in _wrong_values(hint, part):
+            try:
+                if isinstance(value, dict):
+                    broken: Any = {**cast("Mapping[str, Any]", value), field: other}
+                elif is_named_tuple(value):
+                    broken = value._replace(**{field: other})
+                else:
+                    broken = dataclasses.replace(value, **{field: other})
+            except (TypeError, ValueError, AttributeError):
+                continue
+            wrong.append((kind, f"{field}: {how}", broken))
+    return wrong
+
+
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
     arguments = {**signature.held, **call}
@@ -900,7 +945,13 @@ def _fits(signature: Signature, call: Call) -> bool:
                 return False
             if not fits(given[name], hint):
                 return False
-    return True
+    # Jaxtyping and beartype do not look into records.
+    known = Bindings(arguments)
+    in_order = sorted(given, key=lambda name: has_arrays(signature.hints[name]))
+    problems = (
+        Expected(signature.hints[name]).problem(given[name], name, known) for name in in_order
+    )
+    return not any(problems) and not known.finish()
 
 
 def fits(value: Any, hint: Any) -> bool:
