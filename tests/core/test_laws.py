@@ -424,7 +424,8 @@ LAWS: dict[Callable[..., Any], Laws] = {
     lm.distillation_loss: Laws(
         TEXT,
         {},
-        {**NORMALIZER, "top_k": None, "beta": 0.25},
+        # A tail is of top_k only.
+        {**NORMALIZER, "top_k": None, "tail": "renormalize", "beta": 0.25},
         weights={"divergence": squared_temperature},
         shards=LOGITS_GROUPS,
         by={"assert_gradients": ("student_logits",)},  # the teacher has none
@@ -473,6 +474,8 @@ LAWS: dict[Callable[..., Any], Laws] = {
             ),
         },
         by={"assert_gradients": ("student_logits",)},
+        # A chunk with a token that does not count is left out: here all count.
+        more={"assert_finite": {"tokens": zeros}},
         ignores=("teachers.0.logits", "teachers.1.logits"),
     ),
 }

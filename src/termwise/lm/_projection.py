@@ -38,15 +38,16 @@ class VocabProjection:
     """How many tokens the student's vocabulary has: rows of M."""
     teacher_vocab: int
     """How many tokens the teacher's vocabulary has: columns of M."""
-    student_pointers: Int[Tensor, " student_vocab+1"]
-    """Int[Tensor, " student_vocab+1"]: where each student token's entries begin, and the last ones
+    # Not the axes of logits: of those a rank may hold a part, and the losses say which do not fit.
+    student_pointers: Int[Tensor, " student_tokens+1"]
+    """Int[Tensor, " student_tokens+1"]: where each student token's entries begin, and the last ones
     end, int64."""
     student_columns: Int[Tensor, " entries"]
     """Int[Tensor, " entries"]: teacher token of each entry, int64, ascending within a row."""
     student_weights: Float[Tensor, " entries"]
     """Float[Tensor, " entries"]: weight of each entry, float32."""
-    teacher_pointers: Int[Tensor, " teacher_vocab+1"]
-    """Int[Tensor, " teacher_vocab+1"]: where each teacher token's entries begin, and the last ones
+    teacher_pointers: Int[Tensor, " teacher_tokens+1"]
+    """Int[Tensor, " teacher_tokens+1"]: where each teacher token's entries begin, and the last ones
     end, int64."""
     teacher_rows: Int[Tensor, " entries"]
     """Int[Tensor, " entries"]: student token of each entry in the order of teacher tokens, int64,
