@@ -230,6 +230,47 @@ def test_under_a_checkpoint_what_can_be_is_recomputed_and_the_rest_is_refused_by
             gradient(coupled, recompute)
 
 
+@pytest.mark.parametrize("trace", ["forward_laplacian", "reverse", "forward_over_reverse", None])
+@pytest.mark.parametrize("name", ["scaled_dot_product_attention", "layer_norm", "cdist", "tanh"])
+@pytest.mark.filterwarnings("ignore:score_matching_loss|sliced_score_matching_loss")
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")
+def test_score_matching_under_a_checkpoint_is_right_or_refused_by_name(name, trace):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    functions = {
+        "scaled_dot_product_attention": lambda h: fused(*[h.reshape(-1, 1, 2, 2)] * 3).reshape(
+            3, 4
+        ),
+        "layer_norm": lambda h: F.layer_norm(h, (4,)),
+        "cdist": lambda h: torch.cdist(h, weight),
+        "tanh": torch.tanh,
+    }
+
+    def inner(x):
+        return functions[name](x @ weight)
+
+    def gradient(function):
+        def model(x):
+            return function(x).sin().square().sum(1)
+
+        if trace is None:
+            terms = energy.sliced_score_matching_loss(model, x, projections=x.sign()[None])
+        else:
+            terms = energy.score_matching_loss(model, x, trace=trace)
+        return terms.loss.detach(), *torch.autograd.grad(terms.loss, weight)
+
+    def recomputed(x):
+        return checkpoint(inner, x, use_reentrant=False)
+
+    if name == "tanh":
+        torch.testing.assert_close(gradient(recomputed), gradient(inner))
+        return
+    said = f"score_matching_loss needs {name} outside torch.utils.checkpoint"
+    with pytest.raises(NotImplementedError, match=said):
+        gradient(recomputed)
+
+
 def test_steps_of_a_chain_that_leave_the_graph_run_on_torchs_own():
     """Sampling stays as fast, and to the bit, as without a swap."""
     ours, _ = models()

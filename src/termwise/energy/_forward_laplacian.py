@@ -191,7 +191,7 @@ def _identity(energy: Any, depth: int = 3) -> Any:
     a model is made anew at every step.
     """
     code = getattr(energy, "__code__", None)
-    if code is None and not isinstance(energy, functools.partial):
+    if code is None and not isinstance(cast("object", energy), functools.partial):
         try:
             return weakref.ref(energy)
         except TypeError:
@@ -1060,7 +1060,7 @@ def _scatter_add(input: Any, dim: int, index: Tensor, src: Any) -> Any:
 def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
         tensors = tuple(cast("Sequence[Any]", tensors[0]))
-    broadcast: Any = torch.broadcast_shapes
+    broadcast = cast("Any", torch.broadcast_shapes)
     shape = broadcast(*[tensor.shape for tensor in tensors])
     return tuple(tensor.broadcast_to(shape) for tensor in tensors)
 
@@ -1161,8 +1161,8 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
 def _solutions(solve: Callable[[Tensor], Tensor], rights: Tensor) -> Tensor:
     """Solve for many right sides at once, "directions ... n k", as columns of one."""
     columns: Any = rights.movedim(0, -1)
-    solutions: Any = solve(columns.flatten(-2)).unflatten(-1, columns.shape[-2:])
-    return solutions.movedim(-1, 0)
+    solutions = cast("Any", solve(columns.flatten(-2))).unflatten(-1, columns.shape[-2:])
+    return cast("Tensor", solutions.movedim(-1, 0))
 
 
 def _solved(
@@ -1267,7 +1267,7 @@ def _logdet(A: Any) -> Any:
 
 
 def _slogdet(A: Any) -> Any:
-    result = _Call(torch.linalg.slogdet, (A,), {}).value()
+    result = _Call(cast("Any", torch.linalg.slogdet), (A,), {}).value()
     sign, logarithm = cast("tuple[Any, Any]", result)
     return type(result)((sign, _log_determinant(A, logarithm)))
 

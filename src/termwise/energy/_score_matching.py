@@ -121,16 +121,16 @@ def score_matching_loss(
         >>> score_matching_loss(lambda x: 0.5 * x.square().sum(1), x).metrics()
         {'loss': 1.0, 'score_square': 6.0, 'laplacian': 2.0}
     """
+    energies, score, laplacian = score_and_trace(
+        "score_matching_loss",
+        energy,
+        x,
+        trace=trace,
+        chunk_size=chunk_size,
+        higher_order_safe=higher_order_safe,
+        differentiation=differentiation,
+    )
     with torch.autocast(x.device.type, enabled=False):
-        energies, score, laplacian = score_and_trace(
-            "score_matching_loss",
-            energy,
-            x,
-            trace=trace,
-            chunk_size=chunk_size,
-            higher_order_safe=higher_order_safe,
-            differentiation=differentiation,
-        )
         squares = per_row_sum(score.square())
         score_square, mean_laplacian = weighted_means(
             ([squares, anchored(laplacian, energies)], weights),
@@ -183,17 +183,16 @@ def hessian_trace(
         >>> hessian_trace(lambda x: x.pow(3).sum(1), torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
         tensor([18., 18.])
     """
-    with torch.autocast(x.device.type, enabled=False):
-        energies, _, laplacian = score_and_trace(
-            "hessian_trace",
-            energy,
-            x,
-            trace=trace,
-            chunk_size=chunk_size,
-            higher_order_safe=higher_order_safe,
-            differentiation=differentiation,
-        )
-        return anchored(laplacian, energies)
+    energies, _, laplacian = score_and_trace(
+        "hessian_trace",
+        energy,
+        x,
+        trace=trace,
+        chunk_size=chunk_size,
+        higher_order_safe=higher_order_safe,
+        differentiation=differentiation,
+    )
+    return anchored(laplacian, energies)
 
 
 def score_and_trace(
@@ -219,19 +218,26 @@ def score_and_trace(
         trace = "reverse"
         x = x * 1  # export saves no region without an operation, and one begins here
     problem = None
-    with recording():
-        try:
-            if trace == "forward_laplacian":
-                return _lifted(_forward(caller, energy, x, chunk_size, create_graph), create_graph)
-            if trace == "forward_over_reverse":
-                with _higher_order.higher_order_safe(higher_order_safe):
-                    results = _forward_over_reverse(caller, energy, x, chunk_size)
+    # The modes are outside of autocast: an autocast with nothing in it but a mode would be exported
+    # as one that does not load.
+    if trace != "reverse":
+        with recording(), torch.autocast(x.device.type, enabled=False):
+            try:
+                if trace == "forward_laplacian":
+                    results = _forward(caller, energy, x, chunk_size, create_graph)
+                else:
+                    with _higher_order.higher_order_safe(higher_order_safe):
+                        results = _forward_over_reverse(caller, energy, x, chunk_size)
                 return _lifted(results, create_graph)
-        except _higher_order.CoupledRowsError as coupled:
-            raise ValueError(f"{caller} {coupled}") from None
-        except Exception as error:  # what an energy says of something that is no plain tensor
-            problem = error
-    with recording(), _higher_order.higher_order_safe(higher_order_safe):
+            except _higher_order.CoupledRowsError as coupled:
+                raise ValueError(f"{caller} {coupled}") from None
+            except Exception as error:  # what an energy says of something that is no plain tensor
+                problem = error
+    with (
+        recording(),
+        torch.autocast(x.device.type, enabled=False),
+        _higher_order.higher_order_safe(higher_order_safe),
+    ):
         try:
             if differentiation_of(differentiation) == "func":
                 results = _reverse_func(caller, energy, x, chunk_size)
