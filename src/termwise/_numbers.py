@@ -12,6 +12,14 @@ def lifted(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
+    types = [lifted(x[:0]).dtype for x in tensors]
+    if len(set(types)) == 1:
+        return tensors
+    return tuple(x.double() for x in tensors)
+
+
 def accumulator(x: Tensor) -> torch.dtype:
     """Give the wider type, for sums of many terms."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no float64

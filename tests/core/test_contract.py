@@ -848,7 +848,11 @@ def test_fields_of_records_are_looked_at_in_the_axes_of_the_call():
 
 def test_swapped_latents_are_refused():
     f = torch.zeros(8, 2)
-    swapped = tw.sae.SparseLatents(values=f.long(), indices=f)
+    with pytest.raises(ValueError, match="SparseLatents needs values as a floating"):
+        tw.sae.SparseLatents(values=f.long(), indices=f)
+    # Where the record itself lets them pass, as after a map over its fields, the contract does not.
+    swapped = tw.sae.SparseLatents(f, f.long())
+    object.__setattr__(swapped, "values", f.long())
     with pytest.raises(tw.ContractError, match=r"f\.values needs .* int64 is not a dtype of Float"):
         tw.sae.vanilla_loss(x, swapped, x, sparsity_coeff=1.0)
 

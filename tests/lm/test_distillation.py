@@ -347,3 +347,21 @@ def test_blocks_are_the_formula(monkeypatch, divergence):
         for pair in found:
             torch.testing.assert_close(pair, (loss, gradient), check_device=False)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
+def test_two_widths_are_computed_in_the_wider_one(divergence):
+    generator = torch.Generator().manual_seed(4)
+    wide = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
+    narrow = torch.randn(2, 4, 5, generator=generator)
+    for student, teacher in ((wide, narrow), (narrow, wide)):
+        leaf = student.clone().requires_grad_()
+        terms = distillation_loss(leaf, teacher, divergence=divergence)
+        plain = student.double().requires_grad_()
+        expected = distillation_loss(plain, teacher.double(), divergence=divergence)
+        torch.testing.assert_close(terms.loss, expected.loss, rtol=1e-14, atol=0)
+        (ours,), (theirs,) = (
+            torch.autograd.grad(one.loss, x) for one, x in ((terms, leaf), (expected, plain))
+        )
+        assert ours.dtype == student.dtype
+        torch.testing.assert_close(ours, theirs.to(student.dtype))

@@ -157,6 +157,7 @@ def members_of_jump_re_lu(one: sae.JumpReLU) -> None:
     assert_type(one.tanh_scale, float)
     assert_type(one.pre_act_coeff, float)
     assert_type(one.input_gradient, bool)
+    assert_type(one.threshold_gradient, Literal["latents", "gate"])
     assert_type(one.feature_reduction, Literal["mean", "sum"])
     assert_type(one.grad_reduction, Literal["mean", "sum"])
 

@@ -82,14 +82,6 @@ def chunks_of(
     return Chunks(student, teacher, sizes[0], sizes[1], valid)
 
 
-def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
-    types = [lifted(x[:0]).dtype for x in tensors]
-    if len(set(types)) == 1:
-        return tensors
-    return tuple(x.double() for x in tensors)
-
-
 def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
     """Refuse an alignment of other positions than the tensors'."""
     for side, ids, x in (

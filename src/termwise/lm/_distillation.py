@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator, alike, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
 from ._rows import (
@@ -135,6 +135,7 @@ def distillation_loss(
     """
     name, vocab = "distillation_loss", student_logits.shape[2]
     check_temperature(name, temperature)
+    student_logits, teacher_logits = alike(student_logits, teacher_logits)
     check_normalizer(name, normalizer)
     if not 0 < beta < 1:
         raise ValueError(f"{name} needs beta in (0, 1), got {beta}")

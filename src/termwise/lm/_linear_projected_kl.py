@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import lifted, looped
+from .._numbers import alike, lifted, looped
 from ._alignment import Alignment
 from ._chunk_streams import (
     Chunks,
-    alike,
     blocks,
     centred,
     chain,

@@ -10,14 +10,13 @@ from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, lifted, looped
+from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._chunk_streams import (
     Block,
     Chunks,
     Rows,
-    alike,
     blocks,
     centred,
     chain,

@@ -10,13 +10,12 @@ from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, lifted, looped
+from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._checks import check_temperature
 from ._chunk_streams import (
     Chunks,
-    alike,
     blocks,
     centred,
     chain,
