@@ -67,7 +67,7 @@ class LossModule(nn.Module):
             nn.Module.__init__(self)
             set_fields(self, *args, **kwargs)
 
-        cls.__init__ = construct
+        setattr(cls, "__init__", construct)  # noqa: B010 -- a type checker takes no assignment
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the fields that are given by keyword, by name: the keywords of the function."""

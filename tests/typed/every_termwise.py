@@ -42,7 +42,8 @@ def fields_of_term_average(average: termwise.TermAverage, terms: OwnTerms) -> No
 class OwnLoss(termwise.LossModule):
     weight: float = 1.0
 
-    def __call__(self, x: Tensor) -> OwnTerms: ...
+    def __call__(self, x: Tensor) -> OwnTerms:
+        raise NotImplementedError
 
 
 def modules(x: Tensor) -> None:

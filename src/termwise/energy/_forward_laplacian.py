@@ -86,16 +86,14 @@ class Carrier(Tensor):
     """Whether others may share its memory, were it a tensor with memory."""
 
     def __new__(cls, value: Tensor, *_: Any, **__: Any) -> "Carrier":
-        return cast(
-            "Carrier",
-            Tensor._make_wrapper_subclass(
-                cls,
-                value.shape,
-                strides=value.stride(),
-                dtype=value.dtype,
-                device=value.device,
-            ),
+        made: Carrier = Tensor._make_wrapper_subclass(
+            cls,
+            value.shape,
+            strides=value.stride(),
+            dtype=value.dtype,
+            device=value.device,
         )
+        return made
 
     @property
     def jacobian(self) -> Tensor:
@@ -122,14 +120,11 @@ class Carrier(Tensor):
         return rule(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _dispatch(cls, func: Callable[..., Any], *_: Any) -> Any:
         raise _unknown(func, "past torch's Python functions")
+
+    # Torch types it as a function, and calls it as a method of the class.
+    __torch_dispatch__: Any = _dispatch
 
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
@@ -1027,7 +1022,8 @@ def _setitem(x: Any, index: Any, value: Any) -> None:
     if not is_carrier(x):
         raise UnknownFunctionError("Tensor.__setitem__ on a tensor that did not depend on x")
 
-    places = cast("tuple[Any, ...]", index) if isinstance(index, tuple) else (index,)
+    several: Any = index
+    places: Any = several if isinstance(index, tuple) else (several,)
     for part in places:
         if isinstance(part, (list, range)) or (
             isinstance(part, Tensor) and part.ndim and part.dtype != torch.bool
@@ -1279,10 +1275,12 @@ def _det(A: Any) -> Any:
     def second(tangents: Tensor) -> Tensor:
         products = inverse @ tangents
         traces: Any = products.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return value * (traces.square() - _traces(products, products))
+        curvatures: Tensor = value * (traces.square() - _traces(products, products))
+        return curvatures
 
     def first(tangents: Tensor) -> Tensor:
-        return value * _traces(inverse, tangents)
+        slopes: Tensor = value * _traces(inverse, tangents)
+        return slopes
 
     return _of_one(A, value, first, second)
 
@@ -1298,7 +1296,9 @@ def _cholesky(A: Any, *, upper: bool = False) -> Any:
             symmetric = (tangents + tangents.mT) / 2  # as torch differentiates it
             half = _linalg.solve_triangular(L, symmetric, upper=False)
             inner = _linalg.solve_triangular(L, half.mT, upper=False)
-            return L @ (inner.tril() - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2)
+            lower = inner.tril() - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
+            slopes: Tensor = L @ lower
+            return slopes
 
         def second(tangents: Tensor) -> Tensor:
             slopes = first(tangents)
@@ -1529,9 +1529,10 @@ for _function, _stand_in in COMPOSITIONS.items():
 _AREAS = "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh"
 for _home in (*_BOTH, F):
     for _name in (*_ELEMENTWISE.split(), "add", "sub", "mul", "div", "masked_fill", "prelu"):
-        _functional, _function = getattr(_home, _name, None), getattr(_home, f"{_name}_", None)
+        _new: Any = getattr(_home, _name, None)
+        _old: Any = getattr(_home, f"{_name}_", None)
         # Torch itself cannot differentiate asinh_ and its like.
-        if _functional and _function and not _name.startswith(_AREAS):
-            RULES[_function] = _in_place(_functional)
+        if _new and _old and not _name.startswith(_AREAS):
+            RULES[_old] = _in_place(_new)
 for _name in ("addmm", "addmv", "baddbmm", "addbmm", "addr", "index_add", "scatter_add"):
     RULES[getattr(Tensor, f"{_name}_")] = _in_place(getattr(Tensor, _name))

@@ -531,8 +531,8 @@ def _gaps(
     After a document's last token the gap is no wider than its end: one side may be truncated.
     """
     first: dict[int, int] = {}
-    for (document, _), (start, _) in starts.items():
-        first.setdefault(document, start)
+    for (started, _), (start, _) in starts.items():
+        first.setdefault(started, start)
     gaps: list[tuple[int, int, int]] = []
     later = sorted(spans, reverse=True)
     before = 0

@@ -425,8 +425,8 @@ def _partitioned(
             block.student.put(flat_gradient, (shares @ own).addcmul_(powers, together, value=-1))
     # A part of weight 0 is left out, for it may be infinite.
     weighted = zip((common_weight, tail_weight), sums[:2], strict=True)
-    parts = [weight * part for weight, part in weighted if weight != 0]
-    loss = sum(parts, sums.new_zeros(())) * per_chunk
+    held = [weight * part for weight, part in weighted if weight != 0]
+    loss = sum(held, sums.new_zeros(())) * per_chunk
     return loss, sums, gradient
 
 

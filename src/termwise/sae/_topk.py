@@ -498,8 +498,7 @@ def batch_topk(
     if mask is not None:
         places = places.masked_fill(~mask[:, None], torch.iinfo(places.dtype).min)
     places = places.flatten()
-    whole = isinstance(k, int)
-    n_here = k * pre.shape[0] if whole else math.floor(k * pre.shape[0])
+    n_here = k * pre.shape[0] if isinstance(k, int) else math.floor(k * pre.shape[0])
     if mask is None and batch_group is None and n_here:
         largest = places.topk(n_here).values
         last = largest[-1]
@@ -507,7 +506,7 @@ def batch_topk(
     else:
         rows = places.new_full((), pre.shape[0]) if mask is None else mask.sum()
         rows = over_ranks(rows.to(torch.int64))
-        wide = rows if whole else rows.to(accumulator(pre))
+        wide = rows if isinstance(k, int) else rows.to(accumulator(pre))
         wanted = (wide * k).floor().to(torch.int64)
         last, ties_wanted = _last_kept(places, wanted, over_ranks)
     tied = places == last

@@ -187,4 +187,5 @@ def _collectives(group: Any, call: Call, kept: bool) -> int:
     before: int = backend._get_sequence_number_for_group()
     with torch.set_grad_enabled(kept):
         called(call.mapped(leaf))
-    return backend._get_sequence_number_for_group() - before
+    after: int = backend._get_sequence_number_for_group()
+    return after - before
