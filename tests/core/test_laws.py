@@ -92,7 +92,7 @@ MEASURED = Laws(
 OF_VARIANCE = dataclasses.replace(MEASURED, by={"assert_gradients": ("x_hat",)})
 
 
-# A mask that leaves no row leaves a mean of nothing, whose gradient is 0 and no difference quotient.
+# A mask that leaves no row leaves a mean of nothing: its gradient is 0, its differences are NaN.
 EVERY_ROW = {"assert_gradients": {"mask": None}}
 
 
