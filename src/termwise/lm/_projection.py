@@ -383,7 +383,9 @@ class VocabProjection:
         weights = self.student_weights[kept]
         return type(self)(**_in_both_orders(rows, columns, weights, self.student_vocab, len(ids)))
 
-    def to_topk(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+    def to_topk(
+        self, k: int | None = None
+    ) -> tuple[Int[Tensor, "student_vocab k"], Float[Tensor, "student_vocab k"]]:
         """Return the arrays that [`from_topk`][termwise.lm.VocabProjection.from_topk] takes.
 
         Each row has its entries from the largest weight down, of equal ones the lowest teacher
