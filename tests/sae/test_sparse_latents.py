@@ -36,8 +36,8 @@ def test_by_hand():
     assert TWO.decode(torch.eye(4), torch.ones(4)).tolist() == [[2, 1, 3, 1]]
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_indices_are_of_any_integer_type(kind):
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_indices_are_of_any_signed_integer_type(kind):
     f = SparseLatents(TWO.values, TWO.indices.to(kind))
     assert f.dense(4).tolist() == [[1, 0, 2, 0]]
     assert f.fired(4).tolist() == [True, False, True, False]
@@ -89,7 +89,7 @@ def test_fired_counts_what_is_not_zero():
     [
         ([[1.0]], torch.tensor([[0]]), "values as a floating tensor, got list"),
         (torch.tensor([[1]]), torch.tensor([[0]]), "values .*, got a tensor of torch.int64"),
-        (torch.tensor([[1.0]]), [[0]], "indices as a tensor of integers, got list"),
+        (torch.tensor([[1.0]]), [[0]], "indices as a tensor of signed integers, got list"),
         (torch.tensor([[1.0]]), torch.tensor([[0.0]]), "indices .*, got a tensor of torch.float32"),
         (torch.tensor([[1.0]]), torch.tensor([[True]]), "indices .*, got a tensor of torch.bool"),
         (

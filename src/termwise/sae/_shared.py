@@ -21,7 +21,7 @@ from .._numbers import accumulator, blocks, lifted
 
 FeatureReduction = Literal["mean", "sum"]
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ class SparseLatents:
     values: Float[Tensor, "batch k"]
     """Float[Tensor, "batch k"]: activations, in the graph."""
     indices: Int[Tensor, "batch k"]
-    """Int[Tensor, "batch k"]: the column of each activation, of any integer dtype."""
+    """Int[Tensor, "batch k"]: the column of each activation, of any signed integer dtype."""
 
     def __post_init__(self) -> None:
         values, indices = cast("Any", self.values), cast("Any", self.indices)
@@ -63,7 +63,7 @@ class SparseLatents:
             )
         if not (isinstance(indices, Tensor) and indices.dtype in _INTEGERS):
             raise ValueError(
-                f"SparseLatents needs indices as a tensor of integers, got {_kind(indices)}"
+                f"SparseLatents needs indices as a tensor of signed integers, got {_kind(indices)}"
             )
         if values.shape != indices.shape:
             raise ValueError(
