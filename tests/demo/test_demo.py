@@ -38,7 +38,14 @@ OBJECTIVES = {
     "vanilla": ["mse", "sparsity", "l0", "l1"],
     "topk": ["mse", "aux", "l0", "n_dead"],
     "jumprelu": ["mse", "sparsity", "pre_act", "l0", "threshold_mean"],
-    "matryoshka": ["mse", *(f"mse_per_prefix[{i}]" for i in range(5)), "sparsity", "l0", "l1"],
+    "matryoshka": [
+        "mse",
+        *(f"mse_per_prefix[{i}]" for i in range(5)),
+        "sparsity",
+        "aux",
+        "l0",
+        "l1",
+    ],
 }
 STUDENTS = ["cross-entropy only", "projected KL", "partitioned"]
 LOSSES = {

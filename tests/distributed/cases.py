@@ -272,6 +272,7 @@ def sae_terms(group, x, mask, name, how, model):
             penalty="l0_relative",
             l0_target=2.0,
             pre_act_coeff=0.1,
+            dead="all",
             **options,
         )
     elif name == "gated":

@@ -481,7 +481,8 @@ def _check(
     if not teachers:
         raise ValueError(f"{name} needs a teacher, got none")
     given = [teacher.weight for teacher in teachers]
-    if not all(map(math.isfinite, [*given, score_scale])):
+    # Compared, for Dynamo traces no math.isfinite of a number that it takes for a symbol.
+    if not all(-math.inf < number < math.inf for number in [*given, score_scale]):
         raise ValueError(f"{name} needs finite weights, got {given} and score_scale {score_scale}")
     if combine != "sum" and (score is not None or log_vocab):
         raise ValueError(

@@ -274,7 +274,8 @@ def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Return the inner product of each row of x with that of y."""
-    return cast("Tensor", torch.linalg.vecdot(x, y))
+    with torch.autocast(x.device.type, enabled=False):  # which would round to half precision
+        return cast("Tensor", torch.linalg.vecdot(x, y))
 
 
 def means_over_ranks(
