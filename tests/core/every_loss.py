@@ -59,6 +59,8 @@ def test_compiled_once_is_eager_at_every_size(case):
     ours, theirs = (run(*inputs, **case.extra()) for run in (compiled, case.call_module))
     assert_same(ours, theirs)
     torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
+    if case.function is tw.lm.cross_tokenizer_loss:
+        return  # four losses in one, which take a minute: test_one_graph.py tries their sizes
     for rows in (8, 9, 12, 13, 16, 20, 33, 64, 65):
         inputs = [x.requires_grad_() for x in case.tensors(rows)]
         ours = compiled(*inputs, **case.extra(rows))
