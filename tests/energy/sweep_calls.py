@@ -42,8 +42,8 @@ BESIDE = (  # which no tensor can override
 # What is in an empty tensor may be anything, and a carrier answers that it requires no gradient: it
 # carries its derivatives, and wrappers that look for a graph shall find none.
 SKIPPED = "empty_like", "new_empty", "empty", "requires_grad.__get__", "empty_strided"
-# Called, so that the process is seen to live, and not compared: it tells objects apart by where they
-# lie in memory, which differs between any two calls.
+# Called, so that the process is seen to live, and not compared: a hash is where an object lies in
+# memory, which differs between any two calls.
 IDENTITIES = {hash, Tensor.__hash__}
 FORMS = {
     "f(h)": lambda f, h: f(h),
