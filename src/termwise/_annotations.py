@@ -250,7 +250,7 @@ class Collection:
         return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
 
     def items_of(self, value: Any, owner: str) -> Iterator[tuple[Expected, Any, str]]:
-        """Give each item, what is expected of it and its name."""
+        """Return each item, what is expected of it and its name."""
         if self.by_key:
             for key in list(value):
                 yield self.kinds[0], value[key], f"{owner}[{place(key)}]"
@@ -330,7 +330,7 @@ _RECORDS: Final[dict[Any, Record]] = {}
 
 
 def record_of(kind: Any) -> Record:
-    """Give the one Record of a class, its fields parsed."""
+    """Return the one Record of a class, its fields parsed."""
     kind = typing.get_origin(kind) or kind
     if kind not in _RECORDS:
         _RECORDS[kind] = Record(kind)
@@ -557,7 +557,7 @@ def _written(size: Any) -> str:
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Give the shape that two shapes broadcast to, or None."""
+    """Return the shape that two shapes broadcast to, or None."""
     length = max(len(a), len(b))
     a, b = (1,) * (length - len(a)) + a, (1,) * (length - len(b)) + b
     if any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
@@ -566,7 +566,7 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None
 
 
 def _compiled(text: str, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-    """Give an expression as a function of the names in it."""
+    """Return an expression as a function of the names in it."""
     return eval(f"lambda {', '.join(names)}: {text}", vars(builtins).copy()), names
 
 

@@ -18,6 +18,11 @@ else:
     Function = torch.autograd.Function
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+
+
 def apply(function: type[Function], *inputs: Any) -> Any:
     """Apply a function whose forward takes `*others`.
 

@@ -381,7 +381,7 @@ class _Writer:
         return f"{self.prefix}{self.count}"
 
     def constant(self, value: Any) -> str:
-        """Give a name that stands for a value in the source; Dynamo guards each name once."""
+        """Return a name that stands for a value in the source; Dynamo guards each name once."""
         for name in self.constants:
             one = self.scope[name]
             if one is value or (isinstance(value, frozenset) and one == value):
@@ -394,7 +394,7 @@ class _Writer:
     def written(
         self, expected: Mapping[str, Expected], again: Callable[..., Any], wrong: Callable[..., Any]
     ) -> Callable[..., Any]:
-        """Give the function."""
+        """Return the function."""
         fn, parameters = self.check.fn, self.check.parameters
         names = [parameter.name for parameter in parameters]
         values = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
@@ -745,7 +745,7 @@ def _passed(parameters: tuple[inspect.Parameter, ...]) -> str:
 
 
 def _size_or_none(axis: Axis, asked: tuple[str, ...]) -> Callable[..., Any]:
-    """Give a formula as a function of axes and arguments; None where it has no value."""
+    """Return a formula as a function of axes and arguments; None where it has no value."""
     formula, asks, count = axis.formula, axis.asks, len(axis.needs)
 
     def size(*values: Any) -> Any:

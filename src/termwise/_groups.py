@@ -80,6 +80,16 @@ def all_reduce(x: Tensor, group_name: str, how: Literal["sum", "min"] = "sum") -
     return cast("Tensor", torch.ops._c10d_functional.wait_tensor(reduced))
 
 
+def total(x: Tensor, group_name: str | None) -> Tensor:
+    """Sum over ranks, without a gradient; None is this rank alone."""
+    return x if group_name is None else all_reduce(x, group_name)
+
+
+def largest(x: Tensor, group_name: str | None) -> Tensor:
+    """Take the largest over ranks, without a gradient; None is this rank alone."""
+    return x if group_name is None else -all_reduce(-x, group_name, "min")
+
+
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
     """Trade rows of all columns for a share of the columns with all rows, in the order of ranks."""
     group = _resolved(group_name)

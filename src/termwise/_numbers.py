@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autograd import transformed
+
 
 def lifted(x: Tensor) -> Tensor:
     """Lift halves to float32; float32 and float64 stay."""
@@ -18,6 +20,14 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     if len(set(types)) == 1:
         return tensors
     return tuple(x.double() for x in tensors)
+
+
+def may_look_at(x: Tensor) -> bool:
+    """Whether values can be read without waiting, and without ending a graph or a transform."""
+    if torch.compiler.is_compiling():  # which must not see what follows
+        return False
+    plain = type(x) in (Tensor, torch.nn.Parameter)  # not a fake tensor
+    return plain and x.device.type == "cpu" and not transformed()
 
 
 def accumulator(x: Tensor) -> torch.dtype:

@@ -107,7 +107,11 @@ def term_gradients(
             here[name], reached, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         rows.append([lifted(_combined(g, batch_group, grad_reduction)) * weight for g in found])
-    products = torch.stack([torch.stack([_inner(left, right) for right in rows]) for left in rows])
+    several = range(len(rows))
+    half = {(i, j): _inner(rows[i], rows[j]) for i in several for j in several if i <= j}
+    products = torch.stack(
+        [torch.stack([half[min(i, j), max(i, j)] for j in several]) for i in several]
+    )
     norms = products.diagonal().sqrt()
     return TermGradients(
         names=tuple(weights), norms=norms, cosines=products / (norms[:, None] * norms)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._autograd import transformed
 from .._contract import ContractError, show
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
@@ -124,8 +125,7 @@ def differentiation_of(differentiation: Differentiation) -> str:
     """Choose: Dynamo traces torch.func alone, its transforms nest in it alone, export neither."""
     if differentiation != "auto":
         return differentiation
-    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    return "func" if torch.compiler.is_dynamo_compiling() or transformed else "autograd"
+    return "func" if torch.compiler.is_dynamo_compiling() or transformed() else "autograd"
 
 
 def uncompiled(energy: Energy) -> Energy:

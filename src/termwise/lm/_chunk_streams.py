@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function
-from .._groups import ProcessGroup
+from .._autograd import Function, transformed
+from .._groups import ProcessGroup, largest, total
 from .._numbers import accumulator, lifted
 from ._alignment import Alignment, chunk_sizes
 from ._checks import check_normalizer, check_temperature, divisor
 from ._chunks import logit_chunks
-from ._rows import in_place, row_products, times_factor, transformed
+from ._rows import in_place, row_products, times_factor
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
@@ -99,26 +99,6 @@ def padding(**widths: tuple[int, int]) -> str:
     """Say how to cut logits that are wider than a vocabulary; nothing where none are."""
     cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
     return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
-
-
-def may_look_at(x: Tensor) -> bool:
-    """Whether values can be read without waiting, and without ending a graph or a transform."""
-    return (
-        type(x) is Tensor
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    )
-
-
-def largest(x: Tensor, group_name: str | None) -> Tensor:
-    """Take the largest over ranks."""
-    return x if group_name is None else -_groups.all_reduce(-x, group_name, "min")
-
-
-def total(x: Tensor, group_name: str | None) -> Tensor:
-    """Sum over ranks."""
-    return x if group_name is None else _groups.all_reduce(x, group_name)
 
 
 def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:

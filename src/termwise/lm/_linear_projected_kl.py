@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .._autograd import Function, apply
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup
+from .._groups import GradReduction, ProcessGroup, total
 from .._numbers import alike, lifted, looped
 from ._alignment import Alignment
 from ._chunk_streams import (
@@ -20,7 +20,6 @@ from ._chunk_streams import (
     exponentials,
     link_to,
     softmax_gradient,
-    total,
     wants_gradient,
 )
 from ._projected_kl import (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup
+from .._groups import GradReduction, ProcessGroup, total
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -28,7 +28,6 @@ from ._chunk_streams import (
     link_to,
     normalized,
     padding,
-    total,
     wants_gradient,
 )
 from ._partition import VocabPartition

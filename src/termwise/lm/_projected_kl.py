@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, alike, lifted, looped
+from .._groups import GradReduction, ProcessGroup, largest, total
+from .._numbers import accumulator, alike, lifted, looped, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._chunk_streams import (
@@ -25,13 +25,10 @@ from ._chunk_streams import (
     exponentials,
     gradient_of,
     highest_logits,
-    largest,
     link_to,
-    may_look_at,
     normalized,
     padding,
     softmax_gradient,
-    total,
     wants_gradient,
 )
 from ._projection import VocabProjection

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _groups
-from .._autograd import Function
+from .._autograd import Function, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
 from .._numbers import lifted
 from ._checks import divisor
@@ -61,11 +61,6 @@ def over_rows(
             return _in_blocks(run, step, None, unused, rows)
     again = formula if vocab_group is None else None
     return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
-
-
-def transformed() -> bool:
-    """Whether a transform of `torch.func` is at work."""
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
 
 
 def row_blocks(x: Tensor) -> Iterator[slice]:
@@ -217,14 +212,12 @@ def clear(x: Tensor, unused: Tensor | None) -> Tensor:
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Return the highest logit of each row over the columns of all ranks, without a gradient."""
     top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    if vocab_group is None:
-        return top
-    return -_groups.all_reduce(-top, vocab_group.group_name, "min")
+    return _groups.largest(top, None if vocab_group is None else vocab_group.group_name)
 
 
 def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Sum over the ranks that hold other columns, without a gradient."""
-    return x if vocab_group is None else _groups.all_reduce(x, vocab_group.group_name)
+    return _groups.total(x, None if vocab_group is None else vocab_group.group_name)
 
 
 def centred(

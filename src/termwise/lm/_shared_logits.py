@@ -256,7 +256,7 @@ def _size(handle: SharedLogitsHandle) -> int:
 
 
 def _mapped(handle: SharedLogitsHandle) -> mmap.mmap:
-    """Give the producer's memory its size, and map it."""
+    """Return the producer's memory its size, and map it."""
     try:
         os.ftruncate(handle.descriptor, _size(handle))
         return mmap.mmap(handle.descriptor, _size(handle))

@@ -78,7 +78,7 @@ def paired_special_tokens(student: object, teacher: object) -> dict[int, int]:
 
 
 def token_texts(name: str, which: str, tokenizer: object) -> list[bytes | None]:
-    """Give the bytes of each token as they stand within a text; None for special and unused ids."""
+    """Return each token's bytes as they stand within a text; None for special and unused ids."""
     backend = _backend(name, which, tokenizer)
     read = _reader(name, which, backend)
     special = _special_tokens(name, which, tokenizer)
@@ -94,7 +94,7 @@ def token_texts(name: str, which: str, tokenizer: object) -> list[bytes | None]:
 def encoder(
     name: str, which: str, tokenizer: object, texts: Sequence[bytes | None]
 ) -> Callable[[Iterable[bytes]], dict[bytes, list[int]]]:
-    """Give what writes texts as the tokenizer does, where its tokens say just these bytes."""
+    """Return what writes texts as the tokenizer does, where its tokens say just these bytes."""
     backend = _backend(name, which, tokenizer)
 
     def encode(asked: Iterable[bytes]) -> dict[bytes, list[int]]:
@@ -135,7 +135,7 @@ def _added(backend: Any) -> dict[int, Any]:
 
 
 def _special_tokens(name: str, which: str, tokenizer: object) -> dict[int, str]:
-    """Give the texts of tokens that no text holds: those of the backend, and of transformers."""
+    """Return the texts of tokens that no text holds: those of the backend, and of transformers."""
     backend = _backend(name, which, tokenizer)
     special = {token: str(one.content) for token, one in _added(backend).items() if one.special}
     for token in cast("Iterable[int]", getattr(tokenizer, "all_special_ids", ())):
@@ -206,7 +206,7 @@ def _byte_level(token: str) -> bytes:
 
 @functools.cache
 def _alphabet() -> dict[str, int]:
-    """Give the byte of each letter that byte-level tokenizers write it as.
+    """Return the byte of each letter that byte-level tokenizers write it as.
 
     Printable bytes of Latin-1 are written as themselves, the others as the letters from 256 up.
     """

@@ -471,7 +471,7 @@ def _row_norms(W_dec: Tensor) -> Tensor:
 def _below_threshold(
     pre: Tensor, theta: Tensor, norm: Tensor, dead: Tensor | Literal["all"]
 ) -> Tensor:
-    """Give sum_j norm_j max(0, theta_j - pre_j) of each row, over the dead latents."""
+    """Return sum_j norm_j max(0, theta_j - pre_j) of each row, over the dead latents."""
     gap = F.relu(theta - lifted(pre))
     if isinstance(dead, Tensor):
         gap = gap.where(dead, 0)

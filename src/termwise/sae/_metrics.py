@@ -318,7 +318,7 @@ def _rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _exponents(rows: Tensor) -> Tensor:
-    """Give the exponent of two next above each row's largest element, as integers, "*batch 1"."""
+    """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
     sizes = rows.detach().abs()
     # One element more, so that a row of none has a largest.
     largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
@@ -337,7 +337,7 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _squares(rows: Tensor) -> Tensor:
-    """Give each row's squared norm in the wider type, which holds it wherever rows are finite."""
+    """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
     wide, exponent = accumulator(rows), _exponents(rows)
     squares = squared_norm(_scaled(rows, -exponent), "sum").to(wide)
     return squares * _power_of_two(2 * exponent[:, 0], wide)

@@ -308,7 +308,7 @@ def _residuals(
 
 
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
-    """Give slope * upward_sign(values), in the room if its type fits."""
+    """Return slope * upward_sign(values), in the room if its type fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
     for here in blocks(values):
         signs = torch.sign(values[here], out=slopes[here])

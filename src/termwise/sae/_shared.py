@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import accumulator, blocks, lifted, may_look_at
 
 FeatureReduction = Literal["mean", "sum"]
 
@@ -260,7 +260,7 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
 
 
 def magnitudes(f: Tensor) -> Tensor:
-    """Give |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
+    """Return |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
 
     Whatever set the latent to zero decides whether that gradient goes on: a ReLU and a choice of
     the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
@@ -270,7 +270,7 @@ def magnitudes(f: Tensor) -> Tensor:
 
 
 def upward_sign(f: Tensor) -> Tensor:
-    """Give the derivative of |f|: its sign, and 1 where f is 0 or -0."""
+    """Return the derivative of |f|: its sign, and 1 where f is 0 or -0."""
     return f.sign() + (f == 0)
 
 
@@ -372,25 +372,11 @@ def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _readable(indices: Tensor) -> bool:
-    """Whether values may be looked at: there are some, and no device or transform is asked."""
-    if torch.compiler.is_compiling():  # which must not see what follows
-        return False
-    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    kind = type(indices)  # not a fake tensor's
-    return (
-        kind in (Tensor, torch.nn.Parameter)
-        and indices.device.type == "cpu"
-        and indices.numel() > 0
-        and not transformed
-    )
-
-
 def _check_indices(
     caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
 ) -> None:
     """Refuse indices of rows that count that no latent has; d_sae None: the negative ones."""
-    if not _readable(indices):
+    if not (may_look_at(indices) and indices.numel()):
         return
     least, most = torch.aminmax(indices if mask is None else _keep(indices, mask))
     if int(least) < 0:
