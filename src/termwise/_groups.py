@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup as ProcessGroup
 from ._autograd import Function
 
 GradReduction = Literal["mean", "sum"]
+"""How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
 
 T = TypeVar("T")
 

@@ -58,6 +58,8 @@ ASSERTED = asserted()
 
 def needed(name: str, value: object) -> list[str]:
     """List what has to be asserted of an export."""
+    if typing.get_origin(value) is typing.Literal:
+        return [name]
     if not isinstance(value, type):
         return [f"{name}()"]  # a function, or an alias of a Callable
     if issubclass(value, Exception):

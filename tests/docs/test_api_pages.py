@@ -19,6 +19,7 @@ PAGES = {page: page.read_text() for page in sorted((DOCS / "pages/api").rglob("*
 FAMILIES = {
     "termwise": termwise,
     "termwise.energy": termwise.energy,
+    "termwise.groups": termwise.groups,
     "termwise.joint_embedding": termwise.joint_embedding,
     "termwise.lm": termwise.lm,
     "termwise.sae": termwise.sae,
