@@ -137,7 +137,7 @@ async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_misuse(fn: Any) -> None:
-    """Say what to write where contract is put on what is no function."""
+    """Return what to write where contract is put on what is no function."""
     kind = type(fn).__name__
     name = getattr(fn, "__qualname__", kind)
     if isinstance(fn, type):

@@ -40,7 +40,8 @@ def sum_over_ranks(
 
     Returns:
         Float[Tensor, "*shape"]: the sum, the same on every rank. A second derivative with a group
-        raises NotImplementedError. Sent by each rank: x once, in its dtype; lift half precision before.
+        raises NotImplementedError. Sent by each rank: x once, in its dtype; lift half precision
+        before.
 
     Examples:
         >>> import torch
