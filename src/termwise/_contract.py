@@ -73,8 +73,9 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
             axes (`"n+1"`), in either order, and from arguments (`"{k}+1"`).
 
             Not looked at: what an iterator or a generator yields, the signature of a callable, and,
-            where Dynamo traces, what beartype alone can judge (protocols other than callables,
-            items of collections without shapes, `Annotated` with beartype's validators).
+            where Dynamo traces, the dtype of a NumPy array and what beartype alone can judge
+            (protocols other than callables, items of collections without shapes, `Annotated` with
+            beartype's validators).
 
     Returns:
         The same function, checked. Its name, signature, docstring and static type are kept.

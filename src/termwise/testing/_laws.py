@@ -122,9 +122,7 @@ def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
     """Choose what is traced, for a trace takes a tenth of a second."""
     of_argument: dict[str, list[BrokenCall]] = {}
     for broken in violations(call):
-        # A size computed from an argument, "{k}", is compared in eager alone.
-        computed = "{" in spell(signature.hints.get(broken.argument))
-        if broken.kind in ("dtype", "rank") or (broken.kind == "axis" and not computed):
+        if broken.kind in ("dtype", "rank", "axis"):
             of_argument.setdefault(broken.argument, []).append(broken)
     return [
         next((one for one in found if one.kind == ("axis", "dtype", "rank")[turn % 3]), found[0])
