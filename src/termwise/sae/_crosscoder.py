@@ -12,7 +12,6 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
@@ -22,9 +21,8 @@ from ._shared import (
     magnitudes,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 LayerNorm = Literal["l1", "l2"]
 

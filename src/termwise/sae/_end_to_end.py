@@ -13,17 +13,8 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
-from ._shared import (
-    FeatureReduction,
-    SparseLatents,
-    check_latents,
-    coefficient,
-    counted,
-    means_over_rows,
-    penalty,
-    residual,
-    squared_norm,
-)
+from ._shared import SparseLatents, check_latents, coefficient, counted, means_over_rows, penalty
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,16 +14,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._penalties import tanh_penalty
-from ._shared import (
-    FeatureReduction,
-    coefficient,
-    counted,
-    decode,
-    is_zero,
-    means_over_rows,
-    residual,
-    squared_norm,
-)
+from ._shared import coefficient, counted, decode, is_zero, means_over_rows
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
 ThresholdGradient = Literal["latents", "gate"]

@@ -15,7 +15,6 @@ from .._terms import Terms, terms
 from ._prefix_errors import errors_and_l1
 from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
@@ -24,9 +23,8 @@ from ._shared import (
     is_zero,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

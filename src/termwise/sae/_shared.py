@@ -5,9 +5,8 @@ and BOS tokens are left out), on all ranks of `batch_group`.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,6 @@ from .. import _groups
 from .._autograd import Function
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, blocks, lifted, may_look_at
-
-FeatureReduction = Literal["mean", "sum"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -163,37 +160,6 @@ def means_over_rows(
         mean.reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
         for mean, rows in zip(means, per_row, strict=True)
     ]
-
-
-def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """Give x - x_hat, taken after lifting, with 0 in rows that do not count."""
-    difference = lifted(x) - lifted(x_hat)
-    return difference if mask is None else _keep(difference, mask)
-
-
-def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
-    """Subtract the mean of the rows that count, on all ranks; the others stay 0."""
-    total = rows.sum(0, dtype=accumulator(rows))
-    count = (
-        total.new_full((1,), rows.shape[0]) if mask is None else mask.sum()[None].to(total.dtype)
-    )
-    sums = torch.cat([total, count])
-    if batch_group is not None:
-        # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
-        sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
-    centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
-    return centred if mask is None else centred.where(mask[:, None], 0)
-
-
-def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
-    """Square and sum (or average) each row; finite wherever the result is representable."""
-    if feature_reduction == "sum":
-        return _dot(rows)
-    # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
-    width = max(rows.shape[-1], 1)
-    scale = 2.0 ** -math.ceil(math.log2(width) / 2)
-    scaled = rows * scale
-    return _dot(scaled) * (1 / (width * scale**2))
 
 
 def check_latents(
@@ -388,11 +354,6 @@ def _check_indices(
         raise ValueError(
             f"{caller} needs sparse latents with indices below d_sae = {d_sae}, got {int(most)}"
         )
-
-
-def _dot(rows: Tensor) -> Tensor:
-    with torch.autocast(rows.device.type, enabled=False):
-        return cast("Tensor", torch.linalg.vecdot(rows, rows))
 
 
 def _powers(size: Tensor, p: float) -> Tensor:

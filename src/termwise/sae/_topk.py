@@ -16,18 +16,22 @@ from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._prefixes import check_prefixes
 from ._shared import (
-    FeatureReduction,
     Latents,
     SparseLatents,
     active,
-    centred_rows,
     check_latents,
     coefficient,
     counted,
     decode,
     means_over_rows,
+)
+from ._squared_errors import (
+    FeatureReduction,
+    centred_rows,
     residual,
+    rows_that_count,
     squared_norm,
+    wide_squared_norm,
 )
 
 Activation = Literal["relu", "none", "abs"]
@@ -184,8 +188,8 @@ def auxiliary_k_loss(
             "abs", ranked by |pre| and decoded with pre (AbsTopK).
         normalize: what the squared error is divided by: "residual", the variance of the residual;
             "target", that of the target (sparsify); or "none", nothing (SAELens, BatchTopK's
-            code). Where the variance is zero but for rounding (one row, constant rows) the loss is
-            0.
+            code). The ratio is right for rows of any size. Where the variance is zero but for
+            rounding (one row, constant rows) the loss is 0.
         scale_by_count: multiply by min(n_dead / k_aux, 1), so that few dead latents are not asked
             to explain all of the residual (SAELens, sparsify).
         detach_residual: hold the residual and the variance constant: no gradient reaches x, x_hat
@@ -247,21 +251,23 @@ def auxiliary_k_loss(
     # Where fewer than k_aux are dead, living ones are among the chosen.
     is_dead = dead.index_select(0, chosen.indices.flatten()).view_as(chosen.indices)
     explained = decode(SparseLatents(chosen.values.where(is_dead, 0), chosen.indices), W_dec)
-    error = squared_norm(left - explained, feature_reduction)
+    unexplained = left - explained
     if normalize == "none":
+        error = squared_norm(unexplained, feature_reduction)
         (aux,) = means_over_rows([error], mask, batch_group, grad_reduction)
         defined = dead.any()
     else:
-        rows = left if normalize == "residual" else cast("Tensor", counted(lifted(goal), mask))
-        spread = squared_norm(centred_rows(rows, mask, batch_group), feature_reduction)
-        size = squared_norm(rows.detach(), feature_reduction)
-        aux, variance, square = means_over_rows(
-            [error, spread, size], mask, batch_group, grad_reduction
+        rows = left if normalize == "residual" else rows_that_count(goal, mask)
+        # In the wider type, which holds squares of all that the narrow one holds. The reduction of
+        # features cancels.
+        parts = (unexplained, centred_rows(rows, mask, batch_group), rows.detach())
+        aux, variance, size = means_over_rows(
+            [wide_squared_norm(part) for part in parts], mask, batch_group, grad_reduction
         )
-        rounding = (8 * torch.finfo(variance.dtype).eps) ** 2 * square
+        rounding = (8 * torch.finfo(rows.dtype).eps) ** 2 * size
         # Not `variance <= rounding`: a variance that is NaN stays one.
         defined = dead.any() & ~(variance.detach() <= rounding.detach())
-        aux = aux / variance.where(defined, 1)
+        aux = (aux / variance.where(defined, 1)).to(unexplained.dtype)
     if scale_by_count:
         aux = aux * (dead.sum().to(aux.dtype) / k_aux).clamp(max=1)
     return aux.where(defined, 0)

@@ -10,7 +10,6 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
@@ -18,9 +17,8 @@ from ._shared import (
     counted,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
