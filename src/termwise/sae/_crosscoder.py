@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
@@ -15,7 +16,6 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     decode,
     magnitudes,
@@ -57,7 +57,8 @@ class CrosscoderTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
 
@@ -98,10 +99,11 @@ def crosscoder_loss(
         W_dec (Float[Tensor, "d_sae layers d_model"]): W, the decoder, for each latent a row in each
             layer. Only its norms are taken here, in the graph, so that the penalty cannot be
             escaped by small latents and large rows.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
-            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
-            tensor, on the device of x, may change at each step without recompiling; so may
-            aux_coeff.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
+            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies. The same holds for aux_coeff.
         aux (Float[Tensor, ""] | None): an auxiliary loss of the same rows, with the same `mask`,
             `batch_group` and reductions: what
             [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for `x.flatten(1)`,
@@ -164,6 +166,7 @@ def crosscoder_loss(
             paid = penalty(f, norm, 1.0)
         else:
             paid = decode(magnitudes(f), norm[:, None])[:, 0]
+        paid = attached(paid, sparsity_coeff)
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,
@@ -171,10 +174,11 @@ def crosscoder_loss(
             grad_reduction,
         )
         mse = mse_per_layer.sum()
-        sparsity = coefficient(sparsity_coeff, price) * price
-        aux = torch.zeros_like(mse).detach() if aux is None else aux.to(mse.dtype)
+        sparsity = weighted(sparsity_coeff, price)
+        aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff)
+        aux = aux.to(mse.dtype)
         return CrosscoderTerms(
-            loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
+            loss=mse + sparsity + weighted(aux_coeff, aux),
             mse_per_layer=mse_per_layer,
             mse=mse,
             sparsity=sparsity,

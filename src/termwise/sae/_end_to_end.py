@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .._autograd import Function
+from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
-from ._shared import SparseLatents, check_latents, coefficient, counted, means_over_rows, penalty
+from ._shared import SparseLatents, check_latents, counted, means_over_rows, penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
@@ -41,10 +42,10 @@ class EndToEndTerms(Terms):
     """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
     kl: Float[Tensor, ""]
     """KL(original || patched) of the next token, in nats, before its coefficient: sum over the
-    vocabulary, mean over rows."""
+    vocabulary, mean over rows. Detached if its coefficient is exactly 0.0."""
     reconstruction: Float[Tensor, ""]
     """Squared error, before its coefficient: mean (or sum) over features, mean over rows, sum over
-    later layers."""
+    later layers. Detached if its coefficient is exactly 0.0, as it is by default."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
 
@@ -88,8 +89,10 @@ def end_to_end_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
         x_hat: activations of the patched run at the same layers.
-        kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. A tensor, on the
-            device of logits, may change at each step without recompiling; so may the others.
+        kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. Exactly 0.0
+            leaves it out of the loss and of the gradient, even if it is infinite. A tensor, on the
+            device of logits, may change at each step without recompiling; it is never read, and
+            multiplies. The same holds for the other coefficients.
         reconstruction_coeff (float | Float[Tensor, ""]): beta, the weight of each later layer's
             squared error. The paper divides one coefficient by the number of these layers.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
@@ -144,23 +147,27 @@ def end_to_end_loss(
             squared_norm(residual(true.detach(), guess, mask), feature_reduction)
             for true, guess in pairs
         ]
-        kl, reconstruction, paid = means_over_rows(
+        error = sum(errors[1:], errors[0]) if errors else nothing
+        paid = nothing if f is None else penalty(counted(f, mask), None, 1.0)
+        kl, reconstruction, price = means_over_rows(
             [
-                divergence,
-                sum(errors[1:], errors[0]) if errors else nothing,
-                nothing if f is None else penalty(counted(f, mask), None, 1.0),
+                attached(divergence, kl_coeff),
+                attached(error, reconstruction_coeff),
+                attached(paid, sparsity_coeff),
             ],
             mask,
             batch_group,
             grad_reduction,
         )
-        sparsity = coefficient(sparsity_coeff, paid) * paid
-        matched = coefficient(kl_coeff, kl) * kl
-        later = coefficient(reconstruction_coeff, kl) * reconstruction
+        sparsity = weighted(sparsity_coeff, price)
+        loss = weighted(kl_coeff, kl) + weighted(reconstruction_coeff, reconstruction) + sparsity
+        if all(map(is_zero, (kl_coeff, reconstruction_coeff, sparsity_coeff))):
+            # Still 0, with a gradient of 0: a trainer may call backward on it.
+            loss = loss + logits[:0].sum().to(loss.dtype)
         return EndToEndTerms(
-            loss=matched + later + sparsity,
-            kl=kl,
-            reconstruction=reconstruction,
+            loss=loss,
+            kl=attached(kl, kl_coeff),
+            reconstruction=attached(reconstruction, reconstruction_coeff),
             sparsity=sparsity,
         )
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
@@ -16,7 +17,6 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     decode,
     means_over_rows,
@@ -92,10 +92,11 @@ def gated_loss(
         f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
-            the device of x, may change at each step without recompiling. It belongs to a
-            `feature_reduction`:
-            with "sum" the squared errors are d_model times those of "mean".
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared errors are d_model times those of "mean".
+            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies.
         stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
             graph if given so. None: 1, the paper's, which keeps the rows at unit norm. The authors
@@ -147,14 +148,14 @@ def gated_loss(
             [
                 squared_norm(residual(goal, x_hat, mask), feature_reduction),
                 squared_norm(residual(goal, by_gate, mask), feature_reduction),
-                paid,
+                attached(paid, sparsity_coeff),
                 active(f),
             ],
             mask,
             batch_group,
             grad_reduction,
         )
-        sparsity = coefficient(sparsity_coeff, price) * price
+        sparsity = weighted(sparsity_coeff, price)
         loss = mse + sparsity + aux
         return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
@@ -18,9 +19,7 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
-    is_zero,
     means_over_rows,
     penalty,
 )
@@ -61,7 +60,8 @@ class MatryoshkaTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
@@ -119,11 +119,13 @@ def matryoshka_loss(
             Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
             alone. Prefix 0 is the reconstruction by b_dec alone, which the authors' code averages
             with the others.
-        weights: w up to a factor, one for each prefix. None: equal.
+        weights: w up to a factor, one for each prefix. A prefix of weight 0 is left out of the
+            loss. None: equal.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which takes
-            all latents once. It belongs to a `feature_reduction`: with "sum" an equal trade-off
-            needs d_model times as much. A tensor, on the device of x, may change at each step
-            without recompiling; so may aux_coeff.
+            all latents once. It depends on `feature_reduction`: with "sum" an equal trade-off needs
+            d_model times as much. Exactly 0.0 leaves the penalty out of the loss and of the
+            gradient, even if it is infinite. A tensor, on the device of x, may change at each step
+            without recompiling; it is never read, and multiplies. The same holds for aux_coeff.
         x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, where
             the caller has decoded it: the block of latents that the last prefix adds is then not
             decoded again, and the gradient of the last error goes through x_hat. None: decoded.
@@ -195,20 +197,19 @@ def matryoshka_loss(
     weighed = plain
     if decoder_norm is not None or p != 1.0:
         weighed, plain = penalty(f, decoder_norm, p), plain.detach()
-        # Rows are reduced together, and so would send zeros back through the penalty.
-        weighed = weighed.detach() if is_zero(sparsity_coeff) else weighed
-    mse_per_prefix, paid, l0, l1 = means_over_rows(
-        [errors, weighed, active(f), plain], mask, batch_group, grad_reduction
+    paid = attached(weighed, sparsity_coeff)
+    mse_per_prefix, price, l0, l1 = means_over_rows(
+        [errors, paid, active(f), plain], mask, batch_group, grad_reduction
     )
-    sparsity = coefficient(sparsity_coeff, paid) * paid
-    aux = torch.zeros_like(paid).detach() if aux is None else aux.to(paid.dtype)
+    sparsity = weighted(sparsity_coeff, price)
+    aux = torch.zeros_like(price) if aux is None else attached(aux, aux_coeff).to(price.dtype)
     if shares is None:
         mse = mse_per_prefix.mean()
     else:
         parts = mse_per_prefix.unbind()
-        mse = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum()
+        mse = torch.stack([weighted(*pair) for pair in zip(shares, parts, strict=True)]).sum()
     return MatryoshkaTerms(
-        loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
+        loss=mse + sparsity + weighted(aux_coeff, aux),
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,

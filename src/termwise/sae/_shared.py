@@ -179,19 +179,6 @@ def check_indices(caller: str, f: Latents, decoder_norm: Tensor | None) -> None:
         _check_indices(caller, f.indices, None if decoder_norm is None else len(decoder_norm))
 
 
-def coefficient(weight: float | Tensor, term: Tensor) -> float | Tensor:
-    """Return the weight in the dtype of its term: a weight in float64 must not change the loss's.
-
-    A tensor stays on its device and is never read, so that a trainer may move it at each step.
-    """
-    return weight.to(term.dtype) if isinstance(weight, Tensor) else weight
-
-
-def is_zero(weight: float | Tensor) -> bool:
-    """Whether a weight is known to be 0. A tensor is not: to read it would wait for the device."""
-    return not isinstance(weight, Tensor) and weight == 0
-
-
 def counted(f: Latents, mask: Tensor | None) -> Latents:
     """Give the latents with 0 in rows that do not count, whatever stood there."""
     if mask is None:

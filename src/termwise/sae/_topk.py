@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import _groups
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
@@ -20,7 +21,6 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     decode,
     means_over_rows,
@@ -59,7 +59,8 @@ class TopKTerms(Terms):
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     n_dead: Float[Tensor, ""]
@@ -96,7 +97,9 @@ def topk_loss(
         aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
             gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalised auxiliary
-            loss. A tensor, on the device of x, may change at each step without recompiling.
+            loss. Exactly 0.0 leaves aux out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies.
         dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
             on every rank. Required with aux. None: not known, and `n_dead` is NaN.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
@@ -142,9 +145,9 @@ def topk_loss(
         batch_group,
         grad_reduction,
     )
-    aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
+    aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff).to(mse.dtype)
     n_dead = torch.full_like(mse, torch.nan) if dead is None else dead.sum().to(mse.dtype)
-    loss = mse + coefficient(aux_coeff, mse) * aux
+    loss = mse + weighted(aux_coeff, aux)
     return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())
 
 

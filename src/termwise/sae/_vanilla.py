@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._terms import Terms, terms
@@ -13,7 +14,6 @@ from ._shared import (
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     means_over_rows,
     penalty,
@@ -78,11 +78,11 @@ def vanilla_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
-            the device of x, may change at each step without recompiling. It belongs to a
-            `feature_reduction`:
-            with "sum" the squared error is d_model times that of "mean", so an equal trade-off
-            needs d_model times the coefficient.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean", so an
+            equal trade-off needs d_model times the coefficient. Exactly 0.0 leaves the penalty out
+            of the loss and of the gradient, even if it is infinite. A tensor, on the device of x,
+            may change at each step without recompiling; it is never read, and multiplies.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
             In the graph if given so. None: 1.
@@ -129,13 +129,14 @@ def vanilla_loss(
     error = residual(x if target is None else target, x_hat, mask)
     weighed = penalty(f, decoder_norm, p)
     plain = weighed if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
-    mse, paid, l0, l1 = means_over_rows(
-        [squared_norm(error, feature_reduction), weighed, active(f), plain],
+    paid = attached(weighed, sparsity_coeff)
+    mse, price, l0, l1 = means_over_rows(
+        [squared_norm(error, feature_reduction), paid, active(f), plain],
         mask,
         batch_group,
         grad_reduction,
     )
-    sparsity = coefficient(sparsity_coeff, paid) * paid
+    sparsity = weighted(sparsity_coeff, price)
     return VanillaTerms(
         loss=mse + sparsity,
         mse=mse,
