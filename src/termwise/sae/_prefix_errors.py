@@ -313,7 +313,7 @@ def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
     for here in blocks(values):
         signs = torch.sign(values[here], out=slopes[here])
-        signs.add_(values[here] == 0).mul_(slope[here])
+        signs.add_(0.5).sign_().mul_(slope[here])  # as upward_sign
     return slopes
 
 
