@@ -1,15 +1,16 @@
 """The crosscoder objective: one set of latents for several layers, or several models."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._shared import (
@@ -29,7 +30,7 @@ LayerNorm = Literal["l1", "l2"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Crosscoder:
-    """Numbers of the crosscoder objective."""
+    """Config of the crosscoder objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
@@ -187,8 +188,8 @@ def crosscoder_loss(
         )
 
 
-class CrosscoderObjective(nn.Module):
-    """[`crosscoder_loss`][termwise.sae.crosscoder_loss] with its numbers held, as a frozen config.
+class CrosscoderObjective(LossModule):
+    """[`crosscoder_loss`][termwise.sae.crosscoder_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -199,12 +200,9 @@ class CrosscoderObjective(nn.Module):
         2.0
     """
 
-    @contract
-    def __init__(self, cfg: Crosscoder) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Crosscoder = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch layers d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -222,34 +220,9 @@ class CrosscoderObjective(nn.Module):
             f,
             x_hat,
             W_dec,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
-            decoder_norm=self.cfg.decoder_norm,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch layers d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch layers d_model"],
-            W_dec: Float[Tensor, "d_sae layers d_model"],
-            *,
-            aux: Float[Tensor, ""] | None = None,
-            target: Float[Tensor, "batch layers d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> CrosscoderTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

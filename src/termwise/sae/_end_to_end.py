@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
 from ._shared import SparseLatents, check_latents, counted, means_over_rows, penalty
@@ -20,7 +21,7 @@ from ._squared_errors import FeatureReduction, residual, squared_norm
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndToEnd:
-    """Numbers of the end-to-end objective."""
+    """Config of the end-to-end objective: the hyperparameters of its loss."""
 
     kl_coeff: float = 1.0
     """Weight of the divergence of the outputs."""
@@ -172,8 +173,8 @@ def end_to_end_loss(
         )
 
 
-class EndToEndObjective(nn.Module):
-    """[`end_to_end_loss`][termwise.sae.end_to_end_loss] with its numbers held, as a frozen config.
+class EndToEndObjective(LossModule):
+    """[`end_to_end_loss`][termwise.sae.end_to_end_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -184,12 +185,9 @@ class EndToEndObjective(nn.Module):
         {'loss': 4.0, 'kl': 0.0, 'reconstruction': 0.0, 'sparsity': 4.0}
     """
 
-    @contract
-    def __init__(self, cfg: EndToEnd) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: EndToEnd = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         logits: Float[Tensor, "batch vocab"],
         original_logits: Float[Tensor, "batch vocab"],
@@ -207,34 +205,10 @@ class EndToEndObjective(nn.Module):
             x=x,
             x_hat=x_hat,
             f=f,
-            kl_coeff=self.cfg.kl_coeff,
-            reconstruction_coeff=self.cfg.reconstruction_coeff,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            logits: Float[Tensor, "batch vocab"],
-            original_logits: Float[Tensor, "batch vocab"],
-            *,
-            x: Sequence[Tensor] | None = None,
-            f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
-            x_hat: Sequence[Tensor] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> EndToEndTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _pairs(

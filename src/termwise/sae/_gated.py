@@ -1,16 +1,17 @@
 """The gated objective: which latents fire is learned apart from how large they are."""
 
 import dataclasses
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._shared import (
@@ -26,7 +27,7 @@ from ._squared_errors import FeatureReduction, residual, squared_norm
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gated:
-    """Numbers of the gated objective."""
+    """Config of the gated objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty on the gate."""
@@ -160,8 +161,8 @@ def gated_loss(
         return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 
 
-class GatedObjective(nn.Module):
-    """[`gated_loss`][termwise.sae.gated_loss] with its numbers held, as a frozen config.
+class GatedObjective(LossModule):
+    """[`gated_loss`][termwise.sae.gated_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -172,12 +173,9 @@ class GatedObjective(nn.Module):
         1.0
     """
 
-    @contract
-    def __init__(self, cfg: Gated) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Gated = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -199,35 +197,9 @@ class GatedObjective(nn.Module):
             f_gate,
             W_dec,
             b_dec,
-            sparsity_coeff=self.cfg.sparsity_coeff,
-            stop_decoder=self.cfg.stop_decoder,
             decoder_norm=decoder_norm,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            f_gate: Float[Tensor, "batch d_sae"],
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None = None,
-            *,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> GatedTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

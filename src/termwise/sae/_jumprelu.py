@@ -1,17 +1,18 @@
 """JumpReLU: latents with a learned threshold, trained through the jump by kernel estimates."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._penalties import tanh_penalty
@@ -24,7 +25,7 @@ ThresholdGradient = Literal["latents", "gate"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JumpReLU:
-    """Numbers of the JumpReLU objective."""
+    """Config of the JumpReLU objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 1e-3
     """Weight of the penalty."""
@@ -369,8 +370,8 @@ def jumprelu_loss(
         )
 
 
-class JumpReLUObjective(nn.Module):
-    """[`jumprelu_loss`][termwise.sae.jumprelu_loss] with its numbers held, as a frozen config.
+class JumpReLUObjective(LossModule):
+    """[`jumprelu_loss`][termwise.sae.jumprelu_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -381,12 +382,9 @@ class JumpReLUObjective(nn.Module):
         0.001...
     """
 
-    @contract
-    def __init__(self, cfg: JumpReLU) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: JumpReLU = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         pre: Float[Tensor, "batch d_sae"],
@@ -410,48 +408,14 @@ class JumpReLUObjective(nn.Module):
             b_dec,
             threshold=threshold,
             log_threshold=log_threshold,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             f=f,
             x_hat=x_hat,
-            bandwidth=self.cfg.bandwidth,
-            penalty=self.cfg.penalty,
-            l0_target=self.cfg.l0_target,
-            tanh_scale=self.cfg.tanh_scale,
-            threshold_gradient=self.cfg.threshold_gradient,
-            pre_act_coeff=self.cfg.pre_act_coeff,
             dead=dead,
-            input_gradient=self.cfg.input_gradient,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            pre: Float[Tensor, "batch d_sae"],
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None = None,
-            *,
-            f: Float[Tensor, "batch d_sae"] | None = None,
-            x_hat: Float[Tensor, "batch d_model"] | None = None,
-            threshold: Float[Tensor, " d_sae"] | None = None,
-            log_threshold: Float[Tensor, " d_sae"] | None = None,
-            dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> JumpReLUTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _check_bandwidth(caller: str, bandwidth: float) -> None:

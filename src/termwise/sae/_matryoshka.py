@@ -3,15 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._prefix_errors import errors_and_l1
 from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
@@ -28,7 +28,7 @@ from ._squared_errors import FeatureReduction, residual, squared_norm
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Matryoshka:
-    """Numbers of the Matryoshka objective."""
+    """Config of the Matryoshka objective: the hyperparameters of its loss."""
 
     n_prefixes: int = 10
     """Prefixes drawn for a step, the whole of d_sae among them."""
@@ -219,8 +219,8 @@ def matryoshka_loss(
     )
 
 
-class MatryoshkaObjective(nn.Module):
-    """[`matryoshka_loss`][termwise.sae.matryoshka_loss] with its numbers held, as a frozen config.
+class MatryoshkaObjective(LossModule):
+    """[`matryoshka_loss`][termwise.sae.matryoshka_loss] as a module, from a config.
 
     Without `prefixes` each call draws its own with
     [`sample_prefixes`][termwise.sae.sample_prefixes], which `torch.compile` cannot trace.
@@ -234,12 +234,9 @@ class MatryoshkaObjective(nn.Module):
         torch.Size([3])
     """
 
-    @contract
-    def __init__(self, cfg: Matryoshka) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Matryoshka = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -256,53 +253,24 @@ class MatryoshkaObjective(nn.Module):
         batch_group: ProcessGroup | None = None,
     ) -> MatryoshkaTerms:
         """Compute the terms of the objective, for prefixes given or drawn."""
+        weighed = keyword_fields(self.cfg)
+        n, law = weighed.pop("n_prefixes"), weighed.pop("law")  # what prefixes are drawn by
         if prefixes is None:
-            prefixes = sample_prefixes(
-                W_dec.shape[0], self.cfg.n_prefixes, law=self.cfg.law, generator=generator
-            )
+            prefixes = sample_prefixes(W_dec.shape[0], n, law=law, generator=generator)
         return matryoshka_loss(
             x,
             f,
             W_dec,
             b_dec,
             prefixes=prefixes,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             x_hat=x_hat,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
             target=target,
             decoder_norm=decoder_norm,
-            p=self.cfg.p,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **weighed,
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None,
-            *,
-            prefixes: Sequence[int] | None = None,
-            generator: torch.Generator | None = None,
-            x_hat: Float[Tensor, "batch d_model"] | None = None,
-            aux: Float[Tensor, ""] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> MatryoshkaTerms:
-            """Compute the terms of the objective, for prefixes given or drawn."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:

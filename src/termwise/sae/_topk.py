@@ -3,16 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._prefixes import check_prefixes
@@ -40,7 +41,7 @@ AuxNormalization = Literal["residual", "target", "none"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """Numbers of the TopK objective."""
+    """Config of the TopK objective: the hyperparameters of its loss."""
 
     aux_coeff: float = 1 / 32
     """Weight of the auxiliary loss; 1/32 in the paper."""
@@ -617,15 +618,12 @@ def _last_kept(
     return found, wanted
 
 
-class TopKObjective(nn.Module):
-    """[`topk_loss`][termwise.sae.topk_loss] with its numbers held, as a frozen config."""
+class TopKObjective(LossModule):
+    """[`topk_loss`][termwise.sae.topk_loss] as a module, from a config."""
 
-    @contract
-    def __init__(self, cfg: TopK) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: TopK = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -643,32 +641,9 @@ class TopKObjective(nn.Module):
             f,
             x_hat,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
             dead=dead,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            *,
-            aux: Float[Tensor, ""] | None = None,
-            dead: Bool[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> TopKTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

@@ -1,14 +1,14 @@
 """The vanilla objective: squared error and an Lp penalty on the latents."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._shared import (
     SparseLatents,
@@ -23,7 +23,7 @@ from ._squared_errors import FeatureReduction, residual, squared_norm
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Vanilla:
-    """Numbers of the vanilla objective."""
+    """Config of the vanilla objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
@@ -146,8 +146,8 @@ def vanilla_loss(
     )
 
 
-class VanillaObjective(nn.Module):
-    """[`vanilla_loss`][termwise.sae.vanilla_loss] with its numbers held, as a frozen config.
+class VanillaObjective(LossModule):
+    """[`vanilla_loss`][termwise.sae.vanilla_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -158,12 +158,9 @@ class VanillaObjective(nn.Module):
         8.0
     """
 
-    @contract
-    def __init__(self, cfg: Vanilla) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Vanilla = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -179,32 +176,9 @@ class VanillaObjective(nn.Module):
             x,
             f,
             x_hat,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             decoder_norm=decoder_norm,
-            p=self.cfg.p,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            *,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> VanillaTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
