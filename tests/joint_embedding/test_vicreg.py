@@ -74,6 +74,9 @@ def test_terms_and_gradients_are_the_formulas(
     whole = sum(w * expected[name] for w, name in zip(weights, ("sim", "var", "cov"), strict=True))
     torch.testing.assert_close(terms.loss, whole, rtol=1e-11, atol=1e-11)
     for name in ("sim", "var", "cov", "loss"):
+        if numbers.get(f"{name}_weight") == 0:
+            assert not getattr(terms, name).requires_grad
+            continue
         target = whole if name == "loss" else expected[name]
         ours = torch.autograd.grad(getattr(terms, name), (z1, z2), retain_graph=True)
         theirs = torch.autograd.grad(target, (z1, z2), retain_graph=True)
@@ -391,3 +394,56 @@ def test_a_covariance_beyond_float32_is_infinite_not_nan():
     z1, z2 = views(12, 40, dtype=torch.float32, scale=1e12)
     for path in PATHS:
         assert vicreg_loss(z1, z2, covariance_path=path).cov.item() == math.inf
+
+
+WEIGHTS = ("sim_weight", "var_weight", "cov_weight")
+# sim, var and cov are each infinite where the others are not.
+FAR = {
+    "sim_weight": ([[3e30, 0.0], [3e30, 1.0]], [[-3e30, 0.0], [-3e30, 1.0]]),
+    "var_weight": ([[1.0, 0.0], [1.0, 2.0]], [[1.0, 0.0], [1.0, 3.0]]),
+    "cov_weight": ([[1e11, 0.0], [0.0, 1e11]], [[1e11, 0.0], [0.0, 1e11]]),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("path", PATHS)
+def test_what_has_weight_0_is_left_out(name, path):
+    """Of the value and of the gradient, though 0 times infinity is NaN."""
+    z1, z2 = (torch.tensor(z).requires_grad_() for z in FAR[name])
+    weights = dict.fromkeys(WEIGHTS, 1.0)
+    gamma = math.inf if name == "var_weight" else 1.0
+    terms = vicreg_loss(z1, z2, **weights | {name: 0.0}, gamma=gamma, covariance_path=path)
+    left = name.removesuffix("_weight")
+    assert terms[left].isinf()
+    assert not terms[left].requires_grad
+    torch.testing.assert_close(
+        terms.loss, sum(terms[key] for key in ("sim", "var", "cov") if key != left)
+    )
+    eager = torch.autograd.grad(terms.loss, (z1, z2))
+    assert all(gradient.isfinite().all() for gradient in eager)
+    if path == "auto":  # a compiled backward pass gets zeros for what no loss is made of
+        compiled = torch.compile(vicreg_loss, fullgraph=True, backend="aot_eager")
+        loss = compiled(z1, z2, **weights | {name: 0.0}, gamma=gamma).loss
+        torch.testing.assert_close(torch.autograd.grad(loss, (z1, z2)), eager)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_gradient_with_weight_0_is_that_of_the_other_terms(name, path):
+    inputs = views(5, 4)
+    weights = {"sim_weight": 2.0, "var_weight": 3.0, "cov_weight": 0.5, name: 0.0}
+    ours = vicreg_loss(*inputs, **weights, covariance_path=path).loss
+    theirs = oracle(*inputs)
+    expected = sum(weights[key] * theirs[key.removesuffix("_weight")] for key in WEIGHTS)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs)
+    )
+
+
+def test_without_a_weight_the_gradient_is_0():
+    z1, z2 = (torch.full((3, 2), math.nan, requires_grad=True) for _ in range(2))
+    terms = vicreg_loss(z1, z2, sim_weight=0.0, var_weight=0.0, cov_weight=0.0)
+    assert terms.loss == 0
+    terms.loss.backward()
+    assert z1.grad.count_nonzero() == z2.grad.count_nonzero() == 0

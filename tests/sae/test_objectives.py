@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 
 import pytest
 import torch
@@ -175,3 +176,147 @@ def test_a_coefficient_that_changes_compiles_once():
         tensor = torch.tensor(weight)
         torch.testing.assert_close(compiled(tensor).loss, WEIGHED["matryoshka"](weight).loss)
     assert counts.frame_count == 1
+
+
+NORM = torch.ones(4)
+THETA = torch.full((4,), 0.3)
+# For each coefficient, a call with that coefficient, and a number that its term alone is made of.
+LEFT_OUT = {
+    "vanilla, sparsity": lambda w, bad, x, f: sae.vanilla_loss(
+        x, f, X_HAT, sparsity_coeff=w, decoder_norm=NORM * bad
+    ),
+    "vanilla, sparsity of squares": lambda w, bad, x, f: sae.vanilla_loss(
+        x, torch.cat([f, bad * ONE.expand(6, 1)], 1), X_HAT, sparsity_coeff=w, p=2.0
+    ),
+    "gated, sparsity": lambda w, bad, x, f: sae.gated_loss(
+        x, f, X_HAT, f, W_DEC, sparsity_coeff=w, decoder_norm=NORM * bad
+    ),
+    "topk, aux": lambda w, bad, x, f: sae.topk_loss(
+        x, f, X_HAT, aux_coeff=w, aux=ONE * bad, dead=NORM > 0
+    ),
+    "matryoshka, sparsity": lambda w, bad, x, f: sae.matryoshka_loss(
+        x, f, W_DEC, None, prefixes=(1, 4), sparsity_coeff=w, decoder_norm=NORM * bad
+    ),
+    "matryoshka, aux": lambda w, bad, x, f: sae.matryoshka_loss(
+        x, f, W_DEC, None, prefixes=(1, 4), aux_coeff=w, aux=ONE * bad
+    ),
+    "crosscoder, sparsity": lambda w, bad, x, f: sae.crosscoder_loss(
+        x[:, None], f, X_HAT[:, None], W_DEC[:, None] * bad, sparsity_coeff=w
+    ),
+    "crosscoder, aux": lambda w, bad, x, f: sae.crosscoder_loss(
+        x[:, None],
+        f,
+        X_HAT[:, None],
+        W_DEC[:, None],
+        sparsity_coeff=0.1,
+        aux_coeff=w,
+        aux=ONE * bad,
+    ),
+    "end to end, kl": lambda w, bad, x, f: sae.end_to_end_loss(
+        X * bad, X_HAT, x=[X_HAT], x_hat=[x], f=f, kl_coeff=w, reconstruction_coeff=0.5
+    ),
+    "end to end, reconstruction": lambda w, bad, x, f: sae.end_to_end_loss(
+        f, F + 1, x=[x], x_hat=[X_HAT * bad], reconstruction_coeff=w
+    ),
+    "end to end, sparsity": lambda w, bad, x, f: sae.end_to_end_loss(
+        f, F + 1, x=[x], x_hat=[X_HAT], f=F * bad, sparsity_coeff=w
+    ),
+    "jumprelu, l0_relative": lambda w, bad, x, f: sae.jumprelu_loss(
+        x,
+        f,
+        W_DEC,
+        threshold=THETA,
+        sparsity_coeff=w,
+        penalty="l0_relative",
+        l0_target=1 / min(bad, 1e300),
+    ),
+    "jumprelu, tanh": lambda w, bad, x, f: sae.jumprelu_loss(
+        x,
+        f,
+        W_DEC * bad,
+        threshold=THETA,
+        sparsity_coeff=w,
+        penalty="tanh",
+        f=sae.jumprelu(f, THETA),
+        x_hat=X_HAT,
+    ),
+    "jumprelu, tanh by gate": lambda w, bad, x, f: sae.jumprelu_loss(
+        x,
+        f,
+        W_DEC * bad,
+        threshold=THETA,
+        sparsity_coeff=w,
+        penalty="tanh",
+        threshold_gradient="gate",
+        f=sae.jumprelu(f, THETA),
+        x_hat=X_HAT,
+    ),
+    "jumprelu, pre_act": lambda w, bad, x, f: sae.jumprelu_loss(
+        x,
+        f,
+        W_DEC * bad,
+        threshold=THETA,
+        sparsity_coeff=0.1,
+        pre_act_coeff=w,
+        dead="all",
+        f=sae.jumprelu(f, THETA),
+        x_hat=X_HAT,
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan, 1e30])
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_has_coefficient_0_is_left_out(name, bad):
+    """Of the value and of the gradient, though 0 times infinity is NaN."""
+    if name == "jumprelu, l0_relative" and math.isnan(bad):
+        pytest.skip("no target is NaN")
+    results = []
+    for number in (bad, 1.0):
+        leaves = [X.clone().requires_grad_(), F.clone().requires_grad_()]
+        terms = LEFT_OUT[name](0.0, number, *leaves)
+        slopes = torch.autograd.grad(terms.loss, leaves, materialize_grads=True, retain_graph=True)
+        results.append((terms.loss, *slopes))
+        assert terms.loss.isfinite()
+        term = dict(terms.items()).get(name.split(", ")[1])
+        assert term is None or not term.requires_grad
+    torch.testing.assert_close(*results)
+    if bad != 1e30:  # a tensor is not looked at
+        assert LEFT_OUT[name](ONE * 0, bad, X, F).loss.isnan()
+
+
+def test_every_coefficient_is_tried_at_0():
+    tried = {(name.split(", ")[0], name.split(", ")[1].split()[0]) for name in LEFT_OUT}
+    for loss in LOSSES:
+        for key in inspect.signature(getattr(sae, loss)).parameters:
+            if key.endswith("_coeff"):
+                which = (loss.removesuffix("_loss").replace("_", " "), key.removesuffix("_coeff"))
+                aliases = {("jumprelu", "sparsity"): ("jumprelu", "tanh")}
+                assert aliases.get(which, which) in tried
+
+
+def test_the_parts_of_a_term_that_are_left_out_are_returned():
+    gone = {"aux": ONE * math.inf, "aux_coeff": 0.0}
+    assert sae.topk_loss(X, F, X_HAT, dead=NORM > 0, **gone).aux == math.inf
+    terms = sae.end_to_end_loss(X * math.nan, X_HAT, f=F, sparsity_coeff=0.5, kl_coeff=0.0)
+    assert terms.kl.isnan()
+    assert terms.loss == terms.sparsity
+
+
+def test_a_loss_of_which_all_is_left_out_has_a_gradient_of_0():
+    logits = torch.full((6, 3), math.nan, requires_grad=True)
+    loss = sae.end_to_end_loss(logits, X_HAT, kl_coeff=0.0).loss
+    assert (loss.item(), loss.dtype) == (0, torch.float32)
+    loss.backward()
+    assert logits.grad.count_nonzero() == 0
+
+
+def test_a_prefix_of_weight_0_is_left_out():
+    far = W_DEC.clone()
+    far[1] = 1e30
+    f = F.clone().requires_grad_()
+    call = {"prefixes": (1, 2), "weights": (1.0, 0.0)}
+    terms = sae.matryoshka_loss(X, f, far, None, **call)
+    assert terms.mse_per_prefix[1] == math.inf
+    assert terms.loss == terms.mse == terms.mse_per_prefix[0]
+    assert torch.autograd.grad(terms.loss, f)[0].isfinite().all()

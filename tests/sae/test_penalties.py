@@ -213,3 +213,18 @@ def test_compiled_and_mapped():
     torch.testing.assert_close(
         torch.vmap(both, (0, None))(torch.stack([f, -2 * f]), norm)[1], both(-2 * f, norm)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_latents_that_are_not_0_are_counted_exactly(dtype):
+    """More of them than bfloat16 can count, NaN and infinity among them, and no -0."""
+    f = torch.ones(3, 1001, dtype=dtype)
+    f[0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    f[1, :4] = torch.tensor([0.0, -0.0, 0.0, -2.0])
+    for latents in (f, f.T.contiguous().T):
+        terms = sae.vanilla_loss(latents[:, :2], latents, latents[:, :2], sparsity_coeff=0.1)
+        assert terms.l0.item() == pytest.approx((1001 + 998 + 1001) / 3)
+    one = torch.tensor([[0.0, -0.0, 5.0, -math.inf, torch.finfo(dtype).tiny, -1e-7]], dtype=dtype)
+    one.requires_grad_()
+    (slope,) = torch.autograd.grad(lp_penalty(one, p=1.0).sum(), one)
+    assert slope.tolist() == [[1, 1, 1, -1, 1, -1]]

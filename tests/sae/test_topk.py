@@ -393,6 +393,38 @@ def test_aux_k_is_zero_with_finite_gradients_where_nothing_is_to_explain(what, d
             assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [3e28, 3e-25, 1e37, 1e-36])
+@pytest.mark.parametrize("normalize", ["residual", "target"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_aux_k_does_not_depend_on_the_size(size, normalize, masked):
+    """Neither its value nor, but for the factor, its gradient: squares of these leave float32."""
+    mask = torch.arange(6) != 2 if masked else None
+    dead = torch.arange(8) != 1
+    calls = {
+        "aux": lambda x, x_hat, pre, W_dec: auxiliary_k_loss(
+            x, x_hat, pre, W_dec, k_aux=3, detach_residual=False, **options
+        ),
+        "by level": lambda x, x_hat, pre, W_dec: matryoshka_auxiliary_k_loss(
+            x, pre, pre, W_dec, x_hat[0], k_aux=2, prefixes=(2, 5, 8), **options
+        ),
+    }
+    options = {"normalize": normalize, "dead": dead, "mask": mask}
+    for name, call in calls.items():
+        pairs = []
+        for scale, dtype in ((1.0, torch.float64), (size, torch.float32)):
+            scales = (scale, scale, scale, 1.0)
+            leaves = [
+                (t.detach() * by).to(dtype).requires_grad_()
+                for t, by in zip(draw(6, 3, 8), scales, strict=True)
+            ]
+            value = call(*leaves)
+            assert value.dtype == dtype
+            slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
+            rescaled = [slope.double() * by for slope, by in zip(slopes, scales, strict=True)]
+            pairs.append((value.double(), *rescaled))
+        torch.testing.assert_close(*pairs, rtol=2e-5, atol=2e-6, msg=name)
+
+
 def test_aux_k_does_not_hide_a_nan():
     x, x_hat, pre, W_dec = (t.detach() for t in draw(5, 3, 8))
     x[2, 1] = math.nan

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _groups, _moments
 from .._autograd import Function
+from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
@@ -24,7 +25,8 @@ class VICRegTerms(Terms):
     """Terms of [`vicreg_loss`][termwise.joint_embedding.vicreg_loss]."""
 
     loss: Float[Tensor, ""]
-    """sim_weight * sim + var_weight * var + cov_weight * cov."""
+    """sim_weight * sim + var_weight * var + cov_weight * cov, without those of weight 0. A term of
+    weight 0 is detached."""
     sim: Float[Tensor, ""]
     """Invariance: squared difference of the views, mean over batch and dim."""
     var: Float[Tensor, ""]
@@ -72,7 +74,8 @@ def vicreg_loss(
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
             normalised: the variance term is what sets their scale.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
-        sim_weight: weight of `sim`; 25 in the paper (lambda).
+        sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 leaves its term
+            out of the loss and of the gradient, even if the term is infinite.
         var_weight: weight of `var`; 25 in the paper (mu).
         cov_weight: weight of `cov`; 1 in the paper (nu).
         gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.
@@ -152,11 +155,15 @@ def vicreg_loss(
     energy = (energies[0] + energies[1]) / (z1.shape[1] * (1 if covariance_views == "sum" else 2))
     cov = energy.to(var.dtype)
     std = (variances[0].detach().sqrt().mean() + variances[1].detach().sqrt().mean()) / 2
+    loss = weighted(sim_weight, sim) + weighted(var_weight, var) + weighted(cov_weight, cov)
+    if all(map(is_zero, (sim_weight, var_weight, cov_weight))):
+        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        loss = loss + sum(lifted(z[:0]).sum() for z in (z1, z2))
     return VICRegTerms(
-        loss=sim_weight * sim + var_weight * var + cov_weight * cov,
-        sim=sim,
-        var=var,
-        cov=cov,
+        loss=loss,
+        sim=attached(sim, sim_weight),
+        var=attached(var, var_weight),
+        cov=attached(cov, cov_weight),
         std=std,
     )
 

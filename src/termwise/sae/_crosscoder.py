@@ -1,37 +1,36 @@
 """The crosscoder objective: one set of latents for several layers, or several models."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     decode,
     magnitudes,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 LayerNorm = Literal["l1", "l2"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Crosscoder:
-    """Numbers of the crosscoder objective."""
+    """Config of the crosscoder objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
@@ -59,7 +58,8 @@ class CrosscoderTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
 
@@ -100,10 +100,11 @@ def crosscoder_loss(
         W_dec (Float[Tensor, "d_sae layers d_model"]): W, the decoder, for each latent a row in each
             layer. Only its norms are taken here, in the graph, so that the penalty cannot be
             escaped by small latents and large rows.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
-            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
-            tensor, on the device of x, may change at each step without recompiling; so may
-            aux_coeff.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
+            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies. The same holds for aux_coeff.
         aux (Float[Tensor, ""] | None): an auxiliary loss of the same rows, with the same `mask`,
             `batch_group` and reductions: what
             [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for `x.flatten(1)`,
@@ -166,6 +167,7 @@ def crosscoder_loss(
             paid = penalty(f, norm, 1.0)
         else:
             paid = decode(magnitudes(f), norm[:, None])[:, 0]
+        paid = attached(paid, sparsity_coeff)
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,
@@ -173,10 +175,11 @@ def crosscoder_loss(
             grad_reduction,
         )
         mse = mse_per_layer.sum()
-        sparsity = coefficient(sparsity_coeff, price) * price
-        aux = torch.zeros_like(mse).detach() if aux is None else aux.to(mse.dtype)
+        sparsity = weighted(sparsity_coeff, price)
+        aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff)
+        aux = aux.to(mse.dtype)
         return CrosscoderTerms(
-            loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
+            loss=mse + sparsity + weighted(aux_coeff, aux),
             mse_per_layer=mse_per_layer,
             mse=mse,
             sparsity=sparsity,
@@ -185,8 +188,8 @@ def crosscoder_loss(
         )
 
 
-class CrosscoderObjective(nn.Module):
-    """[`crosscoder_loss`][termwise.sae.crosscoder_loss] with its numbers held, as a frozen config.
+class CrosscoderObjective(LossModule):
+    """[`crosscoder_loss`][termwise.sae.crosscoder_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -197,12 +200,9 @@ class CrosscoderObjective(nn.Module):
         2.0
     """
 
-    @contract
-    def __init__(self, cfg: Crosscoder) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Crosscoder = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch layers d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -220,34 +220,9 @@ class CrosscoderObjective(nn.Module):
             f,
             x_hat,
             W_dec,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
-            decoder_norm=self.cfg.decoder_norm,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch layers d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch layers d_model"],
-            W_dec: Float[Tensor, "d_sae layers d_model"],
-            *,
-            aux: Float[Tensor, ""] | None = None,
-            target: Float[Tensor, "batch layers d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> CrosscoderTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

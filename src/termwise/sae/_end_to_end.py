@@ -2,33 +2,26 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
+from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
-from ._shared import (
-    FeatureReduction,
-    SparseLatents,
-    check_latents,
-    coefficient,
-    counted,
-    means_over_rows,
-    penalty,
-    residual,
-    squared_norm,
-)
+from ._shared import SparseLatents, check_latents, counted, means_over_rows, penalty
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndToEnd:
-    """Numbers of the end-to-end objective."""
+    """Config of the end-to-end objective: the hyperparameters of its loss."""
 
     kl_coeff: float = 1.0
     """Weight of the divergence of the outputs."""
@@ -50,10 +43,10 @@ class EndToEndTerms(Terms):
     """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
     kl: Float[Tensor, ""]
     """KL(original || patched) of the next token, in nats, before its coefficient: sum over the
-    vocabulary, mean over rows."""
+    vocabulary, mean over rows. Detached if its coefficient is exactly 0.0."""
     reconstruction: Float[Tensor, ""]
     """Squared error, before its coefficient: mean (or sum) over features, mean over rows, sum over
-    later layers."""
+    later layers. Detached if its coefficient is exactly 0.0, as it is by default."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
 
@@ -97,8 +90,10 @@ def end_to_end_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
         x_hat: activations of the patched run at the same layers.
-        kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. A tensor, on the
-            device of logits, may change at each step without recompiling; so may the others.
+        kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. Exactly 0.0
+            leaves it out of the loss and of the gradient, even if it is infinite. A tensor, on the
+            device of logits, may change at each step without recompiling; it is never read, and
+            multiplies. The same holds for the other coefficients.
         reconstruction_coeff (float | Float[Tensor, ""]): beta, the weight of each later layer's
             squared error. The paper divides one coefficient by the number of these layers.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
@@ -153,29 +148,33 @@ def end_to_end_loss(
             squared_norm(residual(true.detach(), guess, mask), feature_reduction)
             for true, guess in pairs
         ]
-        kl, reconstruction, paid = means_over_rows(
+        error = sum(errors[1:], errors[0]) if errors else nothing
+        paid = nothing if f is None else penalty(counted(f, mask), None, 1.0)
+        kl, reconstruction, price = means_over_rows(
             [
-                divergence,
-                sum(errors[1:], errors[0]) if errors else nothing,
-                nothing if f is None else penalty(counted(f, mask), None, 1.0),
+                attached(divergence, kl_coeff),
+                attached(error, reconstruction_coeff),
+                attached(paid, sparsity_coeff),
             ],
             mask,
             batch_group,
             grad_reduction,
         )
-        sparsity = coefficient(sparsity_coeff, paid) * paid
-        matched = coefficient(kl_coeff, kl) * kl
-        later = coefficient(reconstruction_coeff, kl) * reconstruction
+        sparsity = weighted(sparsity_coeff, price)
+        loss = weighted(kl_coeff, kl) + weighted(reconstruction_coeff, reconstruction) + sparsity
+        if all(map(is_zero, (kl_coeff, reconstruction_coeff, sparsity_coeff))):
+            # Still 0, with a gradient of 0: a trainer may call backward on it.
+            loss = loss + logits[:0].sum().to(loss.dtype)
         return EndToEndTerms(
-            loss=matched + later + sparsity,
-            kl=kl,
-            reconstruction=reconstruction,
+            loss=loss,
+            kl=attached(kl, kl_coeff),
+            reconstruction=attached(reconstruction, reconstruction_coeff),
             sparsity=sparsity,
         )
 
 
-class EndToEndObjective(nn.Module):
-    """[`end_to_end_loss`][termwise.sae.end_to_end_loss] with its numbers held, as a frozen config.
+class EndToEndObjective(LossModule):
+    """[`end_to_end_loss`][termwise.sae.end_to_end_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -186,12 +185,9 @@ class EndToEndObjective(nn.Module):
         {'loss': 4.0, 'kl': 0.0, 'reconstruction': 0.0, 'sparsity': 4.0}
     """
 
-    @contract
-    def __init__(self, cfg: EndToEnd) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: EndToEnd = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         logits: Float[Tensor, "batch vocab"],
         original_logits: Float[Tensor, "batch vocab"],
@@ -209,34 +205,10 @@ class EndToEndObjective(nn.Module):
             x=x,
             x_hat=x_hat,
             f=f,
-            kl_coeff=self.cfg.kl_coeff,
-            reconstruction_coeff=self.cfg.reconstruction_coeff,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            logits: Float[Tensor, "batch vocab"],
-            original_logits: Float[Tensor, "batch vocab"],
-            *,
-            x: Sequence[Tensor] | None = None,
-            f: Float[Tensor, "batch d_sae"] | SparseLatents | None = None,
-            x_hat: Sequence[Tensor] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> EndToEndTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _pairs(

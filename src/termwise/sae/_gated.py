@@ -1,34 +1,33 @@
 """The gated objective: which latents fire is learned apart from how large they are."""
 
 import dataclasses
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     decode,
     means_over_rows,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gated:
-    """Numbers of the gated objective."""
+    """Config of the gated objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty on the gate."""
@@ -94,10 +93,11 @@ def gated_loss(
         f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
-            the device of x, may change at each step without recompiling. It belongs to a
-            `feature_reduction`:
-            with "sum" the squared errors are d_model times those of "mean".
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared errors are d_model times those of "mean".
+            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies.
         stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
             graph if given so. None: 1, the paper's, which keeps the rows at unit norm. The authors
@@ -149,20 +149,20 @@ def gated_loss(
             [
                 squared_norm(residual(goal, x_hat, mask), feature_reduction),
                 squared_norm(residual(goal, by_gate, mask), feature_reduction),
-                paid,
+                attached(paid, sparsity_coeff),
                 active(f),
             ],
             mask,
             batch_group,
             grad_reduction,
         )
-        sparsity = coefficient(sparsity_coeff, price) * price
+        sparsity = weighted(sparsity_coeff, price)
         loss = mse + sparsity + aux
         return GatedTerms(loss=loss, mse=mse, sparsity=sparsity, aux=aux, l0=l0.detach())
 
 
-class GatedObjective(nn.Module):
-    """[`gated_loss`][termwise.sae.gated_loss] with its numbers held, as a frozen config.
+class GatedObjective(LossModule):
+    """[`gated_loss`][termwise.sae.gated_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -173,12 +173,9 @@ class GatedObjective(nn.Module):
         1.0
     """
 
-    @contract
-    def __init__(self, cfg: Gated) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Gated = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -200,35 +197,9 @@ class GatedObjective(nn.Module):
             f_gate,
             W_dec,
             b_dec,
-            sparsity_coeff=self.cfg.sparsity_coeff,
-            stop_decoder=self.cfg.stop_decoder,
             decoder_norm=decoder_norm,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            f_gate: Float[Tensor, "batch d_sae"],
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None = None,
-            *,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> GatedTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

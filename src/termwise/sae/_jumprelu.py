@@ -1,29 +1,23 @@
 """JumpReLU: latents with a learned threshold, trained through the jump by kernel estimates."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
+from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._penalties import tanh_penalty
-from ._shared import (
-    FeatureReduction,
-    coefficient,
-    counted,
-    decode,
-    is_zero,
-    means_over_rows,
-    residual,
-    squared_norm,
-)
+from ._shared import counted, decode, means_over_rows
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
 ThresholdGradient = Literal["latents", "gate"]
@@ -31,7 +25,7 @@ ThresholdGradient = Literal["latents", "gate"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JumpReLU:
-    """Numbers of the JumpReLU objective."""
+    """Config of the JumpReLU objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 1e-3
     """Weight of the penalty."""
@@ -67,7 +61,8 @@ class JumpReLUTerms(Terms):
     """The penalty with its coefficient, by name: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
     pre_act: Float[Tensor, ""]
     """The push on latents below their threshold, before its coefficient: mean over rows of sum_j
-    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given."""
+    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given.
+    Detached if its coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row above their threshold, mean over rows; detached."""
     threshold_mean: Float[Tensor, ""]
@@ -235,10 +230,11 @@ def jumprelu_loss(
         threshold (Float[Tensor, " d_sae"] | None): theta. Give this or log_threshold.
         log_threshold (Float[Tensor, " d_sae"] | None): the logarithm of theta, as the paper learns
             it.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It belongs to
-            a `feature_reduction`: with "sum" the squared error is d_model times that of "mean". A
-            tensor, on the device of x, may change at each step without recompiling; so may
-            pre_act_coeff.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
+            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies. The same holds for pre_act_coeff.
         f (Float[Tensor, "batch d_sae"] | None): the latents, where the caller has them from
             [`jumprelu`][termwise.sae.jumprelu] of the same pre, threshold and bandwidth: they are
             not computed again. None: computed.
@@ -333,49 +329,49 @@ def jumprelu_loss(
         if x_hat is None:
             x_hat = decode(f, W_dec, b_dec)
         error = residual(x if target is None else target, x_hat, mask)
+        active = cast("Tensor", _ActiveCount.apply(pre, theta, bandwidth, input_gradient, False))
         # Only a penalty of L0 needs its gradient.
-        counted_in = (pre, theta) if penalty != "tanh" else (pre.detach(), theta.detach())
-        active = cast("Tensor", _ActiveCount.apply(*counted_in, bandwidth, input_gradient, False))
+        active = active.detach() if penalty == "tanh" else attached(active, sparsity_coeff)
         per_row = [squared_norm(error, feature_reduction), active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
             if threshold_gradient == "latents":
-                per_row.append(tanh_penalty(f, scale=tanh_scale, decoder_norm=norm))
+                paid = tanh_penalty(f, scale=tanh_scale, decoder_norm=norm)
             else:
                 slopes = norm * tanh_scale
                 above = lifted(pre).masked_fill(pre <= theta, 0)
                 paid = tanh_penalty(above, scale=tanh_scale, decoder_norm=norm)
                 jump = _TanhJump.apply(pre, theta, slopes, bandwidth, input_gradient)
-                per_row.append(paid + jump)
+                paid = paid + jump
+            per_row.append(attached(paid, sparsity_coeff))
         if dead is not None:
-            per_row.append(_below_threshold(pre, theta, _row_norms(W_dec), dead))
+            below = _below_threshold(pre, theta, _row_norms(W_dec), dead)
+            per_row.append(attached(below, pre_act_coeff))
         mse, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
 
-        weight = coefficient(sparsity_coeff, l0)
         if penalty == "tanh":
-            sparsity = weight * others[0]
+            price = others[0]
         elif l0_target is not None:
-            sparsity = weight * (l0 / l0_target - 1).square()
+            price = (l0 / l0_target - 1).square()
         else:
-            sparsity = weight * l0
+            price = l0
+        sparsity = weighted(sparsity_coeff, price)
         pre_act = torch.zeros_like(l0) if dead is None else others[-1]
         # No comparison with a NaN is true, so that none would come through the gate.
         mse = mse.masked_fill(theta.isnan().any(), torch.nan)
-        loss = mse + sparsity
-        if not is_zero(pre_act_coeff):
-            loss = loss + coefficient(pre_act_coeff, pre_act) * pre_act
+        loss = mse + sparsity + weighted(pre_act_coeff, pre_act)
         return JumpReLUTerms(
             loss=loss,
             mse=mse,
             sparsity=sparsity,
-            pre_act=pre_act,
+            pre_act=attached(pre_act, pre_act_coeff),
             l0=l0.detach(),
             threshold_mean=theta.detach().mean(),
         )
 
 
-class JumpReLUObjective(nn.Module):
-    """[`jumprelu_loss`][termwise.sae.jumprelu_loss] with its numbers held, as a frozen config.
+class JumpReLUObjective(LossModule):
+    """[`jumprelu_loss`][termwise.sae.jumprelu_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -386,12 +382,9 @@ class JumpReLUObjective(nn.Module):
         0.001...
     """
 
-    @contract
-    def __init__(self, cfg: JumpReLU) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: JumpReLU = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         pre: Float[Tensor, "batch d_sae"],
@@ -415,48 +408,14 @@ class JumpReLUObjective(nn.Module):
             b_dec,
             threshold=threshold,
             log_threshold=log_threshold,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             f=f,
             x_hat=x_hat,
-            bandwidth=self.cfg.bandwidth,
-            penalty=self.cfg.penalty,
-            l0_target=self.cfg.l0_target,
-            tanh_scale=self.cfg.tanh_scale,
-            threshold_gradient=self.cfg.threshold_gradient,
-            pre_act_coeff=self.cfg.pre_act_coeff,
             dead=dead,
-            input_gradient=self.cfg.input_gradient,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            pre: Float[Tensor, "batch d_sae"],
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None = None,
-            *,
-            f: Float[Tensor, "batch d_sae"] | None = None,
-            x_hat: Float[Tensor, "batch d_model"] | None = None,
-            threshold: Float[Tensor, " d_sae"] | None = None,
-            log_threshold: Float[Tensor, " d_sae"] | None = None,
-            dead: Bool[Tensor, " d_sae"] | Literal["all"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> JumpReLUTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _check_bandwidth(caller: str, bandwidth: float) -> None:

@@ -3,35 +3,32 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._prefix_errors import errors_and_l1
 from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
-    is_zero,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Matryoshka:
-    """Numbers of the Matryoshka objective."""
+    """Config of the Matryoshka objective: the hyperparameters of its loss."""
 
     n_prefixes: int = 10
     """Prefixes drawn for a step, the whole of d_sae among them."""
@@ -63,7 +60,8 @@ class MatryoshkaTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
@@ -121,11 +119,13 @@ def matryoshka_loss(
             Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
             alone. Prefix 0 is the reconstruction by b_dec alone, which the authors' code averages
             with the others.
-        weights: w up to a factor, one for each prefix. None: equal.
+        weights: w up to a factor, one for each prefix. A prefix of weight 0 is left out of the
+            loss. None: equal.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which takes
-            all latents once. It belongs to a `feature_reduction`: with "sum" an equal trade-off
-            needs d_model times as much. A tensor, on the device of x, may change at each step
-            without recompiling; so may aux_coeff.
+            all latents once. It depends on `feature_reduction`: with "sum" an equal trade-off needs
+            d_model times as much. Exactly 0.0 leaves the penalty out of the loss and of the
+            gradient, even if it is infinite. A tensor, on the device of x, may change at each step
+            without recompiling; it is never read, and multiplies. The same holds for aux_coeff.
         x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, where
             the caller has decoded it: the block of latents that the last prefix adds is then not
             decoded again, and the gradient of the last error goes through x_hat. None: decoded.
@@ -197,20 +197,19 @@ def matryoshka_loss(
     weighed = plain
     if decoder_norm is not None or p != 1.0:
         weighed, plain = penalty(f, decoder_norm, p), plain.detach()
-        # Rows are reduced together, and so would send zeros back through the penalty.
-        weighed = weighed.detach() if is_zero(sparsity_coeff) else weighed
-    mse_per_prefix, paid, l0, l1 = means_over_rows(
-        [errors, weighed, active(f), plain], mask, batch_group, grad_reduction
+    paid = attached(weighed, sparsity_coeff)
+    mse_per_prefix, price, l0, l1 = means_over_rows(
+        [errors, paid, active(f), plain], mask, batch_group, grad_reduction
     )
-    sparsity = coefficient(sparsity_coeff, paid) * paid
-    aux = torch.zeros_like(paid).detach() if aux is None else aux.to(paid.dtype)
+    sparsity = weighted(sparsity_coeff, price)
+    aux = torch.zeros_like(price) if aux is None else attached(aux, aux_coeff).to(price.dtype)
     if shares is None:
         mse = mse_per_prefix.mean()
     else:
         parts = mse_per_prefix.unbind()
-        mse = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum()
+        mse = torch.stack([weighted(*pair) for pair in zip(shares, parts, strict=True)]).sum()
     return MatryoshkaTerms(
-        loss=mse + sparsity + coefficient(aux_coeff, aux) * aux,
+        loss=mse + sparsity + weighted(aux_coeff, aux),
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,
@@ -220,8 +219,8 @@ def matryoshka_loss(
     )
 
 
-class MatryoshkaObjective(nn.Module):
-    """[`matryoshka_loss`][termwise.sae.matryoshka_loss] with its numbers held, as a frozen config.
+class MatryoshkaObjective(LossModule):
+    """[`matryoshka_loss`][termwise.sae.matryoshka_loss] as a module, from a config.
 
     Without `prefixes` each call draws its own with
     [`sample_prefixes`][termwise.sae.sample_prefixes], which `torch.compile` cannot trace.
@@ -235,12 +234,9 @@ class MatryoshkaObjective(nn.Module):
         torch.Size([3])
     """
 
-    @contract
-    def __init__(self, cfg: Matryoshka) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Matryoshka = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -257,53 +253,24 @@ class MatryoshkaObjective(nn.Module):
         batch_group: ProcessGroup | None = None,
     ) -> MatryoshkaTerms:
         """Compute the terms of the objective, for prefixes given or drawn."""
+        weighed = keyword_fields(self.cfg)
+        n, law = weighed.pop("n_prefixes"), weighed.pop("law")  # what prefixes are drawn by
         if prefixes is None:
-            prefixes = sample_prefixes(
-                W_dec.shape[0], self.cfg.n_prefixes, law=self.cfg.law, generator=generator
-            )
+            prefixes = sample_prefixes(W_dec.shape[0], n, law=law, generator=generator)
         return matryoshka_loss(
             x,
             f,
             W_dec,
             b_dec,
             prefixes=prefixes,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             x_hat=x_hat,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
             target=target,
             decoder_norm=decoder_norm,
-            p=self.cfg.p,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **weighed,
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            W_dec: Float[Tensor, "d_sae d_model"],
-            b_dec: Float[Tensor, " d_model"] | None,
-            *,
-            prefixes: Sequence[int] | None = None,
-            generator: torch.Generator | None = None,
-            x_hat: Float[Tensor, "batch d_model"] | None = None,
-            aux: Float[Tensor, ""] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> MatryoshkaTerms:
-            """Compute the terms of the objective, for prefixes given or drawn."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:

@@ -12,7 +12,16 @@ from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, lifted
-from ._shared import centred_rows, means_over_rows, residual, squared_norm
+from ._shared import means_over_rows
+from ._squared_errors import (
+    centred_rows,
+    exponents,
+    residual,
+    rows_that_count,
+    scaled,
+    squared_norm,
+    wide_squared_norm,
+)
 
 
 @contract
@@ -48,8 +57,8 @@ def mean_squared_err(
     x_hat, x = lifted(x_hat), lifted(x)
     if not norm:
         return (x_hat - x).square()
-    exponent = _exponents(x)
-    x_hat, x = _scaled(x_hat, -exponent), _scaled(x, -exponent)
+    exponent = exponents(x)
+    x_hat, x = scaled(x_hat, -exponent), scaled(x, -exponent)
     return (x_hat - x).square() / x.square().sum(-1, keepdim=True)
 
 
@@ -86,9 +95,9 @@ def normalized_mse(
         >>> normalized_mse(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, -1.0]]))
         tensor(1.)
     """
-    x, x_hat = _rows_that_count(x, mask), _rows_that_count(x_hat, mask)
-    exponent = _exponents(x)
-    x, x_hat = _scaled(x, -exponent), _scaled(x_hat, -exponent)
+    x, x_hat = rows_that_count(x, mask), rows_that_count(x_hat, mask)
+    exponent = exponents(x)
+    x, x_hat = scaled(x, -exponent), scaled(x_hat, -exponent)
     size = squared_norm(x, "sum")
     if mask is not None:
         size = size.where(mask, 1)
@@ -137,8 +146,8 @@ def fraction_of_variance_unexplained(
         >>> fraction_of_variance_unexplained(x, x + 2)
         tensor(4.)
     """
-    error = _squares(residual(x, x_hat, mask))
-    spread = _squares(centred_rows(_rows_that_count(x.detach(), mask), mask, batch_group))
+    error = wide_squared_norm(residual(x, x_hat, mask))
+    spread = wide_squared_norm(centred_rows(rows_that_count(x.detach(), mask), mask, batch_group))
     narrow = lifted(x[:0]).dtype
     if reduction == "mean_of_ratios":
         spread = spread if mask is None else spread.where(mask, 1)
@@ -216,8 +225,8 @@ def cosine_similarity(
         >>> cosine_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
         tensor(0.6000)
     """
-    left, right = (_rows_that_count(rows, mask) for rows in (x, x_hat))
-    left, right = (_scaled(rows, -_exponents(rows)) for rows in (left, right))
+    left, right = (rows_that_count(rows, mask) for rows in (x, x_hat))
+    left, right = (scaled(rows, -exponents(rows)) for rows in (left, right))
     cosine = F.cosine_similarity(left, right, dim=1)
     return means_over_rows([cosine], mask, batch_group, grad_reduction)[0]
 
@@ -309,35 +318,3 @@ class VarianceStatistics:
     def fraction_unexplained(self, errors: Self) -> Float[Tensor, ""]:
         """Give the FVU, from the statistics of x (these) and of x - x_hat."""
         return (errors.sum_of_squares.sum() / errors.count) / self.variance.sum()
-
-
-def _rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Lift rows, with 0 in those that do not count, whatever stood there."""
-    rows = lifted(rows)
-    return rows if mask is None else rows.where(mask[:, None], 0)
-
-
-def _exponents(rows: Tensor) -> Tensor:
-    """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
-    sizes = rows.detach().abs()
-    # One element more, so that a row of none has a largest.
-    largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
-    exponent = torch.frexp(largest).exponent
-    return exponent.masked_fill(~largest.isfinite(), 0)
-
-
-def _scaled(rows: Tensor, exponent: Tensor) -> Tensor:
-    """Multiply rows by 2^exponent, which rounds nothing, in halves that cannot overflow."""
-    half = torch.div(exponent, 2, rounding_mode="floor")
-    return rows * _power_of_two(half, rows.dtype) * _power_of_two(exponent - half, rows.dtype)
-
-
-def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.exp2(exponent.to(dtype))
-
-
-def _squares(rows: Tensor) -> Tensor:
-    """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
-    wide, exponent = accumulator(rows), _exponents(rows)
-    squares = squared_norm(_scaled(rows, -exponent), "sum").to(wide)
-    return squares * _power_of_two(2 * exponent[:, 0], wide)

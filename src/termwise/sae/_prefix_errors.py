@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .._autograd import Function
 from .._numbers import accumulator, blocks, lifted, looped
-from ._shared import FeatureReduction, SparseLatents, magnitudes, squared_norm, upward_sign
+from ._shared import SparseLatents, magnitudes, upward_sign
+from ._squared_errors import FeatureReduction, squared_norm
 
 
 def errors_and_l1(
@@ -312,7 +313,7 @@ def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
     for here in blocks(values):
         signs = torch.sign(values[here], out=slopes[here])
-        signs.add_(values[here] == 0).mul_(slope[here])
+        signs.add_(0.5).sign_().mul_(slope[here])  # as upward_sign
     return slopes
 
 

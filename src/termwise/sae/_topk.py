@@ -3,31 +3,36 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._prefixes import check_prefixes
 from ._shared import (
-    FeatureReduction,
     Latents,
     SparseLatents,
     active,
-    centred_rows,
     check_latents,
-    coefficient,
     counted,
     decode,
     means_over_rows,
+)
+from ._squared_errors import (
+    FeatureReduction,
+    centred_rows,
     residual,
+    rows_that_count,
     squared_norm,
+    wide_squared_norm,
 )
 
 Activation = Literal["relu", "none", "abs"]
@@ -36,7 +41,7 @@ AuxNormalization = Literal["residual", "target", "none"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """Numbers of the TopK objective."""
+    """Config of the TopK objective: the hyperparameters of its loss."""
 
     aux_coeff: float = 1 / 32
     """Weight of the auxiliary loss; 1/32 in the paper."""
@@ -55,7 +60,8 @@ class TopKTerms(Terms):
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
+    coefficient is exactly 0.0."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     n_dead: Float[Tensor, ""]
@@ -92,7 +98,9 @@ def topk_loss(
         aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
             gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalised auxiliary
-            loss. A tensor, on the device of x, may change at each step without recompiling.
+            loss. Exactly 0.0 leaves aux out of the loss and of the gradient, even if it is
+            infinite. A tensor, on the device of x, may change at each step without recompiling; it
+            is never read, and multiplies.
         dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
             on every rank. Required with aux. None: not known, and `n_dead` is NaN.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
@@ -138,9 +146,9 @@ def topk_loss(
         batch_group,
         grad_reduction,
     )
-    aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
+    aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff).to(mse.dtype)
     n_dead = torch.full_like(mse, torch.nan) if dead is None else dead.sum().to(mse.dtype)
-    loss = mse + coefficient(aux_coeff, mse) * aux
+    loss = mse + weighted(aux_coeff, aux)
     return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())
 
 
@@ -184,8 +192,8 @@ def auxiliary_k_loss(
             "abs", ranked by |pre| and decoded with pre (AbsTopK).
         normalize: what the squared error is divided by: "residual", the variance of the residual;
             "target", that of the target (sparsify); or "none", nothing (SAELens, BatchTopK's
-            code). Where the variance is zero but for rounding (one row, constant rows) the loss is
-            0.
+            code). The ratio is right for rows of any size. Where the variance is zero but for
+            rounding (one row, constant rows) the loss is 0.
         scale_by_count: multiply by min(n_dead / k_aux, 1), so that few dead latents are not asked
             to explain all of the residual (SAELens, sparsify).
         detach_residual: hold the residual and the variance constant: no gradient reaches x, x_hat
@@ -247,21 +255,23 @@ def auxiliary_k_loss(
     # Where fewer than k_aux are dead, living ones are among the chosen.
     is_dead = dead.index_select(0, chosen.indices.flatten()).view_as(chosen.indices)
     explained = decode(SparseLatents(chosen.values.where(is_dead, 0), chosen.indices), W_dec)
-    error = squared_norm(left - explained, feature_reduction)
+    unexplained = left - explained
     if normalize == "none":
+        error = squared_norm(unexplained, feature_reduction)
         (aux,) = means_over_rows([error], mask, batch_group, grad_reduction)
         defined = dead.any()
     else:
-        rows = left if normalize == "residual" else cast("Tensor", counted(lifted(goal), mask))
-        spread = squared_norm(centred_rows(rows, mask, batch_group), feature_reduction)
-        size = squared_norm(rows.detach(), feature_reduction)
-        aux, variance, square = means_over_rows(
-            [error, spread, size], mask, batch_group, grad_reduction
+        rows = left if normalize == "residual" else rows_that_count(goal, mask)
+        # In the wider type, which holds squares of all that the narrow one holds. The reduction of
+        # features cancels.
+        parts = (unexplained, centred_rows(rows, mask, batch_group), rows.detach())
+        aux, variance, size = means_over_rows(
+            [wide_squared_norm(part) for part in parts], mask, batch_group, grad_reduction
         )
-        rounding = (8 * torch.finfo(variance.dtype).eps) ** 2 * square
+        rounding = (8 * torch.finfo(rows.dtype).eps) ** 2 * size
         # Not `variance <= rounding`: a variance that is NaN stays one.
         defined = dead.any() & ~(variance.detach() <= rounding.detach())
-        aux = aux / variance.where(defined, 1)
+        aux = (aux / variance.where(defined, 1)).to(unexplained.dtype)
     if scale_by_count:
         aux = aux * (dead.sum().to(aux.dtype) / k_aux).clamp(max=1)
     return aux.where(defined, 0)
@@ -608,15 +618,12 @@ def _last_kept(
     return found, wanted
 
 
-class TopKObjective(nn.Module):
-    """[`topk_loss`][termwise.sae.topk_loss] with its numbers held, as a frozen config."""
+class TopKObjective(LossModule):
+    """[`topk_loss`][termwise.sae.topk_loss] as a module, from a config."""
 
-    @contract
-    def __init__(self, cfg: TopK) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: TopK = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -634,32 +641,9 @@ class TopKObjective(nn.Module):
             f,
             x_hat,
             aux=aux,
-            aux_coeff=self.cfg.aux_coeff,
             dead=dead,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            *,
-            aux: Float[Tensor, ""] | None = None,
-            dead: Bool[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> TopKTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

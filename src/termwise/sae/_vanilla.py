@@ -1,31 +1,29 @@
 """The vanilla objective: squared error and an Lp penalty on the latents."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._shared import (
-    FeatureReduction,
     SparseLatents,
     active,
     check_latents,
-    coefficient,
     counted,
     means_over_rows,
     penalty,
-    residual,
-    squared_norm,
 )
+from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Vanilla:
-    """Numbers of the vanilla objective."""
+    """Config of the vanilla objective: the hyperparameters of its loss."""
 
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
@@ -80,11 +78,11 @@ def vanilla_loss(
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty; a tensor, on
-            the device of x, may change at each step without recompiling. It belongs to a
-            `feature_reduction`:
-            with "sum" the squared error is d_model times that of "mean", so an equal trade-off
-            needs d_model times the coefficient.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean", so an
+            equal trade-off needs d_model times the coefficient. Exactly 0.0 leaves the penalty out
+            of the loss and of the gradient, even if it is infinite. A tensor, on the device of x,
+            may change at each step without recompiling; it is never read, and multiplies.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
             In the graph if given so. None: 1.
@@ -131,13 +129,14 @@ def vanilla_loss(
     error = residual(x if target is None else target, x_hat, mask)
     weighed = penalty(f, decoder_norm, p)
     plain = weighed if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
-    mse, paid, l0, l1 = means_over_rows(
-        [squared_norm(error, feature_reduction), weighed, active(f), plain],
+    paid = attached(weighed, sparsity_coeff)
+    mse, price, l0, l1 = means_over_rows(
+        [squared_norm(error, feature_reduction), paid, active(f), plain],
         mask,
         batch_group,
         grad_reduction,
     )
-    sparsity = coefficient(sparsity_coeff, paid) * paid
+    sparsity = weighted(sparsity_coeff, price)
     return VanillaTerms(
         loss=mse + sparsity,
         mse=mse,
@@ -147,8 +146,8 @@ def vanilla_loss(
     )
 
 
-class VanillaObjective(nn.Module):
-    """[`vanilla_loss`][termwise.sae.vanilla_loss] with its numbers held, as a frozen config.
+class VanillaObjective(LossModule):
+    """[`vanilla_loss`][termwise.sae.vanilla_loss] as a module, from a config.
 
     Examples:
         >>> import torch
@@ -159,12 +158,9 @@ class VanillaObjective(nn.Module):
         8.0
     """
 
-    @contract
-    def __init__(self, cfg: Vanilla) -> None:
-        super().__init__()
-        self.cfg = cfg
+    cfg: Vanilla = dataclasses.field(kw_only=False)
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch d_model"],
         f: Float[Tensor, "batch d_sae"] | SparseLatents,
@@ -180,32 +176,9 @@ class VanillaObjective(nn.Module):
             x,
             f,
             x_hat,
-            sparsity_coeff=self.cfg.sparsity_coeff,
             decoder_norm=decoder_norm,
-            p=self.cfg.p,
             target=target,
             mask=mask,
-            feature_reduction=self.cfg.feature_reduction,
             batch_group=batch_group,
-            grad_reduction=self.cfg.grad_reduction,
+            **keyword_fields(self.cfg),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch d_model"],
-            f: Float[Tensor, "batch d_sae"] | SparseLatents,
-            x_hat: Float[Tensor, "batch d_model"],
-            *,
-            decoder_norm: Float[Tensor, " d_sae"] | None = None,
-            target: Float[Tensor, "batch d_model"] | None = None,
-            mask: Bool[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> VanillaTerms:
-            """Compute the terms of the objective."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return repr(self.cfg)

@@ -139,6 +139,7 @@ def calls_of_jumprelu_loss(x: Tensor) -> None:
     sae.jumprelu_loss(x, x, x, sparsity_coeff=1.0, grad_reductino=None)  # error: reportCallIssue: No parameter named "grad_reductino"
     sae.jumprelu_loss(x, x, x, sparsity_coeff=1.0, grad_reduction="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "grad_reduction" of type "GradReduction"
     sae.jumprelu_loss(x, x, "x", sparsity_coeff=1.0)  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "W_dec" of type "Tensor"
+    sae.jumprelu_loss(x, x, x, sparsity_coeff=1.0, dead="some")  # error: reportArgumentType: Argument of type "Literal['some']" cannot be assigned to parameter "dead" of type "Tensor | Literal['all'] | None"
 
 
 def holder_matryoshka(one: sae.Matryoshka) -> None:

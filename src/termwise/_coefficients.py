@@ -1,0 +1,29 @@
+"""Weights of terms: a weight of exactly 0 leaves its term out of the loss and of the gradient.
+
+0 times a term that is infinite, or 0 times its derivative, would be NaN. A weight that is a tensor
+is never read, which would synchronize with the device: it multiplies, whatever it holds.
+"""
+
+import torch
+from torch import Tensor
+
+
+def is_zero(weight: float | Tensor) -> bool:
+    """Whether a weight is known to be 0."""
+    return not isinstance(weight, Tensor) and weight == 0
+
+
+def attached(term: Tensor, weight: float | Tensor) -> Tensor:
+    """Return the term, detached if its weight is 0.
+
+    To be called before terms are reduced together: what they share would send zeros back.
+    """
+    return term.detach() if is_zero(weight) else term
+
+
+def weighted(weight: float | Tensor, term: Tensor) -> Tensor:
+    """Return weight * term in the dtype of the term, or 0 if the weight is 0."""
+    if is_zero(weight):
+        return torch.zeros_like(term).detach()
+    # A weight in float64 must not change the dtype of the loss.
+    return (weight.to(term.dtype) if isinstance(weight, Tensor) else weight) * term

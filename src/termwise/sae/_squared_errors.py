@@ -1,0 +1,82 @@
+"""Squared errors of a reconstruction, row by row, and what keeps their ratios within range."""
+
+import math
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _groups
+from .._groups import ProcessGroup
+from .._numbers import accumulator, lifted
+
+FeatureReduction = Literal["mean", "sum"]
+
+
+def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
+    """Return x - x_hat, computed after lifting, with 0 in rows that do not count."""
+    difference = lifted(x) - lifted(x_hat)
+    return difference if mask is None else difference.where(mask[:, None], 0)
+
+
+def rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Lift rows, with 0 in those that do not count, whatever stood there."""
+    rows = lifted(rows)
+    return rows if mask is None else rows.where(mask[:, None], 0)
+
+
+def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
+    """Subtract the mean of the rows that count, on all ranks; the others stay 0."""
+    total = rows.sum(0, dtype=accumulator(rows))
+    count = (
+        total.new_full((1,), rows.shape[0]) if mask is None else mask.sum()[None].to(total.dtype)
+    )
+    sums = torch.cat([total, count])
+    if batch_group is not None:
+        # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
+        sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
+    centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
+    return centred if mask is None else centred.where(mask[:, None], 0)
+
+
+def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
+    """Square and sum (or average) each row; finite wherever the result is representable."""
+    if feature_reduction == "sum":
+        return _dot(rows)
+    # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
+    width = max(rows.shape[-1], 1)
+    scale = 2.0 ** -math.ceil(math.log2(width) / 2)
+    scaled = rows * scale
+    return _dot(scaled) * (1 / (width * scale**2))
+
+
+def wide_squared_norm(rows: Tensor) -> Tensor:
+    """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
+    wide, exponent = accumulator(rows), exponents(rows)
+    squares = squared_norm(scaled(rows, -exponent), "sum").to(wide)
+    return squares * _power_of_two(2 * exponent[:, 0], wide)
+
+
+def exponents(rows: Tensor) -> Tensor:
+    """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
+    sizes = rows.detach().abs()
+    # One element more, so that a row of none has a largest.
+    largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
+    exponent = torch.frexp(largest).exponent
+    return exponent.masked_fill(~largest.isfinite(), 0)
+
+
+def scaled(rows: Tensor, exponent: Tensor) -> Tensor:
+    """Multiply rows by 2^exponent, which rounds nothing, in halves that cannot overflow."""
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    return rows * _power_of_two(half, rows.dtype) * _power_of_two(exponent - half, rows.dtype)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.exp2(exponent.to(dtype))
+
+
+def _dot(rows: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        return cast("Tensor", torch.linalg.vecdot(rows, rows))
