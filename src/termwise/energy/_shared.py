@@ -217,7 +217,7 @@ def refuse_static_graph(caller: str, energies: Tensor) -> None:
 
 def refuse_batch_statistics(caller: str, energy: Energy) -> None:
     """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
-    for module in _modules(energy):
+    for module in modules_of(energy):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
             module.training or module.running_mean is None
         ):
@@ -228,7 +228,7 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
             )
 
 
-def _modules(energy: Energy) -> Iterator[nn.Module]:
+def modules_of(energy: Energy) -> Iterator[nn.Module]:
     """Yield the modules that an energy holds, however it holds them.
 
     A function holds what it closes over, its defaults and, if it is the energy itself, the globals
