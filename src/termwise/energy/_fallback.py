@@ -4,7 +4,8 @@ import contextlib
 import functools
 import warnings
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,6 +65,25 @@ class Attempt:
             UserWarning,
             stacklevel=3,
         )
+
+
+def touch_saved_tensors(results: Iterable[Tensor]) -> None:
+    """Read what a graph has saved, which raises where a backward pass through it would.
+
+    In PyTorch 2.13 the derivative of a norm (so of cdist, std, normalize) by a tangent that is
+    batched writes to a tensor that it has saved: the values are right, and `backward` raises.
+    """
+    front: list[Any] = [result.grad_fn for result in results]
+    seen: set[Any] = {None}
+    while front:
+        node = front.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for name in dir(cast("object", node)):
+            if name.startswith("_saved_"):
+                getattr(node, name)
+        front.extend(previous for previous, _ in node.next_functions)
 
 
 def _identity(energy: Any, depth: int = 3) -> Any:

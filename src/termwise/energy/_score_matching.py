@@ -13,7 +13,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._fallback import Attempt
+from ._fallback import Attempt, touch_saved_tensors
 from ._forward_laplacian import NoCarrierError, carried, carrier_of
 from ._hessian_products import hessian_products
 from ._shared import (
@@ -231,6 +231,8 @@ def score_and_trace(
                 else:
                     with _higher_order.higher_order_safe(higher_order_safe):
                         results = _forward_over_reverse(caller, energy, x, chunk_size)
+                    if create_graph:
+                        touch_saved_tensors(results)
                 return _lifted(results, create_graph)
             except _higher_order.CoupledRowsError as coupled:
                 raise ValueError(f"{caller} {coupled}") from None
@@ -248,6 +250,11 @@ def score_and_trace(
                 results = _reverse(caller, energy, x, chunk_size, create_graph)
         except _higher_order.CoupledRowsError as coupled:
             raise ValueError(f"{caller} {coupled}") from None
+        except RuntimeError as error:
+            in_words = _higher_order.in_our_words(caller, error)
+            if in_words is None:
+                raise
+            raise in_words from error
     if attempt is not None and problem is not None:
         attempt.fail(problem)
     return _lifted(results, create_graph)

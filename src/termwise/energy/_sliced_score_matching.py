@@ -141,6 +141,11 @@ def sliced_score_matching_loss(
                     rows = _by_autograd(energy, x, v, variance_reduced)
         except _higher_order.CoupledRowsError as problem:
             raise ValueError(f"sliced_score_matching_loss {problem}") from None
+        except RuntimeError as error:
+            in_words = _higher_order.in_our_words("sliced_score_matching_loss", error)
+            if in_words is None:
+                raise
+            raise in_words from error
     with torch.autocast(x.device.type, enabled=False):
         score_square, curvature = weighted_means(
             ([part if kept else part.detach() for part in rows], weights),
