@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 def faults_of(path: Path, page: Page) -> list[str]:
-    """Say what is wrong on a page by itself."""
+    """Return what is wrong on a page by itself."""
     code, prose = "".join(page.code), "".join(page.prose)
     faults = [
         f"a formula is not rendered: {found}"
@@ -69,7 +69,7 @@ def faults_of(path: Path, page: Page) -> list[str]:
 
 
 def broken_links(site: Path, path: Path, pages: dict[Path, Page]) -> list[str]:
-    """Say which links of a page lead nowhere in the site."""
+    """Return which links of a page lead nowhere in the site."""
     broken: list[str] = []
     for link in pages[path].links:
         parts = urlsplit(link)

@@ -25,14 +25,14 @@ GREY = "#8C8C8C"
 
 
 def distribution(law: PrefixLaw, m: float) -> float:
-    """Give the probability that one draw is at most m."""
+    """Return the probability that one draw is at most m."""
     if law == "nabeshima":
         return math.sqrt(m / (D_SAE - 1))
     return (1 - 1 / math.sqrt(m)) / (1 - 1 / math.sqrt(D_SAE - 1))
 
 
 def median(law: PrefixLaw) -> int:
-    """Give the first length that half of the draws do not pass."""
+    """Return the first length that half of the draws do not pass."""
     return next(m for m in range(1, D_SAE) if distribution(law, m) >= 0.5)
 
 

@@ -1,6 +1,7 @@
 """Pure, typed loss functions for PyTorch, and every term has a name."""
 
 from . import energy as energy
+from . import groups as groups
 from . import joint_embedding as joint_embedding
 from . import lm as lm
 from . import sae as sae

@@ -155,7 +155,7 @@ class Expected:
         self.validated = hint if _has_validators(hint) else None
 
     def problem(self, value: Any, owner: str, known: Bindings) -> str:
-        """Say what does not fit, a value or an item of it, or "" and bind its axes."""
+        """Return what does not fit, a value or an item of it, or "" and bind its axes."""
         problem = self._problem(value, owner, known)
         if problem or self.validated is None or torch.compiler.is_compiling():
             return problem
@@ -262,7 +262,7 @@ class Collection:
                 yield kind, value[index], element_of(owner, index)
 
     def problem(self, value: Any, owner: str, known: Bindings) -> str:
-        """Say which item does not fit, or "" and bind all axes."""
+        """Return which item does not fit, or "" and bind all axes."""
         if self.origin is Iterable and not isinstance(value, collections.abc.Collection):
             return ""
         if self.by_key:
@@ -305,14 +305,14 @@ class Record:
         return isinstance(value, self.kind)
 
     def missing(self, value: Any) -> str:
-        """Say which key a dict lacks."""
+        """Return which key a dict lacks."""
         if not self.by_key or not isinstance(value, Mapping):
             return ""
         lacking = [field for field in self.fields if field in self.required and field not in value]
         return f"it has no {lacking[0]!r}" if lacking else ""
 
     def problem(self, value: Any, owner: str, known: Bindings) -> str:
-        """Say which field does not fit, or "" and bind all axes."""
+        """Return which field does not fit, or "" and bind all axes."""
         for field, expected in self.fields.items():
             if self.by_key:
                 if field not in value:
@@ -379,7 +379,7 @@ class Shape:
         self.variadic = bool(several)
 
     def mismatch(self, value: Any, owner: str, known: Bindings, spelled: str = "") -> str:
-        """Say why a value does not fit this shape, or "" and bind its axes."""
+        """Return why a value does not fit this shape, or "" and bind its axes."""
         if not self.of_tensors or not isinstance(value, Tensor):
             if not self._is_bearable(value):
                 return f"not a {_name_of(self.array_type)}"
@@ -478,7 +478,7 @@ class Axis:
         self.formula = _compiled(text, (*self.needs, *places))[0]
 
     def mismatch(self, size: Any, owner: str, found: Axes) -> str:
-        """Say why a size is not that of a named or a fixed axis, or "" and bind it."""
+        """Return why a size is not that of a named or a fixed axis, or "" and bind it."""
         if self.free or (self.stretches and not self.variadic and size == 1):
             return ""
         if self.fixed is not None:
@@ -502,7 +502,7 @@ class Axis:
         return f"axis {self.name} is {_written(size)}, but it is {_written(before)} in {fixer}"
 
     def computed(self, size: Any, known: Bindings, axes: Axes) -> str:
-        """Say why a size is not what its formula gives."""
+        """Return why a size is not what its formula gives."""
         if any(name not in axes for name in self.needs):
             return ""
         try:
@@ -730,7 +730,7 @@ def is_sharded(value: Any) -> bool:
 
 
 def of_shards(value: Any, owner: str, shape: Shape, spelled: str, groups: Sequence[str]) -> str:
-    """Say what to pass in place of a DTensor: its own part, and the group of its ranks."""
+    """Return what to pass in place of a DTensor: its own part, and the group of its ranks."""
     passed: list[str] = []
     local = True
     for dimension, placement in enumerate(value.placements):

@@ -8,7 +8,7 @@ from torch import Tensor
 if TYPE_CHECKING:
 
     class Function(torch.autograd.Function):
-        """Give `apply` the types that torch leaves out; nothing of it exists at run time."""
+        """Type `apply`, as torch does not; nothing of it exists at run time."""
 
         @classmethod
         def apply(cls, *args: Any, **kwargs: Any) -> Any:

@@ -73,8 +73,9 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
             axes (`"n+1"`), in either order, and from arguments (`"{k}+1"`).
 
             Not looked at: what an iterator or a generator yields, the signature of a callable, and,
-            where Dynamo traces, what beartype alone can judge (protocols other than callables,
-            items of collections without shapes, `Annotated` with beartype's validators).
+            where Dynamo traces, the dtype of a NumPy array and what beartype alone can judge
+            (protocols other than callables, items of collections without shapes, `Annotated` with
+            beartype's validators).
 
     Returns:
         The same function, checked. Its name, signature, docstring and static type are kept.
@@ -137,7 +138,7 @@ async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_misuse(fn: Any) -> None:
-    """Say what to write where contract is put on what is no function."""
+    """Return what to write where contract is put on what is no function."""
     kind = type(fn).__name__
     name = getattr(fn, "__qualname__", kind)
     if isinstance(fn, type):

@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup as ProcessGroup
 from ._autograd import Function
 
 GradReduction = Literal["mean", "sum"]
+"""How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ NO_SECOND_DERIVATIVE = (
 
 
 def gradient_scale(group: ProcessGroup | None, grad_reduction: GradReduction) -> float:
-    """Give the factor that a rank's gradient needs, so that its trainer's reduction is exact.
+    """Return the factor that a rank's gradient needs, so that its trainer's reduction is exact.
 
     A trainer that averages gradients over ranks divides by their number; the terms of a loss add
     over ranks, so each rank's share is scaled by that number first.
@@ -55,14 +56,14 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
-    """Give each rank's number of rows as an int64 vector, the same on every rank."""
+    """Return each rank's number of rows as an int64 vector, the same on every rank."""
     if group is None:
         return None
     return each_rank(x.new_full((), x.shape[0], dtype=torch.int64), group)
 
 
 def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
-    """Give the ranks' scalars as a vector, in the order of ranks, the same on every rank."""
+    """Return the ranks' scalars as a vector, in the order of ranks, the same on every rank."""
     places = torch.arange(group.size(), device=number.device)
     return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
 

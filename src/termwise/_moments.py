@@ -42,7 +42,7 @@ def second_moments(
     grad_reduction: GradReduction,
     caller: str,
 ) -> tuple[Tensor, Tensor]:
-    """Give the unbiased variance of each column, and the energy of the off-diagonal covariance.
+    """Return the unbiased variance of each column, and the energy of the off-diagonal covariance.
 
     Args:
         z: this rank's rows, "batch dim". Halves are lifted to float32.
@@ -193,7 +193,7 @@ _forward.register_vmap(looped(_forward))
 
 @torch.library.custom_op("termwise::second_moments_gradient", mutates_args=())
 def _combined(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
-    """Give (z - mean) * factor + gradient * push, with nothing else so large."""
+    """Return (z - mean) * factor + gradient * push, with nothing else so large."""
     total = torch.empty_like(z, memory_format=torch.contiguous_format)
     for here in blocks(z):
         rows = lifted(z[here])

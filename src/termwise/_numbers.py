@@ -31,7 +31,7 @@ def may_look_at(x: Tensor) -> bool:
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """Give the wider type, for sums of many terms."""
+    """Return the wider type, for sums of many terms."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no float64
 
 
@@ -43,7 +43,7 @@ def blocks(x: Tensor) -> Iterator[slice]:
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Give an operator's vmap rule: one call for each element, for each fills the machine."""
+    """Return an operator's vmap rule: one call for each element, for each fills the machine."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         results = [

@@ -90,7 +90,7 @@ def sliced(repeats: int) -> None:
 
 
 def spread(sigma: float, *, antithetic: bool) -> float:
-    """Give the standard deviation of a gradient made of 2 gradients of the energy for each row."""
+    """Return the standard deviation of a gradient made of 2 gradients of the energy a row."""
     d, batch = 16, 64
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5

@@ -81,7 +81,7 @@ def step(loss, tensors: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def kept(loss, tensors: list[Tensor]) -> int:
-    """Give the bytes that autograd saves for the backward pass beyond the inputs."""
+    """Return the bytes that autograd saves for the backward pass beyond the inputs."""
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     saved: dict[int, int] = {}
 

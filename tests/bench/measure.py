@@ -36,7 +36,7 @@ def peak_in_fresh_processes(script: str, *arguments: object, times: int = 5) -> 
 
 
 def peak_growth(warm_up: Callable[[], object], function: Callable[[], object]) -> int:
-    """Give how far one call lifts this process's peak resident set, in bytes (Linux only).
+    """Return how far one call lifts this process's peak resident set, in bytes (Linux only).
 
     The warm-up, on inputs too small to count, loads what the first call of any size loads.
     """

@@ -26,7 +26,7 @@ CLASSES = [name for name, value in EXPORTS.items() if inspect.isclass(value)]
 
 @functools.cache
 def _definitions(family: str) -> dict[str, ast.FunctionDef | ast.ClassDef]:
-    """Give what a family's files define, of overloads the last."""
+    """Return what a family's files define, of overloads the last."""
     return {
         part.name: part
         for path in Path(FAMILIES[family].__file__).parent.glob("*.py")
@@ -45,7 +45,7 @@ def first_line(docstring: str | None) -> str:
 
 
 def members(kind: ast.ClassDef) -> dict[str, str | None]:
-    """Give the docstrings of public fields and methods."""
+    """Return the docstrings of public fields and methods."""
     found = {}
     for part, beneath in zip(kind.body, [*kind.body[1:], None], strict=True):
         match part, beneath:

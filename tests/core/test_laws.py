@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import termwise as tw
-from termwise import energy, lm, sae, testing
+from termwise import energy, groups, lm, sae, testing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Laws:
     permuted: tuple[str, ...] = ("batch",)
     """Axes along which the order does not matter."""
     shards: dict[str, tuple[Any, dict[str, Any]] | None] = dataclasses.field(default_factory=dict)
-    """For each group argument the axis that ranks share, and more for `assert_sharding`. None:
-    ranks hold their own part of a projection or a teacher, which no axis tells how to cut;
-    test_distill_over_ranks.py holds those."""
+    """For each group argument the axis that ranks share, and more for `assert_sharding`. None: no
+    axis tells how to cut (ranks hold their own part of a projection or a teacher, or parts of one
+    shape); tests/distributed holds those."""
     ignores: tuple[str, ...] = ()
     """Arguments of which a NaN need not reach the result."""
     more: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -399,6 +399,19 @@ LAWS: dict[Callable[..., Any], Laws] = {
         not_held=NO_GRADIENT,  # only by the energy's parameters
         ignores=("noise", "uniform"),  # of a step that is not taken
     ),
+    # test_groups_over_ranks.py holds these: what ranks hold has the same shape, nothing is cut.
+    groups.sum_over_ranks: Laws(permuted=(), shards={"group": None}),
+    groups.sum_over_ranks_both_ways: Laws(permuted=(), shards={"group": None}),
+    groups.mean_over_ranks: Laws(
+        {"rows": st.integers(1, 4)},
+        permuted=("rows",),
+        shards={"group": ("rows", {})},
+        more={"assert_finite": {"mask": None}, "assert_gradients": {"mask": None}},
+    ),
+    groups.count_over_ranks: Laws(
+        permuted=(), shards={"group": None}, ignores=("rows",), not_held=NO_GRADIENT
+    ),
+    groups.max_over_ranks: Laws(permuted=(), shards={"group": None}, not_held=NO_GRADIENT),
     lm.targeted_variance_loss: Laws(
         weights={"squared_error": "coefficient"},
         terms={"also_in_graph": ["variance"]},
@@ -597,8 +610,9 @@ def test_terms_sum(function):
 @EVERY
 def test_sharding(function, ranks):
     laws = laws_of(function)
-    groups = {name for name in inspect.signature(function).parameters if name.endswith("_group")}
-    assert groups == set(laws.shards)
+    parameters = inspect.signature(function).parameters
+    found = {name for name in parameters if name == "group" or name.endswith("_group")}
+    assert found == set(laws.shards)
     for group, shared in laws.shards.items():
         if shared is None:
             continue

@@ -22,7 +22,7 @@ METHODS = (types.FunctionType, classmethod, staticmethod)
 
 
 def asserted() -> dict[str, set[str]]:
-    """Give the types that `assert_type` is told of each expression.
+    """Return the types that `assert_type` is told of each expression.
 
     An expression is spelled by what it is of: `lm.NextTokenLoss()()` is the call of a module, and
     with a parameter `terms: lm.NextTokenTerms`, `terms.loss` is `lm.NextTokenTerms.loss`.
@@ -58,6 +58,8 @@ ASSERTED = asserted()
 
 def needed(name: str, value: object) -> list[str]:
     """List what has to be asserted of an export."""
+    if typing.get_origin(value) is typing.Literal:
+        return [name]
     if not isinstance(value, type):
         return [f"{name}()"]  # a function, or an alias of a Callable
     if issubclass(value, Exception):
@@ -81,7 +83,7 @@ def needed(name: str, value: object) -> list[str]:
 
 
 def of_ours(value: type, member: str) -> bool:
-    """Say whether a class of this package brings a member, and the class itself, if not Terms."""
+    """Whether a class of this package brings a member, and the class itself, if not Terms."""
     owner = next(parent for parent in value.__mro__ if member in vars(parent))
     return owner is value or (owner is termwise.Terms and member in ("metrics", "detach"))
 

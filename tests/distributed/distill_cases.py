@@ -87,7 +87,7 @@ def part(sizes: list[int], place: int | None) -> slice:
 
 
 def run(whole: Problem, place: Place, groups: dict, loss: str, options: dict):
-    """Give the terms, the count, and the gradients of this rank's shards."""
+    """Return the terms, the count, and the gradients of this rank's shards."""
     samples, tokens = part(SAMPLES, place.batch), part(TOKENS, place.vocab)
     students = part(TIMES["student"], place.sequence)
     teachers = part(TIMES["teacher"], place.sequence)
@@ -157,7 +157,7 @@ def one_axis(group, seed, axis, loss, options):
 
 
 def compiled(group, seed, axis):
-    """Give the loss and gradient of a compiled call, and of its second derivative's refusal."""
+    """Return the loss and gradient of a compiled call, and of its second derivative's refusal."""
     whole, place = problem(seed), group.rank()
     tokens = part(TOKENS, place)
     student = whole.student[..., tokens].clone().requires_grad_()

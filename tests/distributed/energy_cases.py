@@ -170,7 +170,7 @@ def energy_ddp(group, x, name):
 
 
 def energy_ddp_static_graph(group, x, name):
-    """Give the text of the refusal."""
+    """Return the text of the refusal."""
     model = Scalar(x.shape[1])
     wrapped = DistributedDataParallel(model, process_group=group, static_graph=True)
     try:

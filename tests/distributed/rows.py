@@ -6,7 +6,7 @@ import torch
 
 
 def rows(sizes: Sequence[int], columns: int = 4, seed: int = 0) -> list[torch.Tensor]:
-    """Give each rank rows of a different scale and place."""
+    """Return rows for each rank, of a different scale and place."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(n, columns, generator=generator, dtype=torch.float64) * (rank + 0.5) + rank

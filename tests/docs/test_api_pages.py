@@ -19,6 +19,7 @@ PAGES = {page: page.read_text() for page in sorted((DOCS / "pages/api").rglob("*
 FAMILIES = {
     "termwise": termwise,
     "termwise.energy": termwise.energy,
+    "termwise.groups": termwise.groups,
     "termwise.joint_embedding": termwise.joint_embedding,
     "termwise.lm": termwise.lm,
     "termwise.sae": termwise.sae,
@@ -29,7 +30,7 @@ REFERENCES = "part: references"
 
 
 def exported(family: str) -> dict[str, object]:
-    """Give the public names of a namespace, the namespaces within it left out."""
+    """Return the public names of a namespace, the namespaces within it left out."""
     return {
         f"{family}.{name}": value
         for name, value in vars(FAMILIES[family]).items()
@@ -38,12 +39,12 @@ def exported(family: str) -> dict[str, object]:
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Give each name that a page has rendered, with its options."""
+    """Return each name that a page has rendered, with its options."""
     return re.findall(r"^::: (\S+)\n((?:    .*\n)*)", text, flags=re.MULTILINE)
 
 
 def sections(text: str) -> dict[str, str]:
-    """Give what stands under each heading of the second level."""
+    """Return what stands under each heading of the second level."""
     parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

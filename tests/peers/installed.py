@@ -27,7 +27,7 @@ PEERS = ["lightly", "liger-kernel", "sae-lens", "torchcfm", "torchebm", "transfo
 
 
 def pins() -> dict[str, str]:
-    """Give the version of each package in constraints.txt."""
+    """Return the version of each package in constraints.txt."""
     lines = (Path(__file__).parent / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {name.lower().replace("_", "-"): version for name, version in pairs}

@@ -7,7 +7,7 @@ from termwise.joint_embedding import vicreg_loss
 
 
 def lightly_over_ranks(group, z_a, z_b, weight, gather):
-    """Give the rank's value and the mean of the ranks' gradients, of lightly's loss and of ours."""
+    """Return this rank's value and the ranks' mean gradient, of lightly's loss and of ours."""
     import installed  # noqa: F401  so that lightly can be imported here
     from lightly.loss import VICRegLoss
 

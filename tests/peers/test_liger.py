@@ -25,7 +25,7 @@ def ours_at(beta):
 
 
 def batch(dtype=torch.float64, vocab=11):
-    """Give hidden states and heads of student and teacher, of other widths, and labels."""
+    """Return hidden states and heads of student and teacher, of other widths, and labels."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):

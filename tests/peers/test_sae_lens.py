@@ -174,7 +174,7 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def made(name, *, swapped):
-    """Give a module of theirs, the same at each call, that computes their loss or ours."""
+    """Return a module of theirs, the same at each call, that computes their loss or ours."""
     kind, config, loss, options = KINDS[name]
 
     class Swapped(kind):

@@ -27,7 +27,7 @@ BETAS = [0.0, 1.0, 0.5, 0.1, 0.9]
 
 
 def ours_at(beta):
-    """Give the arguments of distillation_loss that a beta of theirs stands for."""
+    """Return the arguments of distillation_loss that a beta of theirs stands for."""
     if beta in (0.0, 1.0):
         return {"divergence": ("forward", "reverse")[int(beta)]}
     return {"divergence": "jensen_shannon", "beta": beta}
@@ -139,7 +139,7 @@ def uld(strategy, **changes):
 
 
 def answers(vocabs=(7, 9), lengths=((3, 6), (4, 7))):
-    """Give logits of both models, and labels whose answer is the end of each row."""
+    """Return logits of both models, and labels whose answer is the end of each row."""
     generator = torch.Generator().manual_seed(2)
     found = []
     for vocab, (start, stop) in zip(vocabs, lengths, strict=True):
@@ -303,7 +303,7 @@ class OurGKDTrainer(GKDTrainer):
 
 
 def trained(kind, folder, *, beta, lmbda, steps=10):
-    """Give each step's loss and the parameters after `steps` steps of the trainer."""
+    """Return each step's loss and the parameters after `steps` steps of the trainer."""
     chooser = random.Random(1)
     rows = [
         {
@@ -347,7 +347,7 @@ def trained(kind, folder, *, beta, lmbda, steps=10):
 
 
 def of_the_page():
-    """Give the trainer that the page writes down."""
+    """Return the trainer that the page writes down."""
     page = Path(__file__).parents[2] / "docs/pages/coming_from/trl.md"
     (code,) = re.findall(r"```text\n(import torch\n.*?)```", page.read_text(), re.DOTALL)
     namespace = {}

@@ -106,7 +106,7 @@ def server():
 
 
 def hover(server: Server, line: str) -> str:
-    """Give what is shown of the last name in a line."""
+    """Return what is shown of the last name in a line."""
     return server.hover(SOURCE.index(line), re.search(r"\w+$", line).start())
 
 

@@ -18,14 +18,14 @@ ROWS, STEPS = 37, 4
 
 
 def views(step: int) -> tuple[Tensor, Tensor]:
-    """Give two views of a whole batch: the same on every rank."""
+    """Return two views of a whole batch: the same on every rank."""
     generator = torch.Generator().manual_seed(step)
     x, noise1, noise2 = torch.randn(3, ROWS, 12, generator=generator, dtype=torch.float64)
     return x + 0.1 * noise1, x + 0.1 * noise2
 
 
 def own(batch: Tensor, step: int) -> Tensor:
-    """Give this rank's rows: rank r has r + 1 shares, and the last rank none in the last step."""
+    """Return this rank's rows: rank r has r + 1 shares, and the last rank none in the last step."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     shares = torch.arange(1.0, ranks + 1)
     if step == STEPS - 1 and ranks > 1:

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 def sentences(step: int, rank: int) -> Tensor:
-    """Give a rank's sentences, each as long as the rank lets it be: -1 is padding."""
+    """Return a rank's sentences, each as long as the rank lets it be: -1 is padding."""
     generator = torch.Generator().manual_seed(1000 * step + rank)
     tokens = torch.randint(VOCAB, (3 + rank, LENGTH), generator=generator)
     lengths = torch.randint(2, 4 + 3 * rank, (3 + rank, 1), generator=generator)
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def usual_mean(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Give PyTorch's cross-entropy of the next token."""
+    """Return PyTorch's cross-entropy of the next token."""
     logits = model(tokens.clamp_min(0))[:, :-1].flatten(0, 1)
     return F.cross_entropy(logits, tokens[:, 1:].flatten(), ignore_index=-1)
 

@@ -112,13 +112,13 @@ class Call(dict[str, Any]):
         return f"{imports}\n\n{text}"
 
     def changed(self, **arguments: Any) -> Self:
-        """Give the same call with some arguments replaced."""
+        """Return the same call with some arguments replaced."""
         other = copy.copy(self)
         other.update(arguments)
         return other
 
     def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
-        """Give the same call with each tensor replaced by `change(path, tensor)`.
+        """Return the same call with each tensor replaced by `change(path, tensor)`.
 
         A tensor in a record, a dict or a sequence has the path "argument.field" or "argument.0". A
         `torch.Generator` is copied, in the state it has.
@@ -318,7 +318,7 @@ class Signature:
                 raise TypeError(f"calls: {self.name} takes {name} by position only")
 
     def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Give an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
+        """Return an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
         whole = {
             name: parameter.default
             for name, parameter in self.parameters.items()
@@ -531,7 +531,7 @@ def _chosen_option(
 
 
 def _derivable(option: Any) -> bool:
-    """Tell whether an annotation says what to draw."""
+    """Whether an annotation says what to draw."""
     if option is type(None) or is_array(option) or option in (bool, int, float):
         return True
     origin = typing.get_origin(option)
@@ -550,7 +550,7 @@ def _derivable(option: Any) -> bool:
 
 
 def _is_callable(option: Any) -> bool:
-    """Tell whether an annotation asks for something to call."""
+    """Whether an annotation asks for something to call."""
     if option is Callable or typing.get_origin(option) is Callable:
         return True
     return getattr(option, "_is_protocol", False) and "__call__" in vars(option)

@@ -114,7 +114,7 @@ def _write_items(items: Sequence[Any], imports: set[str], role: str) -> list[str
 
 
 def _is_told_by_repr(value: Any) -> bool:
-    """Tell whether an object can be made again from what it prints."""
+    """Whether an object can be made again from what it prints."""
     if not isinstance(value, nn.Module) or type(value).__repr__ is not nn.Module.__repr__:
         return dataclasses.is_dataclass(value) or not repr(value).startswith("<")
     if any(True for part in (value.children, value.parameters, value.buffers) for _ in part()):
@@ -127,7 +127,7 @@ def _is_told_by_repr(value: Any) -> bool:
 
 
 def _stand_in(role: str, what: str, imports: set[str]) -> str:
-    """Give a name to what has no code, and say in a comment what it is."""
+    """Name what has no code, and say in a comment what it is."""
     imports.add(f"# {role}: the {what} that was {'tested' if role == 'fn' else 'given'}")
     return role
 

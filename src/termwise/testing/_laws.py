@@ -122,9 +122,7 @@ def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
     """Choose what is traced, for a trace takes a tenth of a second."""
     of_argument: dict[str, list[BrokenCall]] = {}
     for broken in violations(call):
-        # A size computed from an argument, "{k}", is compared in eager alone.
-        computed = "{" in spell(signature.hints.get(broken.argument))
-        if broken.kind in ("dtype", "rank") or (broken.kind == "axis" and not computed):
+        if broken.kind in ("dtype", "rank", "axis"):
             of_argument.setdefault(broken.argument, []).append(broken)
     return [
         next((one for one in found if one.kind == ("axis", "dtype", "rank")[turn % 3]), found[0])
@@ -471,7 +469,7 @@ def assert_permutation_invariant(
 
 
 def _orders(size: int) -> list[list[int]]:
-    """Give orders in which every place changes, and neighbours do not stay neighbours."""
+    """Return orders in which every place changes, and neighbours do not stay neighbours."""
     places = list(range(size))
     orders = [places[::-1], places[1:] + places[:1], places[1::2] + places[::2]]
     return [order for index, order in enumerate(orders) if order not in [places, *orders[:index]]]
@@ -994,7 +992,7 @@ def called(call: Call, run: Function | None = None) -> Numbers:
 
 
 def scalar(values: Numbers) -> Tensor:
-    """Give the loss, or a sum of all that is floating in which each element has its own weight."""
+    """Return the loss, or a sum of all floating elements, each with a weight of its own."""
     if "loss" in values:
         return values["loss"]
     total = torch.zeros(())
@@ -1045,7 +1043,7 @@ def _derivatives(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) 
 
 
 def _size(law: str, call: Call, axis: str) -> int | None:
-    """Give the size of an axis in a call; None where the arguments that have it are None."""
+    """Return the size of an axis in a call; None where the arguments that have it are None."""
     size: int | None = call.sizes.get(axis)
     if isinstance(size, tuple):
         raise MisuseError(f"{law}: {axis} of {Signature(call.fn).name} is any number of axes")
@@ -1061,7 +1059,7 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
 
 
 def _is_of(path: str, arguments: Collection[str] | None) -> bool:
-    """Tell whether a tensor is one of these arguments, or within one; None: of all."""
+    """Whether a tensor is one of these arguments, or within one; None: of all."""
     if arguments is None:
         return True
     return any(path == name or path.startswith(f"{name}.") for name in arguments)

@@ -47,17 +47,17 @@ class GaussianEnergy(nn.Module):
         self.register_buffer("true_precision", precision)
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """Give the energy of each row."""
+        """Return the energy of each row."""
         return _energy(x, self.mean, self.precision)
 
     if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
 
         def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-            """Give the energy of each row."""
+            """Return the energy of each row."""
             ...
 
     def log_density(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """Give the log-density of the true Gaussian, normalised, whatever the parameters are now.
+        """Return the log-density of the true Gaussian, whatever the parameters are now.
 
         A constant: it is what noise-contrastive losses are told of noise that was drawn from it.
         """
@@ -65,7 +65,7 @@ class GaussianEnergy(nn.Module):
         return (-energies - _log_z(self.true_precision)).detach()
 
     def samples(self) -> Float[Tensor, "points d"]:
-        """Give sigma points of the model as its parameters are now, detached."""
+        """Return sigma points of the model as its parameters are now, detached."""
         precision = ((self.precision + self.precision.T) / 2).detach()
         return sigma_points(self.mean.detach(), precision.inverse())
 
@@ -83,7 +83,7 @@ def _log_z(precision: Tensor) -> Tensor:
 def sigma_points(
     mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]
 ) -> Float[Tensor, "points d"]:
-    r"""Give 2 d points whose mean and covariance are exactly those given.
+    r"""Return 2 d points whose mean and covariance are exactly those given.
 
     $$x = \mu \pm \sqrt{d}\, L e_i, \qquad \Sigma = L L^\top$$
 
@@ -108,7 +108,7 @@ def sigma_points(
 
 @contract
 def exact_projections(x: Float[Tensor, "batch d"]) -> Float[Tensor, "d batch d"]:
-    r"""Give each row the directions sqrt(d) e_i, over which the mean of v v^T is I exactly.
+    r"""Return for each row the directions sqrt(d) e_i, over which the mean of v v^T is I exactly.
 
     Args:
         x (Float[Tensor, "batch d"]): data, of which the shape, dtype and device count.
@@ -268,7 +268,7 @@ def _norm(x: Tensor) -> float:
 def _moved(
     loss_fn: LossFunction, energy: GaussianEnergy, x: Tensor, moves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Give the gradients where the parameters are moved to, and move them back."""
+    """Return the gradients where the parameters are moved to, and move them back."""
     kept = {name: parameter.detach().clone() for name, parameter in energy.named_parameters()}
     with torch.no_grad():
         for name, move in moves.items():
@@ -282,7 +282,7 @@ def _moved(
 
 
 def _gradients(loss_fn: LossFunction, energy: GaussianEnergy, x: Tensor) -> dict[str, Tensor]:
-    """Give the gradient by each parameter that the loss has to do with."""
+    """Return the gradient by each parameter that the loss has to do with."""
     result = loss_fn(energy, x.clone())
     loss = result.loss if isinstance(result, Terms) else result
     if loss.ndim or not bool(loss.isfinite()):
