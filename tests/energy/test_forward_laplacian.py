@@ -321,7 +321,7 @@ SAMPLES = {
     "torch.batch_norm": [call(A, tensor(4), tensor(4), tensor(4), positive(4), False, 0.1, 1e-5, False)],
     "scaled_dot_product_attention": [call(tensor(2, 3, 4), tensor(2, 3, 4, seed=1), tensor(2, 3, 4, seed=2)), call(tensor(2, 3, 4), tensor(2, 3, 4, seed=1), tensor(2, 3, 4), is_causal=True),
                                      call(tensor(1, 2, 3), tensor(1, 2, 3, seed=1), tensor(1, 2, 3), tensor(2, 2))],
-    "cdist": [call(A, B)],
+    "cdist": [call(A, B)], "pdist": [call(A), call(tensor(3, 2), 1.0), call(tensor(3, 2), p=3)],
     "multi_head_attention_forward": [call(tensor(3, 1, 4), tensor(3, 1, 4, seed=1), tensor(3, 1, 4, seed=2), 4, 2, tensor(12, 4), tensor(12), None, None, False, 0.0, tensor(4, 4), tensor(4))],
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import termwise as tw
-from termwise.energy import _forward_laplacian, _score_matching, hessian_trace
+from termwise.energy import _fallback, _forward_laplacian, _score_matching, hessian_trace
 
 WAYS = ("forward_laplacian", "reverse", "forward_over_reverse")
 OTHER = torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -15,8 +15,9 @@ ROWS, IMAGES, SETS = (3, 4), (2, 2, 3, 3), (2, 3, 2)
 
 
 @pytest.fixture(autouse=True)
-def no_energy_was_warned_of():
-    _forward_laplacian._warned.clear()
+def no_energy_is_known():
+    _fallback._warned.clear()
+    _fallback._failed.clear()
 
 
 def in_place(x):

@@ -20,14 +20,11 @@ Li et al., A computational framework for neural network-based variational Monte 
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import operator
 import types
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, cast
 
@@ -115,7 +112,7 @@ class Carrier(Tensor):
             # own; saved-tensor hooks may run a part of the energy once more, long after this.
             if not torch.is_grad_enabled():
                 raise _unknown(func, "under no_grad")
-            if _saved_tensors_hooks(True) is not None:
+            if saved_tensors_hooks(True) is not None:
                 raise _unknown(func, "under saved-tensor hooks, which checkpoint uses too")
         return rule(func, args, kwargs or {})
 
@@ -127,7 +124,7 @@ class Carrier(Tensor):
     __torch_dispatch__: Any = _dispatch
 
 
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 
 
 def is_carrier(value: object) -> bool:
@@ -158,45 +155,6 @@ def _no_pytree(*_: Any) -> NoReturn:
 
 
 _pytree.register_pytree_node(Carrier, _no_pytree, _no_pytree)
-
-
-_warned: set[Any] = set()
-"""Energies, as `_identity` has them, that a warning was given for."""
-
-
-def warn_of_fallback(caller: str, energy: Callable[..., Any], problem: Exception, way: str) -> None:
-    """Warn, once for each energy, that its derivatives could not be carried forward."""
-    identity = _identity(energy)
-    if identity in _warned:
-        return
-    _warned.add(identity)
-    reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
-    warnings.warn(
-        f"{caller}: {way} does not go through this energy ({reason}), so that the gradient is "
-        "differentiated backward instead, which is slower and gives the same numbers",
-        UserWarning,
-        stacklevel=3,
-    )
-
-
-def _identity(energy: Any, depth: int = 3) -> Any:
-    """Return what an energy is known by.
-
-    A function is known by its code and by the functions and objects that it calls: a closure over
-    a model is made anew at every step.
-    """
-    code = getattr(energy, "__code__", None)
-    if code is None and not isinstance(cast("object", energy), functools.partial):
-        try:
-            return weakref.ref(energy)
-        except TypeError:
-            return id(energy)
-    held: list[object] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
-    for cell in getattr(energy, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # not yet filled
-            held.append(cell.cell_contents)
-    parts = [_identity(part, depth - 1) for part in held if callable(part)] if depth else []
-    return code, *parts
 
 
 def _like(

@@ -1,9 +1,9 @@
 """Run an energy so that its second and third derivatives are there, and right.
 
-A loss made of second derivatives by x needs third ones for its gradient. In torch 2.13 that of
-layer_norm and instance_norm, and of prod and cumprod beside zeros, is silently wrong, and fused
-attention, cdist and hardsigmoid have no second one. Here they are compositions of functions that
-have all derivatives.
+A loss made of second derivatives with respect to x needs third ones for its gradient. In torch 2.13
+that of layer_norm and instance_norm, and of prod and cumprod beside zeros, is silently wrong, and
+fused attention, cdist, pdist and hardsigmoid have no second one. Here they are compositions of
+functions that have all derivatives.
 """
 
 import math
@@ -24,8 +24,31 @@ class CoupledRowsError(ValueError):
     """The energy normalises over its batch."""
 
 
-class RecomputedError(NotImplementedError):
-    """The energy would be recomputed without the swap that its derivatives need."""
+class MissingDerivativeError(NotImplementedError):
+    """The energy calls what has no derivative of the order that the loss needs."""
+
+
+def in_our_words(caller: str, error: Exception) -> NotImplementedError | None:
+    """Return what to raise for an error of torch about derivatives, or None for any other error."""
+    text = str(error).partition("\n")[0]
+    for words, problem in _PROBLEMS.items():
+        if isinstance(error, RuntimeError) and words in text:
+            return NotImplementedError(f"{caller} {problem.format(text)}")
+    return None
+
+
+_PROBLEMS = {
+    "use_reentrant=True": "needs torch.utils.checkpoint with use_reentrant=False in the energy: "
+    "the reentrant one cannot be differentiated with respect to an input",
+    "is not implemented": "needs a derivative of the energy that torch has not ({}): write the "
+    "energy with functions that have two derivatives",
+    "must override the setup_context": 'with differentiation="func" needs energies without '
+    "autograd.Functions of the old style and without reentrant checkpoints: write "
+    'forward(*inputs) and setup_context, or pass differentiation="autograd"',
+    "saved tensor hooks": 'with differentiation="func" cannot go through saved-tensor hooks, which '
+    'torch.utils.checkpoint uses too: take them out, or pass differentiation="autograd"',
+}
+"""What to say of errors of torch, by words in them; {} is the error itself."""
 
 
 def higher_order_safe(
@@ -57,11 +80,16 @@ class _HigherOrderSafe(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in REFUSED and self.order > 1 and _has_gradient((args, kwargs)):
+            raise MissingDerivativeError(
+                f"needs a second derivative, which torch's {func.__name__} has not: "
+                f"{REFUSED[func]}, or pass higher_order_safe=False where it is no function of x"
+            )
         if func not in COMPOSITIONS:
             return func(*args, **kwargs)
         if _is_checkpointed():
-            if self.order > 2 or func in WITHOUT_SECOND_DERIVATIVE:
-                raise RecomputedError(
+            if self.order > 2 or (self.order == 2 and func in WITHOUT_SECOND_DERIVATIVE):
+                raise MissingDerivativeError(
                     f"needs {func.__name__} outside torch.utils.checkpoint, whose recomputation "
                     "would not swap it for one with the derivatives needed: take it out of the "
                     "checkpointed function, or write it there with functions that have them "
@@ -74,6 +102,15 @@ class _HigherOrderSafe(TorchFunctionMode):
                 COMPOSITIONS[func](*args, **kwargs)
             return func(*args, **kwargs)
         return COMPOSITIONS[func](*args, **kwargs)
+
+
+def _has_gradient(value: Any) -> bool:
+    """Whether a tensor among arguments requires a gradient."""
+    if isinstance(value, (tuple, list)):
+        return any(_has_gradient(part) for part in cast("Sequence[Any]", value))
+    if isinstance(value, dict):
+        return any(_has_gradient(part) for part in cast("dict[str, Any]", value).values())
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _is_checkpointed() -> bool:
@@ -217,6 +254,11 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = No
     return cast("Tensor", torch.linalg.vector_norm(difference, p, -1))
 
 
+def _pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    first, second = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    return cast("Tensor", torch.linalg.vector_norm(input[first] - input[second], p, -1))
+
+
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.relu6(input + 3) / 6
 
@@ -299,6 +341,8 @@ COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     torch.cdist: _cdist,
+    torch.pdist: _pdist,
+    F.pdist: _pdist,
     F.hardsigmoid: _hardsigmoid,
     torch.prod: _prod,
     Tensor.prod: _prod,
@@ -311,6 +355,17 @@ WITHOUT_SECOND_DERIVATIVE = {
     F.scaled_dot_product_attention,
     F.multi_head_attention_forward,
     torch.cdist,
+    torch.pdist,
+    F.pdist,
     F.hardsigmoid,
 }
+_LIKE_MARGIN = "write it with relu of the margins"
+REFUSED: dict[Callable[..., Any], str] = {
+    F.ctc_loss: "write the recursion over time steps with torch.logaddexp",
+    torch.ctc_loss: "write the recursion over time steps with torch.logaddexp",
+    F.multi_margin_loss: _LIKE_MARGIN,
+    F.multilabel_margin_loss: _LIKE_MARGIN,
+}
+"""Functions that no second derivative goes through, without a composition, and what to write."""
+
 BATCH_STATISTICS = {F.batch_norm, torch.batch_norm}

@@ -13,7 +13,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import NoCarrierError, carried, carrier_of, warn_of_fallback
+from ._fallback import Attempt, touch_saved_tensors
+from ._forward_laplacian import NoCarrierError, carried, carrier_of
 from ._hessian_products import hessian_products
 from ._shared import (
     Differentiation,
@@ -217,10 +218,12 @@ def score_and_trace(
     if torch.compiler.is_compiling():  # which follows neither carriers nor a jvp of any batch
         trace = "reverse"
         x = x * 1  # export saves no region without an operation, and one begins here
-    problem = None
+    problem = attempt = None
+    if trace != "reverse":
+        attempt = Attempt(caller, energy, x, f'trace="{trace}"', higher_order_safe)
     # The modes are outside of autocast: an autocast with nothing in it but a mode would be exported
     # as one that does not load.
-    if trace != "reverse":
+    if attempt is not None and not attempt.has_failed():
         with recording(), torch.autocast(x.device.type, enabled=False):
             try:
                 if trace == "forward_laplacian":
@@ -228,6 +231,8 @@ def score_and_trace(
                 else:
                     with _higher_order.higher_order_safe(higher_order_safe):
                         results = _forward_over_reverse(caller, energy, x, chunk_size)
+                    if create_graph:
+                        touch_saved_tensors(results)
                 return _lifted(results, create_graph)
             except _higher_order.CoupledRowsError as coupled:
                 raise ValueError(f"{caller} {coupled}") from None
@@ -245,8 +250,13 @@ def score_and_trace(
                 results = _reverse(caller, energy, x, chunk_size, create_graph)
         except _higher_order.CoupledRowsError as coupled:
             raise ValueError(f"{caller} {coupled}") from None
-    if problem is not None and not isinstance(problem, NoCarrierError):
-        warn_of_fallback(caller, energy, problem, f'trace="{trace}"')
+        except RuntimeError as error:
+            in_words = _higher_order.in_our_words(caller, error)
+            if in_words is None:
+                raise
+            raise in_words from error
+    if attempt is not None and problem is not None:
+        attempt.fail(problem)
     return _lifted(results, create_graph)
 
 

@@ -86,7 +86,7 @@ def _called(caller: str, energy: Energy, x: Tensor) -> object:
         return energy(x)
     except _higher_order.CoupledRowsError as problem:
         raise ValueError(f"{caller} {problem}") from None
-    except _higher_order.RecomputedError as problem:
+    except _higher_order.MissingDerivativeError as problem:
         raise NotImplementedError(f"{caller} {problem}") from None
 
 
@@ -108,12 +108,19 @@ def energies_and_gradients(
     """
     if differentiation_of(differentiation) == "func":
         with _higher_order.higher_order_safe(higher_order_safe, order=2):
-            gradient, values = gradient_function(caller, energy, argument)(x)
+            try:
+                gradient, values = gradient_function(caller, energy, argument)(x)
+            except RuntimeError as error:
+                problem = _higher_order.in_our_words(caller, error)
+                if problem is None:
+                    raise
+                raise problem from error
         return values, lifted(gradient)
     kept = torch.is_grad_enabled()
     if kept or higher_order_safe:  # a swap does not reach into what is compiled
         energy = uncompiled(energy)
-    with recording(), _higher_order.higher_order_safe(higher_order_safe, order=2):
+    order = 2 if kept else 1
+    with recording(), _higher_order.higher_order_safe(higher_order_safe, order=order):
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)
         refuse_static_graph(caller, values)
@@ -155,7 +162,13 @@ def gradient_of(
     """Differentiate a sum of energies by the point that they were taken at."""
     gradient = None
     if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, point, create_graph=kept, allow_unused=True)
+        try:
+            (gradient,) = torch.autograd.grad(total, point, create_graph=kept, allow_unused=True)
+        except RuntimeError as error:
+            problem = _higher_order.in_our_words(caller, error)
+            if problem is None:
+                raise
+            raise problem from error
     if gradient is None:
         raise _independent(caller, argument)
     return gradient
@@ -179,7 +192,8 @@ def gradient_function(
 def _independent(caller: str, argument: str) -> ValueError:
     return ValueError(
         f"{caller} needs an energy that can be differentiated by {argument}, got a result that "
-        "does not depend on it (is it detached, or computed under no_grad?)"
+        "does not depend on it (is it detached, computed under no_grad, or by a function "
+        "without a derivative?)"
     )
 
 
@@ -217,7 +231,7 @@ def refuse_static_graph(caller: str, energies: Tensor) -> None:
 
 def refuse_batch_statistics(caller: str, energy: Energy) -> None:
     """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
-    for module in _modules(energy):
+    for module in modules_of(energy):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
             module.training or module.running_mean is None
         ):
@@ -228,7 +242,7 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
             )
 
 
-def _modules(energy: Energy) -> Iterator[nn.Module]:
+def modules_of(energy: Energy) -> Iterator[nn.Module]:
     """Yield the modules that an energy holds, however it holds them.
 
     A function holds what it closes over, its defaults and, if it is the energy itself, the globals

@@ -11,7 +11,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._forward_laplacian import NoCarrierError, carried, carrier_of, warn_of_fallback
+from ._fallback import Attempt
+from ._forward_laplacian import carried, carrier_of
 from ._hessian_products import hessian_products
 from ._projections import Distribution, dot, projections_of
 from ._shared import (
@@ -140,6 +141,11 @@ def sliced_score_matching_loss(
                     rows = _by_autograd(energy, x, v, variance_reduced)
         except _higher_order.CoupledRowsError as problem:
             raise ValueError(f"sliced_score_matching_loss {problem}") from None
+        except RuntimeError as error:
+            in_words = _higher_order.in_our_words("sliced_score_matching_loss", error)
+            if in_words is None:
+                raise
+            raise in_words from error
     with torch.autocast(x.device.type, enabled=False):
         score_square, curvature = weighted_means(
             ([part if kept else part.detach() for part in rows], weights),
@@ -161,17 +167,19 @@ def _recordable(x: Tensor) -> Tensor:
 def _forward_or_backward(
     energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool
 ) -> tuple[Tensor, Tensor]:
-    try:
-        return _forward(energy, x, v, variance_reduced)
-    except _higher_order.CoupledRowsError:
-        raise
-    except Exception as error:  # what an energy says of something that is no plain tensor
-        problem = error
+    way = 'differentiation="auto", by carriers,'
+    attempt = Attempt("sliced_score_matching_loss", energy, x, way)
+    problem = None
+    if not attempt.has_failed():
+        try:
+            return _forward(energy, x, v, variance_reduced)
+        except _higher_order.CoupledRowsError:
+            raise
+        except Exception as error:  # what an energy says of something that is no plain tensor
+            problem = error
     rows = _by_autograd(energy, x, v, variance_reduced)
-    if not isinstance(problem, NoCarrierError):
-        warn_of_fallback(
-            "sliced_score_matching_loss", energy, problem, 'differentiation="auto", by carriers,'
-        )
+    if problem is not None:
+        attempt.fail(problem)
     return rows
 
 

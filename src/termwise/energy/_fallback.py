@@ -1,0 +1,108 @@
+"""What is known of energies whose derivatives do not go forward: their warning, and their cause."""
+
+import contextlib
+import functools
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .._autograd import transformed
+from ._forward_laplacian import NoCarrierError, saved_tensors_hooks
+from ._shared import Energy, modules_of
+
+_warned: set[Any] = set()
+"""Energies, as `_identity` has them, that a warning was given for."""
+
+_failed: set[Any] = set()
+"""Energies, with all that the outcome of an attempt depends on, that went backward in the end."""
+
+
+class Attempt:
+    """An attempt to differentiate an energy forward, which is not repeated where it has failed.
+
+    What failed is known by the energy, the modes of its modules, the dtype and the event of x, the
+    options, and the modes of the call (saved-tensor hooks, anomaly mode, transforms): where one of
+    them differs, forward is tried again. Of the batch it matters only whether it has several rows.
+    """
+
+    def __init__(self, caller: str, energy: Energy, x: Tensor, way: str, *options: object) -> None:
+        self.caller, self.energy, self.x, self.way, self.options = caller, energy, x, way, options
+
+    @functools.cached_property
+    def key(self) -> tuple[object, ...]:
+        """What the outcome depends on."""
+        x = self.x
+        return (
+            _identity(self.energy),
+            tuple(module.training for module in modules_of(self.energy)),
+            (x.shape[1:], min(len(x), 2), x.dtype, x.device),
+            (self.way, *self.options),
+            (saved_tensors_hooks(True) is not None, torch.is_anomaly_enabled(), transformed()),
+        )
+
+    def has_failed(self) -> bool:
+        """Whether the same was tried before, and failed."""
+        return bool(_failed) and self.key in _failed
+
+    def fail(self, problem: Exception) -> None:
+        """Remember that this failed and that backward worked; warn, once for each energy."""
+        if isinstance(problem, NoCarrierError):
+            return
+        if not isinstance(problem, torch.OutOfMemoryError):  # which another time does not happen
+            _failed.add(self.key)
+        if self.key[0] in _warned:
+            return
+        _warned.add(self.key[0])
+        reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
+        warnings.warn(
+            f"{self.caller}: {self.way} does not go through this energy ({reason}), so that the "
+            "gradient is differentiated backward instead, which is slower and gives the same "
+            "numbers",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def touch_saved_tensors(results: Iterable[Tensor]) -> None:
+    """Read what a graph has saved, which raises where a backward pass through it would.
+
+    In PyTorch 2.13 the derivative of a norm (so of cdist, std, normalize) by a tangent that is
+    batched writes to a tensor that it has saved: the values are right, and `backward` raises.
+    """
+    front: list[Any] = [result.grad_fn for result in results]
+    seen: set[Any] = {None}
+    while front:
+        node = front.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for name in dir(cast("object", node)):
+            if name.startswith("_saved_"):
+                getattr(node, name)
+        front.extend(previous for previous, _ in node.next_functions)
+
+
+def _identity(energy: Any, depth: int = 3) -> Any:
+    """Return what an energy is known by.
+
+    A function is known by its code and by the functions and objects that it calls: a closure over
+    a model is made anew at every step.
+    """
+    code = getattr(energy, "__code__", None)
+    if code is None and not isinstance(energy, functools.partial):
+        try:
+            reference = weakref.ref(energy)
+            hash(reference)
+            return reference
+        except TypeError:  # no weak reference, or no hash
+            return id(energy)
+    held: list[object] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
+    for cell in getattr(energy, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not yet filled
+            held.append(cell.cell_contents)
+    parts = [_identity(part, depth - 1) for part in held if callable(part)] if depth else []
+    return code, *parts
