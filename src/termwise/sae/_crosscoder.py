@@ -10,19 +10,12 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    decode,
-    magnitudes,
-    means_over_rows,
-    penalty,
-)
+from ._latents import SparseLatents, active, check_latents, counted, decode
+from ._penalties import magnitudes, penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 LayerNorm = Literal["l1", "l2"]

@@ -12,10 +12,12 @@ from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
-from ._shared import SparseLatents, check_latents, counted, means_over_rows, penalty
+from ._latents import SparseLatents, check_latents, counted
+from ._penalties import penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 

@@ -12,11 +12,12 @@ from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
+from ._latents import counted, decode
 from ._penalties import tanh_penalty
-from ._shared import counted, decode, means_over_rows
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]

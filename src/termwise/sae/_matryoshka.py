@@ -11,18 +11,13 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
+from ._latents import SparseLatents, active, check_latents, counted
+from ._penalties import penalty
 from ._prefix_errors import errors_and_l1
 from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    means_over_rows,
-    penalty,
-)
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 

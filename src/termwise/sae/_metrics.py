@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._numbers import accumulator, lifted
-from ._shared import means_over_rows
 from ._squared_errors import (
     centred_rows,
     exponents,

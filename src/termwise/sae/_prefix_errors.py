@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .._autograd import Function
 from .._numbers import accumulator, blocks, lifted, looped
-from ._shared import SparseLatents, magnitudes, upward_sign
+from ._latents import SparseLatents
+from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
 
 

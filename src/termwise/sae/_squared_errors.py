@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _groups
 from .._groups import ProcessGroup
+from .._means import kept_rows
 from .._numbers import accumulator, lifted
 
 FeatureReduction = Literal["mean", "sum"]
@@ -16,14 +17,12 @@ FeatureReduction = Literal["mean", "sum"]
 
 def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
     """Return x - x_hat, computed after lifting, with 0 in rows that do not count."""
-    difference = lifted(x) - lifted(x_hat)
-    return difference if mask is None else difference.where(mask[:, None], 0)
+    return kept_rows(lifted(x) - lifted(x_hat), mask)
 
 
 def rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Lift rows, with 0 in those that do not count, whatever stood there."""
-    rows = lifted(rows)
-    return rows if mask is None else rows.where(mask[:, None], 0)
+    return kept_rows(lifted(rows), mask)
 
 
 def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
@@ -36,8 +35,7 @@ def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | 
     if batch_group is not None:
         # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
         sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
-    centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
-    return centred if mask is None else centred.where(mask[:, None], 0)
+    return kept_rows(rows - (sums[:-1] / sums[-1]).to(rows.dtype), mask)
 
 
 def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
