@@ -88,10 +88,10 @@ def vicreg_loss(
             matrix ("gram"), each as strips of its upper triangle. The terms are equal up to
             rounding: "gram" has an error of about 1e-9 * (off + diagonal) / off of the squared
             entries. "auto": gram where 2 * batch <= dim, with the batch over all ranks.
-        batch_group: ranks that hold other samples of the batch, in any numbers, 0 included. None:
-            this rank alone, nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over ranks as

@@ -74,11 +74,13 @@ def auxiliary_k_loss(
             or target. False: the gradient is that of the formula, in them too (BatchTopK's code).
         target (Float[Tensor, "batch d_model"] | None): what x_hat reconstructs, where that is not
             x: a transcoder. None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter neither value nor
-            gradient. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
-        batch_group: ranks that hold other rows. None: this rank alone, nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the loss of all rows, the same on every rank; 0, with zero gradients,
@@ -194,10 +196,13 @@ def matryoshka_auxiliary_k_loss(
         normalize: as in `auxiliary_k_loss`, level by level.
         scale_by_count: multiply each level by min(n_dead / k_aux, 1), n_dead counted in the level.
         target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
-        batch_group: ranks that hold other rows. None: this rank alone, nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the sum over levels, for `matryoshka_loss(aux=...)`. Gradient, for pre

@@ -101,14 +101,14 @@ def end_to_end_loss(
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
             code divides by the width of the autoencoder's input: their 1.5 on GPT-2 small is
             1.5 / 768 here.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
             (the paper).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:

@@ -261,13 +261,13 @@ def jumprelu_loss(
         input_gradient: let the jump's gradient reach h as well, as Anthropic does.
         target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with,
             where that is not x: a transcoder.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (both sources).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN, save

@@ -135,13 +135,13 @@ def matryoshka_loss(
             graph if given so. None: 1.
         p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
             0 there, as that of `torch.norm`.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:

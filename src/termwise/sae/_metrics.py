@@ -81,10 +81,12 @@ def normalized_mse(
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others, of x as of x_hat, may
-            hold anything and have the gradient 0. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the mean over the rows that count, on all ranks.
@@ -130,9 +132,12 @@ def fraction_of_variance_unexplained(
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
             much.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank. The mean
@@ -173,9 +178,12 @@ def explained_variance(
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the fraction, 1 for a perfect reconstruction, 0 for predicting the mean,
@@ -212,9 +220,12 @@ def cosine_similarity(
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction. A row of zeros has cosine 0.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the mean over the rows that count, on all ranks.

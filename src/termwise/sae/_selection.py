@@ -94,8 +94,8 @@ def batch_topk(
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others keep nothing. None: all.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
 
     Returns:
         Float[Tensor, "batch d_sae"]: the latents, with zeros where they are not kept. With "relu"

@@ -83,11 +83,12 @@ def topk_loss(
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
             not x: a transcoder. None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient. None: all.
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum".
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Gradient: combined over ranks as
