@@ -25,13 +25,13 @@ def means_over_rows(
 
     Each element of per_row is " batch" or "batch n" (which gives " n"). No row counts: NaN.
     """
-    wide = accumulator(per_row[0])
+    dtype = accumulator(per_row[0])
     kept = [kept_rows(rows, mask) for rows in per_row]
-    sums = [rows.sum(0, dtype=wide).reshape(-1) for rows in kept]
-    # Filled on the device: a tensor made from a Python number is a copy that waits for it.
+    sums = [rows.sum(0, dtype=dtype).reshape(-1) for rows in kept]
+    # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
     count = sums[0].new_full((1,), per_row[0].shape[0]) if mask is None else mask.sum()[None]
     scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat([*sums, count.to(wide)]), batch_group, scale)
+    totals = _groups.terminal_sum(torch.cat([*sums, count.to(dtype)]), batch_group, scale)
     means = cast(
         "tuple[Tensor, ...]", (totals[:-1] / totals[-1]).split([len(part) for part in sums])
     )

@@ -1,4 +1,4 @@
-"""AuxK: dead latents are revived by explaining what the living ones leave over."""
+"""AuxK: dead latents are trained to reconstruct the residual, so that they fire again."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -45,7 +45,7 @@ def auxiliary_k_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Let dead latents explain what the living ones leave over.
+    r"""Reconstruct the residual from dead latents, so that they fire again.
 
     $$\mathrm{aux} = \frac{s}{n} \sum_i \| r_i - \hat{r}_i \|^2 \Big/
     \frac{1}{n} \sum_i \| r_i - \bar{r} \|^2$$
@@ -68,12 +68,13 @@ def auxiliary_k_loss(
             "target", that of the target (sparsify); or "none", nothing (SAELens, BatchTopK's
             code). The ratio is right for rows of any size. Where the variance is zero but for
             rounding (one row, constant rows) the loss is 0.
-        scale_by_count: multiply by min(n_dead / k_aux, 1), so that few dead latents are not asked
-            to explain all of the residual (SAELens, sparsify).
-        detach_residual: hold the residual and the variance constant: no gradient reaches x, x_hat
-            or target. False: the gradient is that of the formula, in them too (BatchTopK's code).
-        target (Float[Tensor, "batch d_model"] | None): what x_hat reconstructs, where that is not
-            x: a transcoder. None: x.
+        scale_by_count: whether to multiply by min(n_dead / k_aux, 1), so that a few dead latents
+            are not trained to reconstruct all of the residual (SAELens, sparsify).
+        detach_residual: whether the residual and the variance are constants, so that no gradient
+            reaches x, x_hat or target. False: they get the gradient of the formula (BatchTopK's
+            code).
+        target (Float[Tensor, "batch d_model"] | None): what x_hat reconstructs, if that is not x (a
+            transcoder). None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
             gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
@@ -85,9 +86,9 @@ def auxiliary_k_loss(
     Returns:
         Float[Tensor, ""]: the loss of all rows, the same on every rank; 0, with zero gradients,
         where no latent is dead. Gradient, for pre and W_dec (and the residual where it is not
-        detached): as `grad_reduction` says. Second derivatives are right on one rank and refused
-        over a group (`NotImplementedError`). Sent by each rank: sums of d_model + 1 (normalised)
-        and 3 elements. Nothing waits for the device.
+        detached): as `grad_reduction` says. Second derivatives are correct without a group and
+        raise NotImplementedError with one. Communication: one all-reduce of 2 elements; normalised,
+        one of d_model + 1 and one of 4. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -173,14 +174,14 @@ def matryoshka_auxiliary_k_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Let the dead latents of each Matryoshka level explain what its prefix leaves over.
+    r"""Compute AuxK for each Matryoshka level: its dead latents reconstruct its prefix's residual.
 
     $$\mathrm{aux} = \sum_m \mathrm{AuxK}(x - \hat{x}^m, \; \{ j \text{ dead}, \;
     m' \le j < m \})$$
 
     over the prefixes m, each after m': the sum of
     [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] for each level's residual and the latents
-    that the level adds. A level without a dead latent adds 0. Every residual is detached.
+    that the level adds. A level without dead latents adds 0. Every residual is detached.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
@@ -194,8 +195,10 @@ def matryoshka_auxiliary_k_loss(
         k_aux: how many of a level's dead latents each row uses.
         activation: as in `auxiliary_k_loss`.
         normalize: as in `auxiliary_k_loss`, level by level.
-        scale_by_count: multiply each level by min(n_dead / k_aux, 1), n_dead counted in the level.
-        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x.
+        scale_by_count: whether to multiply each level by min(n_dead / k_aux, 1), with the dead
+            latents of the level.
+        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x.
+            None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
             gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.

@@ -20,15 +20,15 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 class SparseLatents:
     """The k latents of each row that may be active; all others are zero.
 
-    Every loss that takes latents takes these in place of the dense matrix, and then touches k
-    columns of it instead of all. Within a row, an index stands once; a latent that did not fire
-    holds the value 0 at any index not in use.
+    Every loss that takes latents takes these instead of the dense matrix, and reads k columns of it
+    instead of all. Indices of a row are distinct; a latent that did not fire has the value 0 at any
+    unused index.
 
     Raises:
         ValueError: values is not a floating tensor, indices not one of integers, or their shapes
             differ. An index that is negative, or d_sae or more, is refused where it is used, in
-            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, by
-            torch elsewhere, for to read it would wait for the device.
+            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, and by
+            PyTorch elsewhere, since reading it would synchronize with the device.
 
     Examples:
         >>> import torch
@@ -92,8 +92,8 @@ class SparseLatents:
 
         Returns:
             Float[Tensor, "batch d_model"]: sum_j f_j W_j + b, in float32 at least. Derivatives of
-            any order are right; those beyond the first hold "batch k d_model" elements. Compiled,
-            there is none beyond the first.
+            any order are correct; those beyond the first hold "batch k d_model" elements. Compiled,
+            only the first is available.
 
         Raises:
             ValueError: shapes do not fit, or an index is not within 0..d_sae - 1.
@@ -149,7 +149,7 @@ def check_indices(caller: str, f: Latents, decoder_norm: Tensor | None) -> None:
 
 
 def counted(f: Latents, mask: Tensor | None) -> Latents:
-    """Give the latents with 0 in rows that do not count, whatever stood there."""
+    """Return the latents with 0 in rows that do not count, whatever they held."""
     if mask is None:
         return f
     if isinstance(f, SparseLatents):
@@ -168,16 +168,16 @@ def active(f: Latents) -> Tensor:
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
-    """Give f W_dec + b_dec in float32 at least, whatever autocast says.
+    """Return f W_dec + b_dec in float32 at least, whatever autocast says.
 
     Where f is sparse, only the active rows of W_dec are read.
     """
     values = f.values if isinstance(f, SparseLatents) else f
-    wide = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
+    dtype = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
     if isinstance(f, SparseLatents):
-        product = _weighted_sum(f.values.to(wide), W_dec.to(wide), f.indices)
+        product = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
     else:
-        product = cast("Tensor", _Product.apply(f.to(wide), W_dec.to(wide)))
+        product = cast("Tensor", _Product.apply(f.to(dtype), W_dec.to(dtype)))
     return product if b_dec is None else product + b_dec
 
 
@@ -316,7 +316,7 @@ def _kind(value: object) -> str:
 
 def by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """Reduce each row, in blocks, so that no temporary is as large as x."""
-    parts = [of(x[here]) for here in blocks(x)]
+    parts = [of(x[block]) for block in blocks(x)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if parts else lifted(x).sum(1)

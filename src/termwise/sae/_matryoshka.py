@@ -84,7 +84,7 @@ def matryoshka_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> MatryoshkaTerms:
-    r"""Reconstruct activations from each prefix of the latents, and pay for what is active.
+    r"""Reconstruct activations from each prefix of the latents, with a penalty on the latents.
 
     $$\hat{x}^m_i = b + \sum_{j < m} f_{ij} W_j, \qquad
     \mathrm{mse}_m = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - \hat{x}^m_i \|^2$$
@@ -92,9 +92,9 @@ def matryoshka_loss(
     $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
     + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p + \alpha \, \mathrm{aux}$$
 
-    over the n rows that count, m over the prefixes, and w of sum 1. Early latents must then do
-    without later ones: they learn what is general, and are not absorbed. One prefix of all latents
-    is [`vanilla_loss`][termwise.sae.vanilla_loss].
+    over the n rows that count, m over the prefixes, and w of sum 1. Early latents have to
+    reconstruct without later ones, so they learn general features, which later latents do not
+    absorb. One prefix of all latents is [`vanilla_loss`][termwise.sae.vanilla_loss].
 
     The latents are decoded once, block after block between the prefixes, not once for each prefix.
     For the backward pass one residual is kept, "batch d_model" (none with sparse latents); it
@@ -129,10 +129,10 @@ def matryoshka_loss(
             [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for the same rows and with the
             same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
-        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x:
-            a transcoder. None: x.
-        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows. In the
-            graph if given so. None: 1.
+        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x (a
+            transcoder). None: x.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows.
+            Gradients reach them if they require one. None: 1.
         p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
             0 there, as that of `torch.norm`.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
@@ -144,11 +144,11 @@ def matryoshka_loss(
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Second derivatives, in reverse mode, are right without a group and refused with
-        one (`NotImplementedError`); they hold a residual for each prefix. Sent by each rank: one
-        sum of 4 + len(prefixes) float64 elements. Nothing waits for the device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Second derivatives, in reverse mode, are correct without a group, where they hold a
+        residual for each prefix, and raise NotImplementedError with one. Communication: one
+        all-reduce of 4 + len(prefixes) float64 elements. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -269,7 +269,7 @@ class MatryoshkaObjective(LossModule):
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:
-    """Give weights of sum 1, or refuse them; None: equal ones."""
+    """Return weights of sum 1, or refuse them; None: equal ones."""
     if weights is None:
         return None
     if len(weights) != n:

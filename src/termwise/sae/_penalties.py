@@ -25,10 +25,10 @@ def tanh_penalty(
 
     Args:
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
-            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is lifted to float32.
+            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is converted to float32.
         scale: c, in units of 1 / (f nu): a latent well above 1 / c costs as much as it ever will.
-        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
-            graph if given so. None: 1.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
+            gradients reach them if they require one. None: 1.
 
     Returns:
         Float[Tensor, " batch"]: the penalty of each row, without a coefficient. The derivative of
@@ -75,11 +75,11 @@ def lp_penalty(
 
     Args:
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
-            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is lifted to float32.
+            [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is converted to float32.
         p: exponent. Below 1 the gradient at a latent of 0 is 0, as that of `torch.norm`; the
             derivative there is infinite.
-        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
-            graph if given so. None: 1.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
+            gradients reach them if they require one. None: 1.
 
     Returns:
         Float[Tensor, " batch"]: the penalty of each row, without a coefficient; no root is taken.
@@ -108,7 +108,7 @@ def lp_penalty(
 
 
 def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
-    """Give sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
+    """Return sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
     values = f.values if isinstance(f, SparseLatents) else f
     if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
         return cast("Tensor", _RowsL1.apply(values))

@@ -30,15 +30,15 @@ def topk(
     Args:
         pre (Float[Tensor, "batch d_sae"]): latents before any selection.
         k: how many to keep, at most d_sae.
-        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by, where that is not
-            what the activation says: latents times the norms of their decoder rows, for one. It
-            gets no gradient; NaN ranks first.
+        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by instead of what the
+            activation says, such as latents times the norms of their decoder rows. It gets no
+            gradient; NaN ranks first.
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
 
     Returns:
-        The kept latents, the one of the largest score first. The gradient reaches those that are
-        kept, and with "relu" are positive.
+        The kept latents, the one of the largest score first. Gradients reach those that are kept
+        and, with "relu", positive.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -88,9 +88,9 @@ def batch_topk(
         pre (Float[Tensor, "batch d_sae"]): latents before any selection.
         k: how many to keep, on average over rows; at most d_sae. k * batch is computed in float64
             and rounded down, as SAELens does.
-        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by, where that is not
-            what the activation says: latents times the norms of their decoder rows, for one. It
-            gets no gradient; NaN ranks first.
+        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by instead of what the
+            activation says, such as latents times the norms of their decoder rows. It gets no
+            gradient; NaN ranks first.
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others keep nothing. None: all.
@@ -99,9 +99,9 @@ def batch_topk(
 
     Returns:
         Float[Tensor, "batch d_sae"]: the latents, with zeros where they are not kept. With "relu"
-        fewer than k * batch are not zero where fewer are positive. A NaN is kept. Sent by each
-        rank: sums of 2048 integers, 3 of them for float32 (6 for float64), and the rank's number
-        of ties and rows. Nothing waits for the device.
+        fewer than k * batch are not zero where fewer are positive. A NaN is kept. Communication: 3
+        all-reduces of 2048 integers for float32 (6 for float64), and the numbers of ties and rows.
+        Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -140,8 +140,8 @@ def batch_topk(
     else:
         rows = places.new_full((), pre.shape[0]) if mask is None else mask.sum()
         rows = over_ranks(rows.to(torch.int64))
-        wide = rows if isinstance(k, int) else rows.to(accumulator(pre))
-        wanted = (wide * k).floor().to(torch.int64)
+        exact = rows if isinstance(k, int) else rows.to(accumulator(pre))
+        wanted = (exact * k).floor().to(torch.int64)
         last, ties_wanted = _last_kept(places, wanted, over_ranks)
     tied = places == last
     before: Tensor | int = 0
@@ -161,18 +161,18 @@ def threshold_gate(
 
     $$f_{ij} = \max(0, h_{ij}) \, [h_{ij} > \theta]$$
 
-    A row's latents then do not depend on the other rows of its batch. With a threshold of 0 or
-    less nothing is gated, and this is a ReLU.
+    The latents of a row do not depend on the other rows of its batch. With a threshold of 0 or less
+    this is a ReLU.
 
     Args:
         pre (Float[Tensor, "batch d_sae"]): h, latents before any selection.
         threshold (float | Float[Tensor, ""] | Float[Tensor, " d_sae"]): theta, one for all latents,
-            as [`ActivationThreshold.value`][termwise.sae.ActivationThreshold], or one for each.
-            It gets no gradient: [`jumprelu`][termwise.sae.jumprelu] learns one.
+            as [`ActivationThreshold.value`][termwise.sae.ActivationThreshold], or one for each. It
+            gets no gradient; [`jumprelu`][termwise.sae.jumprelu] has one for its threshold.
 
     Returns:
         Float[Tensor, "batch d_sae"]: the latents. The gradient reaches those that are kept. A
-        threshold of NaN gives NaN. Nothing waits for the device.
+        threshold of NaN gives NaN. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -200,13 +200,13 @@ def ranked_by(pre: Tensor, activation: Activation) -> Tensor:
 
 def _in_order(score: Tensor) -> Tensor:
     """Return integers that are in the order of floats: NaN, of either sign, above all others."""
-    wide = lifted(score)
-    kind = torch.int64 if wide.dtype == torch.float64 else torch.int32
+    lifted_score = lifted(score)
+    kind = torch.int64 if lifted_score.dtype == torch.float64 else torch.int32
     greatest = torch.iinfo(kind).max
-    bits = wide.where(wide != 0, 0).view(kind)  # 0 and -0 are equal
+    bits = lifted_score.where(lifted_score != 0, 0).view(kind)  # 0 and -0 are equal
     # The bits of a negative float are in the opposite order, all but the sign.
     bits = bits ^ ((bits >> (bits.itemsize * 8 - 1)) & greatest)
-    return bits.masked_fill(wide.isnan(), greatest)
+    return bits.masked_fill(lifted_score.isnan(), greatest)
 
 
 def _last_kept(

@@ -16,12 +16,12 @@ FeatureReduction = Literal["mean", "sum"]
 
 
 def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """Return x - x_hat, computed after lifting, with 0 in rows that do not count."""
+    """Return x - x_hat, in float32 at least, with 0 in rows that do not count."""
     return kept_rows(lifted(x) - lifted(x_hat), mask)
 
 
 def rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Lift rows, with 0 in those that do not count, whatever stood there."""
+    """Return rows in float32 at least, with 0 in those that do not count, whatever they held."""
     return kept_rows(lifted(rows), mask)
 
 
@@ -51,15 +51,15 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
 
 def wide_squared_norm(rows: Tensor) -> Tensor:
     """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
-    wide, exponent = accumulator(rows), exponents(rows)
-    squares = squared_norm(scaled(rows, -exponent), "sum").to(wide)
-    return squares * _power_of_two(2 * exponent[:, 0], wide)
+    dtype, exponent = accumulator(rows), exponents(rows)
+    squares = squared_norm(scaled(rows, -exponent), "sum").to(dtype)
+    return squares * _power_of_two(2 * exponent[:, 0], dtype)
 
 
 def exponents(rows: Tensor) -> Tensor:
     """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
     sizes = rows.detach().abs()
-    # One element more, so that a row of none has a largest.
+    # Padded by 0, so that a row without elements has a largest one.
     largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
     exponent = torch.frexp(largest).exponent
     return exponent.masked_fill(~largest.isfinite(), 0)

@@ -60,7 +60,7 @@ def topk_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> TopKTerms:
-    r"""Reconstruct activations from few latents, which needs no penalty on them.
+    r"""Reconstruct activations from a fixed number of latents, without a penalty.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \| x_i - \hat{x}_i \|^2 + \alpha \, \mathrm{aux}$$
 
@@ -80,8 +80,8 @@ def topk_loss(
             is never read, and multiplies.
         dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
             on every rank. Required with aux. None: not known, and `n_dead` is NaN.
-        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
-            not x: a transcoder. None: x.
+        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
+            x (a transcoder). None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
             gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum".
@@ -91,9 +91,9 @@ def topk_loss(
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. Gradient: combined over ranks as
-        `grad_reduction` says, it is the gradient of one process that holds all rows. Sent by each
-        rank: one sum of 3 float64 elements. Nothing waits for the device.
+        The terms of all rows, the same on every rank. Gradients, combined over ranks as
+        `grad_reduction` says, equal those of one process that holds all rows. Communication: one
+        all-reduce of 3 float64 elements. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
