@@ -17,7 +17,9 @@ FirstThreshold = Literal["minimum", "mean"]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeadLatents:
-    """Number of tokens since each latent fired. Frozen: `update` returns the next state.
+    """The number of tokens since each latent fired.
+
+    Frozen: `update` returns the next state.
 
     Examples:
         >>> import torch
