@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from termwise.sae import SparseLatents, vanilla_loss
-from termwise.sae._shared import decode
+from termwise.sae._latents import decode
 
 
 def decode_dense(f: Tensor, W_dec: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import termwise as tw
+from termwise.sae._auxiliary_k import auxiliary_k_loss
 from termwise.sae._crosscoder import (
     Crosscoder,
     CrosscoderObjective,
     CrosscoderTerms,
     crosscoder_loss,
 )
-from termwise.sae._shared import SparseLatents
-from termwise.sae._topk import auxiliary_k_loss
+from termwise.sae._latents import SparseLatents
 from termwise.sae._vanilla import vanilla_loss
 
 OPTIONS = {

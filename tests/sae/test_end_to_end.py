@@ -15,7 +15,7 @@ from termwise.sae._end_to_end import (
     EndToEndTerms,
     end_to_end_loss,
 )
-from termwise.sae._shared import SparseLatents
+from termwise.sae._latents import SparseLatents
 
 WEIGHTS = {"kl_coeff": 0.7, "reconstruction_coeff": 0.3, "sparsity_coeff": 0.2}
 

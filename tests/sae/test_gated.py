@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import termwise as tw
 from termwise.sae._gated import Gated, GatedObjective, GatedTerms, gated_loss
-from termwise.sae._shared import SparseLatents
+from termwise.sae._latents import SparseLatents
 
 OPTIONS = {
     "frozen": {},

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import termwise as tw
 from termwise import sae
+from termwise.sae._latents import SparseLatents
 from termwise.sae._penalties import lp_penalty, tanh_penalty
-from termwise.sae._shared import SparseLatents
 
 
 def latents(n, d_sae, *, seed=0, dtype=torch.float64):

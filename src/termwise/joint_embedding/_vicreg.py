@@ -66,13 +66,13 @@ def vicreg_loss(
     with the unbiased variance, n - 1. `loss = sim_weight * sim + var_weight * var + cov_weight *
     cov`.
 
-    No dim x dim matrix is held: see `covariance_path`. Inputs in half precision are lifted to
-    float32 before anything is subtracted or squared, with or without autocast; the terms of
-    float64 inputs are float64. A value that is not finite makes terms that are not finite.
+    No dim x dim matrix is stored: see `covariance_path`. Inputs in half precision are converted to
+    float32 before anything is subtracted or squared, with or without autocast; the terms of float64
+    inputs are float64. A non-finite value gives non-finite terms.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
-            normalised: the variance term is what sets their scale.
+            normalised: the variance term sets their scale.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
         sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 leaves its term
             out of the loss and of the gradient, even if the term is infinite.
@@ -88,23 +88,24 @@ def vicreg_loss(
             matrix ("gram"), each as strips of its upper triangle. The terms are equal up to
             rounding: "gram" has an error of about 1e-9 * (off + diagonal) / off of the squared
             entries. "auto": gram where 2 * batch <= dim, with the batch over all ranks.
-        batch_group: ranks that hold other samples of the batch, in any numbers, 0 included. None:
-            this rank alone, nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of the whole batch, the same on every rank. Gradient: combined over ranks as
-        `grad_reduction` says, the ranks' parameter gradients are the gradient of one process that
-        holds all rows. Second derivatives, in eager and in reverse mode, are right without a group
-        and refused with one (`NotImplementedError`); PyTorch refuses forward mode.
+        The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
+        `grad_reduction` says, equal those of one process that holds all rows. Second derivatives,
+        in eager and in reverse mode, are correct without a group and raise NotImplementedError with
+        one; PyTorch does not support forward mode.
 
-        Sent by each rank, for d = dim, N = rows over all ranks, n = rows here, W = ranks, in
-        elements of the lifted dtype: 4 sums of d and one of 1, and for each view either sums of
-        about d * (d + 256) / 2 elements (covariance), or sums of about N * (N + 256) / 2 and two
-        exchanges of rows for columns, n * d out and N * d / W in (gram), under `torch.no_grad()`
-        too. The whole batch is on no rank. To agree on the path, the numbers of rows are read on
-        the host: with a group a call waits for the device once for each view.
+        Communication of each rank, for d = dim, N = rows over all ranks, n = rows of this rank, W =
+        ranks, in elements of that dtype (float32 for half precision): 4 sums of d and one of 1, and
+        for each view either sums of about d * (d + 256) / 2 elements (covariance), or sums of about
+        N * (N + 256) / 2 and two exchanges of rows for columns, n * d out and N * d / W in (gram),
+        under `torch.no_grad()` too. No rank holds the whole batch. To agree on the path, the
+        numbers of rows are read on the host: with a group a call synchronizes with the device once
+        for each view.
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
@@ -215,8 +216,8 @@ class _SquaredDistance(Function):
     @staticmethod
     def forward(z1: Tensor, z2: Tensor) -> Tensor:
         total = z1.new_zeros((), dtype=accumulator(z1))
-        for here in blocks(z1):
-            total = total + F.mse_loss(lifted(z1[here]), lifted(z2[here]), reduction="sum")
+        for block in blocks(z1):
+            total = total + F.mse_loss(lifted(z1[block]), lifted(z2[block]), reduction="sum")
         return total.to(lifted(z1[:0]).dtype)
 
     @staticmethod

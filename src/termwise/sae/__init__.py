@@ -1,5 +1,7 @@
 """Objectives of sparse autoencoders, crosscoders and transcoders, and their measurements."""
 
+from ._auxiliary_k import auxiliary_k_loss as auxiliary_k_loss
+from ._auxiliary_k import matryoshka_auxiliary_k_loss as matryoshka_auxiliary_k_loss
 from ._crosscoder import Crosscoder as Crosscoder
 from ._crosscoder import CrosscoderObjective as CrosscoderObjective
 from ._crosscoder import CrosscoderTerms as CrosscoderTerms
@@ -18,6 +20,7 @@ from ._jumprelu import JumpReLUTerms as JumpReLUTerms
 from ._jumprelu import jumprelu as jumprelu
 from ._jumprelu import jumprelu_l0 as jumprelu_l0
 from ._jumprelu import jumprelu_loss as jumprelu_loss
+from ._latents import SparseLatents as SparseLatents
 from ._matryoshka import Matryoshka as Matryoshka
 from ._matryoshka import MatryoshkaObjective as MatryoshkaObjective
 from ._matryoshka import MatryoshkaTerms as MatryoshkaTerms
@@ -33,17 +36,14 @@ from ._objectives import get_objective as get_objective
 from ._penalties import lp_penalty as lp_penalty
 from ._penalties import tanh_penalty as tanh_penalty
 from ._prefixes import sample_prefixes as sample_prefixes
-from ._shared import SparseLatents as SparseLatents
+from ._selection import batch_topk as batch_topk
+from ._selection import threshold_gate as threshold_gate
+from ._selection import topk as topk
 from ._state import ActivationThreshold as ActivationThreshold
 from ._state import DeadLatents as DeadLatents
 from ._topk import TopK as TopK
 from ._topk import TopKObjective as TopKObjective
 from ._topk import TopKTerms as TopKTerms
-from ._topk import auxiliary_k_loss as auxiliary_k_loss
-from ._topk import batch_topk as batch_topk
-from ._topk import matryoshka_auxiliary_k_loss as matryoshka_auxiliary_k_loss
-from ._topk import threshold_gate as threshold_gate
-from ._topk import topk as topk
 from ._topk import topk_loss as topk_loss
 from ._vanilla import Vanilla as Vanilla
 from ._vanilla import VanillaObjective as VanillaObjective

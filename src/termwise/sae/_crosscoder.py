@@ -10,19 +10,12 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    decode,
-    magnitudes,
-    means_over_rows,
-    penalty,
-)
+from ._latents import SparseLatents, active, check_latents, counted, decode
+from ._penalties import magnitudes, penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 LayerNorm = Literal["l1", "l2"]
@@ -81,7 +74,7 @@ def crosscoder_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> CrosscoderTerms:
-    r"""Reconstruct each layer from shared latents, which pay for every layer they write to.
+    r"""Reconstruct each layer from shared latents, with a penalty for every layer they write to.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
     \sum_l \frac{1}{d} \| x_{il} - \hat{x}_{il} \|^2
@@ -89,7 +82,7 @@ def crosscoder_loss(
     \nu_j = \sum_l \| W_{jl} \| \;\; \text{or} \;\; \sqrt{\sum_l \| W_{jl} \|^2}$$
 
     over the n rows that count, with the first nu for "l1" and the second for "l2". Half precision
-    is lifted to float32 before any difference is taken, with or without autocast.
+    is converted to float32 before anything is subtracted, with or without autocast.
 
     Args:
         x (Float[Tensor, "batch layers d_model"]): activations of each layer (or each model) at the
@@ -114,22 +107,22 @@ def crosscoder_loss(
         decoder_norm: "l1" charges a latent for each layer it writes to, and so favours latents of
             few layers; its value is comparable to the sum of separate autoencoders' losses. "l2"
             is the norm of all its rows as one vector, and favours latents shared by all layers.
-        target (Float[Tensor, "batch layers d_model"] | None): what x_hat is compared with, where
-            that is not x: a cross-layer transcoder.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        target (Float[Tensor, "batch layers d_model"] | None): what x_hat is compared with, if that
+            is not x (a cross-layer transcoder). None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the source). Over layers the errors are
             summed with either.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of layers + 3 float64 elements. Nothing waits for the
-        device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Communication: one all-reduce of layers + 3 float64 elements. Does not synchronize
+        with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -158,11 +151,11 @@ def crosscoder_loss(
         goal = x if target is None else target
         error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)
         f = counted(f, mask)
-        wide = lifted(W_dec)
+        decoder = lifted(W_dec)
         if decoder_norm == "l1":
-            norm = cast("Tensor", torch.linalg.vector_norm(wide, dim=2)).sum(1)
+            norm = cast("Tensor", torch.linalg.vector_norm(decoder, dim=2)).sum(1)
         else:
-            norm = cast("Tensor", torch.linalg.vector_norm(wide.flatten(1), dim=1))
+            norm = cast("Tensor", torch.linalg.vector_norm(decoder.flatten(1), dim=1))
         if isinstance(f, SparseLatents):
             paid = penalty(f, norm, 1.0)
         else:

@@ -12,10 +12,12 @@ from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import blocks, lifted
 from .._terms import Terms, terms
-from ._shared import SparseLatents, check_latents, counted, means_over_rows, penalty
+from ._latents import SparseLatents, check_latents, counted
+from ._penalties import penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
@@ -74,17 +76,17 @@ def end_to_end_loss(
     + \beta \sum_k \frac{1}{d_k} \| x^k_i - \hat{x}^k_i \|^2
     + \lambda \sum_j \left|f_{ij}\right| \right)$$
 
-    over the n rows that count, where p is the original model's distribution of the next token and
-    q that of the patched one. Half precision is lifted to float32 before any exponential or
+    over the n rows that count, where p is the original model's distribution of the next token and q
+    that of the patched one. Half precision is converted to float32 before any exponential or
     difference, with or without autocast.
 
     Args:
         logits (Float[Tensor, "batch vocab"]): of the patched model, whose activations at one layer
-            are a reconstruction; a row for each token. -inf: a token that cannot come.
+            are a reconstruction; a row for each token. -inf: a token of probability 0.
         original_logits (Float[Tensor, "batch vocab"]): of the model itself, at the same tokens.
-            Detached: no gradient goes into the original run. A token that is -inf here costs
-            nothing, whatever the other says; one that is -inf in `logits` alone makes the
-            divergence infinite.
+            Detached: no gradient reaches the original run. A token that is -inf in it adds 0,
+            whatever `logits` holds; one that is -inf in `logits` alone makes the divergence
+            infinite.
         x: activations of the original run at layers after the autoencoder, each "batch d_k".
             Detached. None or empty: none, and `reconstruction` is 0.
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
@@ -99,21 +101,21 @@ def end_to_end_loss(
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
             code divides by the width of the autoencoder's input: their 1.5 on GPT-2 small is
             1.5 / 768 here.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
             (the paper).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 float64 elements. Kept for the backward pass: the
-        logits as given, and no probabilities; a compiler may keep others. Nothing waits for the
-        device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Communication: one all-reduce of 4 float64 elements. The backward pass keeps the
+        logits as given and no probabilities; compiled, it may keep others. Does not synchronize
+        with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -215,13 +217,13 @@ def _pairs(
     x: Sequence[Tensor] | None, x_hat: Sequence[Tensor] | None, batch: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Pair the layers of two runs. A contract does not look into sequences."""
-    here, there = list(x or ()), list(x_hat or ())
-    if len(here) != len(there):
+    originals, guesses = list(x or ()), list(x_hat or ())
+    if len(originals) != len(guesses):
         raise ValueError(
             "end_to_end_loss needs x and x_hat of the same layers, got "
-            f"{len(here)} and {len(there)} tensors"
+            f"{len(originals)} and {len(guesses)} tensors"
         )
-    for index, (true, guess) in enumerate(zip(here, there, strict=True)):
+    for index, (true, guess) in enumerate(zip(originals, guesses, strict=True)):
         if true.ndim != 2 or true.shape[0] != batch or true.shape != guess.shape:
             raise ValueError(
                 f"end_to_end_loss needs x[{index}] and x_hat[{index}] of one shape with {batch} "
@@ -232,11 +234,11 @@ def _pairs(
                 f"end_to_end_loss needs floating x[{index}] and x_hat[{index}], got {true.dtype} "
                 f"and {guess.dtype}"
             )
-    return list(zip(here, there, strict=True))
+    return list(zip(originals, guesses, strict=True))
 
 
 def _divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
-    """Give KL(original || logits) of each row; what does not count gives and gets nothing."""
+    """Return KL(original || logits) of each row; 0 in rows that do not count."""
     if torch.compiler.is_compiling():  # a compiler fuses it
         return _block_divergence(logits, original, mask)
     return cast("Tensor", _RowsDivergence.apply(logits, original, mask))
@@ -246,7 +248,7 @@ def _block_divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> 
     ours = torch.log_softmax(_finite(logits, mask), 1)
     theirs = torch.log_softmax(_finite(original, mask), 1)
     weights = theirs.exp()
-    # A token that cannot come costs nothing; its own difference may be -inf - -inf.
+    # A token of probability 0 adds 0; its own difference may be -inf - -inf.
     return (weights * (theirs - ours).masked_fill(weights == 0, 0)).sum(1)
 
 
@@ -262,8 +264,8 @@ class _RowsDivergence(Function):
     @staticmethod
     def forward(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
         parts = [
-            _block_divergence(logits[here], original[here], None if mask is None else mask[here])
-            for here in blocks(logits)
+            _block_divergence(logits[block], original[block], None if mask is None else mask[block])
+            for block in blocks(logits)
         ]
         return torch.cat(parts) if parts else lifted(logits).sum(1)
 
@@ -275,9 +277,9 @@ class _RowsDivergence(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, original, mask = ctx.saved_tensors
         parts: list[Tensor] = []
-        for here in blocks(logits):
-            kept = None if mask is None else mask[here]
-            ours = torch.softmax(_finite(logits[here], kept), 1)
-            theirs = torch.softmax(_finite(original[here], kept), 1)
-            parts.append(((ours - theirs) * gradients[0][here, None]).to(logits.dtype))
+        for block in blocks(logits):
+            counted = None if mask is None else mask[block]
+            ours = torch.softmax(_finite(logits[block], counted), 1)
+            theirs = torch.softmax(_finite(original[block], counted), 1)
+            parts.append(((ours - theirs) * gradients[0][block, None]).to(logits.dtype))
         return torch.cat(parts) if parts else torch.zeros_like(logits), None, None

@@ -11,17 +11,11 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    decode,
-    means_over_rows,
-)
+from ._latents import SparseLatents, active, check_latents, counted, decode
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
@@ -73,22 +67,21 @@ def gated_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> GatedTerms:
-    r"""Reconstruct activations twice, and let only the gate pay for what is active.
+    r"""Reconstruct activations from the latents and from the gate, with a penalty on the gate.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
     + \lambda \sum_j \nu_j \max(0, \pi_{ij})
     + \frac{1}{d} \| x_i - \max(0, \pi_i) W - b \|^2 \right)$$
 
-    over the n rows that count, with W and b held fixed in the last term. There the gate, whose step
-    passes no gradient on, learns to reconstruct; and since the penalty is not on f, no latent
-    shrinks. Half precision is lifted to float32 before anything is decoded or subtracted, with or
-    without autocast.
+    over the n rows that count, with W and b detached in the last term, which trains the gate: its
+    step function has no gradient. The penalty is on the gate, so f does not shrink. Half precision
+    is converted to float32 before anything is decoded or subtracted, with or without autocast.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, [pi > 0] times their magnitudes,
-            dense or [`SparseLatents`][termwise.sae.SparseLatents]. Only counted: their gradient
-            goes through x_hat.
+            dense or [`SparseLatents`][termwise.sae.SparseLatents]. Used for `l0` only; gradients
+            reach them through x_hat.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         f_gate (Float[Tensor, "batch d_sae"]): pi, the gate's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
@@ -98,25 +91,26 @@ def gated_loss(
             Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
             infinite. A tensor, on the device of x, may change at each step without recompiling; it
             is never read, and multiplies.
-        stop_decoder: hold W and b fixed in the auxiliary term, as in the paper.
-        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows; in the
-            graph if given so. None: 1, the paper's, which keeps the rows at unit norm. The authors
-            advise to freeze the decoder in both terms or in neither: give `decoder_norm.detach()`,
-            or `stop_decoder=False`.
+        stop_decoder: whether W and b are detached in the auxiliary term, as in the paper.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
+            gradients reach them if they require one. None: 1, as in the paper, which keeps the rows
+            at unit norm. The authors advise to freeze the decoder in both terms or in neither: give
+            `decoder_norm.detach()`, or `stop_decoder=False`.
         target (Float[Tensor, "batch d_model"] | None): what both reconstructions are compared with,
-            where that is not x: a transcoder.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+            if that is not x (a transcoder). None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Communication: one all-reduce of 5 float64 elements. Does not synchronize with the
+        device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

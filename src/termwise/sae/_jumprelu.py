@@ -12,11 +12,12 @@ from .._autograd import Function
 from .._coefficients import attached, is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted
 from .._terms import Terms, terms
+from ._latents import counted, decode
 from ._penalties import tanh_penalty
-from ._shared import counted, decode, means_over_rows
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
@@ -81,8 +82,8 @@ def jumprelu(
 
     $$f_{ij} = h_{ij} \, [h_{ij} > \theta_j]$$
 
-    The derivative in theta is zero wherever it exists, for it misses the jump. In its place stands
-    an estimate of the derivative of the mean over the data, by the rectangle kernel
+    The derivative with respect to theta is zero wherever it exists: it misses the jump. It is
+    replaced by an estimate of the derivative of the mean over the data, with the rectangle kernel
     K(u) = [|u| < 1/2] of width epsilon:
 
     $$\frac{\partial f_{ij}}{\partial \theta_j} := -\frac{\theta_j}{\epsilon}
@@ -90,19 +91,18 @@ def jumprelu(
     \frac{\partial f_{ij}}{\partial h_{ij}} := [h_{ij} > \theta_j]$$
 
     Args:
-        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations. Not an activation's
-            output: what a ReLU or a gate has set to zero is missing from the kernel, half of it
-            where the gate is this one.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations. Not the output of an
+            activation: what a ReLU or a gate has set to zero is missing from the kernel.
         threshold (Float[Tensor, " d_sae"]): theta. Positive in the paper, which learns its
             logarithm.
         bandwidth: epsilon, in units of h; 0.001 in the paper, for inputs of unit mean square.
             The variance of the estimate falls with it as 1 / epsilon, the bias grows.
-        input_gradient: let the jump reach h as well: to the second derivative above comes
-            (theta / epsilon) K, the first one with the opposite sign.
+        input_gradient: whether the estimate reaches h as well: (theta / epsilon) K is added to the
+            second derivative above.
 
     Returns:
-        Float[Tensor, "batch d_sae"]: the latents, in the dtype of pre. Kept for the backward pass:
-        pre and threshold, nothing else of their size. Sums over rows are taken in float32 at least.
+        Float[Tensor, "batch d_sae"]: the latents, in the dtype of pre. The backward pass keeps pre
+        and threshold, and nothing else of their size. Sums over rows are taken in float32 at least.
         Second derivatives, in eager and in reverse mode, are those of the formulas above, which are
         constant in h.
 
@@ -152,11 +152,11 @@ def jumprelu_l0(
             output.
         threshold (Float[Tensor, " d_sae"]): theta.
         bandwidth: epsilon, in units of h.
-        input_gradient: give h the same derivative with the opposite sign. False: none.
+        input_gradient: whether h gets the same derivative with the opposite sign. False: none.
 
     Returns:
-        Float[Tensor, " batch"]: the number of active latents of each row, as a float. No tensor of
-        the size of pre is kept but pre itself.
+        Float[Tensor, " batch"]: the number of active latents of each row, as a float. The backward
+        pass keeps no tensor of the size of pre except pre itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -201,7 +201,7 @@ def jumprelu_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> JumpReLUTerms:
-    r"""Reconstruct through JumpReLU, and pay for the number of active latents itself.
+    r"""Reconstruct through JumpReLU, with a penalty on the number of active latents itself.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - f_i W - b \|^2
     + S + \lambda_P P, \qquad
@@ -219,15 +219,15 @@ def jumprelu_loss(
     \max(0, \theta_j - h_{ij}) \, \| W_j \|$$
 
     The jump's gradients are those of [`jumprelu`][termwise.sae.jumprelu] and
-    [`jumprelu_l0`][termwise.sae.jumprelu_l0]. Half precision is lifted to float32 before anything
-    is decoded or subtracted, with or without autocast.
+    [`jumprelu_l0`][termwise.sae.jumprelu_l0]. Half precision is converted to float32 before
+    anything is decoded or subtracted, with or without autocast.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
         pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, before any ReLU.
         W_dec (Float[Tensor, "d_sae d_model"]): W, the decoder, a row for each latent.
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
-        threshold (Float[Tensor, " d_sae"] | None): theta. Give this or log_threshold.
+        threshold (Float[Tensor, " d_sae"] | None): theta. Pass this or log_threshold.
         log_threshold (Float[Tensor, " d_sae"] | None): the logarithm of theta, as the paper learns
             it.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
@@ -235,11 +235,11 @@ def jumprelu_loss(
             Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
             infinite. A tensor, on the device of x, may change at each step without recompiling; it
             is never read, and multiplies. The same holds for pre_act_coeff.
-        f (Float[Tensor, "batch d_sae"] | None): the latents, where the caller has them from
-            [`jumprelu`][termwise.sae.jumprelu] of the same pre, threshold and bandwidth: they are
-            not computed again. None: computed.
-        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from f, where the caller has
-            decoded it: W_dec and b_dec are then read for norms alone. It needs f. None: decoded.
+        f (Float[Tensor, "batch d_sae"] | None): the latents, already computed by
+            [`jumprelu`][termwise.sae.jumprelu] from the same pre, threshold and bandwidth. None:
+            computed.
+        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction, already decoded from f; W_dec
+            and b_dec are then used for norms only. Requires f. None: decoded.
         bandwidth: epsilon, the kernel's width in units of h.
         penalty: "l0" (the paper), "l0_relative" (dictionary_learning and SAEBench), whose square is
             taken after the mean over all rows of all ranks, or "tanh" (Anthropic).
@@ -257,22 +257,22 @@ def jumprelu_loss(
         dead (Bool[Tensor, " d_sae"] | Literal["all"] | None): D, latents that the push is for:
             "all", which is Anthropic's formula, or those that have not fired for a while, as in
             SAELens. Required where pre_act_coeff is not 0.
-        input_gradient: let the jump's gradient reach h as well, as Anthropic does.
-        target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with,
-            where that is not x: a transcoder.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        input_gradient: whether the jump's gradient reaches h as well, as in Anthropic's update.
+        target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with, if
+            that is not x (a transcoder). None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" or "sum" (both sources).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN, save
-        threshold_mean. Gradient: combined over ranks as `grad_reduction` says, it is the gradient
-        of one process that holds all rows. Sent by each rank: one sum of 3 to 5 float64 elements.
-        Nothing waits for the device.
+        threshold_mean. Gradients, combined over ranks as `grad_reduction` says, equal those of one
+        process that holds all rows. Communication: one all-reduce of 3 to 5 float64 elements. Does
+        not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -357,7 +357,7 @@ def jumprelu_loss(
             price = l0
         sparsity = weighted(sparsity_coeff, price)
         pre_act = torch.zeros_like(l0) if dead is None else others[-1]
-        # No comparison with a NaN is true, so that none would come through the gate.
+        # Comparisons with NaN are false, so the gate would hide a NaN of the threshold.
         mse = mse.masked_fill(theta.isnan().any(), torch.nan)
         loss = mse + sparsity + weighted(pre_act_coeff, pre_act)
         return JumpReLUTerms(
@@ -438,7 +438,7 @@ def _below_threshold(
 
 
 def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Tell where the kernel is 1."""
+    """Return where the kernel is 1."""
     return (lifted(pre) - lifted(threshold)).abs() < bandwidth / 2
 
 

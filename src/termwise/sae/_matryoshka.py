@@ -11,18 +11,13 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
+from ._latents import SparseLatents, active, check_latents, counted
+from ._penalties import penalty
 from ._prefix_errors import errors_and_l1
 from ._prefixes import PrefixLaw, check_prefixes, sample_prefixes
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    means_over_rows,
-    penalty,
-)
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
@@ -89,7 +84,7 @@ def matryoshka_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> MatryoshkaTerms:
-    r"""Reconstruct activations from each prefix of the latents, and pay for what is active.
+    r"""Reconstruct activations from each prefix of the latents, with a penalty on the latents.
 
     $$\hat{x}^m_i = b + \sum_{j < m} f_{ij} W_j, \qquad
     \mathrm{mse}_m = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - \hat{x}^m_i \|^2$$
@@ -97,9 +92,9 @@ def matryoshka_loss(
     $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
     + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p + \alpha \, \mathrm{aux}$$
 
-    over the n rows that count, m over the prefixes, and w of sum 1. Early latents must then do
-    without later ones: they learn what is general, and are not absorbed. One prefix of all latents
-    is [`vanilla_loss`][termwise.sae.vanilla_loss].
+    over the n rows that count, m over the prefixes, and w of sum 1. Early latents have to
+    reconstruct without later ones, so they learn general features, which later latents do not
+    absorb. One prefix of all latents is [`vanilla_loss`][termwise.sae.vanilla_loss].
 
     The latents are decoded once, block after block between the prefixes, not once for each prefix.
     For the backward pass one residual is kept, "batch d_model" (none with sparse latents); it
@@ -134,26 +129,26 @@ def matryoshka_loss(
             [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for the same rows and with the
             same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
-        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, where that is not x:
-            a transcoder. None: x.
-        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows. In the
-            graph if given so. None: 1.
+        target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x (a
+            transcoder). None: x.
+        decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows.
+            Gradients reach them if they require one. None: 1.
         p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
             0 there, as that of `torch.norm`.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Second derivatives, in reverse mode, are right without a group and refused with
-        one (`NotImplementedError`); they hold a residual for each prefix. Sent by each rank: one
-        sum of 4 + len(prefixes) float64 elements. Nothing waits for the device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Second derivatives, in reverse mode, are correct without a group, where they hold a
+        residual for each prefix, and raise NotImplementedError with one. Communication: one
+        all-reduce of 4 + len(prefixes) float64 elements. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -274,7 +269,7 @@ class MatryoshkaObjective(LossModule):
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:
-    """Give weights of sum 1, or refuse them; None: equal ones."""
+    """Return weights of sum 1, or refuse them; None: equal ones."""
     if weights is None:
         return None
     if len(weights) != n:

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._numbers import accumulator, lifted
-from ._shared import means_over_rows
 from ._squared_errors import (
     centred_rows,
     exponents,
@@ -28,7 +28,7 @@ from ._squared_errors import (
 def mean_squared_err(
     x_hat: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"], norm: bool = False
 ) -> Float[Tensor, "*batch d"]:
-    """Compute the squared error of each element; take the mean yourself.
+    """Compute the squared error of each element, without a mean.
 
     The reconstruction stands first, unlike in the objectives of this family: the order of the
     function that it replaces.
@@ -36,8 +36,8 @@ def mean_squared_err(
     Args:
         x_hat (Float[Tensor, "*batch d"]): reconstruction.
         x (Float[Tensor, "*batch d"]): what it is compared with.
-        norm: whether to divide each row by the squared norm of x's, at any size of the two: both
-            are scaled by one power of two first. A row of zeros then gives inf or NaN.
+        norm: whether to divide each row by the squared norm of the row of x, without overflow or
+            underflow at any magnitude. A row of zeros then gives inf or NaN.
 
     Returns:
         Float[Tensor, "*batch d"]: squared errors in float32 (float64 for float64), finite wherever
@@ -71,20 +71,22 @@ def normalized_mse(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Average each row's squared error over its squared norm: no change under scaling.
+    r"""Compute each row's squared error divided by its squared norm, averaged over rows.
 
     $$\frac{1}{n} \sum_i \| x_i - \hat{x}_i \|^2 / \| x_i \|^2$$
 
-    A row of zeros that counts gives inf or NaN. Rows of any size give their ratio: each is scaled
-    by a power of two of its own first.
+    A row of zeros that counts gives inf or NaN. Nothing overflows or underflows: each row is scaled
+    by a power of two first.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others, of x as of x_hat, may
-            hold anything and have the gradient 0. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the mean over the rows that count, on all ranks.
@@ -115,14 +117,14 @@ def fraction_of_variance_unexplained(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Compare the error of a reconstruction with that of predicting the mean.
+    r"""Compute the error of a reconstruction divided by that of predicting the mean.
 
     $$\mathrm{FVU} = \frac{\sum_i \| x_i - \hat{x}_i \|^2}{\sum_i \| x_i - \bar{x} \|^2}
     \quad \mathrm{or} \quad
     \frac{1}{n} \sum_i \frac{\| x_i - \hat{x}_i \|^2}{\| x_i - \bar{x} \|^2}$$
 
-    over the n rows that count, on all ranks. It is about the error itself, not about the error's
-    variance: a reconstruction that is off by a constant is not free. Over a stream of batches, add
+    over the n rows that count, on all ranks. The numerator is the squared error, not the error's
+    variance: a constant offset counts. Over a stream of batches, add
     [`VarianceStatistics`][termwise.sae.VarianceStatistics] instead of averaging.
 
     Args:
@@ -130,14 +132,17 @@ def fraction_of_variance_unexplained(
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
             much.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank. The mean
-        of x is taken as a constant by the gradient, which reaches x_hat, and x through its error
-        alone. NaN or inf where x has no variance.
+        Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank.
+        Gradients reach x_hat, and x through the error alone: the mean and the variance of x are
+        constants. NaN or inf if x has no variance.
 
     Examples:
         >>> import torch
@@ -167,15 +172,20 @@ def explained_variance(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    """Give 1 - [`fraction_of_variance_unexplained`][termwise.sae.fraction_of_variance_unexplained].
+    """Compute the fraction of variance that a reconstruction explains.
+
+    This is 1 - [`fraction_of_variance_unexplained`][termwise.sae.fraction_of_variance_unexplained].
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the fraction, 1 for a perfect reconstruction, 0 for predicting the mean,
@@ -207,14 +217,17 @@ def cosine_similarity(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    """Average the cosine between a row and its reconstruction.
+    """Compute the cosine similarity of each row and its reconstruction, averaged over rows.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction. A row of zeros has cosine 0.
-        mask (Bool[Tensor, " batch"] | None): rows that count. None: all.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" or "sum".
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         Float[Tensor, ""]: the mean over the rows that count, on all ranks.
@@ -237,10 +250,10 @@ def loss_recovered(
     original_loss: Float[Tensor, "*batch"],
     ablated_loss: Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch"]:
-    """Give the share of a model's loss that patching the reconstruction in recovers.
+    """Return the share of a model's loss that is recovered by patching the reconstruction in.
 
     (ablated_loss - loss) / (ablated_loss - original_loss): 1 if patching costs nothing, 0 if it is
-    as bad as ablating. Take means of losses first, for a mean of shares is another number.
+    as bad as ablating. Average the losses first: the mean of shares is a different number.
 
     Args:
         loss (Float[Tensor, "*batch"]): of the model with the reconstruction patched in.
@@ -249,7 +262,7 @@ def loss_recovered(
             their mean.
 
     Returns:
-        Float[Tensor, "*batch"]: the share. Inf or NaN where ablating costs nothing.
+        Float[Tensor, "*batch"]: the share; inf or NaN if ablating costs nothing.
 
     Examples:
         >>> import torch
@@ -263,7 +276,7 @@ def loss_recovered(
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class VarianceStatistics:
-    """Count, sum and sum of squares of rows, in float64: they add, so a stream's variance is exact.
+    """Count, sum and sum of squares of rows, in float64; they add up over batches.
 
     Examples:
         >>> import torch
@@ -285,7 +298,7 @@ class VarianceStatistics:
     @classmethod
     @contract
     def of(cls, x: Float[Tensor, "batch d"], *, mask: Bool[Tensor, " batch"] | None = None) -> Self:
-        """Take the statistics of a batch, outside the graph; of the rows that count."""
+        """Return the statistics of the rows that count, detached."""
         rows = x.detach().to(accumulator(x))
         rows = rows if mask is None else rows.where(mask[:, None], 0)
         count = rows.new_full((), x.shape[0]) if mask is None else mask.sum().to(rows.dtype)
@@ -316,5 +329,5 @@ class VarianceStatistics:
         return self.sum_of_squares / self.count - (self.sum / self.count).square()
 
     def fraction_unexplained(self, errors: Self) -> Float[Tensor, ""]:
-        """Give the FVU, from the statistics of x (these) and of x - x_hat."""
+        """Return the FVU from the statistics of x (these) and of x - x_hat."""
         return (errors.sum_of_squares.sum() / errors.count) / self.variance.sum()

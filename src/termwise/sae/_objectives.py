@@ -30,10 +30,10 @@ def get_objective(cfg: Crosscoder) -> CrosscoderObjective: ...
 @overload
 def get_objective(cfg: EndToEnd) -> EndToEndObjective: ...
 def get_objective(cfg: Config) -> nn.Module:
-    """Give the module that computes a config's objective.
+    """Return the module that computes the objective of a config.
 
     Args:
-        cfg: numbers of an objective.
+        cfg: config of an objective.
 
     Returns:
         The objective of the same name.

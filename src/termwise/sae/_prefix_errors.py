@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .._autograd import Function
 from .._numbers import accumulator, blocks, lifted, looped
-from ._shared import SparseLatents, magnitudes, upward_sign
+from ._latents import SparseLatents
+from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
 
 
@@ -28,7 +29,7 @@ def errors_and_l1(
     prefixes: tuple[int, ...],
     feature_reduction: FeatureReduction,
 ) -> tuple[Tensor, Tensor]:
-    """Give each row's squared error for each prefix, "batch prefixes", and sum |f|, " batch".
+    """Return each row's squared error for each prefix, "batch prefixes", and sum |f|, " batch".
 
     Both in one, since the gradient of f is as large as f: the backward pass makes it once.
     """
@@ -168,18 +169,18 @@ def _as_written(
     feature_reduction: FeatureReduction,
 ) -> Tensor:
     """Compute what `compute_errors` does, in operations that autograd follows to any order."""
-    wide = _wide(target, values, W_dec, b_dec)
+    dtype = _dtype_of(target, values, W_dec, b_dec)
     if indices is not None:
         dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
         values = dense.scatter_add(1, indices.long(), values)
-    l1 = magnitudes(values.to(wide)).sum(1)
-    residual = _start(target, b_dec, mask, wide)
+    l1 = magnitudes(values.to(dtype)).sum(1)
+    residual = _start(target, b_dec, mask, dtype)
     widths = [high - low for low, high in _blocks(prefixes)] + [W_dec.shape[0] - prefixes[-1]]
     columns = cast("tuple[Tensor, ...]", values.split(widths, 1))
     rows = cast("tuple[Tensor, ...]", W_dec.split(widths))
     errors: list[Tensor] = []
     for place in range(len(prefixes)):
-        residual = residual - columns[place].to(wide) @ rows[place].to(wide)
+        residual = residual - columns[place].to(dtype) @ rows[place].to(dtype)
         errors.append(squared_norm(residual, feature_reduction))
     return torch.stack([*errors, l1], 1)
 
@@ -196,17 +197,17 @@ def compute_errors(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute the errors and L1 of each row, and the last prefix's residual (or nothing)."""
-    wide = _wide(target, values, W_dec, b_dec)
-    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=wide)
-    last = target.new_empty(target.shape if keep else 0, dtype=wide)
+    dtype = _dtype_of(target, values, W_dec, b_dec)
+    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
+    last = target.new_empty(target.shape if keep else 0, dtype=dtype)
     with torch.autocast(target.device.type, enabled=False):
-        for here in _some_rows(values, indices, prefixes):
-            residuals = _residuals(here, target, values, indices, W_dec, b_dec, mask, prefixes)
-            measured[here, :-1] = squared_norm(residuals, cast("Any", feature_reduction)).T
+        for part in _some_rows(values, indices, prefixes):
+            residuals = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes)
+            measured[part, :-1] = squared_norm(residuals, cast("Any", feature_reduction)).T
             if keep:
-                last[here] = residuals[-1]
-        for here in blocks(values):
-            measured[here, -1] = values[here].to(wide).abs().sum(1)
+                last[part] = residuals[-1]
+        for part in blocks(values):
+            measured[part, -1] = values[part].to(dtype).abs().sum(1)
     return measured, last
 
 
@@ -228,51 +229,51 @@ def compute_gradients(
     The output of a block enters the residuals of its own and of all later prefixes. So it is the
     sum of these, each with its factor, that the block's latents and decoder rows are pulled by.
     """
-    wide = _wide(target, values, W_dec, b_dec)
+    dtype = _dtype_of(target, values, W_dec, b_dec)
     for_target, for_values, for_decoder, for_bias = _room(target, values, W_dec, b_dec, needed)
     factor = push[:, :-1] * (2 if feature_reduction == "sum" else 2 / max(target.shape[1], 1))
     slope = push[:, -1:]
     with torch.autocast(target.device.type, enabled=False):
-        for here in _some_rows(values, indices, prefixes):
-            pulls = _residuals(here, target, values, indices, W_dec, b_dec, mask, prefixes, last)
-            pulls *= factor[here].T[:, :, None]
+        for part in _some_rows(values, indices, prefixes):
+            pulls = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes, last)
+            pulls *= factor[part].T[:, :, None]
             for later in range(len(prefixes) - 1, 0, -1):
                 pulls[later - 1].add_(pulls[later])
             if needed[0]:
-                for_target[here] = pulls[0]
+                for_target[part] = pulls[0]
             if needed[3]:
                 for_bias -= pulls[0].sum(0)
             if indices is not None:
-                where, block = indices[here].long(), _block_of(indices[here], prefixes)
+                where, block = indices[part].long(), _block_of(indices[part], prefixes)
                 # Latents beyond the last prefix are pulled by nothing.
                 pulled = F.pad(pulls, (0, 0, 0, 0, 0, 1)).flatten(0, 1)
                 pulled = pulled.index_select(0, block.flatten())
                 if needed[1]:
-                    rows = W_dec.index_select(0, where.flatten()).to(wide)
+                    rows = W_dec.index_select(0, where.flatten()).to(dtype)
                     found = cast("Tensor", torch.linalg.vecdot(pulled, rows)).view(where.shape)
-                    for_values[here] = upward_sign(values[here].to(wide)) * slope[here] - found
+                    for_values[part] = upward_sign(values[part].to(dtype)) * slope[part] - found
                 if needed[2]:
-                    pulled *= values[here].reshape(-1, 1).to(wide)
+                    pulled *= values[part].reshape(-1, 1).to(dtype)
                     for_decoder.index_add_(0, where.flatten(), pulled, alpha=-1)
                 continue
             for pull, (low, high) in zip(pulls, _blocks(prefixes), strict=True):
-                block, rows = values[here, low:high].to(wide), W_dec[low:high].to(wide)
+                block, rows = values[part, low:high].to(dtype), W_dec[low:high].to(dtype)
                 if needed[1]:
-                    found = _slopes(block, slope[here], for_values[here, low:high])
+                    found = _slopes(block, slope[part], for_values[part, low:high])
                     found.addmm_(pull, rows.T, alpha=-1)
-                    if values.dtype != wide:
-                        for_values[here, low:high] = found
+                    if values.dtype != dtype:
+                        for_values[part, low:high] = found
                 if needed[2]:
                     for_decoder[low:high].addmm_(block.T, pull, alpha=-1)
             if needed[1] and prefixes[-1] < values.shape[1]:
-                beyond = for_values[here, prefixes[-1] :]
-                beyond.copy_(_slopes(values[here, prefixes[-1] :].to(wide), slope[here], beyond))
+                beyond = for_values[part, prefixes[-1] :]
+                beyond.copy_(_slopes(values[part, prefixes[-1] :].to(dtype), slope[part], beyond))
     bias_type = target.dtype if b_dec is None else b_dec.dtype
     return for_target, for_values, for_decoder.to(W_dec.dtype), for_bias.to(bias_type)
 
 
 def _residuals(
-    here: slice,
+    part: slice,
     target: Tensor,
     values: Tensor,
     indices: Tensor | None,
@@ -286,12 +287,12 @@ def _residuals(
 
     The last prefix's residual is not computed where it is known.
     """
-    wide = _wide(target, values, W_dec, b_dec)
-    start = _start(target[here], b_dec, None if mask is None else mask[here], wide)
+    dtype = _dtype_of(target, values, W_dec, b_dec)
+    start = _start(target[part], b_dec, None if mask is None else mask[part], dtype)
     if indices is not None:
-        where, block = indices[here].long(), _block_of(indices[here], prefixes)
-        outputs = W_dec.index_select(0, where.flatten()).to(wide)
-        outputs = outputs * values[here].reshape(-1, 1).to(wide)
+        where, block = indices[part].long(), _block_of(indices[part], prefixes)
+        outputs = W_dec.index_select(0, where.flatten()).to(dtype)
+        outputs = outputs * values[part].reshape(-1, 1).to(dtype)
         residuals = start.new_zeros((len(prefixes) + 1, *start.shape))
         residuals.flatten(0, 1).index_add_(0, block.flatten(), outputs, alpha=-1)
         residuals[0].add_(start)
@@ -301,9 +302,9 @@ def _residuals(
     residuals = start.new_empty((len(prefixes), *start.shape))
     for residual, (low, high) in zip(residuals, _blocks(prefixes), strict=True):
         if high == prefixes[-1] and last is not None and last.numel():
-            residual.copy_(last[here])
+            residual.copy_(last[part])
         else:
-            block, rows = values[here, low:high].to(wide), W_dec[low:high].to(wide)
+            block, rows = values[part, low:high].to(dtype), W_dec[low:high].to(dtype)
             start = torch.addmm(start, block, rows, alpha=-1, out=residual)
     return residuals
 
@@ -311,27 +312,27 @@ def _residuals(
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     """Return slope * upward_sign(values), in the room if its type fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
-    for here in blocks(values):
-        signs = torch.sign(values[here], out=slopes[here])
-        signs.add_(0.5).sign_().mul_(slope[here])  # as upward_sign
+    for part in blocks(values):
+        signs = torch.sign(values[part], out=slopes[part])
+        signs.add_(0.5).sign_().mul_(slope[part])  # as upward_sign
     return slopes
 
 
-def _start(target: Tensor, b_dec: Tensor | None, mask: Tensor | None, wide: torch.dtype) -> Tensor:
-    """Give what no latent has reconstructed yet, with 0 in rows that do not count."""
-    start = target.to(wide) if b_dec is None else target.to(wide) - b_dec.to(wide)
+def _start(target: Tensor, b_dec: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return what no latent has reconstructed yet, with 0 in rows that do not count."""
+    start = target.to(dtype) if b_dec is None else target.to(dtype) - b_dec.to(dtype)
     return start if mask is None else start.where(mask[:, None], 0)
 
 
 def _blocks(prefixes: Sequence[int]) -> list[tuple[int, int]]:
-    """Give the bounds of the latents that each prefix has more than the one before."""
+    """Return the bounds of the latents that each prefix has more than the one before."""
     return list(zip([0, *prefixes[:-1]], prefixes, strict=True))
 
 
 def _block_of(indices: Tensor, prefixes: Sequence[int]) -> Tensor:
-    """Give each sparse latent's place among "prefixes + 1, rows", counted through."""
+    """Return each sparse latent's place among "prefixes + 1, rows", counted through."""
     rows = torch.arange(len(indices), device=indices.device)[:, None]
-    # bucketize would want the prefixes on the device, and wait for them.
+    # bucketize needs the prefixes on the device: a copy that synchronizes with it.
     block = rows.new_zeros(indices.shape)
     for prefix in prefixes:
         block += indices >= prefix
@@ -351,24 +352,24 @@ def _some_rows(values: Tensor, indices: Tensor | None, prefixes: Sequence[int]) 
 def _room(
     target: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give tensors for the gradients; those that add up over rows are wide and start at zero."""
-    wide = _wide(target, values, W_dec, b_dec)
+    """Return tensors for the gradients; those that sums go into are zeros, in float32 at least."""
+    dtype = _dtype_of(target, values, W_dec, b_dec)
     return (
         target.new_empty(target.shape if needed[0] else 0),
         values.new_empty(values.shape if needed[1] else 0),
-        W_dec.new_zeros(W_dec.shape if needed[2] else 0, dtype=wide),
+        W_dec.new_zeros(W_dec.shape if needed[2] else 0, dtype=dtype),
         target.new_zeros(target.shape[1] if needed[3] else 0, dtype=accumulator(target)),
     )
 
 
-def _wide(*tensors: Tensor | None) -> torch.dtype:
-    """Give the type of the arithmetic: float32, or float64 where an input is."""
+def _dtype_of(*tensors: Tensor | None) -> torch.dtype:
+    """Return the type of the arithmetic: float32, or float64 where an input is."""
     kinds = [lifted(tensor[:0]).dtype for tensor in tensors if tensor is not None]
     return torch.float64 if torch.float64 in kinds else torch.float32
 
 
 def _vmapped(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the vmap rule of an operator some of whose arguments are lists of numbers."""
+    """Return the vmap rule of an operator some of whose arguments are lists of numbers."""
     rule: Callable[..., tuple[Any, Any]] = looped(operator)
 
     def of(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -397,9 +398,9 @@ def _(
     feature_reduction: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    wide = _wide(target, values, W_dec, b_dec)
-    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=wide)
-    return measured, target.new_empty(target.shape if keep else 0, dtype=wide)
+    dtype = _dtype_of(target, values, W_dec, b_dec)
+    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
+    return measured, target.new_empty(target.shape if keep else 0, dtype=dtype)
 
 
 @_gradients.register_fake

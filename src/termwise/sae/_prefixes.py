@@ -32,10 +32,10 @@ def sample_prefixes(
     function is 1 - 1 / sqrt(m): most prefixes are a handful of latents, and a length of 1 has
     probability 0.
 
-    The numbers are drawn on the host, as a loss needs them there to cut its matrices: this is the
-    one function that returns Python ints. Nothing waits for the device, and `torch.compile` cannot
-    trace it: draw outside of what is compiled. Ranks that share a loss need the same prefixes,
-    hence generators in the same state.
+    The numbers are drawn on the host and returned as Python ints, since a loss slices its matrices
+    with them. Does not synchronize with the device. `torch.compile` cannot trace it: draw outside
+    of the compiled function. Ranks that share a loss need the same prefixes, hence generators in
+    the same state.
 
     Args:
         d_sae: number of latents.
@@ -83,10 +83,10 @@ def sample_prefixes(
     weights = 1 / (above + below)
     if law == "saev":
         weights /= above * below
-    # Clocks that ring at these rates ring in the order of draws without replacement: exact, and
-    # with no limit on their number, where multinomial takes at most 2^24 categories.
-    rings = torch.empty_like(weights).exponential_(generator=generator) / weights
-    first = rings.topk(n - 1, largest=False).indices + least
+    # Gumbel top-k, in its exponential form: exactly draws without replacement, for any number of
+    # lengths, where multinomial takes at most 2^24 categories.
+    keys = torch.empty_like(weights).exponential_(generator=generator) / weights
+    first = keys.topk(n - 1, largest=False).indices + least
     return (*cast("list[int]", first.sort().values.tolist()), d_sae)
 
 

@@ -9,21 +9,20 @@ from torch import Tensor
 
 from .. import _groups
 from .._groups import ProcessGroup
+from .._means import kept_rows
 from .._numbers import accumulator, lifted
 
 FeatureReduction = Literal["mean", "sum"]
 
 
 def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """Return x - x_hat, computed after lifting, with 0 in rows that do not count."""
-    difference = lifted(x) - lifted(x_hat)
-    return difference if mask is None else difference.where(mask[:, None], 0)
+    """Return x - x_hat, in float32 at least, with 0 in rows that do not count."""
+    return kept_rows(lifted(x) - lifted(x_hat), mask)
 
 
 def rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Lift rows, with 0 in those that do not count, whatever stood there."""
-    rows = lifted(rows)
-    return rows if mask is None else rows.where(mask[:, None], 0)
+    """Return rows in float32 at least, with 0 in those that do not count, whatever they held."""
+    return kept_rows(lifted(rows), mask)
 
 
 def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
@@ -36,8 +35,7 @@ def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | 
     if batch_group is not None:
         # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
         sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
-    centred = rows - (sums[:-1] / sums[-1]).to(rows.dtype)
-    return centred if mask is None else centred.where(mask[:, None], 0)
+    return kept_rows(rows - (sums[:-1] / sums[-1]).to(rows.dtype), mask)
 
 
 def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
@@ -53,15 +51,15 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
 
 def wide_squared_norm(rows: Tensor) -> Tensor:
     """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
-    wide, exponent = accumulator(rows), exponents(rows)
-    squares = squared_norm(scaled(rows, -exponent), "sum").to(wide)
-    return squares * _power_of_two(2 * exponent[:, 0], wide)
+    dtype, exponent = accumulator(rows), exponents(rows)
+    squares = squared_norm(scaled(rows, -exponent), "sum").to(dtype)
+    return squares * _power_of_two(2 * exponent[:, 0], dtype)
 
 
 def exponents(rows: Tensor) -> Tensor:
     """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
     sizes = rows.detach().abs()
-    # One element more, so that a row of none has a largest.
+    # Padded by 0, so that a row without elements has a largest one.
     largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
     exponent = torch.frexp(largest).exponent
     return exponent.masked_fill(~largest.isfinite(), 0)

@@ -17,7 +17,9 @@ FirstThreshold = Literal["minimum", "mean"]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeadLatents:
-    """How many tokens have passed since each latent fired; frozen, an update gives the next one.
+    """The number of tokens since each latent fired.
+
+    Frozen: `update` returns the next state.
 
     Examples:
         >>> import torch
@@ -35,7 +37,7 @@ class DeadLatents:
 
     @classmethod
     def start(cls, d_sae: int, *, device: torch.device | str | None = None) -> Self:
-        """Begin with no latent dead."""
+        """Return the state before the first step, with no dead latents."""
         return cls(torch.zeros(d_sae, dtype=torch.int64, device=device))
 
     @contract
@@ -46,7 +48,7 @@ class DeadLatents:
         *,
         batch_group: ProcessGroup | None = None,
     ) -> Self:
-        """Count a step's tokens.
+        """Return the state after one more step.
 
         Args:
             fired (Bool[Tensor, " d_sae"]): which latents were active for any of this rank's tokens
@@ -54,12 +56,13 @@ class DeadLatents:
                 [`SparseLatents`][termwise.sae.SparseLatents].
             n_tokens (int | Int[Tensor, ""]): how many tokens that was, on this rank; with a mask
                 `mask.sum()`.
-            batch_group: ranks with other tokens. A latent fired if it fired on any of them, and
-                the tokens of all of them have passed. None: this rank alone.
+            batch_group: process group whose ranks hold different tokens, in any numbers, 0
+                included. None: no communication. A latent fired if it fired on any rank, and the
+                tokens of all ranks are counted.
 
         Returns:
-            The next state, the same on every rank. Sent by each rank: one sum of d_sae + 1
-            integers. Nothing waits for the device.
+            The next state, the same on every rank. Communication: one all-reduce of d_sae + 1
+            integers. Does not synchronize with the device.
 
         Raises:
             ValueError: fired is not as long as the state.
@@ -89,7 +92,7 @@ class ActivationThreshold:
     """A running mean of the smallest positive activation: BatchTopK's threshold at inference.
 
     [`threshold_gate`][termwise.sae.threshold_gate] applies it. Before the first update it is 0,
-    which gates nothing. Frozen: an update gives the next one.
+    which gates nothing. Frozen: `update` returns the next state.
 
     Examples:
         >>> import torch
@@ -113,7 +116,7 @@ class ActivationThreshold:
 
     @classmethod
     def start(cls, *, device: torch.device | str | None = None) -> Self:
-        """Begin without an activation: the value is 0."""
+        """Return the state before the first update: the value is 0."""
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
     @contract
@@ -125,10 +128,11 @@ class ActivationThreshold:
         first: FirstThreshold | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> Self:
-        """Take in the latents of a step, as [`batch_topk`][termwise.sae.batch_topk] gave them.
+        """Return the state after one more step.
 
         Args:
-            f (Float[Tensor, "batch d_sae"]): latents of this rank, zero where not kept.
+            f (Float[Tensor, "batch d_sae"]): latents of this rank as
+                [`batch_topk`][termwise.sae.batch_topk] returns them, zero where not kept.
             decay: of the running mean, in 0..1.
             first: what the running mean starts from; the same at each update. None: from nothing,
                 corrected for it as Adam corrects its moments. "minimum": from the first batch's
@@ -136,12 +140,13 @@ class ActivationThreshold:
                 BatchTopK. "mean": the same with the mean, over rows, of each row's smallest, at
                 this and every update, as its TopK; rows without a positive one are left out, where
                 theirs become infinite.
-            batch_group: ranks with other rows: the minimum, or the mean, is that of all of them.
+            batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+                None: no communication. The minimum, or the mean, is taken over all ranks.
 
         Returns:
-            The next state, the same on every rank; the old one where nothing is positive. Sent by
-            each rank: one minimum of 1 element, or one sum of 2 ("mean"). Nothing waits for the
-            device.
+            The next state, the same on every rank; the old one where nothing is positive.
+            Communication: one all-reduce of 1 element (a minimum), or of 2 ("mean"). Does not
+            synchronize with the device.
 
         Raises:
             ValueError: decay is not in 0..1.
@@ -178,8 +183,8 @@ def _mean_of_row_minima(positive: Tensor, batch_group: ProcessGroup | None) -> T
     inf = positive.new_full((positive.shape[0], 1), torch.inf)
     least = torch.cat([positive, inf], 1).amin(1)
     counts = ~least.isposinf()
-    wide = accumulator(positive)
-    sums = torch.stack([least.where(counts, 0).sum(dtype=wide), counts.sum().to(wide)])
+    dtype = accumulator(positive)
+    sums = torch.stack([least.where(counts, 0).sum(dtype=dtype), counts.sum().to(dtype)])
     if batch_group is not None:
         sums = _groups.all_reduce(sums, batch_group.group_name)
     return (sums[0] / sums[1].clamp(min=1)).where(sums[1] != 0, torch.inf)

@@ -8,16 +8,11 @@ from torch import Tensor
 from .._coefficients import attached, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
-from ._shared import (
-    SparseLatents,
-    active,
-    check_latents,
-    counted,
-    means_over_rows,
-    penalty,
-)
+from ._latents import SparseLatents, active, check_latents, counted
+from ._penalties import penalty
 from ._squared_errors import FeatureReduction, residual, squared_norm
 
 
@@ -66,12 +61,13 @@ def vanilla_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> VanillaTerms:
-    r"""Reconstruct activations, and pay for what is active.
+    r"""Reconstruct activations, with a penalty on the latents.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
     + \lambda \sum_j \nu_j \left|f_{ij}\right|^p \right)$$
 
-    over the n rows that count. Half precision is lifted to float32 before any difference is taken.
+    over the n rows that count. Half precision is converted to float32 before anything is
+    subtracted.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
@@ -85,23 +81,24 @@ def vanilla_loss(
             may change at each step without recompiling; it is never read, and multiplies.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
-            In the graph if given so. None: 1.
+            Gradients reach them if they require one. None: 1.
         p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
             0 there, as that of `torch.norm`.
-        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, where that is
-            not x: a transcoder. None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others (padding, BOS) enter no
-            term and no gradient, whatever they hold. None: all.
+        target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
+            x (a transcoder). None: x.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
+            gradient, whatever they hold. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (SAELens, dictionary_learning).
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradient:
-        combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 float64 elements. Nothing waits for the device.
+        The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
+        combined over ranks as `grad_reduction` says, equal those of one process that holds all
+        rows. Communication: one all-reduce of 5 float64 elements. Does not synchronize with the
+        device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -1,11 +1,7 @@
-"""What the objectives of sparse autoencoders share: latents, and means over the rows that count.
-
-A row is a token. Every term is a mean over the rows that count: those that `mask` keeps (padding
-and BOS tokens are left out), on all ranks of `batch_group`.
-"""
+"""Latents of sparse autoencoders, dense or sparse: what they are, their number, their output."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -13,10 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .. import _groups
 from .._autograd import Function, transformed
-from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, blocks, lifted, may_look_at
+from .._means import kept_rows
+from .._numbers import blocks, lifted, may_look_at
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -25,15 +20,15 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 class SparseLatents:
     """The k latents of each row that may be active; all others are zero.
 
-    Every loss that takes latents takes these in place of the dense matrix, and then touches k
-    columns of it instead of all. Within a row, an index stands once; a latent that did not fire
-    holds the value 0 at any index not in use.
+    Every loss that takes latents takes these instead of the dense matrix, and reads k columns of it
+    instead of all. Indices of a row are distinct; a latent that did not fire has the value 0 at any
+    unused index.
 
     Raises:
         ValueError: values is not a floating tensor, indices not one of integers, or their shapes
             differ. An index that is negative, or d_sae or more, is refused where it is used, in
-            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, by
-            torch elsewhere, for to read it would wait for the device.
+            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, and by
+            PyTorch elsewhere, since reading it would synchronize with the device.
 
     Examples:
         >>> import torch
@@ -97,8 +92,8 @@ class SparseLatents:
 
         Returns:
             Float[Tensor, "batch d_model"]: sum_j f_j W_j + b, in float32 at least. Derivatives of
-            any order are right; those beyond the first hold "batch k d_model" elements. Compiled,
-            there is none beyond the first.
+            any order are correct; those beyond the first hold "batch k d_model" elements. Compiled,
+            only the first is available.
 
         Raises:
             ValueError: shapes do not fit, or an index is not within 0..d_sae - 1.
@@ -136,32 +131,6 @@ torch.export.register_dataclass(SparseLatents, serialized_type_name="termwise.sa
 Latents: TypeAlias = Float[Tensor, "batch d_sae"] | SparseLatents
 
 
-def means_over_rows(
-    per_row: Sequence[Tensor],
-    mask: Tensor | None,
-    batch_group: ProcessGroup | None,
-    grad_reduction: GradReduction,
-) -> list[Tensor]:
-    """Average each quantity over the rows that count, on all ranks, with one sum over ranks.
-
-    Each element of per_row is " batch" or "batch n" (which gives " n"). No row counts: NaN.
-    """
-    wide = accumulator(per_row[0])
-    kept = [rows if mask is None else _keep(rows, mask) for rows in per_row]
-    sums = [rows.sum(0, dtype=wide).reshape(-1) for rows in kept]
-    # Filled on the device: a tensor made from a Python number is a copy that waits for it.
-    count = sums[0].new_full((1,), per_row[0].shape[0]) if mask is None else mask.sum()[None]
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat([*sums, count.to(wide)]), batch_group, scale)
-    means = cast(
-        "tuple[Tensor, ...]", (totals[:-1] / totals[-1]).split([len(part) for part in sums])
-    )
-    return [
-        mean.reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
-        for mean, rows in zip(means, per_row, strict=True)
-    ]
-
-
 def check_latents(
     caller: str, f: Latents, batch: int, *, mask: Tensor | None, d_sae: int | None = None
 ) -> None:
@@ -180,12 +149,12 @@ def check_indices(caller: str, f: Latents, decoder_norm: Tensor | None) -> None:
 
 
 def counted(f: Latents, mask: Tensor | None) -> Latents:
-    """Give the latents with 0 in rows that do not count, whatever stood there."""
+    """Return the latents with 0 in rows that do not count, whatever they held."""
     if mask is None:
         return f
     if isinstance(f, SparseLatents):
-        return SparseLatents(_keep(f.values, mask), _keep(f.indices, mask))
-    return _keep(f, mask)
+        return SparseLatents(kept_rows(f.values, mask), kept_rows(f.indices, mask))
+    return kept_rows(f, mask)
 
 
 def active(f: Latents) -> Tensor:
@@ -195,51 +164,20 @@ def active(f: Latents) -> Tensor:
     if torch.compiler.is_compiling() or transformed():  # a compiler fuses it
         return (values != 0).sum(1, dtype=kind)
     # In place, in the dtype of f: to sum booleans takes 3 times as long.
-    return _by_blocks(values, lambda rows: rows.clone().ne_(0).sum(1, dtype=kind))
-
-
-def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
-    """Give sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
-    values = f.values if isinstance(f, SparseLatents) else f
-    if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
-        return cast("Tensor", _RowsL1.apply(values))
-    powered = _powers(magnitudes(lifted(values)), p)
-    if decoder_norm is None:
-        return powered.sum(1)
-    norm = lifted(decoder_norm)
-    if isinstance(f, SparseLatents):
-        # Not norm[indices], which takes an index of -1 for the last latent.
-        picked = norm.index_select(0, f.indices.flatten().long()).view_as(powered)
-        return (powered * picked).sum(1)
-    return decode(powered, norm[:, None])[:, 0]
-
-
-def magnitudes(f: Tensor) -> Tensor:
-    """Return |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
-
-    Whatever set the latent to zero decides whether that gradient goes on: a ReLU and a choice of
-    the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
-    threshold. With the derivative 0 that half would be lost.
-    """
-    return cast("Tensor", _Magnitudes.apply(f))
-
-
-def upward_sign(f: Tensor) -> Tensor:
-    """Return the derivative of |f|: its sign, and 1 where f is 0 or -0."""
-    return f.sign().add_(0.5).sign_()  # in place, without booleans, which take 4 times as long
+    return by_blocks(values, lambda rows: rows.clone().ne_(0).sum(1, dtype=kind))
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
-    """Give f W_dec + b_dec in float32 at least, whatever autocast says.
+    """Return f W_dec + b_dec in float32 at least, whatever autocast says.
 
     Where f is sparse, only the active rows of W_dec are read.
     """
     values = f.values if isinstance(f, SparseLatents) else f
-    wide = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
+    dtype = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
     if isinstance(f, SparseLatents):
-        product = _weighted_sum(f.values.to(wide), W_dec.to(wide), f.indices)
+        product = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
     else:
-        product = cast("Tensor", _Product.apply(f.to(wide), W_dec.to(wide)))
+        product = cast("Tensor", _Product.apply(f.to(dtype), W_dec.to(dtype)))
     return product if b_dec is None else product + b_dec
 
 
@@ -323,88 +261,6 @@ def _filled(
     return first, second
 
 
-def _kind(value: object) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_indices(
-    caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
-) -> None:
-    """Refuse indices of rows that count that no latent has; d_sae None: the negative ones."""
-    if not (may_look_at(indices) and indices.numel()):
-        return
-    least, most = torch.aminmax(indices if mask is None else _keep(indices, mask))
-    if int(least) < 0:
-        raise ValueError(
-            f"{caller} needs sparse latents with indices of at least 0, got {int(least)}: give a "
-            "latent that did not fire the value 0 at any index not in use"
-        )
-    if d_sae is not None and int(most) >= d_sae:
-        raise ValueError(
-            f"{caller} needs sparse latents with indices below d_sae = {d_sae}, got {int(most)}"
-        )
-
-
-def _powers(size: Tensor, p: float) -> Tensor:
-    if p == 1.0:
-        return size
-    if p > 1.0:
-        return size.pow(p)
-    # The derivative at 0 is infinite, and infinity times a factor of 0 is NaN: 0 instead.
-    zero = size == 0
-    return size.masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
-
-
-def _keep(rows: Tensor, mask: Tensor) -> Tensor:
-    return rows.where(mask if rows.ndim == 1 else mask[:, None], 0)
-
-
-def _by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Reduce each row, in blocks, so that no temporary is as large as x."""
-    parts = [of(x[here]) for here in blocks(x)]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts) if parts else lifted(x).sum(1)
-
-
-class _RowsL1(Function):
-    """Sum |f| over each row. `f.abs()` would keep a tensor as large as f for nothing."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(f: Tensor) -> Tensor:
-        return _by_blocks(f, lambda rows: lifted(rows).abs().sum(1))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        f: Tensor = ctx.saved_tensors[0]
-        slopes, push = upward_sign(f), gradients[0][:, None].to(f.dtype)
-        # In place where that is allowed: a new tensor of the size of f costs as much as the sign.
-        return slopes * push if transformed() else slopes.mul_(push)
-
-
-class _Magnitudes(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(f: Tensor) -> Tensor:
-        return f.abs()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        f: Tensor = ctx.saved_tensors[0]
-        return upward_sign(f) * gradients[0]
-
-
 class _Product(Function):
     """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
 
@@ -434,3 +290,33 @@ class _Product(Function):
 def _product(left: Tensor, right: Tensor) -> Tensor:
     with torch.autocast(left.device.type, enabled=False):
         return left @ right
+
+
+def _check_indices(
+    caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
+) -> None:
+    """Refuse indices of rows that count that no latent has; d_sae None: the negative ones."""
+    if not (may_look_at(indices) and indices.numel()):
+        return
+    least, most = torch.aminmax(kept_rows(indices, mask))
+    if int(least) < 0:
+        raise ValueError(
+            f"{caller} needs sparse latents with indices of at least 0, got {int(least)}: give a "
+            "latent that did not fire the value 0 at any index not in use"
+        )
+    if d_sae is not None and int(most) >= d_sae:
+        raise ValueError(
+            f"{caller} needs sparse latents with indices below d_sae = {d_sae}, got {int(most)}"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Reduce each row, in blocks, so that no temporary is as large as x."""
+    parts = [of(x[block]) for block in blocks(x)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if parts else lifted(x).sum(1)
