@@ -60,6 +60,9 @@ class LossModule(nn.Module):
             cls.forward = forward
             del cls.__call__  # nn.Module's own, with its hooks, is found in its place
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+        for field in dataclasses.fields(cast("Any", cls)):
+            if field.name in cls.__dict__:  # it would hide a Module or Parameter of that name
+                delattr(cls, field.name)
         set_fields: Callable[..., None] = contract(cls.__init__)
 
         @functools.wraps(set_fields)

@@ -30,6 +30,9 @@ class Case:
     """The same, where it depends on the number of rows."""
     first: tuple[Any, ...] = ()
     """What the function takes before its tensors, and the module holds: an energy."""
+    of_the_module: tuple[str, ...] = ()
+    """Fields that are no keywords of the function, such as where a parameter starts, or that have
+    another default in a config."""
 
     def tensors(self, rows: int = 7, seed: int = 0) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -38,6 +38,7 @@ CASES = {
         PAIR,
         named={"log_noise_x": "rows", "log_noise_noise": "rows"},
         first=(bowl,),
+        of_the_module=("log_z", "learn_log_z"),
     ),
     "ranking noise contrastive": Case(
         energy.ranking_noise_contrastive_loss,

@@ -73,6 +73,7 @@ CASES = {
         ("rows columns", "rows latents", "latents columns", "columns"),
         masks=("mask",),
         fixed={"prefixes": (1, 3, 5)},
+        of_the_module=("sparsity_coeff", "n_prefixes", "law"),
     ),
     "crosscoder": Case(
         crosscoder_loss,
@@ -93,5 +94,6 @@ CASES = {
         PAIR,
         named={"f": "rows latents"},
         masks=("mask",),
+        of_the_module=("sparsity_coeff",),
     ),
 }

@@ -69,6 +69,16 @@ def test_it_prints_its_fields(loss_fn):
     assert "(model): Linear(in_features=3" in repr(loss_fn)
 
 
+class SampledLoss(tw.LossModule):
+    sampler: nn.Module | None = None
+
+
+def test_a_module_in_a_field_with_a_default_is_the_field():
+    sampler = nn.Linear(2, 2)
+    assert SampledLoss(sampler=sampler).sampler is sampler
+    assert SampledLoss().sampler is None
+
+
 def test_construction_is_checked():
     model = nn.Linear(3, 2)
     with pytest.raises(tw.ContractError, match=r"ErrorLoss\.__init__: power needs int, got"):

@@ -242,7 +242,8 @@ def test_module_is_the_function_in_every_dtype_and_mode():
     numbers |= {"energy_square_weight": 0.1, "regularization": "l2", "regularization_weight": 0.1}
     loss_fn = ContrastiveDivergenceLoss(network(), **numbers)
     assert all(f"{name}={value!r}" in repr(loss_fn) for name, value in numbers.items())
-    assert "steps" not in repr(ContrastiveDivergenceLoss(network(), sampler=lambda energy, x: x))
+    sampler = torch.nn.Identity()  # a Module in a field whose default is None
+    assert ContrastiveDivergenceLoss(network(), sampler=sampler).sampler is sampler
     x, weights = normal(5, 2, 2).float(), normal(5, seed=2).abs().float()
 
     def options():

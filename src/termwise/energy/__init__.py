@@ -19,6 +19,7 @@ from ._denoising_score_matching import DenoisingScoreMatchingTerms as DenoisingS
 from ._denoising_score_matching import (
     denoising_score_matching_loss as denoising_score_matching_loss,
 )
+from ._energies import Energy as Energy
 from ._energy_discrepancy import EnergyDiscrepancyLoss as EnergyDiscrepancyLoss
 from ._energy_discrepancy import EnergyDiscrepancyTerms as EnergyDiscrepancyTerms
 from ._energy_discrepancy import energy_discrepancy_loss as energy_discrepancy_loss
@@ -67,7 +68,6 @@ from ._score_matching import ScoreMatchingLoss as ScoreMatchingLoss
 from ._score_matching import ScoreMatchingTerms as ScoreMatchingTerms
 from ._score_matching import hessian_trace as hessian_trace
 from ._score_matching import score_matching_loss as score_matching_loss
-from ._shared import Energy as Energy
 from ._sliced_score_matching import SlicedScoreMatchingLoss as SlicedScoreMatchingLoss
 from ._sliced_score_matching import SlicedScoreMatchingTerms as SlicedScoreMatchingTerms
 from ._sliced_score_matching import sliced_score_matching_loss as sliced_score_matching_loss

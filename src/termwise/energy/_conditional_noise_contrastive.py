@@ -1,18 +1,19 @@
 """Conditional noise-contrastive estimation: tell each row of data from its own disturbed copy."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._noise_contrastive import share_right
-from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._decisions import share_right
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -127,7 +128,7 @@ def conditional_noise_contrastive_loss(
         )
 
 
-class ConditionalNoiseContrastiveLoss(nn.Module):
+class ConditionalNoiseContrastiveLoss(LossModule):
     """[`conditional_noise_contrastive_loss`][termwise.energy.conditional_noise_contrastive_loss] of an energy.
 
     Examples:
@@ -138,13 +139,10 @@ class ConditionalNoiseContrastiveLoss(nn.Module):
         >>> loss_fn(x, x + 0.3 * torch.randn(8, 4, 3)).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
-        super().__init__()
-        self.energy = energy
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         noise: Float[Tensor, "noises batch *event"],
@@ -163,20 +161,5 @@ class ConditionalNoiseContrastiveLoss(nn.Module):
             log_backward=log_backward,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            noise: Float[Tensor, "noises batch *event"],
-            *,
-            log_forward: Float[Tensor, "noises batch"] | None = None,
-            log_backward: Float[Tensor, "noises batch"] | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> ConditionalNoiseContrastiveTerms:
-            """Compute the terms of the loss."""
-            ...

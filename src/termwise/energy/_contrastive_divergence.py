@@ -1,7 +1,8 @@
 """Contrastive divergence: maximum likelihood whose negatives are short chains of a sampler."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from .._contract import ContractError, contract, show
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
 from ._langevin import langevin
-from ._maximum_likelihood import Regularization, parameter_penalty
-from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._parameter_penalty import Regularization, parameter_penalty
 
 Sampler: TypeAlias = Callable[
     [Energy, Float[Tensor, "batch *event"]], Float[Tensor, "negatives *event"]
@@ -218,7 +220,7 @@ def _sampled(sampler: Sampler, energy: Energy, x: Tensor) -> Tensor:
     return negatives
 
 
-class ContrastiveDivergenceLoss(nn.Module):
+class ContrastiveDivergenceLoss(LossModule):
     """[`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss], its energy held.
 
     The regularization is taken over all parameters of the energy, which must then be a module.
@@ -232,39 +234,25 @@ class ContrastiveDivergenceLoss(nn.Module):
         >>> loss_fn(torch.ones(4, 3), generator=torch.Generator().manual_seed(0)).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        sampler: Sampler | None = None,
-        steps: int = 10,
-        step_size: float = 0.01,
-        noise_scale: float | None = None,
-        negative_weight: float = 1.0,
-        energy_square_weight: float = 0.0,
-        regularization: Regularization | None = None,
-        regularization_weight: float = 0.0,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        if regularization is not None and not isinstance(energy, nn.Module):
+    energy: Energy = dataclasses.field(kw_only=False)
+    sampler: Sampler | None = None
+    steps: int = 10
+    step_size: float = 0.01
+    noise_scale: float | None = None
+    negative_weight: float = 1.0
+    energy_square_weight: float = 0.0
+    regularization: Regularization | None = None
+    regularization_weight: float = 0.0
+    grad_reduction: GradReduction = "mean"
+
+    def __post_init__(self) -> None:
+        if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "ContrastiveDivergenceLoss needs a module to regularize, got "
-                f"{type(energy).__name__}: give the parameters to contrastive_divergence_loss"
+                f"{type(self.energy).__name__}: give the parameters to contrastive_divergence_loss"
             )
-        self.energy = energy
-        self.sampler = sampler
-        self.steps = steps
-        self.step_size = step_size
-        self.noise_scale = noise_scale
-        self.negative_weight = negative_weight
-        self.energy_square_weight = energy_square_weight
-        self.regularization: Regularization | None = regularization
-        self.regularization_weight = regularization_weight
-        self.grad_reduction: GradReduction = grad_reduction
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         negatives: Float[Tensor, "negatives *event"] | None = None,
@@ -279,45 +267,9 @@ class ContrastiveDivergenceLoss(nn.Module):
             self.energy,
             x,
             negatives,
-            sampler=self.sampler,
-            steps=self.steps,
-            step_size=self.step_size,
-            noise_scale=self.noise_scale,
             generator=generator,
-            negative_weight=self.negative_weight,
-            energy_square_weight=self.energy_square_weight,
-            regularization=self.regularization,
-            regularization_weight=self.regularization_weight,
             parameters=list(regularized) if self.regularization else (),
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            negatives: Float[Tensor, "negatives *event"] | None = None,
-            *,
-            generator: torch.Generator | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> ContrastiveDivergenceTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        chains = (
-            f"steps={self.steps}, step_size={self.step_size}, noise_scale={self.noise_scale}, "
-            if self.sampler is None
-            else ""
-        )
-        return (
-            f"{chains}negative_weight={self.negative_weight}, "
-            f"energy_square_weight={self.energy_square_weight}, "
-            f"regularization={self.regularization!r}, "
-            f"regularization_weight={self.regularization_weight}"
+            **self.hyperparameters(),
         )

@@ -9,6 +9,7 @@ from torch import nn
 from ._conditional_noise_contrastive import ConditionalNoiseContrastiveLoss
 from ._contrastive_divergence import ContrastiveDivergenceLoss
 from ._denoising_score_matching import DenoisingScoreMatchingLoss
+from ._energies import Energy
 from ._energy_discrepancy import EnergyDiscrepancyLoss
 from ._energy_matching import EnergyMatchingLoss
 from ._equilibrium_matching import EquilibriumMatchingLoss
@@ -20,7 +21,6 @@ from ._noise_contrastive import NoiseContrastiveLoss
 from ._penalties import EnergySquarePenalty, GradientPenalty
 from ._ranking_noise_contrastive import RankingNoiseContrastiveLoss
 from ._score_matching import ScoreMatchingLoss
-from ._shared import Energy
 from ._sliced_score_matching import SlicedScoreMatchingLoss
 
 _LOSSES: dict[str, Callable[..., nn.Module]] = {

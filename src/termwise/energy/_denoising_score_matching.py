@@ -1,18 +1,20 @@
 """Denoising score matching: the gradient of the energy of noisy data points at the noise."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract, show
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -250,7 +252,7 @@ def _of_level(
     return [anchored(0.5 * square - cross, energies), square, cross, torch.zeros_like(cross)]
 
 
-class DenoisingScoreMatchingLoss(nn.Module):
+class DenoisingScoreMatchingLoss(LossModule):
     """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss], held.
 
     Args:
@@ -270,26 +272,15 @@ class DenoisingScoreMatchingLoss(nn.Module):
         >>> loss_fn(torch.ones(5, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        sigma: float | Sequence[float],
-        weighting: Weighting = "none",
-        antithetic: bool = False,
-        higher_order_safe: bool = True,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.sigma = sigma
-        self.weighting: Weighting = weighting
-        self.antithetic = antithetic
-        self.higher_order_safe = higher_order_safe
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    sigma: float | Sequence[float]
+    weighting: Weighting = "none"
+    antithetic: bool = False
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -297,41 +288,18 @@ class DenoisingScoreMatchingLoss(nn.Module):
         noise: Float[Tensor, "..."] | None = None,
         generator: torch.Generator | None = None,
         weights: Float[Tensor, " batch"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> DenoisingScoreMatchingTerms:
-        """Compute the terms of the loss; a sigma of each row is taken in the place of the held."""
+        """Compute the terms of the loss; a sigma of each row replaces the field."""
+        options = self.hyperparameters()
+        if sigma is not None:
+            options["sigma"] = sigma
         return denoising_score_matching_loss(
             self.energy,
             x,
-            sigma=self.sigma if sigma is None else sigma,
-            weighting=self.weighting,
-            antithetic=self.antithetic,
             noise=noise,
             generator=generator,
             weights=weights,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **options,
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            sigma: Float[Tensor, " batch"] | None = None,
-            noise: Float[Tensor, "..."] | None = None,
-            generator: torch.Generator | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> DenoisingScoreMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"sigma={self.sigma}, weighting={self.weighting!r}, antithetic={self.antithetic}"

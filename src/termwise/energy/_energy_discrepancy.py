@@ -1,17 +1,18 @@
 """Energy discrepancy: data against disturbed copies of themselves, by energies alone."""
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._shared import (
+from ._energies import (
     Energy,
     displaced,
     energies_of,
@@ -156,7 +157,7 @@ def energy_discrepancy_loss(
         )
 
 
-class EnergyDiscrepancyLoss(nn.Module):
+class EnergyDiscrepancyLoss(LossModule):
     """[`energy_discrepancy_loss`][termwise.energy.energy_discrepancy_loss], energy and numbers held.
 
     Examples:
@@ -167,24 +168,13 @@ class EnergyDiscrepancyLoss(nn.Module):
         >>> loss_fn(torch.ones(4, 3), generator=torch.Generator().manual_seed(0)).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        t: float,
-        copies: int = 16,
-        w_stable: float = 1.0,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.t = t
-        self.copies = copies
-        self.w_stable = w_stable
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    t: float
+    copies: int = 16
+    w_stable: float = 1.0
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -197,30 +187,9 @@ class EnergyDiscrepancyLoss(nn.Module):
         return energy_discrepancy_loss(
             self.energy,
             x,
-            t=self.t,
-            copies=self.copies,
-            w_stable=self.w_stable,
             noise=noise,
             generator=generator,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            noise: Float[Tensor, "draws batch *event"] | None = None,
-            generator: torch.Generator | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> EnergyDiscrepancyTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"t={self.t}, copies={self.copies}, w_stable={self.w_stable}"

@@ -1,16 +1,16 @@
 """Energy matching: one potential that carries noise to data, and whose equilibrium is the data."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
-from ._paths import straight_path, truncated_decay
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -20,6 +20,7 @@ from ._shared import (
     refuse_batch_statistics,
     weighted_means,
 )
+from ._paths import straight_path, truncated_decay
 
 
 @terms
@@ -147,7 +148,7 @@ def energy_matching_loss(
         )
 
 
-class EnergyMatchingLoss(nn.Module):
+class EnergyMatchingLoss(LossModule):
     """[`energy_matching_loss`][termwise.energy.energy_matching_loss], its energy and numbers held.
 
     Examples:
@@ -161,24 +162,14 @@ class EnergyMatchingLoss(nn.Module):
         >>> loss_fn(x0, x1, time, negatives=torch.rand(7, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        contrastive_weight: float = 1.0,
-        cutoff: float = 1.0,
-        higher_order_safe: bool = True,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.contrastive_weight = contrastive_weight
-        self.cutoff = cutoff
-        self.higher_order_safe = higher_order_safe
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    contrastive_weight: float = 1.0
+    cutoff: float = 1.0
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x0: Float[Tensor, "batch *event"],
         x1: Float[Tensor, "batch *event"],
@@ -186,7 +177,6 @@ class EnergyMatchingLoss(nn.Module):
         negatives: Float[Tensor, "negatives *event"] | None = None,
         *,
         weights: Float[Tensor, " batch"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> EnergyMatchingTerms:
         """Compute the terms of the loss."""
@@ -196,31 +186,7 @@ class EnergyMatchingLoss(nn.Module):
             x1,
             time,
             negatives,
-            contrastive_weight=self.contrastive_weight,
-            cutoff=self.cutoff,
             weights=weights,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x0: Float[Tensor, "batch *event"],
-            x1: Float[Tensor, "batch *event"],
-            time: Float[Tensor, " batch"],
-            negatives: Float[Tensor, "negatives *event"] | None = None,
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> EnergyMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"contrastive_weight={self.contrastive_weight}, cutoff={self.cutoff}"

@@ -1,16 +1,16 @@
 """Equilibrium matching: a gradient that leads from any noise level to data, and rests there."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
-from ._paths import for_rows, squares, straight_path, truncated_decay
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -18,6 +18,7 @@ from ._shared import (
     refuse_batch_statistics,
     weighted_means,
 )
+from ._paths import for_rows, squares, straight_path, truncated_decay
 
 
 @terms
@@ -130,7 +131,7 @@ def equilibrium_matching_loss(
         )
 
 
-class EquilibriumMatchingLoss(nn.Module):
+class EquilibriumMatchingLoss(LossModule):
     """[`equilibrium_matching_loss`][termwise.energy.equilibrium_matching_loss], energy and numbers held.
 
     Examples:
@@ -142,31 +143,20 @@ class EquilibriumMatchingLoss(nn.Module):
         >>> loss_fn(torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        cutoff: float = 0.8,
-        multiplier: float = 4.0,
-        higher_order_safe: bool = True,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.cutoff = cutoff
-        self.multiplier = multiplier
-        self.higher_order_safe = higher_order_safe
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    cutoff: float = 0.8
+    multiplier: float = 4.0
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x0: Float[Tensor, "batch *event"],
         x1: Float[Tensor, "batch *event"],
         time: Float[Tensor, " batch"],
         *,
         weights: Float[Tensor, " batch"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> EquilibriumMatchingTerms:
         """Compute the terms of the loss."""
@@ -175,30 +165,7 @@ class EquilibriumMatchingLoss(nn.Module):
             x0,
             x1,
             time,
-            cutoff=self.cutoff,
-            multiplier=self.multiplier,
             weights=weights,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x0: Float[Tensor, "batch *event"],
-            x1: Float[Tensor, "batch *event"],
-            time: Float[Tensor, " batch"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> EquilibriumMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"cutoff={self.cutoff}, multiplier={self.multiplier}"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._autograd import transformed
+from ._energies import Energy, modules_of
 from ._forward_laplacian import NoCarrierError, saved_tensors_hooks
-from ._shared import Energy, modules_of
 
 _warned: set[Any] = set()
 """Energies, as `_identity` has them, that a warning was given for."""
@@ -93,7 +93,7 @@ def _identity(energy: Any, depth: int = 3) -> Any:
     a model is made anew at every step.
     """
     code = getattr(energy, "__code__", None)
-    if code is None and not isinstance(energy, functools.partial):
+    if code is None and not isinstance(cast("object", energy), functools.partial):
         try:
             reference = weakref.ref(energy)
             hash(reference)

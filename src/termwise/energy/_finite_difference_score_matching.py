@@ -1,17 +1,18 @@
 """Score matching along random directions by differences of energies, no derivative by x."""
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
 from ._projections import Distribution, projections_of
-from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -140,7 +141,7 @@ def finite_difference_score_matching_loss(
         )
 
 
-class FiniteDifferenceScoreMatchingLoss(nn.Module):
+class FiniteDifferenceScoreMatchingLoss(LossModule):
     """Finite-difference score matching, its energy and numbers held.
 
     See [the function][termwise.energy.finite_difference_score_matching_loss].
@@ -154,24 +155,13 @@ class FiniteDifferenceScoreMatchingLoss(nn.Module):
         >>> loss_fn(torch.ones(5, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        step: float = 0.05,
-        projections: int = 1,
-        distribution: Distribution = "rademacher",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.step = step
-        self.projections = projections
-        self.distribution: Distribution = distribution
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    step: float = 0.05
+    projections: int = 1
+    distribution: Distribution = "rademacher"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -180,35 +170,15 @@ class FiniteDifferenceScoreMatchingLoss(nn.Module):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> FiniteDifferenceScoreMatchingTerms:
-        """Compute the terms of the loss; projections given are taken in the place of drawn ones."""
+        """Compute the terms of the loss; projections that are given replace drawn ones."""
+        options = self.hyperparameters()
+        if projections is not None:
+            options["projections"] = projections
         return finite_difference_score_matching_loss(
             self.energy,
             x,
-            step=self.step,
-            projections=self.projections if projections is None else projections,
-            distribution=self.distribution,
             generator=generator,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            projections: Float[Tensor, "projections batch *event"] | None = None,
-            generator: torch.Generator | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> FiniteDifferenceScoreMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"step={self.step}, projections={self.projections}, distribution={self.distribution!r}"
+            **options,
         )

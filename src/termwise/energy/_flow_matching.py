@@ -1,17 +1,18 @@
 """Flow matching by an energy: its descent is the velocity that carries noise to data."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
-from ._paths import squares, straight_path
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -20,6 +21,7 @@ from ._shared import (
     uncompiled,
     weighted_means,
 )
+from ._paths import squares, straight_path
 
 TimedEnergy: TypeAlias = Callable[
     [Float[Tensor, "batch *event"], Float[Tensor, " batch"]], Float[Tensor, " batch"]
@@ -132,7 +134,7 @@ def flow_matching_loss(
         )
 
 
-class FlowMatchingLoss(nn.Module):
+class FlowMatchingLoss(LossModule):
     """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
 
     Args:
@@ -156,29 +158,19 @@ class FlowMatchingLoss(nn.Module):
         >>> loss_fn(torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: TimedEnergy,
-        *,
-        sigma_min: float = 0.0,
-        higher_order_safe: bool = True,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.sigma_min = sigma_min
-        self.higher_order_safe = higher_order_safe
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: TimedEnergy = dataclasses.field(kw_only=False)
+    sigma_min: float = 0.0
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x0: Float[Tensor, "batch *event"],
         x1: Float[Tensor, "batch *event"],
         time: Float[Tensor, " batch"],
         *,
         weights: Float[Tensor, " batch"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> FlowMatchingTerms:
         """Compute the terms of the loss."""
@@ -189,29 +181,7 @@ class FlowMatchingLoss(nn.Module):
             x0,
             x1,
             time,
-            sigma_min=self.sigma_min,
             weights=weights,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x0: Float[Tensor, "batch *event"],
-            x1: Float[Tensor, "batch *event"],
-            time: Float[Tensor, " batch"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> FlowMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"sigma_min={self.sigma_min}"

@@ -124,7 +124,8 @@ class Carrier(Tensor):
     __torch_dispatch__: Any = _dispatch
 
 
-saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+_autograd: Any = torch._C._autograd  # pyright: ignore
+saved_tensors_hooks = cast("Callable[[bool], object]", _autograd._top_saved_tensors_default_hooks)
 
 
 def is_carrier(value: object) -> bool:

@@ -52,7 +52,7 @@ _PROBLEMS = {
 
 
 def higher_order_safe(
-    enabled: bool = True, order: Literal[2, 3] = 3
+    enabled: bool = True, order: Literal[1, 2, 3] = 3
 ) -> AbstractContextManager[object]:
     """Return a context in which torch's functions have right derivatives of any order.
 

@@ -1,18 +1,20 @@
 """The term that contrastive divergence leaves out: samples drawn to low energy, and apart."""
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     energies_and_gradients,
@@ -212,7 +214,7 @@ class _Once(Function):
         )
 
 
-class ContrastiveDivergenceKLTerm(nn.Module):
+class ContrastiveDivergenceKLTerm(LossModule):
     """[`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term] of an energy.
 
     Examples:
@@ -226,25 +228,16 @@ class ContrastiveDivergenceKLTerm(nn.Module):
         >>> kl_term(samples).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        entropy_weight: float = 1.0,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.entropy_weight = entropy_weight
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    entropy_weight: float = 1.0
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         samples: Float[Tensor, "batch *event"],
         *,
         neighbours: Float[Tensor, "neighbours *event"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> ContrastiveDivergenceKLTerms:
         """Compute the terms of the loss."""
@@ -252,25 +245,6 @@ class ContrastiveDivergenceKLTerm(nn.Module):
             self.energy,
             samples,
             neighbours=neighbours,
-            entropy_weight=self.entropy_weight,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            samples: Float[Tensor, "batch *event"],
-            *,
-            neighbours: Float[Tensor, "neighbours *event"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> ContrastiveDivergenceKLTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"entropy_weight={self.entropy_weight}"

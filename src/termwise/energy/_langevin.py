@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._numbers import lifted
-from ._shared import (
+from ._energies import (
     Energy,
     anchored,
     energies_and_gradients,

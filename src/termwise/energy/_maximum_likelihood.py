@@ -1,7 +1,7 @@
 """Maximum likelihood: lower the energy of data, raise that of the model's own samples."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import lifted
+from .._module import LossModule
 from .._terms import Terms, terms
-from ._shared import Energy, energies_of, refuse_batch_statistics, replicated, weighted_means
-
-Regularization = Literal["l1", "l2"]
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._parameter_penalty import Regularization, parameter_penalty
 
 
 @terms
@@ -120,29 +119,7 @@ def maximum_likelihood_loss(
         )
 
 
-def parameter_penalty(
-    caller: str,
-    x: Tensor,
-    regularization: Regularization | None,
-    parameters: Sequence[Tensor],
-    batch_group: ProcessGroup | None,
-    grad_reduction: GradReduction,
-) -> Tensor:
-    """Give R, which every rank computes alike; without a regularization 0 of x's device."""
-    if regularization is None:
-        return lifted(x.detach()).new_zeros(())
-    if not parameters:
-        raise ValueError(
-            f'{caller} needs parameters for regularization="{regularization}", got none'
-        )
-    sizes = [
-        lifted(p).abs().sum() if regularization == "l1" else lifted(p).square().sum()
-        for p in parameters
-    ]
-    return replicated(torch.stack(sizes).sum(), batch_group, grad_reduction)
-
-
-class MaximumLikelihoodLoss(nn.Module):
+class MaximumLikelihoodLoss(LossModule):
     """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss], its energy held.
 
     The regularization is taken over all parameters of the energy, which must then be a module.
@@ -155,29 +132,20 @@ class MaximumLikelihoodLoss(nn.Module):
         >>> loss_fn(torch.ones(4, 3), torch.zeros(8, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        negative_weight: float = 1.0,
-        regularization: Regularization | None = None,
-        regularization_weight: float = 0.0,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        if regularization is not None and not isinstance(energy, nn.Module):
+    energy: Energy = dataclasses.field(kw_only=False)
+    negative_weight: float = 1.0
+    regularization: Regularization | None = None
+    regularization_weight: float = 0.0
+    grad_reduction: GradReduction = "mean"
+
+    def __post_init__(self) -> None:
+        if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "MaximumLikelihoodLoss needs a module to regularize, got "
-                f"{type(energy).__name__}: give the parameters to maximum_likelihood_loss"
+                f"{type(self.energy).__name__}: give the parameters to maximum_likelihood_loss"
             )
-        self.energy = energy
-        self.negative_weight = negative_weight
-        self.regularization: Regularization | None = regularization
-        self.regularization_weight = regularization_weight
-        self.grad_reduction: GradReduction = grad_reduction
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         negatives: Float[Tensor, "negatives *event"],
@@ -190,31 +158,8 @@ class MaximumLikelihoodLoss(nn.Module):
             self.energy,
             x,
             negatives,
-            negative_weight=self.negative_weight,
-            regularization=self.regularization,
-            regularization_weight=self.regularization_weight,
             parameters=list(self.parameters()) if self.regularization else (),
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            negatives: Float[Tensor, "negatives *event"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> MaximumLikelihoodTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"negative_weight={self.negative_weight}, regularization={self.regularization!r}, "
-            f"regularization_weight={self.regularization_weight}"
+            **self.hyperparameters(),
         )

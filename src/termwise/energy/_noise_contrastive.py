@@ -1,6 +1,6 @@
 """Noise-contrastive estimation: tell data from noise of a known density, learn log Z on the way."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._decisions import share_right
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -144,13 +146,7 @@ def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | N
     return counts[0] / counts[1]
 
 
-def share_right(margins: Tensor) -> Tensor:
-    """Give 1 for a decision that is right, 0.5 for a tie, 0 for a wrong one; detached."""
-    margins = margins.detach()
-    return torch.where(margins.isnan(), margins, (1 + margins.sign()) / 2)
-
-
-class NoiseContrastiveLoss(nn.Module):
+class NoiseContrastiveLoss(LossModule):
     """[`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss], energy and log Z held.
 
     `log_z` is a parameter with no axes, or a buffer where it is not learnt. Give it to the
@@ -178,10 +174,13 @@ class NoiseContrastiveLoss(nn.Module):
         torch.Size([])
     """
 
+    energy: Energy = dataclasses.field(kw_only=False)
     log_z: Tensor
     """The estimate of log Z, with no axes."""
+    learn_log_z: bool = True
+    grad_reduction: GradReduction = "mean"
 
-    @contract
+    # Written out, for log_z starts as a number.
     def __init__(
         self,
         energy: Energy,
@@ -190,7 +189,6 @@ class NoiseContrastiveLoss(nn.Module):
         learn_log_z: bool = True,
         grad_reduction: GradReduction = "mean",
     ) -> None:
-        super().__init__()
         self.energy = energy
         self.learn_log_z = learn_log_z
         self.grad_reduction: GradReduction = grad_reduction
@@ -199,7 +197,7 @@ class NoiseContrastiveLoss(nn.Module):
         else:
             self.register_buffer("log_z", torch.tensor(float(log_z)))
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         noise: Float[Tensor, "noise *event"],
@@ -221,22 +219,3 @@ class NoiseContrastiveLoss(nn.Module):
             batch_group=batch_group,
             grad_reduction=self.grad_reduction,
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            noise: Float[Tensor, "noise *event"],
-            *,
-            log_noise_x: Float[Tensor, " batch"],
-            log_noise_noise: Float[Tensor, " noise"],
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> NoiseContrastiveTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"learn_log_z={self.learn_log_z}"

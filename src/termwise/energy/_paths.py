@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .._numbers import lifted
-from ._shared import per_row_sum
+from ._energies import per_row_sum
 
 
 def straight_path(

@@ -1,15 +1,17 @@
 """Penalties on an energy's size and slope, for objectives of one's own."""
 
-from typing import TYPE_CHECKING, cast
+import dataclasses
+from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._terms import Terms, terms
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -186,7 +188,7 @@ def gradient_penalty(
         return GradientPenaltyTerms(loss=loss, gradient_norm=norm.detach())
 
 
-class EnergySquarePenalty(nn.Module):
+class EnergySquarePenalty(LossModule):
     """[`energy_square_penalty`][termwise.energy.energy_square_penalty] of an energy.
 
     Examples:
@@ -196,13 +198,10 @@ class EnergySquarePenalty(nn.Module):
         >>> EnergySquarePenalty(model)(torch.ones(4, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
-        super().__init__()
-        self.energy = energy
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -215,23 +214,11 @@ class EnergySquarePenalty(nn.Module):
             x,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
 
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
 
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> EnergySquareTerms:
-            """Compute the terms of the penalty."""
-            ...
-
-
-class GradientPenalty(nn.Module):
+class GradientPenalty(LossModule):
     """[`gradient_penalty`][termwise.energy.gradient_penalty], its energy and numbers held.
 
     Examples:
@@ -242,54 +229,24 @@ class GradientPenalty(nn.Module):
         >>> GradientPenalty(model, target=1.0)(torch.ones(4, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        target: float = 0.0,
-        higher_order_safe: bool = True,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.target = target
-        self.higher_order_safe = higher_order_safe
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    target: float = 0.0
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
         weights: Float[Tensor, " batch"] | None = None,
-        differentiation: Differentiation = "auto",
         batch_group: ProcessGroup | None = None,
     ) -> GradientPenaltyTerms:
         """Compute the terms of the penalty."""
         return gradient_penalty(
             self.energy,
             x,
-            target=self.target,
             weights=weights,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=differentiation,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            differentiation: Differentiation = "auto",
-            batch_group: ProcessGroup | None = None,
-        ) -> GradientPenaltyTerms:
-            """Compute the terms of the penalty."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"target={self.target}"

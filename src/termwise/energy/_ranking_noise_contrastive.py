@@ -1,17 +1,18 @@
 """Ranking noise-contrastive estimation: find the row of data among noises, without log Z."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
-from ._noise_contrastive import share_right
-from ._shared import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._decisions import share_right
+from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
 
 
 @terms
@@ -137,7 +138,7 @@ def ranking_noise_contrastive_loss(
         )
 
 
-class RankingNoiseContrastiveLoss(nn.Module):
+class RankingNoiseContrastiveLoss(LossModule):
     """[`ranking_noise_contrastive_loss`][termwise.energy.ranking_noise_contrastive_loss] of an energy.
 
     Examples:
@@ -149,13 +150,10 @@ class RankingNoiseContrastiveLoss(nn.Module):
         >>> loss_fn(x, noise, log_noise_x=same[0], log_noise_noise=same).loss.backward()
     """  # noqa: E501
 
-    @contract
-    def __init__(self, energy: Energy, *, grad_reduction: GradReduction = "mean") -> None:
-        super().__init__()
-        self.energy = energy
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         noise: Float[Tensor, "noises batch *event"],
@@ -174,20 +172,5 @@ class RankingNoiseContrastiveLoss(nn.Module):
             log_noise_noise=log_noise_noise,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            noise: Float[Tensor, "noises batch *event"],
-            *,
-            log_noise_x: Float[Tensor, " batch"],
-            log_noise_noise: Float[Tensor, "noises batch"],
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> RankingNoiseContrastiveTerms:
-            """Compute the terms of the loss."""
-            ...

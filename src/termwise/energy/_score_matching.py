@@ -1,22 +1,21 @@
 """Score matching: the distance of the scores, known from the model's derivatives alone."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._fallback import Attempt, touch_saved_tensors
-from ._forward_laplacian import NoCarrierError, carried, carrier_of
-from ._hessian_products import hessian_products
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -32,6 +31,9 @@ from ._shared import (
     uncompiled,
     weighted_means,
 )
+from ._fallback import Attempt, touch_saved_tensors
+from ._forward_laplacian import NoCarrierError, carried, carrier_of
+from ._hessian_products import hessian_products
 
 Trace: TypeAlias = Literal["forward_laplacian", "reverse", "forward_over_reverse"]
 
@@ -360,7 +362,7 @@ def _forward_over_reverse(
     return energies, score, trace
 
 
-class ScoreMatchingLoss(nn.Module):
+class ScoreMatchingLoss(LossModule):
     """[`score_matching_loss`][termwise.energy.score_matching_loss], its energy held.
 
     Examples:
@@ -372,26 +374,14 @@ class ScoreMatchingLoss(nn.Module):
         >>> loss_fn(torch.ones(4, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        trace: Trace = "forward_laplacian",
-        chunk_size: int | None = None,
-        higher_order_safe: bool = True,
-        differentiation: Differentiation = "auto",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.trace: Trace = trace
-        self.chunk_size = chunk_size
-        self.higher_order_safe = higher_order_safe
-        self.differentiation: Differentiation = differentiation
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    trace: Trace = "forward_laplacian"
+    chunk_size: int | None = None
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -402,30 +392,7 @@ class ScoreMatchingLoss(nn.Module):
         return score_matching_loss(
             self.energy,
             x,
-            trace=self.trace,
-            chunk_size=self.chunk_size,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=self.differentiation,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> ScoreMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"trace={self.trace!r}, chunk_size={self.chunk_size}, "
-            f"higher_order_safe={self.higher_order_safe}"
+            **self.hyperparameters(),
         )

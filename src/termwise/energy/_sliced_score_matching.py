@@ -1,21 +1,19 @@
 """Sliced score matching: the trace of the Hessian from a few random directions."""
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
 from . import _higher_order
-from ._fallback import Attempt
-from ._forward_laplacian import carried, carrier_of
-from ._hessian_products import hessian_products
-from ._projections import Distribution, dot, projections_of
-from ._shared import (
+from ._energies import (
     Differentiation,
     Energy,
     anchored,
@@ -31,6 +29,10 @@ from ._shared import (
     uncompiled,
     weighted_means,
 )
+from ._fallback import Attempt
+from ._forward_laplacian import carried, carrier_of
+from ._hessian_products import hessian_products
+from ._projections import Distribution, dot, projections_of
 
 
 @terms
@@ -233,7 +235,7 @@ def _along(
     return square, dot(v, lifted(products)).mean(0)
 
 
-class SlicedScoreMatchingLoss(nn.Module):
+class SlicedScoreMatchingLoss(LossModule):
     """[`sliced_score_matching_loss`][termwise.energy.sliced_score_matching_loss], its energy held.
 
     Examples:
@@ -245,28 +247,15 @@ class SlicedScoreMatchingLoss(nn.Module):
         >>> loss_fn(torch.ones(5, 3)).loss.backward()
     """
 
-    @contract
-    def __init__(
-        self,
-        energy: Energy,
-        *,
-        projections: int = 1,
-        distribution: Distribution = "rademacher",
-        variance_reduced: bool = True,
-        higher_order_safe: bool = True,
-        differentiation: Differentiation = "auto",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.projections = projections
-        self.distribution: Distribution = distribution
-        self.variance_reduced = variance_reduced
-        self.higher_order_safe = higher_order_safe
-        self.differentiation: Differentiation = differentiation
-        self.grad_reduction: GradReduction = grad_reduction
+    energy: Energy = dataclasses.field(kw_only=False)
+    projections: int = 1
+    distribution: Distribution = "rademacher"
+    variance_reduced: bool = True
+    higher_order_safe: bool = True
+    differentiation: Differentiation = "auto"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         x: Float[Tensor, "batch *event"],
         *,
@@ -275,39 +264,15 @@ class SlicedScoreMatchingLoss(nn.Module):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> SlicedScoreMatchingTerms:
-        """Compute the terms of the loss; projections given are taken in the place of drawn ones."""
+        """Compute the terms of the loss; projections that are given replace drawn ones."""
+        options = self.hyperparameters()
+        if projections is not None:
+            options["projections"] = projections
         return sliced_score_matching_loss(
             self.energy,
             x,
-            projections=self.projections if projections is None else projections,
-            distribution=self.distribution,
-            variance_reduced=self.variance_reduced,
-            higher_order_safe=self.higher_order_safe,
-            differentiation=self.differentiation,
             generator=generator,
             weights=weights,
             batch_group=batch_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            x: Float[Tensor, "batch *event"],
-            *,
-            projections: Float[Tensor, "projections batch *event"] | None = None,
-            generator: torch.Generator | None = None,
-            weights: Float[Tensor, " batch"] | None = None,
-            batch_group: ProcessGroup | None = None,
-        ) -> SlicedScoreMatchingTerms:
-            """Compute the terms of the loss."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"projections={self.projections}, distribution={self.distribution!r}, "
-            f"variance_reduced={self.variance_reduced}, "
-            f"higher_order_safe={self.higher_order_safe}"
+            **options,
         )

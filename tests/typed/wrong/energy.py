@@ -80,7 +80,7 @@ def module_denoising_score_matching_loss(x: Tensor) -> None:
     energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0)()  # error: reportCallIssue: Argument missing for parameter "x"
     energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0)(x, 1.0)  # error: reportCallIssue: Expected 1 positional argument
     energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0)(x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0)(x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.DenoisingScoreMatchingLoss(bowl, sigma=1.0)("x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "x" of type "Tensor" in function "__call__"
 
 
@@ -135,7 +135,7 @@ def module_energy_matching_loss(x: Tensor) -> None:
     energy.EnergyMatchingLoss(bowl)(x, x)  # error: reportCallIssue: Argument missing for parameter "time"
     energy.EnergyMatchingLoss(bowl)(x, x, x, 1.0, 1.0)  # error: reportCallIssue: Expected 4 positional arguments
     energy.EnergyMatchingLoss(bowl)(x, x, x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.EnergyMatchingLoss(bowl)(x, x, x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.EnergyMatchingLoss(bowl, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.EnergyMatchingLoss(bowl)(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "time" of type "Tensor" in function "__call__"
 
 
@@ -163,7 +163,7 @@ def module_equilibrium_matching_loss(x: Tensor) -> None:
     energy.EquilibriumMatchingLoss(bowl)(x, x)  # error: reportCallIssue: Argument missing for parameter "time"
     energy.EquilibriumMatchingLoss(bowl)(x, x, x, 1.0)  # error: reportCallIssue: Expected 3 positional arguments
     energy.EquilibriumMatchingLoss(bowl)(x, x, x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.EquilibriumMatchingLoss(bowl)(x, x, x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.EquilibriumMatchingLoss(bowl, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.EquilibriumMatchingLoss(bowl)(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "time" of type "Tensor" in function "__call__"
 
 
@@ -218,7 +218,7 @@ def module_flow_matching_loss(x: Tensor) -> None:
     energy.FlowMatchingLoss(timed)(x, x)  # error: reportCallIssue: Argument missing for parameter "time"
     energy.FlowMatchingLoss(timed)(x, x, x, 1.0)  # error: reportCallIssue: Expected 3 positional arguments
     energy.FlowMatchingLoss(timed)(x, x, x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.FlowMatchingLoss(timed)(x, x, x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.FlowMatchingLoss(timed, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.FlowMatchingLoss(timed)(x, x, "x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "time" of type "Tensor" in function "__call__"
 
 
@@ -246,7 +246,7 @@ def module_contrastive_divergence_klterm(x: Tensor) -> None:
     energy.ContrastiveDivergenceKLTerm(bowl)()  # error: reportCallIssue: Argument missing for parameter "samples"
     energy.ContrastiveDivergenceKLTerm(bowl)(x, 1.0)  # error: reportCallIssue: Expected 1 positional argument
     energy.ContrastiveDivergenceKLTerm(bowl)(x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.ContrastiveDivergenceKLTerm(bowl)(x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.ContrastiveDivergenceKLTerm(bowl, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.ContrastiveDivergenceKLTerm(bowl)("x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "samples" of type "Tensor" in function "__call__"
 
 
@@ -355,7 +355,7 @@ def module_gradient_penalty(x: Tensor) -> None:
     energy.GradientPenalty(bowl)()  # error: reportCallIssue: Argument missing for parameter "x"
     energy.GradientPenalty(bowl)(x, 1.0)  # error: reportCallIssue: Expected 1 positional argument
     energy.GradientPenalty(bowl)(x, batch_gropu=None)  # error: reportCallIssue: No parameter named "batch_gropu"
-    energy.GradientPenalty(bowl)(x, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__call__"
+    energy.GradientPenalty(bowl, differentiation="none of these")  # error: reportArgumentType: Argument of type "Literal['none of these']" cannot be assigned to parameter "differentiation" of type "Differentiation" in function "__init__"
     energy.GradientPenalty(bowl)("x")  # error: reportArgumentType: Argument of type "Literal['x']" cannot be assigned to parameter "x" of type "Tensor" in function "__call__"
 
 

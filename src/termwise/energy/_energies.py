@@ -119,7 +119,7 @@ def energies_and_gradients(
     kept = torch.is_grad_enabled()
     if kept or higher_order_safe:  # a swap does not reach into what is compiled
         energy = uncompiled(energy)
-    order = 2 if kept else 1
+    order: Literal[1, 2] = 2 if kept else 1
     with recording(), _higher_order.higher_order_safe(higher_order_safe, order=order):
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import termwise as tw
-from termwise.energy import _shared
+from termwise.energy import _energies
 
 
 def network(*, norm: nn.Module | None = None) -> nn.Module:
@@ -25,7 +25,7 @@ def rows(n: int = 4, **options) -> torch.Tensor:
 
 
 def gradients(energy, x, differentiation="auto"):
-    return _shared.energies_and_gradients("some_loss", energy, x, differentiation)
+    return _energies.energies_and_gradients("some_loss", energy, x, differentiation)
 
 
 @pytest.mark.parametrize("differentiation", ["auto", "autograd", "func"])
@@ -88,7 +88,7 @@ def test_an_inference_tensor_is_differentiated_by():
 
 def test_frozen_energies_and_eval_mode_work():
     model = network(norm=nn.BatchNorm1d(5)).eval().requires_grad_(False)
-    _shared.refuse_batch_statistics("some_loss", model)
+    _energies.refuse_batch_statistics("some_loss", model)
     _, gradient = gradients(model, rows())
     assert gradient.shape == (4, 3)
     assert not any(p.requires_grad for p in model.parameters())
@@ -110,7 +110,7 @@ def test_a_result_that_is_not_one_number_a_row_is_refused():
         (lambda x: None, "None$"),
     ]:
         with pytest.raises(tw.ContractError, match=said + got):
-            _shared.energies_of("some_loss", energy, x)
+            _energies.energies_of("some_loss", energy, x)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_batch_normalisation_in_training_mode_is_refused_wherever_it_is_held():
         with pytest.raises(
             ValueError, match="^some_loss needs energies of each row alone, got BatchNorm1d in"
         ):
-            _shared.refuse_batch_statistics("some_loss", energy)
+            _energies.refuse_batch_statistics("some_loss", energy)
         holder.eval()
-        _shared.refuse_batch_statistics("some_loss", energy)
+        _energies.refuse_batch_statistics("some_loss", energy)
 
 
 def test_a_compiled_energy_gives_its_gradient_to_its_parameters():
@@ -163,14 +163,14 @@ def test_an_anchor_adds_a_parameter_to_the_graph_and_nothing_else():
     model, x = network(), rows()
     values, gradient = gradients(model, x)
     per_row = gradient.square().sum(1)
-    anchored = _shared.anchored(per_row, values)
+    anchored = _energies.anchored(per_row, values)
     assert torch.equal(anchored, per_row)
     bias = model[3].bias
     (ours,) = torch.autograd.grad(anchored.sum(), bias, retain_graph=True)
     assert torch.equal(ours, torch.zeros_like(bias))
     assert torch.autograd.grad(per_row.sum(), bias, allow_unused=True) == (None,)
     infinite = torch.full_like(values, torch.inf)
-    assert torch.equal(_shared.anchored(per_row, infinite), per_row)
+    assert torch.equal(_energies.anchored(per_row, infinite), per_row)
 
 
 @given(n=st.integers(1, 6), m=st.integers(1, 6), seed=st.integers(0, 2**30), weighted=st.booleans())
@@ -179,7 +179,7 @@ def test_means_are_over_the_rows_of_each_sample(n, m, seed, weighted):
     a, b = torch.randn(n, 2, generator=generator), torch.randn(n, generator=generator).double()
     c = torch.randn(m, generator=generator).double()
     w = torch.rand(n, generator=generator).double() + 0.1 if weighted else torch.ones(n).double()
-    ours = _shared.weighted_means(
+    ours = _energies.weighted_means(
         ([a.double(), b], w if weighted else None),
         ([c], None),
         batch_group=None,
@@ -190,7 +190,7 @@ def test_means_are_over_the_rows_of_each_sample(n, m, seed, weighted):
 
 
 def test_weights_that_add_to_nothing_give_no_number():
-    (mean,) = _shared.weighted_means(
+    (mean,) = _energies.weighted_means(
         ([torch.ones(3)], torch.zeros(3)), batch_group=None, grad_reduction="mean"
     )
     assert mean.isnan()
@@ -198,19 +198,20 @@ def test_weights_that_add_to_nothing_give_no_number():
 
 def test_a_step_too_small_for_a_half_is_the_step_that_was_made():
     x = torch.ones(2, 3, dtype=torch.bfloat16)
-    moved, made = _shared.displaced(x, torch.full((2, 3), 1e-3))
+    moved, made = _energies.displaced(x, torch.full((2, 3), 1e-3))
     assert torch.equal(moved, x)
     assert torch.equal(made, torch.zeros(2, 3))
     step = torch.full((2, 3), 1e-3).double()
-    moved, made = _shared.displaced(x.double(), step)
+    moved, made = _energies.displaced(x.double(), step)
     assert torch.equal(moved, 1 + step)
     assert made is step
 
 
 def test_noise_follows_its_generator():
-    x = torch.zeros(2, 3, dtype=torch.bfloat16)
+    half = torch.zeros(2, 3, dtype=torch.bfloat16)
     draws = [
-        _shared.normal_like(x, torch.Generator().manual_seed(seed), copies=4) for seed in (0, 0, 1)
+        _energies.normal_like(half, torch.Generator().manual_seed(seed), copies=4)
+        for seed in (0, 0, 1)
     ]
     assert draws[0].shape == (4, 2, 3)
     assert draws[0].dtype == torch.float32
