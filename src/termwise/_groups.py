@@ -4,6 +4,7 @@ A group of None means this rank alone: nothing is sent, and no global state is l
 function takes its part on each rank of the group, in the same order.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -40,9 +41,20 @@ def terminal_sum(x: Tensor, group: ProcessGroup | None, scale: float) -> Tensor:
     Forward: the sum, on every rank. Backward: scale * gradient, nothing sent; the second
     derivative is refused, for it would need the other ranks' gradients.
     """
+    return terminal_sums([x], group, scale)[0]
+
+
+def terminal_sums(
+    parts: Sequence[Tensor], group: ProcessGroup | None, scale: float
+) -> list[Tensor]:
+    """Sum tensors of one dtype over ranks, in one collective, as `terminal_sum` does.
+
+    A part that a loss leaves out gets no gradient at all, where a split of one sum would send it
+    zeros, and zero times an infinite derivative is NaN.
+    """
     if group is None:
-        return x
-    return cast("Tensor", _TerminalSum.apply(x, group.group_name, scale))
+        return list(parts)
+    return list(cast("tuple[Tensor, ...]", _TerminalSums.apply(group.group_name, scale, *parts)))
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -136,22 +148,27 @@ def _resolved(group_name: str) -> ProcessGroup:
     return c10d._resolve_process_group(cast("Any", group_name))  # type: ignore[attr-defined]
 
 
-class _TerminalSum(Function):
+class _TerminalSums(Function):
     @staticmethod
-    def forward(x: Tensor, group_name: str, scale: float) -> Tensor:
-        return all_reduce(x, group_name)
+    def forward(group_name: str, scale: float, *parts: Tensor) -> tuple[Tensor, ...]:
+        whole = all_reduce(torch.cat([part.reshape(-1) for part in parts]), group_name)
+        sums = whole.split([part.numel() for part in parts])
+        return tuple(part.view(like.shape) for part, like in zip(sums, parts, strict=True))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str, float], output: Tensor) -> None:
-        ctx.scale = inputs[2]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.scale = inputs[1]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return cast("Tensor", _Once.apply(gradients[0], ctx.scale)), None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        scaled = [None if part is None else _Once.apply(part, ctx.scale) for part in gradients]
+        return None, None, *scaled
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return cast("Tensor", _TerminalSum.apply(*args)), in_dims[0]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        # Of any shape: what is mapped over is one more axis of each part that has it.
+        return _TerminalSums.apply(*args), in_dims[2:]
 
 
 class _Once(Function):

@@ -1,11 +1,10 @@
 """Means over the rows that count, on all ranks: what losses over rows are made of.
 
-A row is a token, a sample or whatever a loss averages over. `mask` keeps rows; `batch_group` adds
-those of other ranks.
+A row is a token, a sample or whatever a loss averages over. Weights, or a mask, say how much each
+counts; `batch_group` adds the rows of other ranks.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,32 +16,67 @@ from ._numbers import accumulator, lifted
 
 def means_over_rows(
     per_row: Sequence[Tensor],
-    mask: Tensor | None,
+    weights: Tensor | None,
     batch_group: ProcessGroup | None,
     grad_reduction: GradReduction,
 ) -> list[Tensor]:
     """Average each quantity over the rows that count, on all ranks, with one sum over ranks.
 
-    Each element of per_row is " batch" or "batch n" (which gives " n"). No row counts: NaN.
+    Each element of per_row is " rows" or "rows *event" (whose mean is "*event"). weights is a mask,
+    a weight for each row, or None. No row counts: NaN.
     """
-    dtype = accumulator(per_row[0])
-    kept = [kept_rows(rows, mask) for rows in per_row]
-    sums = [rows.sum(0, dtype=dtype).reshape(-1) for rows in kept]
-    # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
-    count = sums[0].new_full((1,), per_row[0].shape[0]) if mask is None else mask.sum()[None]
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat([*sums, count.to(dtype)]), batch_group, scale)
-    means = cast(
-        "tuple[Tensor, ...]", (totals[:-1] / totals[-1]).split([len(part) for part in sums])
+    return weighted_means(
+        (per_row, weights), batch_group=batch_group, grad_reduction=grad_reduction
     )
+
+
+def weighted_means(
+    *samples: tuple[Sequence[Tensor], Tensor | None],
+    batch_group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> list[Tensor]:
+    """Average over rows, on all ranks, with one sum over ranks.
+
+    Args:
+        samples: what is averaged over the same rows, each " rows" or "rows *event", and the weights
+            of these rows: a mask, a number for each, or None for all 1. Different samples may have
+            different numbers of rows.
+        batch_group: process group whose ranks hold different rows. None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients.
+
+    Returns:
+        sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
+    """
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+    for per_row, weights in samples:
+        dtype = accumulator(per_row[0])
+        sums += [_weighted_rows(rows, weights).sum(0, dtype=dtype) for rows in per_row]
+        if weights is None:
+            # Filled on the device: a tensor made of a Python number waits for it.
+            counts.append(per_row[0].new_full((), per_row[0].shape[0], dtype=dtype))
+        else:
+            counts.append(weights.sum(dtype=dtype))
+    scale = _groups.gradient_scale(batch_group, grad_reduction)
+    totals = _groups.terminal_sums([*sums, *counts], batch_group, scale)
+    rows_of = [(rows, n) for n, (per_row, _) in enumerate(samples) for rows in per_row]
     return [
-        mean.reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
-        for mean, rows in zip(means, per_row, strict=True)
+        (total / totals[len(sums) + n]).to(lifted(rows[:0]).dtype)
+        for total, (rows, n) in zip(totals, rows_of, strict=False)
     ]
 
 
 def kept_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Return rows, with 0 in those that do not count, whatever they hold."""
-    if mask is None:
-        return rows
-    return rows.where(mask if rows.ndim == 1 else mask[:, None], 0)
+    return rows if mask is None else rows.where(_column(mask, rows), 0)
+
+
+def _weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None or weights.dtype == torch.bool:
+        return kept_rows(rows, weights)
+    dtype = accumulator(rows)
+    return rows.to(dtype) * _column(weights.to(dtype), rows)
+
+
+def _column(per_row: Tensor, rows: Tensor) -> Tensor:
+    return per_row.view(-1, *[1] * (rows.ndim - 1))

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .._contract import ContractError, contract, show
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._terms import Terms, terms
-from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._energies import Energy, energies_of, refuse_batch_statistics
 from ._langevin import langevin
 from ._parameter_penalty import Regularization, parameter_penalty
 

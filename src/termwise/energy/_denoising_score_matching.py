@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._contract import contract, show
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
@@ -23,7 +24,6 @@ from ._energies import (
     normal_like,
     per_row_sum,
     refuse_batch_statistics,
-    weighted_means,
 )
 
 Weighting = Literal["none", "sigma2"]

@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import _groups
 from .._autograd import transformed
 from .._contract import ContractError, show
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, lifted
+from .._numbers import lifted
 from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
@@ -284,49 +283,6 @@ def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
         return cast("Sequence[Any]", held)[:64]
     # What cannot be called, such as a trainer, may hold models that the energy does not use.
     return tuple(getattr(held, "__dict__", {}).values()) if callable(held) else ()
-
-
-def weighted_means(
-    *samples: tuple[Sequence[Tensor], Tensor | None],
-    batch_group: ProcessGroup | None,
-    grad_reduction: GradReduction,
-) -> list[Tensor]:
-    """Average over rows, on all ranks, with one sum over ranks.
-
-    Args:
-        samples: what is averaged over the same rows, each " batch" or "batch n", and the weights of
-            these rows (None: all 1). Different samples may have different numbers of rows.
-        batch_group: ranks that hold other rows. None: this rank alone.
-        grad_reduction: how the trainer combines the ranks' gradients.
-
-    Returns:
-        sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
-    """
-    sums: list[Tensor] = []
-    for per_row, weights in samples:
-        wide = accumulator(per_row[0])
-        for rows in per_row:
-            if weights is not None:
-                rows = rows.to(wide) * weights.to(wide).view(-1, *[1] * (rows.ndim - 1))
-            sums.append(rows.sum(0, dtype=wide).reshape(-1))
-        # Filled on the device: a tensor made from a Python number is a copy that waits for it.
-        sums.append(
-            sums[-1].new_full((1,), per_row[0].shape[0])
-            if weights is None
-            else weights.sum(dtype=wide).reshape(1)
-        )
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat(sums), batch_group, scale)
-    parts = iter(cast("tuple[Tensor, ...]", totals.split([len(part) for part in sums])))
-    means: list[Tensor] = []
-    for per_row, _ in samples:
-        of_sample = [next(parts) for _ in per_row]
-        count = next(parts)
-        means += [
-            (total / count).reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
-            for total, rows in zip(of_sample, per_row, strict=True)
-        ]
-    return means
 
 
 def replicated(

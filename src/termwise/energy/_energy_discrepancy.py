@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
@@ -18,7 +19,6 @@ from ._energies import (
     energies_of,
     normal_like,
     refuse_batch_statistics,
-    weighted_means,
 )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._terms import Terms, terms
 from ._energies import (
@@ -18,7 +19,6 @@ from ._energies import (
     energies_of,
     per_row_sum,
     refuse_batch_statistics,
-    weighted_means,
 )
 from ._paths import straight_path, truncated_decay
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._terms import Terms, terms
 from ._energies import (
@@ -16,7 +17,6 @@ from ._energies import (
     anchored,
     energies_and_gradients,
     refuse_batch_statistics,
-    weighted_means,
 )
 from ._paths import for_rows, squares, straight_path, truncated_decay
 

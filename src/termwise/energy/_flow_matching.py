@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._terms import Terms, terms
 from ._energies import (
@@ -19,7 +20,6 @@ from ._energies import (
     energies_and_gradients,
     refuse_batch_statistics,
     uncompiled,
-    weighted_means,
 )
 from ._paths import squares, straight_path
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
@@ -19,7 +20,6 @@ from ._energies import (
     Energy,
     energies_and_gradients,
     refuse_batch_statistics,
-    weighted_means,
 )
 
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
 from ._decisions import share_right
-from ._energies import Energy, energies_of, refuse_batch_statistics, weighted_means
+from ._energies import Energy, energies_of, refuse_batch_statistics
 
 
 @terms

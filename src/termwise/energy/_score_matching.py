@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
@@ -29,7 +30,6 @@ from ._energies import (
     refuse_batch_statistics,
     refuse_static_graph,
     uncompiled,
-    weighted_means,
 )
 from ._fallback import Attempt, touch_saved_tensors
 from ._forward_laplacian import NoCarrierError, carried, carrier_of

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._means import weighted_means
 from .._module import LossModule
 from .._numbers import lifted
 from .._terms import Terms, terms
@@ -27,7 +28,6 @@ from ._energies import (
     refuse_batch_statistics,
     refuse_static_graph,
     uncompiled,
-    weighted_means,
 )
 from ._fallback import Attempt
 from ._forward_laplacian import carried, carrier_of

@@ -14,7 +14,7 @@ from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction as GradReduction
 from .._groups import ProcessGroup as ProcessGroup
-from .._numbers import accumulator, lifted
+from .._means import means_over_rows
 
 
 @contract
@@ -111,13 +111,7 @@ def mean_over_ranks(
         >>> groups.mean_over_ranks(torch.tensor([1.0, 5.0]), None, mask=torch.tensor([True, False]))
         tensor(1.)
     """
-    wide = accumulator(rows)
-    kept = rows if mask is None else rows.where(mask.view(-1, *[1] * (rows.ndim - 1)), 0)
-    own = kept.sum(0, dtype=wide)
-    count = own.new_full((1,), rows.shape[0]) if mask is None else mask.sum()[None].to(wide)
-    scale = _groups.gradient_scale(group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat([own.reshape(-1), count]), group, scale)
-    return (totals[:-1] / totals[-1]).reshape(own.shape).to(lifted(rows[:0]).dtype)
+    return means_over_rows([rows], mask, group, grad_reduction)[0]
 
 
 @contract
