@@ -1,6 +1,8 @@
 """Weights of terms: a weight of exactly 0 leaves its term out of the loss and of the gradient.
 
-0 times a term that is infinite, or 0 times its derivative, would be NaN. A weight that is a tensor
+0 times a term that is infinite, or 0 times its derivative, would be NaN. The term itself stays in
+the graph, for users who weigh terms anew (so where compiled, whose backward pass sends zeros to all
+that it returns, the gradient of an infinite term is NaN). A weight that is a tensor
 is never read, which would synchronize with the device: it multiplies, whatever it holds.
 """
 
@@ -11,14 +13,6 @@ from torch import Tensor
 def is_zero(weight: float | Tensor) -> bool:
     """Whether a weight is known to be 0."""
     return not isinstance(weight, Tensor) and weight == 0
-
-
-def attached(term: Tensor, weight: float | Tensor) -> Tensor:
-    """Return the term, detached if its weight is 0.
-
-    To be called before terms are reduced together: what they share would send zeros back.
-    """
-    return term.detach() if is_zero(weight) else term
 
 
 def weighted(weight: float | Tensor, term: Tensor) -> Tensor:

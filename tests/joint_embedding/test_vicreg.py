@@ -74,9 +74,6 @@ def test_terms_and_gradients_are_the_formulas(
     whole = sum(w * expected[name] for w, name in zip(weights, ("sim", "var", "cov"), strict=True))
     torch.testing.assert_close(terms.loss, whole, rtol=1e-11, atol=1e-11)
     for name in ("sim", "var", "cov", "loss"):
-        if numbers.get(f"{name}_weight") == 0:
-            assert not getattr(terms, name).requires_grad
-            continue
         target = whole if name == "loss" else expected[name]
         ours = torch.autograd.grad(getattr(terms, name), (z1, z2), retain_graph=True)
         theirs = torch.autograd.grad(target, (z1, z2), retain_graph=True)
@@ -415,16 +412,12 @@ def test_what_has_weight_0_is_left_out(name, path):
     terms = vicreg_loss(z1, z2, **weights | {name: 0.0}, gamma=gamma, covariance_path=path)
     left = name.removesuffix("_weight")
     assert terms[left].isinf()
-    assert not terms[left].requires_grad
+    assert terms[left].requires_grad  # to be weighed anew
     torch.testing.assert_close(
         terms.loss, sum(terms[key] for key in ("sim", "var", "cov") if key != left)
     )
     eager = torch.autograd.grad(terms.loss, (z1, z2))
     assert all(gradient.isfinite().all() for gradient in eager)
-    if path == "auto":  # a compiled backward pass gets zeros for what no loss is made of
-        compiled = torch.compile(vicreg_loss, fullgraph=True, backend="aot_eager")
-        loss = compiled(z1, z2, **weights | {name: 0.0}, gamma=gamma).loss
-        torch.testing.assert_close(torch.autograd.grad(loss, (z1, z2)), eager)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _groups, _moments
 from .._autograd import Function
-from .._coefficients import attached, is_zero, weighted
+from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
@@ -25,8 +25,7 @@ class VICRegTerms(Terms):
     """Terms of [`vicreg_loss`][termwise.joint_embedding.vicreg_loss]."""
 
     loss: Float[Tensor, ""]
-    """sim_weight * sim + var_weight * var + cov_weight * cov, without those of weight 0. A term of
-    weight 0 is detached."""
+    """sim_weight * sim + var_weight * var + cov_weight * cov, without those of weight 0."""
     sim: Float[Tensor, ""]
     """Invariance: squared difference of the views, mean over batch and dim."""
     var: Float[Tensor, ""]
@@ -162,9 +161,9 @@ def vicreg_loss(
         loss = loss + sum(lifted(z[:0]).sum() for z in (z1, z2))
     return VICRegTerms(
         loss=loss,
-        sim=attached(sim, sim_weight),
-        var=attached(var, var_weight),
-        cov=attached(cov, cov_weight),
+        sim=sim,
+        var=var,
+        cov=cov,
         std=std,
     )
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import attached, weighted
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -51,8 +51,7 @@ class CrosscoderTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
-    coefficient is exactly 0.0."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
 
@@ -160,7 +159,6 @@ def crosscoder_loss(
             paid = penalty(f, norm, 1.0)
         else:
             paid = decode(magnitudes(f), norm[:, None])[:, 0]
-        paid = attached(paid, sparsity_coeff)
         mse_per_layer, price, l0 = means_over_rows(
             [squared_norm(error, feature_reduction), paid, active(f)],
             mask,
@@ -169,8 +167,7 @@ def crosscoder_loss(
         )
         mse = mse_per_layer.sum()
         sparsity = weighted(sparsity_coeff, price)
-        aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff)
-        aux = aux.to(mse.dtype)
+        aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
         return CrosscoderTerms(
             loss=mse + sparsity + weighted(aux_coeff, aux),
             mse_per_layer=mse_per_layer,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._autograd import Function
-from .._coefficients import attached, is_zero, weighted
+from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -45,10 +45,10 @@ class EndToEndTerms(Terms):
     """kl_coeff * kl + reconstruction_coeff * reconstruction + sparsity."""
     kl: Float[Tensor, ""]
     """KL(original || patched) of the next token, in nats, before its coefficient: sum over the
-    vocabulary, mean over rows. Detached if its coefficient is exactly 0.0."""
+    vocabulary, mean over rows."""
     reconstruction: Float[Tensor, ""]
     """Squared error, before its coefficient: mean (or sum) over features, mean over rows, sum over
-    later layers. Detached if its coefficient is exactly 0.0, as it is by default."""
+    later layers."""
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j |f_j|."""
 
@@ -154,9 +154,9 @@ def end_to_end_loss(
         paid = nothing if f is None else penalty(counted(f, mask), None, 1.0)
         kl, reconstruction, price = means_over_rows(
             [
-                attached(divergence, kl_coeff),
-                attached(error, reconstruction_coeff),
-                attached(paid, sparsity_coeff),
+                divergence,
+                error,
+                paid,
             ],
             mask,
             batch_group,
@@ -169,8 +169,8 @@ def end_to_end_loss(
             loss = loss + logits[:0].sum().to(loss.dtype)
         return EndToEndTerms(
             loss=loss,
-            kl=attached(kl, kl_coeff),
-            reconstruction=attached(reconstruction, reconstruction_coeff),
+            kl=kl,
+            reconstruction=reconstruction,
             sparsity=sparsity,
         )
 

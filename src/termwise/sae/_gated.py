@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import attached, weighted
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -143,7 +143,7 @@ def gated_loss(
             [
                 squared_norm(residual(goal, x_hat, mask), feature_reduction),
                 squared_norm(residual(goal, by_gate, mask), feature_reduction),
-                attached(paid, sparsity_coeff),
+                paid,
                 active(f),
             ],
             mask,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._autograd import Function
-from .._coefficients import attached, is_zero, weighted
+from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -62,8 +62,7 @@ class JumpReLUTerms(Terms):
     """The penalty with its coefficient, by name: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
     pre_act: Float[Tensor, ""]
     """The push on latents below their threshold, before its coefficient: mean over rows of sum_j
-    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given.
-    Detached if its coefficient is exactly 0.0."""
+    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given."""
     l0: Float[Tensor, ""]
     """Latents of a row above their threshold, mean over rows; detached."""
     threshold_mean: Float[Tensor, ""]
@@ -330,8 +329,8 @@ def jumprelu_loss(
             x_hat = decode(f, W_dec, b_dec)
         error = residual(x if target is None else target, x_hat, mask)
         active = cast("Tensor", _ActiveCount.apply(pre, theta, bandwidth, input_gradient, False))
-        # Only a penalty of L0 needs its gradient.
-        active = active.detach() if penalty == "tanh" else attached(active, sparsity_coeff)
+        if penalty == "tanh":
+            active = active.detach()  # only a penalty of L0 needs its gradient
         per_row = [squared_norm(error, feature_reduction), active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
@@ -343,10 +342,10 @@ def jumprelu_loss(
                 paid = tanh_penalty(above, scale=tanh_scale, decoder_norm=norm)
                 jump = _TanhJump.apply(pre, theta, slopes, bandwidth, input_gradient)
                 paid = paid + jump
-            per_row.append(attached(paid, sparsity_coeff))
+            per_row.append(paid)
         if dead is not None:
             below = _below_threshold(pre, theta, _row_norms(W_dec), dead)
-            per_row.append(attached(below, pre_act_coeff))
+            per_row.append(below)
         mse, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
 
         if penalty == "tanh":
@@ -364,7 +363,7 @@ def jumprelu_loss(
             loss=loss,
             mse=mse,
             sparsity=sparsity,
-            pre_act=attached(pre_act, pre_act_coeff),
+            pre_act=pre_act,
             l0=l0.detach(),
             threshold_mean=theta.detach().mean(),
         )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import attached, weighted
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -55,8 +55,7 @@ class MatryoshkaTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
-    coefficient is exactly 0.0."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
@@ -189,15 +188,14 @@ def matryoshka_loss(
         else:
             errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts[:-1], feature_reduction)
             errors = torch.cat([errors, last.to(errors.dtype)], 1)
-    weighed = plain
+    paid = plain
     if decoder_norm is not None or p != 1.0:
-        weighed, plain = penalty(f, decoder_norm, p), plain.detach()
-    paid = attached(weighed, sparsity_coeff)
+        paid, plain = penalty(f, decoder_norm, p), plain.detach()
     mse_per_prefix, price, l0, l1 = means_over_rows(
         [errors, paid, active(f), plain], mask, batch_group, grad_reduction
     )
     sparsity = weighted(sparsity_coeff, price)
-    aux = torch.zeros_like(price) if aux is None else attached(aux, aux_coeff).to(price.dtype)
+    aux = torch.zeros_like(price) if aux is None else aux.to(price.dtype)
     if shares is None:
         mse = mse_per_prefix.mean()
     else:

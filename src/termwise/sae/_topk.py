@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import attached, weighted
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -37,8 +37,7 @@ class TopKTerms(Terms):
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was. Detached if its
-    coefficient is exactly 0.0."""
+    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     n_dead: Float[Tensor, ""]
@@ -124,7 +123,7 @@ def topk_loss(
         batch_group,
         grad_reduction,
     )
-    aux = torch.zeros_like(mse) if aux is None else attached(aux, aux_coeff).to(mse.dtype)
+    aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
     n_dead = torch.full_like(mse, torch.nan) if dead is None else dead.sum().to(mse.dtype)
     loss = mse + weighted(aux_coeff, aux)
     return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())

@@ -5,7 +5,7 @@ import dataclasses
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import attached, weighted
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -124,9 +124,8 @@ def vanilla_loss(
     check_latents("vanilla_loss", f, x.shape[0], mask=mask, d_sae=d_sae)
     f = counted(f, mask)
     error = residual(x if target is None else target, x_hat, mask)
-    weighed = penalty(f, decoder_norm, p)
-    plain = weighed if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
-    paid = attached(weighed, sparsity_coeff)
+    paid = penalty(f, decoder_norm, p)
+    plain = paid if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
     mse, price, l0, l1 = means_over_rows(
         [squared_norm(error, feature_reduction), paid, active(f), plain],
         mask,
@@ -139,7 +138,7 @@ def vanilla_loss(
         mse=mse,
         sparsity=sparsity,
         l0=l0.detach(),
-        l1=l1 if plain is weighed else l1.detach(),
+        l1=l1 if plain is paid else l1.detach(),
     )
 
 
