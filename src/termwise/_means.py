@@ -26,18 +26,19 @@ def means_over_rows(
     Each element of per_row is " batch" or "batch n" (which gives " n"). No row counts: NaN.
     """
     dtype = accumulator(per_row[0])
-    kept = [kept_rows(rows, mask) for rows in per_row]
-    sums = [rows.sum(0, dtype=dtype).reshape(-1) for rows in kept]
-    # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
-    count = sums[0].new_full((1,), per_row[0].shape[0]) if mask is None else mask.sum()[None]
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sum(torch.cat([*sums, count.to(dtype)]), batch_group, scale)
-    means = cast(
-        "tuple[Tensor, ...]", (totals[:-1] / totals[-1]).split([len(part) for part in sums])
-    )
+    sums = [kept_rows(rows, mask).sum(0, dtype=dtype) for rows in per_row]
+    count = per_row[0].shape[0] if mask is None else mask.sum()
+    if batch_group is not None:
+        # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
+        counted = sums[0].new_full((1,), len(per_row[0])) if mask is None else mask.sum()[None]
+        parts = [*(one.reshape(-1) for one in sums), counted.to(dtype)]
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        totals = _groups.terminal_sum(torch.cat(parts), batch_group, scale)
+        *whole, count = cast("tuple[Tensor, ...]", totals.split([len(part) for part in parts]))
+        sums = [one.reshape(like.shape) for one, like in zip(whole, sums, strict=True)]
+        count = count[0]
     return [
-        mean.reshape(rows.shape[1:]).to(lifted(rows[:0]).dtype)
-        for mean, rows in zip(means, per_row, strict=True)
+        (one / count).to(lifted(rows[:0]).dtype) for one, rows in zip(sums, per_row, strict=True)
     ]
 
 
