@@ -48,21 +48,22 @@ def weighted_means(
         sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
     """
     sums: list[Tensor] = []
-    counts: list[Tensor] = []
+    counts: list[Tensor | int] = []
     for per_row, weights in samples:
         dtype = accumulator(per_row[0])
         sums += [_weighted_rows(rows, weights).sum(0, dtype=dtype) for rows in per_row]
-        if weights is None:
-            # Filled on the device: a tensor made of a Python number waits for it.
-            counts.append(per_row[0].new_full((), per_row[0].shape[0], dtype=dtype))
-        else:
-            counts.append(weights.sum(dtype=dtype))
-    scale = _groups.gradient_scale(batch_group, grad_reduction)
-    totals = _groups.terminal_sums([*sums, *counts], batch_group, scale)
+        number = per_row[0].shape[0]
+        counts.append(number if weights is None else weights.sum(dtype=dtype))
+    if batch_group is not None:
+        # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
+        known = [sums[0].new_full((), n) if isinstance(n, int) else n for n in counts]
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        totals = _groups.terminal_sums([*sums, *known], batch_group, scale)
+        sums, counts = totals[: len(sums)], [*totals[len(sums) :]]
     rows_of = [(rows, n) for n, (per_row, _) in enumerate(samples) for rows in per_row]
     return [
-        (total / totals[len(sums) + n]).to(lifted(rows[:0]).dtype)
-        for total, (rows, n) in zip(totals, rows_of, strict=False)
+        (one / counts[n]).to(lifted(rows[:0]).dtype)
+        for one, (rows, n) in zip(sums, rows_of, strict=True)
     ]
 
 
