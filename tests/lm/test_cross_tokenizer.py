@@ -366,14 +366,21 @@ def test_micro_batches_of_given_normalizers_add_up():
     torch.testing.assert_close(sum(parts), whole.loss)
 
 
-def test_it_compiles_whole():
+def test_compiled_an_infinite_divergence_that_is_not_chosen_does_not_show():
     x = student()
-    options = {"score": "cross_entropy", "scale": "match"}
+    impossible = SAME.clone()
+    impossible[..., 1] = -math.inf
+    good = SAME.clone()
+    good[:, :-1].scatter_(2, TOKENS[:, 1:, None].clamp_min(0), 9.0)
 
     def function(x):
-        return cross_tokenizer_loss(x, TOKENS, [KINDS["same"], KINDS["partition"]], **options)
+        teachers = [Teacher(impossible), Teacher(good)]
+        options = {"combine": "select", "scale": "match", "direction": "reverse"}
+        return cross_tokenizer_loss(x, TOKENS, teachers, **options)
 
     ours = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
+    assert ours.teacher_kd.isinf().tolist() == [True, False]
+    assert ours.loss.isfinite()
     assert_same(ours.loss, function(x).loss, x)
 
 

@@ -272,7 +272,8 @@ def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -
     elif compared.divergence == "reverse":
         parts = times(q.exp(), q - p)
     else:
-        beta, mixed = compared.beta, _mixed(p, q, compared.beta)
+        # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
+        beta, mixed = compared.beta, _mixed(_finite(p), _finite(q), compared.beta)
         parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
     per_row = clear(parts.sum(1), unused)
     return (per_row.sum(dtype=accumulator(per_row)),)
@@ -359,10 +360,22 @@ def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
     kept = q.gather(1, chosen), p.gather(1, chosen)
     if tail == "renormalize":
         return kept[0].log_softmax(1), kept[1].log_softmax(1)
-    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
-    q_rest = q.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+    q_rest = _log_sum_of_others(q, chosen)
     if tail == "zero":
         p_rest, kept_p = torch.full_like(q_rest, -torch.inf), kept[1].log_softmax(1)
     else:
-        p_rest, kept_p = p.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True), kept[1]
+        p_rest, kept_p = _log_sum_of_others(p, chosen), kept[1]
     return torch.cat([kept[0], q_rest], 1), torch.cat([kept_p, p_rest], 1)
+
+
+def _log_sum_of_others(logs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the log of the probability of the tokens that are not chosen."""
+    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
+    lowest = torch.finfo(logs.dtype).min
+    rest = _finite(logs).scatter(1, chosen, lowest).logsumexp(1, keepdim=True)
+    return rest.masked_fill(rest <= lowest, -torch.inf)
+
+
+def _finite(logs: Tensor) -> Tensor:
+    """Replace -inf by the lowest finite number: sums of e^-inf alone have a NaN for a gradient."""
+    return logs.clamp_min(torch.finfo(logs.dtype).min)

@@ -48,7 +48,7 @@ def targeted_variance_loss(
     Args:
         weight (Float[Tensor, "vocab dim"]): embeddings, a row for each word. A row of width 0 has
             variance 0.
-        coefficient: weight of the squared error.
+        coefficient: weight of the squared error. With 0 it is left out, even where it overflows.
         target: variance to hold, in squared units of weight; not negative.
         valid_rows (Bool[Tensor, " vocab"] | None): rows that count. Others (padding up to a round
             number of rows) enter neither value nor gradient, whatever they hold. None: all rows. If
@@ -89,9 +89,9 @@ def targeted_variance_loss(
     sums = _groups.terminal_sum(sums, vocab_group, 1.0)
     variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)
     squared_error = (variance - target).square()
-    return TargetedVarianceTerms(
-        loss=coefficient * squared_error, squared_error=squared_error, variance=variance
-    )
+    # 0 times an error that overflows, or its gradient, is NaN.
+    loss = coefficient * squared_error if coefficient != 0 else weight[:0].sum().to(variance.dtype)
+    return TargetedVarianceTerms(loss=loss, squared_error=squared_error, variance=variance)
 
 
 class TargetedVarianceLoss(nn.Module):
