@@ -464,4 +464,4 @@ def test_the_module_is_the_function():
         )
         assert isinstance(terms, PartitionedTerms)
         torch.testing.assert_close(dict(terms.items()), dict(expected.items()), rtol=0, atol=0)
-    assert "common=4, rest_student=5, rest_teacher=4, tail_top_k=2" in repr(module)
+    assert "common=4, rest_student=5, rest_teacher=4), tail_top_k=2" in repr(module)

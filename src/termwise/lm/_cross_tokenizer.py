@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -336,8 +337,8 @@ def cross_tokenizer_loss(
     )
 
 
-class CrossTokenizerLoss(nn.Module):
-    """[`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss] with its numbers held.
+class CrossTokenizerLoss(LossModule):
+    """[`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss] as a module.
 
     Examples:
         >>> import torch
@@ -349,42 +350,22 @@ class CrossTokenizerLoss(nn.Module):
         True
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        kd_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        scale: Scale = "fixed",
-        combine: Combination = "sum",
-        score: Score | None = None,
-        score_scale: float = 1.0,
-        log_vocab: bool = False,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        top_k: int | None = None,
-        tail_top_k: int = 8192,
-        teacher_mean: TeacherMean = "log_normalized",
-        exact_only: bool = False,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.kd_weight = kd_weight
-        self.ce_weight = ce_weight
-        self.scale: Scale = scale
-        self.combine: Combination = combine
-        self.score: Score | None = score
-        self.score_scale = score_scale
-        self.log_vocab = log_vocab
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.top_k = top_k
-        self.tail_top_k = tail_top_k
-        self.teacher_mean: TeacherMean = teacher_mean
-        self.exact_only = exact_only
-        self.grad_reduction: GradReduction = grad_reduction
+    kd_weight: float = 1.0
+    ce_weight: float = 1.0
+    scale: Scale = "fixed"
+    combine: Combination = "sum"
+    score: Score | None = None
+    score_scale: float = 1.0
+    log_vocab: bool = False
+    temperature: float = 1.0
+    direction: Direction = "forward"
+    top_k: int | None = None
+    tail_top_k: int = 8192
+    teacher_mean: TeacherMean = "log_normalized"
+    exact_only: bool = False
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch time vocab"],
         tokens: Int[Tensor, "batch time"],
@@ -398,24 +379,11 @@ class CrossTokenizerLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> CrossTokenizerTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return cross_tokenizer_loss(
             student_logits,
             tokens,
             teachers,
-            kd_weight=self.kd_weight,
-            ce_weight=self.ce_weight,
-            scale=self.scale,
-            combine=self.combine,
-            score=self.score,
-            score_scale=self.score_scale,
-            log_vocab=self.log_vocab,
-            temperature=self.temperature,
-            direction=self.direction,
-            top_k=self.top_k,
-            tail_top_k=self.tail_top_k,
-            teacher_mean=self.teacher_mean,
-            exact_only=self.exact_only,
             mask=mask,
             sample_mask=sample_mask,
             normalizer=normalizer,
@@ -423,37 +391,7 @@ class CrossTokenizerLoss(nn.Module):
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch time vocab"],
-            tokens: Int[Tensor, "batch time"],
-            teachers: Teacher | Sequence[Teacher],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            student_vocab: int | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> CrossTokenizerTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"kd_weight={self.kd_weight}, ce_weight={self.ce_weight}, scale={self.scale!r}, "
-            f"combine={self.combine!r}, score={self.score!r}, score_scale={self.score_scale}, "
-            f"log_vocab={self.log_vocab}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, top_k={self.top_k}, tail_top_k={self.tail_top_k}, "
-            f"teacher_mean={self.teacher_mean!r}, exact_only={self.exact_only}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 

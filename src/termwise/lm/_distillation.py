@@ -2,14 +2,15 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
@@ -169,8 +170,8 @@ def distillation_loss(
     return DistillationTerms(loss=temperature**2 * mean, divergence=mean, num_tokens=count.to(kind))
 
 
-class DistillationLoss(nn.Module):
-    """[`distillation_loss`][termwise.lm.distillation_loss] with its numbers held.
+class DistillationLoss(LossModule):
+    """[`distillation_loss`][termwise.lm.distillation_loss] as a module.
 
     Examples:
         >>> import torch
@@ -181,26 +182,14 @@ class DistillationLoss(nn.Module):
         True
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        divergence: Divergence = "forward",
-        beta: float = 0.5,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        tail: Tail = "renormalize",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.divergence: Divergence = divergence
-        self.beta = beta
-        self.temperature = temperature
-        self.top_k = top_k
-        self.tail: Tail = tail
-        self.grad_reduction: GradReduction = grad_reduction
+    divergence: Divergence = "forward"
+    beta: float = 0.5
+    temperature: float = 1.0
+    top_k: int | None = None
+    tail: Tail = "renormalize"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch time vocab"],
         teacher_logits: Float[Tensor, "batch time vocab"],
@@ -211,44 +200,16 @@ class DistillationLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> DistillationTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return distillation_loss(
             student_logits,
             teacher_logits,
-            divergence=self.divergence,
-            beta=self.beta,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            tail=self.tail,
             mask=mask,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch time vocab"],
-            teacher_logits: Float[Tensor, "batch time vocab"],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> DistillationTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"divergence={self.divergence!r}, beta={self.beta}, temperature={self.temperature}, "
-            f"top_k={self.top_k}, tail={self.tail!r}"
+            **self.hyperparameters(),
         )
 
 

@@ -1,14 +1,14 @@
 """Next-token cross-entropy, whole or over shards of the vocabulary."""
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer
@@ -126,7 +126,7 @@ def next_token_loss(
     )
 
 
-class NextTokenLoss(nn.Module):
+class NextTokenLoss(LossModule):
     """[`next_token_loss`][termwise.lm.next_token_loss] as a module.
 
     Examples:
@@ -137,12 +137,9 @@ class NextTokenLoss(nn.Module):
         {'loss': 2.07..., 'num_tokens': 8.0, 'accuracy': 1.0}
     """
 
-    @contract
-    def __init__(self, *, grad_reduction: GradReduction = "mean") -> None:
-        super().__init__()
-        self.grad_reduction: GradReduction = grad_reduction
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         logits: Float[Tensor, "batch time vocab"],
         tokens: Int[Tensor, "batch time"],
@@ -153,7 +150,7 @@ class NextTokenLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> NextTokenTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return next_token_loss(
             logits,
             tokens,
@@ -162,28 +159,8 @@ class NextTokenLoss(nn.Module):
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            logits: Float[Tensor, "batch time vocab"],
-            tokens: Int[Tensor, "batch time"],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> NextTokenTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"grad_reduction={self.grad_reduction!r}"
 
 
 def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:

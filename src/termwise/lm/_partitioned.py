@@ -1,15 +1,17 @@
 """Partitioned loss: a divergence on the tokens that both vocabularies have, and L1 on the rest."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+import dataclasses
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, total
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -208,8 +210,8 @@ def partitioned_loss(
     )
 
 
-class PartitionedLoss(nn.Module):
-    """[`partitioned_loss`][termwise.lm.partitioned_loss] with its numbers and partition held.
+class PartitionedLoss(LossModule):
+    """[`partitioned_loss`][termwise.lm.partitioned_loss] as a module.
 
     The partition is no parameter and no buffer: `module.to(device)` leaves it where it is.
 
@@ -219,30 +221,16 @@ class PartitionedLoss(nn.Module):
         >>> loss_fn = PartitionedLoss(vocab_partition(projection, rule="relaxed"), temperature=2.0)
     """
 
-    @contract
-    def __init__(
-        self,
-        partition: VocabPartition,
-        *,
-        tail_top_k: int = 8192,
-        common_weight: float = 1.0,
-        tail_weight: float = 1.0,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        exact_only: bool = False,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.partition = partition
-        self.tail_top_k = tail_top_k
-        self.common_weight = common_weight
-        self.tail_weight = tail_weight
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.exact_only = exact_only
-        self.grad_reduction: GradReduction = grad_reduction
+    partition: VocabPartition = dataclasses.field(kw_only=False)
+    tail_top_k: int = 8192
+    common_weight: float = 1.0
+    tail_weight: float = 1.0
+    temperature: float = 1.0
+    direction: Direction = "forward"
+    exact_only: bool = False
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch student_time student_vocab"],
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
@@ -255,61 +243,19 @@ class PartitionedLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> PartitionedTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return partitioned_loss(
             student_logits,
             teacher_logits,
             alignment=alignment,
             partition=self.partition,
-            tail_top_k=self.tail_top_k,
-            common_weight=self.common_weight,
-            tail_weight=self.tail_weight,
-            temperature=self.temperature,
-            direction=self.direction,
             mask=mask,
             sample_mask=sample_mask,
-            exact_only=self.exact_only,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch student_time student_vocab"],
-            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
-            *,
-            alignment: Alignment,
-            mask: Bool[Tensor, "batch student_time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> PartitionedTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        common, students, teachers = (
-            len(ids)
-            for ids in (
-                self.partition.common_student,
-                self.partition.rest_student,
-                self.partition.rest_teacher,
-            )
-        )
-        return (
-            f"common={common}, rest_student={students}, rest_teacher={teachers}, "
-            f"tail_top_k={self.tail_top_k}, common_weight={self.common_weight}, "
-            f"tail_weight={self.tail_weight}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, exact_only={self.exact_only}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 

@@ -72,6 +72,13 @@ class VocabProjection:
                     f"got {list(value.shape)} in {value.dtype}"
                 )
 
+    def __repr__(self) -> str:
+        """Show the sizes."""
+        return (
+            f"VocabProjection(student_vocab={self.student_vocab}, "
+            f"teacher_vocab={self.teacher_vocab}, entries={len(self.student_columns)})"
+        )
+
     @classmethod
     @contract
     def from_topk(

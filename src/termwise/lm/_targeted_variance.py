@@ -1,15 +1,16 @@
 """Targeted variance: word embeddings whose rows keep a chosen variance."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function
 from .._contract import contract
 from .._groups import ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, blocks, lifted, looped
 from .._terms import Terms, terms
 
@@ -94,8 +95,8 @@ def targeted_variance_loss(
     return TargetedVarianceTerms(loss=loss, squared_error=squared_error, variance=variance)
 
 
-class TargetedVarianceLoss(nn.Module):
-    """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] with its numbers held.
+class TargetedVarianceLoss(LossModule):
+    """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] as a module.
 
     Examples:
         >>> import torch
@@ -105,43 +106,23 @@ class TargetedVarianceLoss(nn.Module):
         >>> loss_fn(embedding.weight).loss.backward()
     """
 
-    @contract
-    def __init__(self, *, coefficient: float = 0.1, target: float = 1.0) -> None:
-        super().__init__()
-        self.coefficient = coefficient
-        self.target = target
+    coefficient: float = 0.1
+    target: float = 1.0
 
-    def forward(
+    def __call__(
         self,
         weight: Float[Tensor, "vocab dim"],
         *,
         valid_rows: Bool[Tensor, " vocab"] | None = None,
         vocab_group: ProcessGroup | None = None,
     ) -> TargetedVarianceTerms:
-        """Compute the terms of the loss of an embedding matrix."""
+        """Compute the terms of the loss."""
         return targeted_variance_loss(
             weight,
-            coefficient=self.coefficient,
-            target=self.target,
             valid_rows=valid_rows,
             vocab_group=vocab_group,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            weight: Float[Tensor, "vocab dim"],
-            *,
-            valid_rows: Bool[Tensor, " vocab"] | None = None,
-            vocab_group: ProcessGroup | None = None,
-        ) -> TargetedVarianceTerms:
-            """Compute the terms of the loss of an embedding matrix."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"coefficient={self.coefficient}, target={self.target}"
 
 
 class _SumOfVariances(Function):
