@@ -21,7 +21,7 @@ from ._distillation import distillation_loss, times
 from ._next_token import next_token_loss
 from ._partition import VocabPartition
 from ._partitioned import partitioned_loss
-from ._projected_kl import Direction, TeacherMean, projected_kl_loss
+from ._projected_kl import KLDivergence, TeacherMean, projected_kl_loss
 from ._projection import VocabProjection
 from ._rows import (
     Sums,
@@ -138,7 +138,7 @@ def cross_tokenizer_loss(
     score_scale: float = 1.0,
     log_vocab: bool = False,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     tail_top_k: int = 8192,
     teacher_mean: TeacherMean = "log_normalized",
@@ -189,7 +189,7 @@ def cross_tokenizer_loss(
         score_scale: alpha, the sharpness of these weights.
         log_vocab: count a teacher's divergence, and its score, by the logarithm of its vocabulary.
         temperature: T, of every divergence.
-        direction: of every divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: of every divergence: "forward", KL(teacher || student), or "reverse".
         top_k: of `projected_kl_loss`, for all positions together, and of `distillation_loss`, at
             each position. None: all.
         tail_top_k: of `partitioned_loss`.
@@ -292,7 +292,7 @@ def cross_tokenizer_loss(
             teacher,
             counted,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             top_k=top_k,
             tail_top_k=tail_top_k,
             teacher_mean=teacher_mean,
@@ -358,7 +358,7 @@ class CrossTokenizerLoss(LossModule):
     score_scale: float = 1.0
     log_vocab: bool = False
     temperature: float = 1.0
-    direction: Direction = "forward"
+    divergence: KLDivergence = "forward"
     top_k: int | None = None
     tail_top_k: int = 8192
     teacher_mean: TeacherMean = "log_normalized"
@@ -541,7 +541,7 @@ def _divergence(
     counted: Tensor,
     *,
     temperature: float,
-    direction: Direction,
+    divergence: KLDivergence,
     top_k: int | None,
     tail_top_k: int,
     teacher_mean: TeacherMean,
@@ -556,7 +556,7 @@ def _divergence(
         return distillation_loss(
             student_logits,
             teacher.logits,
-            divergence=direction,
+            divergence=divergence,
             temperature=temperature,
             top_k=None if whole else top_k,
             mask=counted >= 0,
@@ -573,7 +573,7 @@ def _divergence(
             alignment=teacher.alignment,
             projection=teacher.projection,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             top_k=top_k,
             teacher_mean=teacher_mean,
             mask=counted >= 0,
@@ -592,7 +592,7 @@ def _divergence(
             partition=teacher.partition,
             tail_top_k=tail_top_k,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             mask=counted >= 0,
             exact_only=exact_only,
             normalizer=teacher.normalizer,

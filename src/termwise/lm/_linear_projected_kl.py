@@ -25,8 +25,8 @@ from ._chunk_streams import (
     wants_gradient,
 )
 from ._projected_kl import (
-    Direction,
     Divergence,
+    KLDivergence,
     ProjectedKLTerms,
     TeacherMean,
     divergence_setting,
@@ -44,7 +44,7 @@ def linear_projected_kl_loss(
     alignment: Alignment,
     projection: VocabProjection,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
@@ -78,7 +78,7 @@ def linear_projected_kl_loss(
         alignment: as in projected_kl_loss, and so all that follow.
         projection: from the student's vocabulary, the rows of weight, to the teacher's.
         temperature: T, positive.
-        direction: "forward" or "reverse".
+        divergence: "forward" or "reverse".
         top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
@@ -154,7 +154,7 @@ def linear_projected_kl_loss(
             teacher_logits.detach(),
             *setting.tensors(),
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             teacher_mean,
             eps,
             wants_gradient(hidden) or wants_gradient(weight),
@@ -178,7 +178,7 @@ class LinearProjectedKLLoss(LossModule):
 
     projection: VocabProjection = dataclasses.field(kw_only=False)
     temperature: float = 1.0
-    direction: Direction = "forward"
+    divergence: KLDivergence = "forward"
     top_k: int | None = None
     teacher_mean: TeacherMean = "log_normalized"
     exact_only: bool = False

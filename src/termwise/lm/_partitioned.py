@@ -33,7 +33,7 @@ from ._chunk_streams import (
     wants_gradient,
 )
 from ._partition import VocabPartition
-from ._projected_kl import Direction
+from ._projected_kl import KLDivergence
 
 
 @terms
@@ -68,7 +68,7 @@ def partitioned_loss(
     common_weight: float = 1.0,
     tail_weight: float = 1.0,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
@@ -117,7 +117,7 @@ def partitioned_loss(
         common_weight: w_1; 1 in NeMo-RL.
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
-        direction: of the divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: of the divergence: "forward", KL(teacher || student), or "reverse".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
             completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
@@ -187,7 +187,7 @@ def partitioned_loss(
             common_weight,
             tail_weight,
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             wants_gradient(student_logits),
             vocab_group and vocab_group.group_name,
             sequence_group and sequence_group.group_name,
@@ -226,7 +226,7 @@ class PartitionedLoss(LossModule):
     common_weight: float = 1.0
     tail_weight: float = 1.0
     temperature: float = 1.0
-    direction: Direction = "forward"
+    divergence: KLDivergence = "forward"
     exact_only: bool = False
     grad_reduction: GradReduction = "mean"
 

@@ -36,7 +36,7 @@ from ._chunk_streams import (
 from ._projection import VocabProjection
 from ._rows import row_products
 
-Direction: TypeAlias = Literal["forward", "reverse"]
+KLDivergence: TypeAlias = Literal["forward", "reverse"]
 TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]
 
 
@@ -65,7 +65,7 @@ def projected_kl_loss(
     alignment: Alignment,
     projection: VocabProjection,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
@@ -124,7 +124,7 @@ def projected_kl_loss(
         projection: from the student's vocabulary, as wide as student_logits, to the teacher's.
             With vocab_group, the rows of this rank's tokens: `projection.rows(lo, hi)`.
         temperature: T, positive.
-        direction: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
+        divergence: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
         top_k: take as columns the k teacher tokens with the highest logit at any position of the
             chunks that count, over batch_group. All of them where there are no more. Micro-batches
             that are to add up exactly need the same columns: give teacher_columns or neither.
@@ -213,7 +213,7 @@ def projected_kl_loss(
             teacher_logits.detach(),
             *setting.tensors(),
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             teacher_mean,
             eps,
             wants_gradient(student_logits),
@@ -276,7 +276,7 @@ class ProjectedKLLoss(LossModule):
 
     projection: VocabProjection = dataclasses.field(kw_only=False)
     temperature: float = 1.0
-    direction: Direction = "forward"
+    divergence: KLDivergence = "forward"
     top_k: int | None = None
     teacher_mean: TeacherMean = "log_normalized"
     exact_only: bool = False
