@@ -169,9 +169,8 @@ def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
     beyond = local >= x.shape[1]
     place = local.clamp(0, x.shape[1] - 1)[:, None]
     # A target beyond the vocabulary makes its row's gradient NaN too.
-    factor = torch.ones_like(x[:, 0]).masked_fill(beyond, torch.nan)
-    nats = -x.log_softmax(1).gather(1, place)[:, 0] * factor
-    right = (x.gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
+    nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
+    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
     return _both(nats, right, unused)
 
 
