@@ -85,7 +85,7 @@ class Teacher:
                 raise ValueError(f"Teacher needs an alignment beside its {name}")
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same teacher on a device."""
+        """Return the same teacher on a device."""
         moved: dict[str, Any] = {
             field.name: value
             if value is None or isinstance(value, float | int)
@@ -205,12 +205,13 @@ def cross_tokenizer_loss(
             batch_group and sequence_group. Given one, and the teachers theirs, micro-batches add up
             exactly, unless their scales, scores or choice differ.
         student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
             an alignment is held in the same parts, one with an alignment whole on each rank.
         sequence_group: ranks that hold other positions of all models, in the order of ranks.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank; so are s, the weights and the choice,
@@ -404,7 +405,7 @@ class _Groups:
 
 
 def _same(teacher: Teacher) -> bool:
-    """Tell whether it has the student's tokens."""
+    """Whether it has the student's tokens."""
     return teacher.alignment is None
 
 
@@ -458,7 +459,7 @@ def _check(
 
 
 def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Give numbers as a vector, which no copy from the host has to wait for."""
+    """Return numbers as a vector, which no copy from the host has to wait for."""
     return torch.stack([like.new_full((), number) for number in numbers])
 
 
@@ -624,7 +625,7 @@ def _scores(
     sample_mask: Tensor | None,
     groups: _Groups,
 ) -> Tensor:
-    """Give each teacher's score, -inf for those of which no token counts, unless none does."""
+    """Return each teacher's score, -inf for those of which no token counts, unless none does."""
     pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
     wide = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
     scores, counts = (torch.stack([pair[i].to(wide) for pair in pairs]) for i in (0, 1))
@@ -639,7 +640,7 @@ def _score(
     sample_mask: Tensor | None,
     groups: _Groups,
 ) -> tuple[Tensor, Tensor]:
-    """Give the mean score and the number of tokens that it is of, over all ranks."""
+    """Return the mean score and the number of tokens that it is of, over all ranks."""
     logits, vocab_group = teacher.logits.detach(), groups.vocab
     if teacher.tokens is not None:
         counted = teacher.tokens.long()

@@ -92,7 +92,8 @@ def linear_projected_kl_loss(
         batch_group: ranks that hold other samples. None, here and below: this rank alone.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
         sequence_group: ranks that hold other positions; each has the same weight.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: over batch_group as

@@ -69,12 +69,13 @@ def next_token_loss(
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
             add up exactly.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
             ranks; tokens are numbered over all of them.
         sequence_group: ranks that hold other positions, in the order of ranks.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as

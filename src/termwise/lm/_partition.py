@@ -46,7 +46,7 @@ class VocabPartition:
         return f"VocabPartition(common={common}, rest_student={students}, rest_teacher={teachers})"
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same partition on a device."""
+        """Return the same partition on a device."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **tensors)
 

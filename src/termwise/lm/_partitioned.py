@@ -125,13 +125,14 @@ def partitioned_loss(
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
             Each has all of the teacher's logits and the partition of the whole vocabularies.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -400,7 +401,7 @@ class _Distance(NamedTuple):
     reverse: bool
 
     def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Give sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
+        """Return sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
         push = torch.zeros_like(a)
         kl, agree, mass = self._common(*_columns(a, b, self.common), push)
         l1 = self._tail(*_columns(a, b, self.rest), push)
@@ -443,7 +444,7 @@ def _columns(a: Tensor, b: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, 
 
 
 def largest_of_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Give the k largest of each row of numbers from 0 to 1, sorted, and their places."""
+    """Return the k largest of each row of numbers from 0 to 1, sorted, and their places."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         found = x.topk(k, dim=1)
         return found.values, found.indices

@@ -143,13 +143,14 @@ def projected_kl_loss(
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] counted in all micro-batches of a
             step, and their losses add up to that of the whole.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -331,7 +332,7 @@ class Setting(NamedTuple):
     """Of vocab_group and sequence_group."""
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Give them in the order in which the operators take them."""
+        """Return them in the order in which the operators take them."""
         p = self.projection
         by_column = p.teacher_pointers, p.teacher_rows, p.teacher_weights
         by_row = p.student_pointers, p.student_columns, p.student_weights
@@ -599,7 +600,7 @@ class Divergence(NamedTuple):
         return sums, _bag(self.by_row, spread.contiguous()).T
 
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Give the log of the target in the columns, and the mass that is not covered."""
+        """Return the log of the target in the columns, and the mass that is not covered."""
         rows, columns = block.teacher, self.columns
         logits = centred(logits, None)
         uncovered = (~self.covered).to(logits.dtype)

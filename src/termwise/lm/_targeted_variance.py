@@ -158,7 +158,7 @@ class _SumOfVariances(Function):
 
 @torch.library.custom_op("termwise::row_variances", mutates_args=())
 def _row_variances(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the biased variance and the mean of each row, in one pass over blocks in cache."""
+    """Return the biased variance and the mean of each row, in one pass over blocks in cache."""
     weight = weight.detach()
     vocab, dim = weight.shape
     means = torch.zeros(vocab, dtype=lifted(weight[:0]).dtype, device=weight.device)

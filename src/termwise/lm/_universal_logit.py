@@ -98,13 +98,14 @@ def universal_logit_loss(
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
             is needed, so that nothing waits to learn it.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -347,7 +348,7 @@ _universal_logit.register_vmap(looped(_universal_logit))
 
 
 def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each row's L1 distance between sorted entries, and its gradient in ours."""
+    """Return each row's L1 distance between sorted entries, and its gradient in ours."""
     most = min(ours.shape[1], theirs.shape[1])
     difference, place = largest_of_rows(ours, ours.shape[1])
     theirs, _ = largest_of_rows(theirs, theirs.shape[1])
