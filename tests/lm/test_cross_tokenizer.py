@@ -59,7 +59,7 @@ def student():
 
 def alone(kind, x, sample_mask=None, counts=TOKENS >= 0, **options):
     """The divergence of one teacher, by its own loss."""
-    few, reverse = options.get("top_k"), options.get("direction", "forward")
+    few, reverse = options.get("top_k"), options.get("divergence", "forward")
     common = {"temperature": options.get("temperature", 1.0)}
     if kind == "same":
         if sample_mask is not None:
@@ -72,11 +72,11 @@ def alone(kind, x, sample_mask=None, counts=TOKENS >= 0, **options):
     if kind == "partition":
         tail = options.get("tail_top_k", 8192)
         return partitioned_loss(
-            x, OTHER, partition=PARTITION, tail_top_k=tail, direction=reverse, **common
+            x, OTHER, partition=PARTITION, tail_top_k=tail, divergence=reverse, **common
         ).loss
     mean = options.get("teacher_mean", "log_normalized")
     return projected_kl_loss(
-        x, OTHER, projection=PROJECTION, direction=reverse, teacher_mean=mean, top_k=few, **common
+        x, OTHER, projection=PROJECTION, divergence=reverse, teacher_mean=mean, top_k=few, **common
     ).loss
 
 
@@ -91,7 +91,7 @@ def assert_same(ours, theirs, x):
     "options",
     [
         {},
-        {"temperature": 2.0, "direction": "reverse", "top_k": 3, "teacher_mean": "prob"},
+        {"temperature": 2.0, "divergence": "reverse", "top_k": 3, "teacher_mean": "prob"},
         {"exact_only": True, "tail_top_k": 1, "sample_mask": torch.tensor([True, False])},
     ],
     ids=["defaults", "reverse", "exact"],
@@ -279,7 +279,7 @@ def test_an_infinite_divergence_that_is_not_chosen_does_not_show():
     good = SAME.clone()
     good[:, :-1].scatter_(2, TOKENS[:, 1:, None].clamp_min(0), 9.0)
     terms = cross_tokenizer_loss(
-        x, TOKENS, [Teacher(impossible), Teacher(good)], combine="select", direction="reverse"
+        x, TOKENS, [Teacher(impossible), Teacher(good)], combine="select", divergence="reverse"
     )
     assert terms.teacher_kd.isinf().tolist() == [True, False]
     assert_same(
@@ -291,7 +291,7 @@ def test_what_has_weight_0_is_left_out_of_value_and_gradient():
     x = student()
     impossible = SAME.clone()
     impossible[..., 1] = -math.inf
-    options = {"direction": "reverse", "temperature": 2.0}
+    options = {"divergence": "reverse", "temperature": 2.0}
     ce, kd = next_token_loss(x, TOKENS).loss, alone("same", x, **options)
 
     def terms(*teachers, **numbers):
@@ -366,14 +366,21 @@ def test_micro_batches_of_given_normalizers_add_up():
     torch.testing.assert_close(sum(parts), whole.loss)
 
 
-def test_it_compiles_whole():
+def test_compiled_an_infinite_divergence_that_is_not_chosen_does_not_show():
     x = student()
-    options = {"score": "cross_entropy", "scale": "match"}
+    impossible = SAME.clone()
+    impossible[..., 1] = -math.inf
+    good = SAME.clone()
+    good[:, :-1].scatter_(2, TOKENS[:, 1:, None].clamp_min(0), 9.0)
 
     def function(x):
-        return cross_tokenizer_loss(x, TOKENS, [KINDS["same"], KINDS["partition"]], **options)
+        teachers = [Teacher(impossible), Teacher(good)]
+        options = {"combine": "select", "scale": "match", "divergence": "reverse"}
+        return cross_tokenizer_loss(x, TOKENS, teachers, **options)
 
     ours = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
+    assert ours.teacher_kd.isinf().tolist() == [True, False]
+    assert ours.loss.isfinite()
     assert_same(ours.loss, function(x).loss, x)
 
 

@@ -365,3 +365,33 @@ def test_two_widths_are_computed_in_the_wider_one(divergence):
         )
         assert ours.dtype == student.dtype
         torch.testing.assert_close(ours, theirs.to(student.dtype))
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
+@pytest.mark.parametrize("tail", [None, "renormalize", "bucket", "zero"])
+@pytest.mark.parametrize("left", [2, 1])
+def test_tokens_that_neither_model_has_change_no_gradient(divergence, tail, left):
+    # -inf in the logits of both, as padded vocabularies have it.
+    drawn = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, 3, 4, generator=drawn, dtype=torch.float64)
+    padded = [logits.masked_fill(torch.arange(4) >= left, -torch.inf) for logits in (x, y)]
+    options = {"divergence": divergence}
+    if tail is not None:
+        options.update(top_k=2, tail=tail)
+
+    def loss(x, y=padded[1]):
+        return distillation_loss(x, y, **options).loss
+
+    # The same without these tokens, or, where 2 are compared, with one of next to no probability.
+    width = 2 if tail else left
+    fewer = [logits[..., :width].clamp_min(-200) for logits in padded]
+    x = fewer[0].clone().requires_grad_()
+    options |= {"tail": "renormalize"} if tail else {}
+    value = loss(x, fewer[1])
+    (expected,) = torch.autograd.grad(value, x)
+    expected = torch.nn.functional.pad(expected, (0, 4 - width))
+    options |= {"tail": tail} if tail else {}
+    x = padded[0].clone().requires_grad_()
+    torch.testing.assert_close(loss(x), value)
+    torch.testing.assert_close(torch.autograd.grad(loss(x), x)[0], expected)
+    torch.testing.assert_close(torch.func.grad(loss)(padded[0]), expected)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import termwise as tw
-from termwise.lm import NextTokenLoss, NextTokenTerms, next_token_loss
+from termwise.lm import NextTokenLoss, NextTokenTerms, _rows, next_token_loss
 
 
 def oracle(logits, tokens, mask=None):
@@ -165,3 +165,23 @@ def test_refusals():
         next_token_loss(logits, tokens.float())
     with pytest.raises(tw.ContractError, match="mask needs Bool"):
         next_token_loss(logits, tokens, mask=mask.int())
+
+
+@pytest.mark.parametrize("small", [0, 2**14])
+def test_both_sides_of_the_size_that_is_small_agree(monkeypatch, small):
+    monkeypatch.setattr(_rows, "SMALL", small)
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tokens = torch.tensor([[0, 1, -1, 6, 7], [3, 3, 2, 6, 0]])
+    for counted in (tokens, tokens.clamp(max=6), tokens.clamp(0, 6)):
+        terms = next_token_loss(logits, counted)
+        wide = logits[:, :-1].double().log_softmax(2)
+        beyond = counted[:, 1:] > 6
+        nats = -wide.gather(2, counted[:, 1:, None].clamp(0, 6))[..., 0]
+        nats = (nats * torch.where(beyond, torch.nan, 1.0))[counted[:, 1:] >= 0]
+        assert terms.num_tokens == len(nats)
+        torch.testing.assert_close(terms.loss, nats.mean().float(), equal_nan=True)
+        ours, theirs = (
+            torch.autograd.grad(loss, logits, retain_graph=True)[0]
+            for loss in (terms.loss, nats.mean())
+        )
+        torch.testing.assert_close(ours, theirs, equal_nan=True)

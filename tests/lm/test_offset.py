@@ -71,11 +71,11 @@ LOSSES = {
         f"projected, {mean}": projected(teacher_mean=mean, temperature=1.5)
         for mean in ("log", "log_normalized", "prob")
     },
-    "projected, reverse": projected(direction="reverse", top_k=4),
+    "projected, reverse": projected(divergence="reverse", top_k=4),
     "linear": linear(temperature=1.5),
     "partitioned": lambda x, y: lm.partitioned_loss(x, y, **ALIGNED, partition=PARTITION),
     "partitioned, reverse": lambda x, y: lm.partitioned_loss(
-        x, y, **ALIGNED, partition=PARTITION, direction="reverse", temperature=1.5
+        x, y, **ALIGNED, partition=PARTITION, divergence="reverse", temperature=1.5
     ),
     "universal": lambda x, y: lm.universal_logit_loss(x, y, **ALIGNED, temperature=1.5),
     "crossed": crossed(second={**ALIGNED, "projection": PROJECTION}, temperature=1.5),

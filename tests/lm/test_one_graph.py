@@ -1,4 +1,7 @@
-"""Losses over rows of logits compile once for all sizes, and export with a batch of any size."""
+"""Losses over rows of logits compile once for all sizes, and export with a batch of any size.
+
+`tests/core/every_loss.py` compiles every loss once; these are its other ways through the rows.
+"""
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ LOSSES = {
         x, y, top_k=2, tail="bucket", mask=mask
     ),
     "crossed": lambda x, y, tokens, mask: lm.cross_tokenizer_loss(
-        x, tokens, [Teacher(y), Teacher(y.flip(2))], score="entropy", mask=mask
+        x, tokens, Teacher(y), score="entropy", mask=mask
     ),
     "averaged": lambda x, y, tokens, mask: lm.cross_tokenizer_loss(
         x, tokens, [Teacher(y), Teacher(y.flip(2))], combine="average_logits", mask=mask
@@ -34,21 +37,20 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_ten_sizes_make_at_most_two_graphs(name):
+@pytest.mark.parametrize("name", ["bucket", "crossed", "averaged"])
+def test_ten_sizes_make_one_graph(name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(LOSSES[name], fullgraph=True, backend=counter)
+    compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend=counter)
     for sizes in SIZES:
         inputs = draw(*sizes)
         found = compiled(*inputs).loss
     torch.testing.assert_close(found, LOSSES[name](*inputs).loss)
-    assert counter.frame_count <= 2
+    assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["next token", "jensen shannon"])
-def test_a_graph_does_not_grow_with_the_data(name):
-    counts = []
+def test_a_graph_does_not_grow_with_the_data():
+    name, counts = "jensen shannon", []
     for sizes in ((2, 3), (64, 128)):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("eager")

@@ -52,7 +52,7 @@ def oracle(
     common_weight=1.0,
     tail_weight=1.0,
     temperature=1.0,
-    direction="forward",
+    divergence="forward",
     sample_mask=None,
     exact_only=False,
     normalizer=None,
@@ -66,7 +66,7 @@ def oracle(
             for x, rows in ((student, ours), (teacher, theirs))
         ]
         a, q = mean[0][partition.common_student], mean[1][partition.common_teacher]
-        first, second = (q, a) if direction == "forward" else (a, q)
+        first, second = (q, a) if divergence == "forward" else (a, q)
         divergences.append((first.exp() * (first - second)).sum())
         agreements.append(float(len(a) > 0 and a.argmax() == q.argmax()))
         masses.append(q.exp().sum().item())
@@ -169,7 +169,7 @@ problems = st.builds(
     common_weight=st.sampled_from([1.0, 0.0, 0.3]),
     tail_weight=st.sampled_from([1.0, 2.5]),
     temperature=st.sampled_from([1.0, 0.5, 3.0]),
-    direction=st.sampled_from(DIRECTIONS),
+    divergence=st.sampled_from(DIRECTIONS),
     exact_only=st.booleans(),
     masked=st.booleans(),
     normalizer=st.none() | st.just(2.5),
@@ -211,8 +211,8 @@ def nemo(problem, top_k, *, temperature=2.0, reverse=False):
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_nemo_rls_gold_loss(seed, reverse):
     problem = draw_problem(seed)
-    direction = "reverse" if reverse else "forward"
-    ours = problem.ours(tail_top_k=3, temperature=2.0, direction=direction)
+    divergence = "reverse" if reverse else "forward"
+    ours = problem.ours(tail_top_k=3, temperature=2.0, divergence=divergence)
     theirs = nemo(problem, 3, reverse=reverse)
     torch.testing.assert_close(ours.loss, theirs, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(
@@ -237,8 +237,8 @@ def test_a_row_is_sorted_by_its_digits(rows, k):
 # --- laws -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_equal_models_have_no_loss(direction):
+@pytest.mark.parametrize("divergence", DIRECTIONS)
+def test_equal_models_have_no_loss(divergence):
     problem = draw_problem(1, times=(7, 7), vocabs=(8, 8))
     ids = problem.alignment.student_chunk_id
     partition = VocabPartition(*[torch.arange(5)] * 2, *[torch.arange(5, 8)] * 2)
@@ -248,7 +248,7 @@ def test_equal_models_have_no_loss(direction):
         dataclasses.replace(problem.alignment, teacher_chunk_id=ids),
         partition,
     )
-    terms = twins.ours(direction=direction)
+    terms = twins.ours(divergence=divergence)
     assert terms.num_chunks > 1
     torch.testing.assert_close(terms.loss, torch.zeros_like(terms.loss), atol=1e-14, rtol=0)
     assert terms.top1_agreement == 1
@@ -322,8 +322,8 @@ def test_where_no_chunk_counts_the_loss_is_zero_and_connected():
     assert (problem.gradient(terms.loss) == 0).all()
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradcheck(direction):
+@pytest.mark.parametrize("divergence", DIRECTIONS)
+def test_gradcheck(divergence):
     problem = draw_problem(8)
     assert torch.autograd.gradcheck(
         lambda x: (
@@ -334,7 +334,7 @@ def test_gradcheck(direction):
                 partition=problem.partition,
                 tail_top_k=3,
                 temperature=1.5,
-                direction=direction,
+                divergence=divergence,
             ).loss
         ),
         problem.student,
@@ -447,7 +447,7 @@ def test_the_module_is_the_function():
         "common_weight": 0.5,
         "tail_weight": 2.0,
         "temperature": 2.0,
-        "direction": "reverse",
+        "divergence": "reverse",
         "exact_only": True,
         "grad_reduction": "sum",
     }
@@ -464,4 +464,4 @@ def test_the_module_is_the_function():
         )
         assert isinstance(terms, PartitionedTerms)
         torch.testing.assert_close(dict(terms.items()), dict(expected.items()), rtol=0, atol=0)
-    assert "common=4, rest_student=5, rest_teacher=4, tail_top_k=2" in repr(module)
+    assert "common=4, rest_student=5, rest_teacher=4), tail_top_k=2" in repr(module)

@@ -68,7 +68,7 @@ def oracle(
     projection,
     *,
     temperature=1.0,
-    direction="forward",
+    divergence="forward",
     top_k=None,
     teacher_columns=None,
     teacher_mean="log_normalized",
@@ -96,7 +96,7 @@ def oracle(
             log_p, whole = among.mean(0), scaled.mean(0).softmax(0)
         if teacher_mean == "log_normalized":
             log_p = log_p - log_p.logsumexp(0)
-        if direction == "forward":
+        if divergence == "forward":
             divergences.append((log_p.exp() * (log_p - q.log())).sum())
         else:
             divergences.append((q * (q.log() - log_p)).sum())
@@ -203,7 +203,7 @@ problems = st.builds(
 @given(
     problem=problems,
     temperature=st.sampled_from([1.0, 0.5, 3.0]),
-    direction=st.sampled_from(DIRECTIONS),
+    divergence=st.sampled_from(DIRECTIONS),
     teacher_mean=st.sampled_from(MEANS),
     top_k=st.none() | st.integers(1, 8),
     exact_only=st.booleans(),
@@ -219,11 +219,11 @@ def test_values_and_gradients_are_the_formulas(problem, masked, block, **options
         assert_is_the_oracle(problem, **options)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("divergence", DIRECTIONS)
 @pytest.mark.parametrize("teacher_mean", MEANS)
-def test_given_columns(teacher_mean, direction):
+def test_given_columns(teacher_mean, divergence):
     problem = draw_problem(1)
-    options = {"teacher_mean": teacher_mean, "direction": direction}
+    options = {"teacher_mean": teacher_mean, "divergence": divergence}
     columns = torch.tensor([0, 2, 3])
     assert_is_the_oracle(problem, teacher_columns=columns, **options)
     # Their order is of no account.
@@ -266,9 +266,9 @@ def test_the_log_mean_is_nemo_rls(seed, reverse):
     problem.alignment.teacher_chunk_id[:] = torch.arange(7) % 4
     problem.alignment.pair_valid[:] = True
     problem.teacher[:, -1] = -9.0  # but the last one, which predicts nothing
-    direction = "reverse" if reverse else "forward"
+    divergence = "reverse" if reverse else "forward"
     problem.alignment.student_chunk_id[:] = torch.arange(8) % 4
-    options = {"temperature": 2.0, "direction": direction, "teacher_mean": "log"}
+    options = {"temperature": 2.0, "divergence": divergence, "teacher_mean": "log"}
     ours = problem.ours(top_k=5, **options)
     theirs = nemo(problem, 5, reverse=reverse)
     torch.testing.assert_close(ours.loss, theirs, rtol=1e-8, atol=1e-9)
@@ -295,22 +295,22 @@ def twins(seed=0, **options):
     return Problem(problem.student, teacher, alignment, identity(6))
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_equal_models_have_no_divergence(direction):
+@pytest.mark.parametrize("divergence", DIRECTIONS)
+def test_equal_models_have_no_divergence(divergence):
     one_each = twins()
     one_each.alignment.student_chunk_id[:] = torch.tensor([3, 0, 1, 2, 3, -1, -1])
     one_each.alignment.pair_valid[:] = True
     for teacher_mean in MEANS:  # with one position in a chunk all three means are one
-        terms = one_each.ours(direction=direction, teacher_mean=teacher_mean, eps=0.0)
+        terms = one_each.ours(divergence=divergence, teacher_mean=teacher_mean, eps=0.0)
         torch.testing.assert_close(terms.kl, torch.zeros_like(terms.kl), atol=1e-14, rtol=0)
         assert problem_is_flat(one_each, terms)
-    terms = twins().ours(direction=direction, teacher_mean="prob", eps=0.0)
+    terms = twins().ours(divergence=divergence, teacher_mean="prob", eps=0.0)
     torch.testing.assert_close(terms.kl, torch.zeros_like(terms.kl), atol=1e-14, rtol=0)
     assert terms.top1_agreement == 1
     assert terms.uncovered_teacher_mass.abs() < 1e-12
     # The means of several positions differ: arithmetic on one side, geometric on the other.
-    assert twins().ours(direction=direction).kl > 1e-3
-    assert twins().ours(direction="forward", teacher_mean="log").kl < 0
+    assert twins().ours(divergence=divergence).kl > 1e-3
+    assert twins().ours(divergence="forward", teacher_mean="log").kl < 0
 
 
 def problem_is_flat(problem, terms):
@@ -389,7 +389,7 @@ def test_a_token_that_the_teacher_rules_out_is_no_nan():
         terms = problem.ours(teacher_mean=teacher_mean)
         assert terms.loss.isfinite()
         assert problem.gradient(terms.loss).isfinite().all()
-    assert problem.ours(direction="reverse").loss == math.inf
+    assert problem.ours(divergence="reverse").loss == math.inf
 
 
 def test_a_non_finite_logit_that_counts_is_not_repaired():
@@ -418,7 +418,7 @@ def test_uncovered_mass_and_epsilon():
     expected = math.log(0.5) - 0.5 * math.log(1e-10)
     assert terms.kl.item() == pytest.approx(expected, abs=1e-9)
     assert problem.ours(eps=0.0).kl == math.inf
-    assert problem.ours(eps=0.0, direction="reverse").kl.item() == pytest.approx(math.log(2))
+    assert problem.ours(eps=0.0, divergence="reverse").kl.item() == pytest.approx(math.log(2))
     one_column = problem.ours(teacher_columns=torch.tensor([0]))
     assert one_column.kl.abs() < 1e-9
     assert one_column.uncovered_teacher_mass == 0.5
@@ -451,9 +451,9 @@ def test_a_chunk_of_token_0_alone_does_not_count():
     assert count_valid_chunks(Alignment(ids, ids, yes, yes)) == 1
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("divergence", DIRECTIONS)
 @pytest.mark.parametrize("teacher_mean", MEANS)
-def test_gradcheck(direction, teacher_mean):
+def test_gradcheck(divergence, teacher_mean):
     problem = draw_problem(8, covering=True)
     assert torch.autograd.gradcheck(
         lambda x: (
@@ -463,7 +463,7 @@ def test_gradcheck(direction, teacher_mean):
                 alignment=problem.alignment,
                 projection=problem.projection,
                 temperature=1.5,
-                direction=direction,
+                divergence=divergence,
                 teacher_mean=teacher_mean,
             ).loss
         ),
@@ -655,8 +655,8 @@ def test_refusals_by_the_contract():
     problem = draw_problem(0)
     with pytest.raises(TypeError, match="teacher_logits needs .*batch is 1, but it is 2"):
         call(problem, problem.student, problem.teacher[:1])
-    with pytest.raises(TypeError, match="direction needs"):
-        problem.ours(direction="sideways")
+    with pytest.raises(TypeError, match="divergence needs"):
+        problem.ours(divergence="sideways")
     with pytest.raises(TypeError, match="sample_mask"):
         problem.ours(sample_mask=torch.ones(3, dtype=torch.bool))
     with pytest.raises(
@@ -669,7 +669,7 @@ def test_the_module_is_the_function():
     problem = draw_problem(0)
     numbers = {
         "temperature": 2.0,
-        "direction": "reverse",
+        "divergence": "reverse",
         "top_k": 3,
         "teacher_mean": "prob",
         "exact_only": True,
@@ -697,4 +697,4 @@ def test_the_module_is_the_function():
         )
         assert isinstance(terms, ProjectedKLTerms)
         torch.testing.assert_close(dict(terms.items()), dict(expected.items()), rtol=0, atol=0)
-    assert "temperature=2.0, direction='reverse', top_k=3" in repr(module)
+    assert "temperature=2.0, divergence='reverse', top_k=3" in repr(module)

@@ -198,3 +198,11 @@ def test_the_module_is_the_function():
     expected = targeted_variance_loss(weight, coefficient=0.3, target=0.2, valid_rows=valid_rows)
     assert terms.metrics() == expected.metrics()
     assert repr(loss_fn) == "TargetedVarianceLoss(coefficient=0.3, target=0.2)"
+
+
+def test_a_coefficient_of_0_leaves_out_what_overflows():
+    weight = torch.tensor([[-1e30, 1e30]], requires_grad=True)
+    terms = targeted_variance_loss(weight, coefficient=0.0)
+    assert terms.squared_error.isinf()
+    assert terms.loss == 0
+    assert not torch.autograd.grad(terms.loss, weight)[0].any()

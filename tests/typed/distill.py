@@ -83,7 +83,7 @@ def through_a_projection(
 
     terms = linear_projected_kl_loss(x, x, teacher, alignment=alignment, projection=pairs)
     assert_type(terms, ProjectedKLTerms)
-    linear_fn = LinearProjectedKLLoss(pairs, direction="reverse")
+    linear_fn = LinearProjectedKLLoss(pairs, divergence="reverse")
     assert_type(linear_fn(x, x, teacher, alignment=alignment), ProjectedKLTerms)
 
 

@@ -71,7 +71,7 @@ class Alignment:
         return self.pair_valid.shape[1]
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same alignment on a device."""
+        """Return the same alignment on a device."""
         return dataclasses.replace(
             self, **{name: getattr(self, name).to(device) for name in _DTYPES}
         )

@@ -102,7 +102,7 @@ def padding(**widths: tuple[int, int]) -> str:
 
 
 def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
-    """Give the token of this rank's first column. None: 0."""
+    """Return the token of this rank's first column. None: 0."""
     if vocab_group is None:
         return None
     width = logits.new_full((), logits.shape[2], dtype=torch.int64)
@@ -133,7 +133,7 @@ class Rows:
         flat[self.index] = self._only_used(rows).to(flat.dtype)
 
     def sharing(self, factor: Tensor) -> Tensor:
-        """Give the matrix [chunks, rows] of the rows' shares in their chunks, times a factor."""
+        """Return the matrix [chunks, rows] of the rows' shares in their chunks, times a factor."""
         share = self._only_used(self.inverse_size[self.chunk])
         matrix = share.new_zeros(len(self.inverse_size), len(self.chunk))
         return matrix.scatter_(0, self.chunk[None], (share * factor)[None])
@@ -272,14 +272,14 @@ def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
 
 
 def _used(ids: Tensor, valid: Tensor) -> Tensor:
-    """Tell which positions are in a chunk that counts."""
+    """Return which positions are in a chunk that counts."""
     return F.pad(valid, (1, 0)).gather(1, ids + 1)
 
 
 def softmax_gradient(
     powers: Tensor, inverse: Tensor, push: Tensor, vocab_name: str | None
 ) -> Tensor:
-    """Give the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
+    """Return the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
     mean = total(row_products(powers, push), vocab_name) * inverse
     return push.sub_(mean[:, None]).mul_(powers).mul_(inverse[:, None])
 
@@ -300,7 +300,7 @@ def normalized(
 
 
 def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
-    """Give the highest logit of each token over the rows in chunks that count."""
+    """Return the highest logit of each token over the rows in chunks that count."""
     return cast("Tensor", _highest_logits(logits.detach(), ids, valid))
 
 
@@ -332,7 +332,7 @@ def wants_gradient(x: Tensor) -> bool:
 
 
 def link_to(x: Tensor) -> Tensor:
-    """Give a 0 that hangs on x, for `chain`: a sum over nothing."""
+    """Return a 0 that hangs on x, for `chain`: a sum over nothing."""
     return x[:0].sum()
 
 

@@ -12,7 +12,7 @@ from ._alignment import out_of_range
 
 
 def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -> Tensor:
-    """Give the chunk of the token that each logit predicts: the ids moved by one, -1 at the end.
+    """Return the chunk of the token that each logit predicts: the ids moved by one, -1 at the end.
 
     Where ranks hold parts of the sequence, in the order of ranks, a rank's last logit predicts the
     first token of the next rank that has any.
@@ -116,7 +116,7 @@ def valid_chunk_mask(
     teacher_sizes: Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"],
     pair_valid: Bool[Tensor, "batch chunks"],
 ) -> Bool[Tensor, "batch chunks"]:
-    """Tell which chunks count: those that are valid and hold a position on both sides.
+    """Return which chunks count: those that are valid and hold a position on both sides.
 
     Args:
         student_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): positions in

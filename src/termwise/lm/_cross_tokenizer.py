@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -20,7 +21,7 @@ from ._distillation import distillation_loss, times
 from ._next_token import next_token_loss
 from ._partition import VocabPartition
 from ._partitioned import partitioned_loss
-from ._projected_kl import Direction, TeacherMean, projected_kl_loss
+from ._projected_kl import KLDivergence, TeacherMean, projected_kl_loss
 from ._projection import VocabProjection
 from ._rows import (
     Sums,
@@ -84,7 +85,7 @@ class Teacher:
                 raise ValueError(f"Teacher needs an alignment beside its {name}")
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same teacher on a device."""
+        """Return the same teacher on a device."""
         moved: dict[str, Any] = {
             field.name: value
             if value is None or isinstance(value, float | int)
@@ -137,7 +138,7 @@ def cross_tokenizer_loss(
     score_scale: float = 1.0,
     log_vocab: bool = False,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     tail_top_k: int = 8192,
     teacher_mean: TeacherMean = "log_normalized",
@@ -188,7 +189,7 @@ def cross_tokenizer_loss(
         score_scale: alpha, the sharpness of these weights.
         log_vocab: count a teacher's divergence, and its score, by the logarithm of its vocabulary.
         temperature: T, of every divergence.
-        direction: of every divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: of every divergence: "forward", KL(teacher || student), or "reverse".
         top_k: of `projected_kl_loss`, for all positions together, and of `distillation_loss`, at
             each position. None: all.
         tail_top_k: of `partitioned_loss`.
@@ -204,12 +205,13 @@ def cross_tokenizer_loss(
             batch_group and sequence_group. Given one, and the teachers theirs, micro-batches add up
             exactly, unless their scales, scores or choice differ.
         student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
             an alignment is held in the same parts, one with an alignment whole on each rank.
         sequence_group: ranks that hold other positions of all models, in the order of ranks.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank; so are s, the weights and the choice,
@@ -291,7 +293,7 @@ def cross_tokenizer_loss(
             teacher,
             counted,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             top_k=top_k,
             tail_top_k=tail_top_k,
             teacher_mean=teacher_mean,
@@ -336,8 +338,8 @@ def cross_tokenizer_loss(
     )
 
 
-class CrossTokenizerLoss(nn.Module):
-    """[`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss] with its numbers held.
+class CrossTokenizerLoss(LossModule):
+    """[`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss] as a module.
 
     Examples:
         >>> import torch
@@ -349,42 +351,22 @@ class CrossTokenizerLoss(nn.Module):
         True
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        kd_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        scale: Scale = "fixed",
-        combine: Combination = "sum",
-        score: Score | None = None,
-        score_scale: float = 1.0,
-        log_vocab: bool = False,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        top_k: int | None = None,
-        tail_top_k: int = 8192,
-        teacher_mean: TeacherMean = "log_normalized",
-        exact_only: bool = False,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.kd_weight = kd_weight
-        self.ce_weight = ce_weight
-        self.scale: Scale = scale
-        self.combine: Combination = combine
-        self.score: Score | None = score
-        self.score_scale = score_scale
-        self.log_vocab = log_vocab
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.top_k = top_k
-        self.tail_top_k = tail_top_k
-        self.teacher_mean: TeacherMean = teacher_mean
-        self.exact_only = exact_only
-        self.grad_reduction: GradReduction = grad_reduction
+    kd_weight: float = 1.0
+    ce_weight: float = 1.0
+    scale: Scale = "fixed"
+    combine: Combination = "sum"
+    score: Score | None = None
+    score_scale: float = 1.0
+    log_vocab: bool = False
+    temperature: float = 1.0
+    divergence: KLDivergence = "forward"
+    top_k: int | None = None
+    tail_top_k: int = 8192
+    teacher_mean: TeacherMean = "log_normalized"
+    exact_only: bool = False
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch time vocab"],
         tokens: Int[Tensor, "batch time"],
@@ -398,24 +380,11 @@ class CrossTokenizerLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> CrossTokenizerTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return cross_tokenizer_loss(
             student_logits,
             tokens,
             teachers,
-            kd_weight=self.kd_weight,
-            ce_weight=self.ce_weight,
-            scale=self.scale,
-            combine=self.combine,
-            score=self.score,
-            score_scale=self.score_scale,
-            log_vocab=self.log_vocab,
-            temperature=self.temperature,
-            direction=self.direction,
-            top_k=self.top_k,
-            tail_top_k=self.tail_top_k,
-            teacher_mean=self.teacher_mean,
-            exact_only=self.exact_only,
             mask=mask,
             sample_mask=sample_mask,
             normalizer=normalizer,
@@ -423,37 +392,7 @@ class CrossTokenizerLoss(nn.Module):
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch time vocab"],
-            tokens: Int[Tensor, "batch time"],
-            teachers: Teacher | Sequence[Teacher],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            student_vocab: int | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> CrossTokenizerTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"kd_weight={self.kd_weight}, ce_weight={self.ce_weight}, scale={self.scale!r}, "
-            f"combine={self.combine!r}, score={self.score!r}, score_scale={self.score_scale}, "
-            f"log_vocab={self.log_vocab}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, top_k={self.top_k}, tail_top_k={self.tail_top_k}, "
-            f"teacher_mean={self.teacher_mean!r}, exact_only={self.exact_only}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 
@@ -466,7 +405,7 @@ class _Groups:
 
 
 def _same(teacher: Teacher) -> bool:
-    """Tell whether it has the student's tokens."""
+    """Whether it has the student's tokens."""
     return teacher.alignment is None
 
 
@@ -520,7 +459,7 @@ def _check(
 
 
 def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Give numbers as a vector, which no copy from the host has to wait for."""
+    """Return numbers as a vector, which no copy from the host has to wait for."""
     return torch.stack([like.new_full((), number) for number in numbers])
 
 
@@ -603,7 +542,7 @@ def _divergence(
     counted: Tensor,
     *,
     temperature: float,
-    direction: Direction,
+    divergence: KLDivergence,
     top_k: int | None,
     tail_top_k: int,
     teacher_mean: TeacherMean,
@@ -618,7 +557,7 @@ def _divergence(
         return distillation_loss(
             student_logits,
             teacher.logits,
-            divergence=direction,
+            divergence=divergence,
             temperature=temperature,
             top_k=None if whole else top_k,
             mask=counted >= 0,
@@ -635,7 +574,7 @@ def _divergence(
             alignment=teacher.alignment,
             projection=teacher.projection,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             top_k=top_k,
             teacher_mean=teacher_mean,
             mask=counted >= 0,
@@ -654,7 +593,7 @@ def _divergence(
             partition=teacher.partition,
             tail_top_k=tail_top_k,
             temperature=temperature,
-            direction=direction,
+            divergence=divergence,
             mask=counted >= 0,
             exact_only=exact_only,
             normalizer=teacher.normalizer,
@@ -686,7 +625,7 @@ def _scores(
     sample_mask: Tensor | None,
     groups: _Groups,
 ) -> Tensor:
-    """Give each teacher's score, -inf for those of which no token counts, unless none does."""
+    """Return each teacher's score, -inf for those of which no token counts, unless none does."""
     pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
     wide = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
     scores, counts = (torch.stack([pair[i].to(wide) for pair in pairs]) for i in (0, 1))
@@ -701,7 +640,7 @@ def _score(
     sample_mask: Tensor | None,
     groups: _Groups,
 ) -> tuple[Tensor, Tensor]:
-    """Give the mean score and the number of tokens that it is of, over all ranks."""
+    """Return the mean score and the number of tokens that it is of, over all ranks."""
     logits, vocab_group = teacher.logits.detach(), groups.vocab
     if teacher.tokens is not None:
         counted = teacher.tokens.long()

@@ -2,14 +2,15 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
@@ -96,11 +97,12 @@ def distillation_loss(
             Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
             up exactly.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other columns of both logits, in any numbers.
         sequence_group: ranks that hold other positions, in the order of ranks.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all positions, the same on every rank. Gradient: combined over batch_group as
@@ -169,8 +171,8 @@ def distillation_loss(
     return DistillationTerms(loss=temperature**2 * mean, divergence=mean, num_tokens=count.to(kind))
 
 
-class DistillationLoss(nn.Module):
-    """[`distillation_loss`][termwise.lm.distillation_loss] with its numbers held.
+class DistillationLoss(LossModule):
+    """[`distillation_loss`][termwise.lm.distillation_loss] as a module.
 
     Examples:
         >>> import torch
@@ -181,26 +183,14 @@ class DistillationLoss(nn.Module):
         True
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        divergence: Divergence = "forward",
-        beta: float = 0.5,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        tail: Tail = "renormalize",
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.divergence: Divergence = divergence
-        self.beta = beta
-        self.temperature = temperature
-        self.top_k = top_k
-        self.tail: Tail = tail
-        self.grad_reduction: GradReduction = grad_reduction
+    divergence: Divergence = "forward"
+    beta: float = 0.5
+    temperature: float = 1.0
+    top_k: int | None = None
+    tail: Tail = "renormalize"
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch time vocab"],
         teacher_logits: Float[Tensor, "batch time vocab"],
@@ -211,44 +201,16 @@ class DistillationLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> DistillationTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return distillation_loss(
             student_logits,
             teacher_logits,
-            divergence=self.divergence,
-            beta=self.beta,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            tail=self.tail,
             mask=mask,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch time vocab"],
-            teacher_logits: Float[Tensor, "batch time vocab"],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> DistillationTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"divergence={self.divergence!r}, beta={self.beta}, temperature={self.temperature}, "
-            f"top_k={self.top_k}, tail={self.tail!r}"
+            **self.hyperparameters(),
         )
 
 
@@ -272,7 +234,8 @@ def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -
     elif compared.divergence == "reverse":
         parts = times(q.exp(), q - p)
     else:
-        beta, mixed = compared.beta, _mixed(p, q, compared.beta)
+        # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
+        beta, mixed = compared.beta, _mixed(_finite(p), _finite(q), compared.beta)
         parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
     per_row = clear(parts.sum(1), unused)
     return (per_row.sum(dtype=accumulator(per_row)),)
@@ -359,10 +322,22 @@ def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
     kept = q.gather(1, chosen), p.gather(1, chosen)
     if tail == "renormalize":
         return kept[0].log_softmax(1), kept[1].log_softmax(1)
-    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
-    q_rest = q.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+    q_rest = _log_sum_of_others(q, chosen)
     if tail == "zero":
         p_rest, kept_p = torch.full_like(q_rest, -torch.inf), kept[1].log_softmax(1)
     else:
-        p_rest, kept_p = p.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True), kept[1]
+        p_rest, kept_p = _log_sum_of_others(p, chosen), kept[1]
     return torch.cat([kept[0], q_rest], 1), torch.cat([kept_p, p_rest], 1)
+
+
+def _log_sum_of_others(logs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the log of the probability of the tokens that are not chosen."""
+    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
+    lowest = torch.finfo(logs.dtype).min
+    rest = _finite(logs).scatter(1, chosen, lowest).logsumexp(1, keepdim=True)
+    return rest.masked_fill(rest <= lowest, -torch.inf)
+
+
+def _finite(logs: Tensor) -> Tensor:
+    """Replace -inf by the lowest finite number: sums of e^-inf alone have a NaN for a gradient."""
+    return logs.clamp_min(torch.finfo(logs.dtype).min)

@@ -1,14 +1,16 @@
 """Projected KL from hidden states and the head's weight: the student's logits are never whole."""
 
-from typing import TYPE_CHECKING, Any, cast
+import dataclasses
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, total
+from .._module import LossModule
 from .._numbers import alike, lifted, looped
 from ._alignment import Alignment
 from ._chunk_streams import (
@@ -23,8 +25,8 @@ from ._chunk_streams import (
     wants_gradient,
 )
 from ._projected_kl import (
-    Direction,
     Divergence,
+    KLDivergence,
     ProjectedKLTerms,
     TeacherMean,
     divergence_setting,
@@ -42,7 +44,7 @@ def linear_projected_kl_loss(
     alignment: Alignment,
     projection: VocabProjection,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
@@ -76,7 +78,7 @@ def linear_projected_kl_loss(
         alignment: as in projected_kl_loss, and so all that follow.
         projection: from the student's vocabulary, the rows of weight, to the teacher's.
         temperature: T, positive.
-        direction: "forward" or "reverse".
+        divergence: "forward" or "reverse".
         top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
@@ -90,7 +92,8 @@ def linear_projected_kl_loss(
         batch_group: ranks that hold other samples. None, here and below: this rank alone.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
         sequence_group: ranks that hold other positions; each has the same weight.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: over batch_group as
@@ -152,7 +155,7 @@ def linear_projected_kl_loss(
             teacher_logits.detach(),
             *setting.tensors(),
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             teacher_mean,
             eps,
             wants_gradient(hidden) or wants_gradient(weight),
@@ -163,8 +166,8 @@ def linear_projected_kl_loss(
     return divergence_terms(setting, loss, measured, temperature, batch_group, grad_reduction)
 
 
-class LinearProjectedKLLoss(nn.Module):
-    """[`linear_projected_kl_loss`][termwise.lm.linear_projected_kl_loss] with its numbers held.
+class LinearProjectedKLLoss(LossModule):
+    """[`linear_projected_kl_loss`][termwise.lm.linear_projected_kl_loss] as a module.
 
     The projection is no parameter and no buffer: `module.to(device)` leaves it where it is.
 
@@ -174,30 +177,16 @@ class LinearProjectedKLLoss(nn.Module):
         >>> loss_fn = LinearProjectedKLLoss(projection, temperature=2.0, top_k=8192)
     """
 
-    @contract
-    def __init__(
-        self,
-        projection: VocabProjection,
-        *,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        top_k: int | None = None,
-        teacher_mean: TeacherMean = "log_normalized",
-        exact_only: bool = False,
-        eps: float = 1e-10,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.projection = projection
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.top_k = top_k
-        self.teacher_mean: TeacherMean = teacher_mean
-        self.exact_only = exact_only
-        self.eps = eps
-        self.grad_reduction: GradReduction = grad_reduction
+    projection: VocabProjection = dataclasses.field(kw_only=False)
+    temperature: float = 1.0
+    divergence: KLDivergence = "forward"
+    top_k: int | None = None
+    teacher_mean: TeacherMean = "log_normalized"
+    exact_only: bool = False
+    eps: float = 1e-10
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         hidden: Float[Tensor, "batch student_time d_model"],
         weight: Float[Tensor, "student_vocab d_model"],
@@ -212,57 +201,21 @@ class LinearProjectedKLLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> ProjectedKLTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return linear_projected_kl_loss(
             hidden,
             weight,
             teacher_logits,
             alignment=alignment,
             projection=self.projection,
-            temperature=self.temperature,
-            direction=self.direction,
-            top_k=self.top_k,
             teacher_columns=teacher_columns,
-            teacher_mean=self.teacher_mean,
             mask=mask,
             sample_mask=sample_mask,
-            exact_only=self.exact_only,
             normalizer=normalizer,
-            eps=self.eps,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            hidden: Float[Tensor, "batch student_time d_model"],
-            weight: Float[Tensor, "student_vocab d_model"],
-            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
-            *,
-            alignment: Alignment,
-            teacher_columns: Int[Tensor, " columns"] | None = None,
-            mask: Bool[Tensor, "batch student_time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> ProjectedKLTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"student_vocab={self.projection.student_vocab}, "
-            f"teacher_vocab={self.projection.teacher_vocab}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, top_k={self.top_k}, "
-            f"teacher_mean={self.teacher_mean!r}, exact_only={self.exact_only}, eps={self.eps}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 

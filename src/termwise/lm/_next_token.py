@@ -1,14 +1,14 @@
 """Next-token cross-entropy, whole or over shards of the vocabulary."""
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer
@@ -69,12 +69,13 @@ def next_token_loss(
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
             add up exactly.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
             ranks; tokens are numbered over all of them.
         sequence_group: ranks that hold other positions, in the order of ranks.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
@@ -126,7 +127,7 @@ def next_token_loss(
     )
 
 
-class NextTokenLoss(nn.Module):
+class NextTokenLoss(LossModule):
     """[`next_token_loss`][termwise.lm.next_token_loss] as a module.
 
     Examples:
@@ -137,12 +138,9 @@ class NextTokenLoss(nn.Module):
         {'loss': 2.07..., 'num_tokens': 8.0, 'accuracy': 1.0}
     """
 
-    @contract
-    def __init__(self, *, grad_reduction: GradReduction = "mean") -> None:
-        super().__init__()
-        self.grad_reduction: GradReduction = grad_reduction
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         logits: Float[Tensor, "batch time vocab"],
         tokens: Int[Tensor, "batch time"],
@@ -153,7 +151,7 @@ class NextTokenLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> NextTokenTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return next_token_loss(
             logits,
             tokens,
@@ -162,28 +160,8 @@ class NextTokenLoss(nn.Module):
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            logits: Float[Tensor, "batch time vocab"],
-            tokens: Int[Tensor, "batch time"],
-            *,
-            mask: Bool[Tensor, "batch time"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> NextTokenTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"grad_reduction={self.grad_reduction!r}"
 
 
 def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
@@ -192,9 +170,8 @@ def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
     beyond = local >= x.shape[1]
     place = local.clamp(0, x.shape[1] - 1)[:, None]
     # A target beyond the vocabulary makes its row's gradient NaN too.
-    factor = torch.ones_like(x[:, 0]).masked_fill(beyond, torch.nan)
-    nats = -x.log_softmax(1).gather(1, place)[:, 0] * factor
-    right = (x.gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
+    nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
+    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
     return _both(nats, right, unused)
 
 

@@ -38,8 +38,15 @@ class VocabPartition:
                 f"{len(self.common_student)} and {len(self.common_teacher)}"
             )
 
+    def __repr__(self) -> str:
+        """Show the sizes."""
+        common, students, teachers = (
+            len(ids) for ids in (self.common_student, self.rest_student, self.rest_teacher)
+        )
+        return f"VocabPartition(common={common}, rest_student={students}, rest_teacher={teachers})"
+
     def to(self, device: torch.device | str) -> Self:
-        """Give the same partition on a device."""
+        """Return the same partition on a device."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **tensors)
 

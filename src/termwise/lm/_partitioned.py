@@ -1,15 +1,17 @@
 """Partitioned loss: a divergence on the tokens that both vocabularies have, and L1 on the rest."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+import dataclasses
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, total
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -31,7 +33,7 @@ from ._chunk_streams import (
     wants_gradient,
 )
 from ._partition import VocabPartition
-from ._projected_kl import Direction
+from ._projected_kl import KLDivergence
 
 
 @terms
@@ -66,7 +68,7 @@ def partitioned_loss(
     common_weight: float = 1.0,
     tail_weight: float = 1.0,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     mask: Bool[Tensor, "batch student_time"] | None = None,
     sample_mask: Bool[Tensor, " batch"] | None = None,
     exact_only: bool = False,
@@ -115,7 +117,7 @@ def partitioned_loss(
         common_weight: w_1; 1 in NeMo-RL.
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
-        direction: of the divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: of the divergence: "forward", KL(teacher || student), or "reverse".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
             completion for instance. A chunk counts if all its student tokens do. None: all.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
@@ -123,13 +125,14 @@ def partitioned_loss(
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
             Each has all of the teacher's logits and the partition of the whole vocabularies.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -185,7 +188,7 @@ def partitioned_loss(
             common_weight,
             tail_weight,
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             wants_gradient(student_logits),
             vocab_group and vocab_group.group_name,
             sequence_group and sequence_group.group_name,
@@ -208,8 +211,8 @@ def partitioned_loss(
     )
 
 
-class PartitionedLoss(nn.Module):
-    """[`partitioned_loss`][termwise.lm.partitioned_loss] with its numbers and partition held.
+class PartitionedLoss(LossModule):
+    """[`partitioned_loss`][termwise.lm.partitioned_loss] as a module.
 
     The partition is no parameter and no buffer: `module.to(device)` leaves it where it is.
 
@@ -219,30 +222,16 @@ class PartitionedLoss(nn.Module):
         >>> loss_fn = PartitionedLoss(vocab_partition(projection, rule="relaxed"), temperature=2.0)
     """
 
-    @contract
-    def __init__(
-        self,
-        partition: VocabPartition,
-        *,
-        tail_top_k: int = 8192,
-        common_weight: float = 1.0,
-        tail_weight: float = 1.0,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        exact_only: bool = False,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.partition = partition
-        self.tail_top_k = tail_top_k
-        self.common_weight = common_weight
-        self.tail_weight = tail_weight
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.exact_only = exact_only
-        self.grad_reduction: GradReduction = grad_reduction
+    partition: VocabPartition = dataclasses.field(kw_only=False)
+    tail_top_k: int = 8192
+    common_weight: float = 1.0
+    tail_weight: float = 1.0
+    temperature: float = 1.0
+    divergence: KLDivergence = "forward"
+    exact_only: bool = False
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch student_time student_vocab"],
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
@@ -255,61 +244,19 @@ class PartitionedLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> PartitionedTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return partitioned_loss(
             student_logits,
             teacher_logits,
             alignment=alignment,
             partition=self.partition,
-            tail_top_k=self.tail_top_k,
-            common_weight=self.common_weight,
-            tail_weight=self.tail_weight,
-            temperature=self.temperature,
-            direction=self.direction,
             mask=mask,
             sample_mask=sample_mask,
-            exact_only=self.exact_only,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch student_time student_vocab"],
-            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
-            *,
-            alignment: Alignment,
-            mask: Bool[Tensor, "batch student_time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> PartitionedTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        common, students, teachers = (
-            len(ids)
-            for ids in (
-                self.partition.common_student,
-                self.partition.rest_student,
-                self.partition.rest_teacher,
-            )
-        )
-        return (
-            f"common={common}, rest_student={students}, rest_teacher={teachers}, "
-            f"tail_top_k={self.tail_top_k}, common_weight={self.common_weight}, "
-            f"tail_weight={self.tail_weight}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, exact_only={self.exact_only}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 
@@ -454,7 +401,7 @@ class _Distance(NamedTuple):
     reverse: bool
 
     def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Give sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
+        """Return sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
         push = torch.zeros_like(a)
         kl, agree, mass = self._common(*_columns(a, b, self.common), push)
         l1 = self._tail(*_columns(a, b, self.rest), push)
@@ -497,7 +444,7 @@ def _columns(a: Tensor, b: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, 
 
 
 def largest_of_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Give the k largest of each row of numbers from 0 to 1, sorted, and their places."""
+    """Return the k largest of each row of numbers from 0 to 1, sorted, and their places."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         found = x.topk(k, dim=1)
         return found.values, found.indices

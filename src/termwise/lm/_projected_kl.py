@@ -1,16 +1,18 @@
 """Projected KL: a divergence of chunks, in the teacher's vocabulary."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+import dataclasses
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, largest, total
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -34,7 +36,7 @@ from ._chunk_streams import (
 from ._projection import VocabProjection
 from ._rows import row_products
 
-Direction: TypeAlias = Literal["forward", "reverse"]
+KLDivergence: TypeAlias = Literal["forward", "reverse"]
 TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]
 
 
@@ -63,7 +65,7 @@ def projected_kl_loss(
     alignment: Alignment,
     projection: VocabProjection,
     temperature: float = 1.0,
-    direction: Direction = "forward",
+    divergence: KLDivergence = "forward",
     top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
@@ -122,7 +124,7 @@ def projected_kl_loss(
         projection: from the student's vocabulary, as wide as student_logits, to the teacher's.
             With vocab_group, the rows of this rank's tokens: `projection.rows(lo, hi)`.
         temperature: T, positive.
-        direction: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
+        divergence: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
         top_k: take as columns the k teacher tokens with the highest logit at any position of the
             chunks that count, over batch_group. All of them where there are no more. Micro-batches
             that are to add up exactly need the same columns: give teacher_columns or neither.
@@ -141,13 +143,14 @@ def projected_kl_loss(
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] counted in all micro-batches of a
             step, and their losses add up to that of the whole.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -211,7 +214,7 @@ def projected_kl_loss(
             teacher_logits.detach(),
             *setting.tensors(),
             temperature,
-            direction == "reverse",
+            divergence == "reverse",
             teacher_mean,
             eps,
             wants_gradient(student_logits),
@@ -261,8 +264,8 @@ def count_valid_chunks(
     return total(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
 
 
-class ProjectedKLLoss(nn.Module):
-    """[`projected_kl_loss`][termwise.lm.projected_kl_loss] with its numbers and projection held.
+class ProjectedKLLoss(LossModule):
+    """[`projected_kl_loss`][termwise.lm.projected_kl_loss] as a module.
 
     The projection is no parameter and no buffer: `module.to(device)` leaves it where it is.
 
@@ -272,30 +275,16 @@ class ProjectedKLLoss(nn.Module):
         >>> loss_fn = ProjectedKLLoss(projection, temperature=2.0, top_k=8192)
     """
 
-    @contract
-    def __init__(
-        self,
-        projection: VocabProjection,
-        *,
-        temperature: float = 1.0,
-        direction: Direction = "forward",
-        top_k: int | None = None,
-        teacher_mean: TeacherMean = "log_normalized",
-        exact_only: bool = False,
-        eps: float = 1e-10,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.projection = projection
-        self.temperature = temperature
-        self.direction: Direction = direction
-        self.top_k = top_k
-        self.teacher_mean: TeacherMean = teacher_mean
-        self.exact_only = exact_only
-        self.eps = eps
-        self.grad_reduction: GradReduction = grad_reduction
+    projection: VocabProjection = dataclasses.field(kw_only=False)
+    temperature: float = 1.0
+    divergence: KLDivergence = "forward"
+    top_k: int | None = None
+    teacher_mean: TeacherMean = "log_normalized"
+    exact_only: bool = False
+    eps: float = 1e-10
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch student_time student_vocab"],
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
@@ -309,55 +298,20 @@ class ProjectedKLLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> ProjectedKLTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return projected_kl_loss(
             student_logits,
             teacher_logits,
             alignment=alignment,
             projection=self.projection,
-            temperature=self.temperature,
-            direction=self.direction,
-            top_k=self.top_k,
             teacher_columns=teacher_columns,
-            teacher_mean=self.teacher_mean,
             mask=mask,
             sample_mask=sample_mask,
-            exact_only=self.exact_only,
             normalizer=normalizer,
-            eps=self.eps,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch student_time student_vocab"],
-            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
-            *,
-            alignment: Alignment,
-            teacher_columns: Int[Tensor, " columns"] | None = None,
-            mask: Bool[Tensor, "batch student_time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> ProjectedKLTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"student_vocab={self.projection.student_vocab}, "
-            f"teacher_vocab={self.projection.teacher_vocab}, temperature={self.temperature}, "
-            f"direction={self.direction!r}, top_k={self.top_k}, "
-            f"teacher_mean={self.teacher_mean!r}, exact_only={self.exact_only}, eps={self.eps}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 
@@ -378,7 +332,7 @@ class Setting(NamedTuple):
     """Of vocab_group and sequence_group."""
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Give them in the order in which the operators take them."""
+        """Return them in the order in which the operators take them."""
         p = self.projection
         by_column = p.teacher_pointers, p.teacher_rows, p.teacher_weights
         by_row = p.student_pointers, p.student_columns, p.student_weights
@@ -646,7 +600,7 @@ class Divergence(NamedTuple):
         return sums, _bag(self.by_row, spread.contiguous()).T
 
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Give the log of the target in the columns, and the mass that is not covered."""
+        """Return the log of the target in the columns, and the mass that is not covered."""
         rows, columns = block.teacher, self.columns
         logits = centred(logits, None)
         uncovered = (~self.covered).to(logits.dtype)

@@ -72,6 +72,13 @@ class VocabProjection:
                     f"got {list(value.shape)} in {value.dtype}"
                 )
 
+    def __repr__(self) -> str:
+        """Show the sizes."""
+        return (
+            f"VocabProjection(student_vocab={self.student_vocab}, "
+            f"teacher_vocab={self.teacher_vocab}, entries={len(self.student_columns)})"
+        )
+
     @classmethod
     @contract
     def from_topk(
@@ -336,7 +343,7 @@ class VocabProjection:
         _projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same projection on a device."""
+        """Return the same projection on a device."""
         tensors = {
             field.name: getattr(self, field.name).to(device)
             for field in dataclasses.fields(self)
@@ -345,7 +352,7 @@ class VocabProjection:
         return dataclasses.replace(self, **tensors)
 
     def rows(self, lo: int, hi: int) -> Self:
-        """Give the part for student tokens lo to hi - 1, renumbered from 0: a shard's.
+        """Return the part for student tokens lo to hi - 1, renumbered from 0: a shard's.
 
         It may have no entries. This waits for the device: cut once, not in the training step.
         """
@@ -363,7 +370,7 @@ class VocabProjection:
         return type(self)(**_in_both_orders(rows, columns, weights, hi - lo, self.teacher_vocab))
 
     def columns(self, ids: Int[Tensor, " kept"]) -> Self:
-        """Give the part for these teacher tokens, renumbered in the order of ids.
+        """Return the part for these teacher tokens, renumbered in the order of ids.
 
         It may have no entries. This waits for the device.
         """
@@ -574,7 +581,7 @@ class _Product(Function):
 
 @torch.library.custom_op("termwise::csr_product", mutates_args=())
 def _csr_product(rows: Tensor, pointers: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """Give rows [n, m] times the transpose of a sparse matrix [r, m]: [n, r]."""
+    """Return rows [n, m] times the transpose of a sparse matrix [r, m]: [n, r]."""
     # The sum over a bag of embeddings is this product, without the sparse tensors' warnings.
     return F.embedding_bag(
         columns,

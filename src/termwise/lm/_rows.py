@@ -2,7 +2,8 @@
 
 A loss writes its formula once as a plain expression over all rows, and once by hand: the value of
 some rows, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
-the expression is what runs: a compiler fuses it, and the graph does not grow with the data. Eagerly
+the expression is what runs: a compiler fuses it, and the graph does not grow with the data. So it
+does for few logits, where the number of calls is what costs. Eagerly
 the rows are read in blocks, each of which gives value and gradient in one pass: blocks that stay
 in cache on the CPU, and of about 2^26 elements elsewhere.
 """
@@ -23,6 +24,8 @@ from ._chunks import logit_chunks
 
 # Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
 IN_CACHE, ON_DEVICE = 2**18, 2**26
+# So few logits that the calls cost more than they do: the expression makes fewer of them.
+SMALL = 2**14
 # Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
 SHARDED_ROWS = 512
 # A gradient in float16 is kept times this, until the incoming one is known, lest it underflow.
@@ -54,6 +57,8 @@ def over_rows(
     x, compiling = rows[0], torch.compiler.is_compiling()
     if vocab_group is None and (compiling or transformed()):
         return formula(unused, *rows)
+    if vocab_group is None and x.numel() <= SMALL:
+        return formula(_or_none(unused), *rows)
     run = by_hand or differentiated(formula)
     step = _rows_of_a_block(x, vocab_group is not None, compiling)
     if not (torch.is_grad_enabled() and x.requires_grad):

@@ -199,7 +199,7 @@ class SharedLogits:
         self._head[_WRITES] += 1
 
     def __getitem__(self, samples: slice) -> Tensor:
-        """Give a view of samples start to stop - 1, with no copy.
+        """Return a view of samples start to stop - 1, with no copy.
 
         Raises:
             TypeError: it is no slice: a number, say, as a loop over the buffer would take it.

@@ -1,15 +1,16 @@
 """Targeted variance: word embeddings whose rows keep a chosen variance."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function
 from .._contract import contract
 from .._groups import ProcessGroup
+from .._module import LossModule
 from .._numbers import accumulator, blocks, lifted, looped
 from .._terms import Terms, terms
 
@@ -48,7 +49,7 @@ def targeted_variance_loss(
     Args:
         weight (Float[Tensor, "vocab dim"]): embeddings, a row for each word. A row of width 0 has
             variance 0.
-        coefficient: weight of the squared error.
+        coefficient: weight of the squared error. With 0 it is left out, even where it overflows.
         target: variance to hold, in squared units of weight; not negative.
         valid_rows (Bool[Tensor, " vocab"] | None): rows that count. Others (padding up to a round
             number of rows) enter neither value nor gradient, whatever they hold. None: all rows. If
@@ -89,13 +90,13 @@ def targeted_variance_loss(
     sums = _groups.terminal_sum(sums, vocab_group, 1.0)
     variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)
     squared_error = (variance - target).square()
-    return TargetedVarianceTerms(
-        loss=coefficient * squared_error, squared_error=squared_error, variance=variance
-    )
+    # 0 times an error that overflows, or its gradient, is NaN.
+    loss = coefficient * squared_error if coefficient != 0 else weight[:0].sum().to(variance.dtype)
+    return TargetedVarianceTerms(loss=loss, squared_error=squared_error, variance=variance)
 
 
-class TargetedVarianceLoss(nn.Module):
-    """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] with its numbers held.
+class TargetedVarianceLoss(LossModule):
+    """[`targeted_variance_loss`][termwise.lm.targeted_variance_loss] as a module.
 
     Examples:
         >>> import torch
@@ -105,43 +106,23 @@ class TargetedVarianceLoss(nn.Module):
         >>> loss_fn(embedding.weight).loss.backward()
     """
 
-    @contract
-    def __init__(self, *, coefficient: float = 0.1, target: float = 1.0) -> None:
-        super().__init__()
-        self.coefficient = coefficient
-        self.target = target
+    coefficient: float = 0.1
+    target: float = 1.0
 
-    def forward(
+    def __call__(
         self,
         weight: Float[Tensor, "vocab dim"],
         *,
         valid_rows: Bool[Tensor, " vocab"] | None = None,
         vocab_group: ProcessGroup | None = None,
     ) -> TargetedVarianceTerms:
-        """Compute the terms of the loss of an embedding matrix."""
+        """Compute the terms of the loss."""
         return targeted_variance_loss(
             weight,
-            coefficient=self.coefficient,
-            target=self.target,
             valid_rows=valid_rows,
             vocab_group=vocab_group,
+            **self.hyperparameters(),
         )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            weight: Float[Tensor, "vocab dim"],
-            *,
-            valid_rows: Bool[Tensor, " vocab"] | None = None,
-            vocab_group: ProcessGroup | None = None,
-        ) -> TargetedVarianceTerms:
-            """Compute the terms of the loss of an embedding matrix."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return f"coefficient={self.coefficient}, target={self.target}"
 
 
 class _SumOfVariances(Function):
@@ -177,7 +158,7 @@ class _SumOfVariances(Function):
 
 @torch.library.custom_op("termwise::row_variances", mutates_args=())
 def _row_variances(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the biased variance and the mean of each row, in one pass over blocks in cache."""
+    """Return the biased variance and the mean of each row, in one pass over blocks in cache."""
     weight = weight.detach()
     vocab, dim = weight.shape
     means = torch.zeros(vocab, dtype=lifted(weight[:0]).dtype, device=weight.device)

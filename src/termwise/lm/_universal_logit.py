@@ -1,15 +1,16 @@
 """Universal logit distillation: an L1 distance between sorted probabilities."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _groups
 from .._autograd import Function, apply
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, total
+from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -97,13 +98,14 @@ def universal_logit_loss(
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
             is needed, so that nothing waits to learn it.
-        batch_group: ranks that hold other samples, in any numbers, 0 included. None, here and
-            below: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
             chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
-        grad_reduction: how the trainer combines the gradients over batch_group: "mean" or "sum".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
@@ -213,8 +215,8 @@ def align_in_order(
     return Alignment(ids[0], ids[1], valid, torch.zeros_like(valid))
 
 
-class UniversalLogitLoss(nn.Module):
-    """[`universal_logit_loss`][termwise.lm.universal_logit_loss] with its numbers held.
+class UniversalLogitLoss(LossModule):
+    """[`universal_logit_loss`][termwise.lm.universal_logit_loss] as a module.
 
     Examples:
         >>> import torch
@@ -226,20 +228,11 @@ class UniversalLogitLoss(nn.Module):
         True
     """
 
-    @contract
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        exact_only: bool = False,
-        grad_reduction: GradReduction = "mean",
-    ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.exact_only = exact_only
-        self.grad_reduction: GradReduction = grad_reduction
+    temperature: float = 1.0
+    exact_only: bool = False
+    grad_reduction: GradReduction = "mean"
 
-    def forward(
+    def __call__(
         self,
         student_logits: Float[Tensor, "batch student_time student_vocab"],
         teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
@@ -253,47 +246,19 @@ class UniversalLogitLoss(nn.Module):
         vocab_group: ProcessGroup | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> UniversalLogitTerms:
-        """Compute the terms of the loss of a batch."""
+        """Compute the terms of the loss."""
         return universal_logit_loss(
             student_logits,
             teacher_logits,
             alignment=alignment,
-            temperature=self.temperature,
             mask=mask,
             sample_mask=sample_mask,
-            exact_only=self.exact_only,
             normalizer=normalizer,
             student_vocab=student_vocab,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
-            grad_reduction=self.grad_reduction,
-        )
-
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
-
-        def __call__(
-            self,
-            student_logits: Float[Tensor, "batch student_time student_vocab"],
-            teacher_logits: Float[Tensor, "batch teacher_time teacher_vocab"],
-            *,
-            alignment: Alignment,
-            mask: Bool[Tensor, "batch student_time"] | None = None,
-            sample_mask: Bool[Tensor, " batch"] | None = None,
-            normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
-            student_vocab: int | None = None,
-            batch_group: ProcessGroup | None = None,
-            vocab_group: ProcessGroup | None = None,
-            sequence_group: ProcessGroup | None = None,
-        ) -> UniversalLogitTerms:
-            """Compute the terms of the loss of a batch."""
-            ...
-
-    def extra_repr(self) -> str:
-        """Show the numbers in `print(module)`."""
-        return (
-            f"temperature={self.temperature}, exact_only={self.exact_only}, "
-            f"grad_reduction={self.grad_reduction!r}"
+            **self.hyperparameters(),
         )
 
 
@@ -383,7 +348,7 @@ _universal_logit.register_vmap(looped(_universal_logit))
 
 
 def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each row's L1 distance between sorted entries, and its gradient in ours."""
+    """Return each row's L1 distance between sorted entries, and its gradient in ours."""
     most = min(ours.shape[1], theirs.shape[1])
     difference, place = largest_of_rows(ours, ours.shape[1])
     theirs, _ = largest_of_rows(theirs, theirs.shape[1])
