@@ -25,7 +25,7 @@ def no_energy_is_known():
 
 
 SWEEP = Path(__file__).with_name("sweep_calls.py")
-# Each function in three forms or more; in all of them, in two minutes, with TERMWISE_SWEEP=full.
+# Each function in three forms or more; in all of them, in half a minute, with TERMWISE_SWEEP=full.
 STRIDE = "1" if os.environ.get("TERMWISE_SWEEP") == "full" else "8"
 
 

@@ -103,17 +103,17 @@ def contrastive_divergence_loss(
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal. Chains that start at the rows do not inherit them: weigh by resampling x instead,
             where the two must match.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank but for `negatives`. Without a row of either
         kind they are NaN. Gradient: combined over ranks as `grad_reduction` says, it is the
         gradient of one process that holds all rows. Sent by each rank: one sum of 6 float64
-        elements. Nothing waits for the device. Autocast is off inside, for the energy and the
-        sampler too unless they enter autocast themselves.
+        elements. Does not synchronize with the device. Autocast is off inside, for the energy and
+        the sampler too unless they enter autocast themselves.
 
     Raises:
         ContractError: shapes or dtypes do not fit, the energy does not give one floating number
@@ -222,7 +222,7 @@ def _sampled(sampler: Sampler, energy: Energy, x: Tensor) -> Tensor:
 
 
 class ContrastiveDivergenceLoss(LossModule):
-    """[`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss], its energy held.
+    """[`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss] as a module.
 
     The regularization is taken over all parameters of the energy, which must then be a module.
 
@@ -233,7 +233,7 @@ class ContrastiveDivergenceLoss(LossModule):
         ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
         >>> loss_fn = ContrastiveDivergenceLoss(model, steps=5, step_size=0.1)
         >>> loss_fn(torch.ones(4, 3), generator=torch.Generator().manual_seed(0)).loss.backward()
-    """  # noqa: E501
+    """
 
     energy: Energy = dataclasses.field(kw_only=False)
     sampler: Sampler | None = None

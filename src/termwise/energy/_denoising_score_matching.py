@@ -106,10 +106,10 @@ def denoising_score_matching_loss(
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
         differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent. Ranks need generators of their own.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
@@ -175,7 +175,7 @@ def _levels(
     noise: Tensor | None,
     weighting: str | Tensor,
 ) -> Sequence[float | Tensor]:
-    """Give sigma as one for each level, and see that what comes with it has its shape."""
+    """Return sigma as one for each level, and see that what comes with it has its shape."""
     levels: Sequence[float | Tensor]
     if isinstance(sigma, Tensor):
         levels, factors = [lifted(sigma)], x.shape[0]
@@ -203,7 +203,7 @@ def _levels(
 
 
 def _factors(levels: Sequence[float | Tensor], weighting: str | Tensor) -> Sequence[float | Tensor]:
-    """Give lambda of each level; of each row, where the one level is the rows' own."""
+    """Return lambda of each level; of each row, where the one level is the rows' own."""
     if isinstance(weighting, Tensor):
         of_rows = isinstance(levels[0], Tensor)
         return [lifted(weighting)] if of_rows else lifted(weighting).unbind()
@@ -219,7 +219,7 @@ def _of_level(
     differentiation: Differentiation,
     higher_order_safe: bool,
 ) -> list[Tensor]:
-    """Give of each row the loss, and its parts score_square, cross and noise_square."""
+    """Return the loss of each row, and its parts score_square, cross and noise_square."""
     noise = lifted(noise)
     if isinstance(sigma, Tensor):
         sigma = sigma.to(noise.dtype).view(-1, *[1] * (x.ndim - 1))
@@ -253,7 +253,7 @@ def _of_level(
 
 
 class DenoisingScoreMatchingLoss(LossModule):
-    """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss], held.
+    """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss] as a module.
 
     Args:
         energy: gives the energy of each row.
@@ -261,7 +261,8 @@ class DenoisingScoreMatchingLoss(LossModule):
         weighting: of the levels.
         antithetic: take each noise with its negative.
         higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Examples:
         >>> import torch

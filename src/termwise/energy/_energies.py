@@ -23,13 +23,13 @@ from .._numbers import lifted
 from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
-"""Gives the energy of each row. Any callable; what else it needs (a condition, a time) it holds."""
+"""Returns the energy of each row. Any callable; a condition or a time is held by it."""
 
 Differentiation = Literal["auto", "autograd", "func"]
 
 
 def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> Tensor:
-    """Give the energy of each row of x, " batch", in float32 at least.
+    """Return the energy of each row of x, " batch", in float32 at least.
 
     Args:
         caller: the loss that an error names.
@@ -97,7 +97,7 @@ def energies_and_gradients(
     argument: str = "x",
     higher_order_safe: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Give the energy of each row, and its gradient by x, both lifted.
+    """Return the energy of each row, and its gradient with respect to x, both lifted.
 
     Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
     it requires a gradient, it gets one.
@@ -115,16 +115,16 @@ def energies_and_gradients(
                     raise
                 raise problem from error
         return values, lifted(gradient)
-    kept = torch.is_grad_enabled()
-    if kept or higher_order_safe:  # a swap does not reach into what is compiled
+    create_graph = torch.is_grad_enabled()
+    if create_graph or higher_order_safe:  # a swap does not reach into what is compiled
         energy = uncompiled(energy)
-    order: Literal[1, 2] = 2 if kept else 1
+    order: Literal[1, 2] = 2 if create_graph else 1
     with recording(), _higher_order.higher_order_safe(higher_order_safe, order=order):
         point = point_of(x)
         values = energies_of(caller, energy, point, argument)
         refuse_static_graph(caller, values)
-        gradient = gradient_of(caller, values.sum(), point, kept, argument)
-    return (values if kept else values.detach()), lifted(gradient)
+        gradient = gradient_of(caller, values.sum(), point, create_graph, argument)
+    return (values if create_graph else values.detach()), lifted(gradient)
 
 
 def differentiation_of(differentiation: Differentiation) -> str:
@@ -135,7 +135,7 @@ def differentiation_of(differentiation: Differentiation) -> str:
 
 
 def uncompiled(energy: Energy) -> Energy:
-    """Give what an energy was before `torch.compile`, which takes its second derivative away."""
+    """Return what an energy was before `torch.compile`, which takes its second derivative away."""
     for original in ("_orig_mod", "_torchdynamo_orig_callable"):
         energy = getattr(energy, original, energy)
     return energy
@@ -149,20 +149,22 @@ def recording() -> Generator[None, None, None]:
 
 
 def point_of(x: Tensor) -> Tensor:
-    """Give x as a tensor of its own to differentiate by, in x's graph where it has one."""
+    """Return x as a tensor of its own to differentiate by, in x's graph where it has one."""
     if x.is_inference():
         x = x.clone()
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
 def gradient_of(
-    caller: str, total: Tensor, point: Tensor, kept: bool, argument: str = "x"
+    caller: str, total: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
 ) -> Tensor:
     """Differentiate a sum of energies by the point that they were taken at."""
     gradient = None
     if total.requires_grad:
         try:
-            (gradient,) = torch.autograd.grad(total, point, create_graph=kept, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                total, point, create_graph=create_graph, allow_unused=True
+            )
         except RuntimeError as error:
             problem = _higher_order.in_our_words(caller, error)
             if problem is None:
@@ -197,10 +199,10 @@ def _independent(caller: str, argument: str) -> ValueError:
 
 
 def anchored(per_row: Tensor, energies: Tensor) -> Tensor:
-    """Give per_row in the graph of the energies too, to which it sends zeros.
+    """Return per_row in the graph of the energies too, to which it sends zeros.
 
-    A gradient by x does not depend on the bias of an energy's last layer. Without this that
-    parameter would get no gradient at all, for which DistributedDataParallel waits for ever.
+    A gradient with respect to x does not depend on the bias of an energy's last layer. Without this
+    that parameter would get no gradient at all, for which DistributedDataParallel waits for ever.
     """
     nothing = energies.masked_fill(torch.ones_like(energies, dtype=torch.bool), 0)
     return per_row + nothing.to(per_row.dtype)
@@ -288,7 +290,7 @@ def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
 def replicated(
     value: Tensor, batch_group: ProcessGroup | None, grad_reduction: GradReduction
 ) -> Tensor:
-    """Give what every rank computes alike from its own copy of the parameters, for a loss.
+    """Return what every rank computes alike from its own copy of the parameters, for a loss.
 
     Where a trainer sums gradients, each rank sends its share of this one's.
     """

@@ -61,7 +61,8 @@ def energy_discrepancy_loss(
     over the rows of data x, whose weights w_i sum to 1, and M copies of each. With many copies it
     is E less the contrastive potential -log of exp(-E) smoothed by a normal of variance t, taken
     where x was moved to by the same; the true density is its minimum at any t. For small t it is t
-    times score matching, for large t maximum likelihood plus a constant. No derivative by x.
+    times score matching, for large t maximum likelihood plus a constant. No derivative with respect
+    to x.
 
     Args:
         energy: gives the energy of each row. It is called M + 1 times: on x, then on each of the
@@ -77,16 +78,16 @@ def energy_discrepancy_loss(
         generator: what draws it. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent. Ranks need generators of their own.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -158,7 +159,7 @@ def energy_discrepancy_loss(
 
 
 class EnergyDiscrepancyLoss(LossModule):
-    """[`energy_discrepancy_loss`][termwise.energy.energy_discrepancy_loss], energy and numbers held.
+    """[`energy_discrepancy_loss`][termwise.energy.energy_discrepancy_loss] as a module.
 
     Examples:
         >>> import torch
@@ -166,7 +167,7 @@ class EnergyDiscrepancyLoss(LossModule):
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
         >>> loss_fn = EnergyDiscrepancyLoss(model, t=0.1, copies=4)
         >>> loss_fn(torch.ones(4, 3), generator=torch.Generator().manual_seed(0)).loss.backward()
-    """  # noqa: E501
+    """
 
     energy: Energy = dataclasses.field(kw_only=False)
     t: float

@@ -84,17 +84,17 @@ def energy_matching_loss(
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row of any kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
         that holds all rows. Sent by each rank: one sum of 2 float64 elements, of 5 with negatives,
-        which all ranks have or none. Nothing waits for the device. Autocast is off inside, for the
-        energy too unless it enters autocast itself.
+        which all ranks have or none. Does not synchronize with the device. Autocast is off inside,
+        for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -149,7 +149,7 @@ def energy_matching_loss(
 
 
 class EnergyMatchingLoss(LossModule):
-    """[`energy_matching_loss`][termwise.energy.energy_matching_loss], its energy and numbers held.
+    """[`energy_matching_loss`][termwise.energy.energy_matching_loss] as a module.
 
     Examples:
         >>> import torch

@@ -76,16 +76,16 @@ def equilibrium_matching_loss(
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -132,7 +132,7 @@ def equilibrium_matching_loss(
 
 
 class EquilibriumMatchingLoss(LossModule):
-    """[`equilibrium_matching_loss`][termwise.energy.equilibrium_matching_loss], energy and numbers held.
+    """[`equilibrium_matching_loss`][termwise.energy.equilibrium_matching_loss] as a module.
 
     Examples:
         >>> import torch
@@ -141,7 +141,7 @@ class EquilibriumMatchingLoss(LossModule):
         ...                             torch.nn.Linear(8, 1), torch.nn.Flatten(0))
         >>> loss_fn = EquilibriumMatchingLoss(model, multiplier=1.0)
         >>> loss_fn(torch.zeros(5, 3), torch.ones(5, 3), torch.rand(5)).loss.backward()
-    """  # noqa: E501
+    """
 
     energy: Energy = dataclasses.field(kw_only=False)
     cutoff: float = 0.8

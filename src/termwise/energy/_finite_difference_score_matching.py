@@ -1,4 +1,4 @@
-"""Score matching along random directions by differences of energies, no derivative by x."""
+"""Score matching along random directions by finite differences of energies."""
 
 import dataclasses
 import math
@@ -54,8 +54,9 @@ def finite_difference_score_matching_loss(
 
     over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I. For
     a quadratic energy it is the sliced score matching loss without variance reduction exactly, for
-    others up to terms in step^2. The energy is only called, never differentiated by x: it may be
-    compiled, sharded, under DistributedDataParallel in any form, or not smooth to second order.
+    others up to terms in step^2. The energy is only called, never differentiated with respect to x:
+    it may be compiled, sharded, under DistributedDataParallel in any form, or not smooth to second
+    order.
 
     Args:
         energy: gives the energy of each row, the same whenever it is called: dropout in training
@@ -74,16 +75,16 @@ def finite_difference_score_matching_loss(
         generator: what draws. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent. Ranks need generators of their own.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -143,7 +144,7 @@ def finite_difference_score_matching_loss(
 
 
 class FiniteDifferenceScoreMatchingLoss(LossModule):
-    """Finite-difference score matching, its energy and numbers held.
+    """Finite-difference score matching as a module.
 
     See [the function][termwise.energy.finite_difference_score_matching_loss].
 

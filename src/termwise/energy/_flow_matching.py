@@ -26,7 +26,7 @@ from ._paths import squares, straight_path
 TimedEnergy: TypeAlias = Callable[
     [Float[Tensor, "batch *event"], Float[Tensor, " batch"]], Float[Tensor, " batch"]
 ]
-"""Gives the energy of each row at its time."""
+"""Returns the energy of each row at its time."""
 
 
 @terms
@@ -81,16 +81,16 @@ def flow_matching_loss(
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
         differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -141,7 +141,8 @@ class FlowMatchingLoss(LossModule):
         energy: gives the energy of each row at its time, `energy(x, time)`.
         sigma_min: the spread of a path's end around its row of data.
         higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Examples:
         >>> import torch

@@ -707,7 +707,7 @@ def _by_row(function: Callable[..., Tensor], *bases: Tensor) -> Tensor:
 
 
 def _steps(base: Tensor) -> int:
-    """Give how many directions make about 1 MiB, which stays in cache."""
+    """Return how many directions make about 1 MiB, which stays in cache."""
     return max(1, 2**18 // max(1, math.prod(base.shape[1:])))
 
 

@@ -70,10 +70,10 @@ def contrastive_divergence_kl_term(
         entropy_weight: of H in the loss. 0: it is reported, not added.
         differentiation: of E by the samples, with "autograd", with "func" (torch.func), or as the
             caller needs.
-        batch_group: ranks that hold other samples, in any numbers, 0 included; with neighbours
-            only, the same on every rank or each rank's own. None: this rank alone, nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Two samples that are the same, or one that
@@ -82,8 +82,8 @@ def contrastive_divergence_kl_term(
         Gradient: by the samples, exact, of the first order (a second derivative is refused).
         Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Sent by each rank: two sums of 2 float64 elements. Memory: n x n distances, n x m
-        with neighbours, in float64. Nothing waits for the device. Autocast is off inside, for the
-        energy too unless it enters autocast itself.
+        with neighbours, in float64. Does not synchronize with the device. Autocast is off inside,
+        for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -152,7 +152,7 @@ def contrastive_divergence_kl_term(
 
 
 def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
-    """Give what each row adds to the mean that is the entropy."""
+    """Return what each row adds to the mean that is the entropy."""
     wide = accumulator(points)
     points = points.flatten(1) if points.ndim != 1 else points[:, None]
     points = points.to(wide)

@@ -68,8 +68,8 @@ def langevin(
         generator: what draws them; give each rank its own. None: the default generator of x's
             device.
         differentiable_steps: how many steps, counted from the end, stay in the graph, so that the
-            result has a gradient by the parameters of the energy (not by x). That is what
-            [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term]
+            result has a gradient with respect to the parameters of the energy (not to x). That is
+            what [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term]
             needs, 1 in its paper. Each keeps the graph of an energy and its gradient.
         higher_order_safe: in these steps, swap functions whose second derivatives are missing in
             torch (fused attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm,
@@ -80,8 +80,8 @@ def langevin(
         Float[Tensor, "batch *event"]: where the chains end, in x's dtype; halves move in float32,
         so that small steps add up. Detached without differentiable_steps, and under no_grad. It may
         be called under no_grad and inference_mode all the same; flags, modes and gradients of the
-        energy's parameters are untouched. Nothing waits for the device. Autocast is off inside, for
-        the energy too unless it enters autocast itself.
+        energy's parameters are untouched. Does not synchronize with the device. Autocast is off
+        inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -164,7 +164,7 @@ def _metropolis(
 
 
 def log_acceptance(fall: Tensor, slopes: Tensor, normal: Tensor, step_size: float) -> Tensor:
-    """Give log of exp(E(x) - E(y)) q(x | y) / q(y | x) for each row.
+    """Return log of exp(E(x) - E(y)) q(x | y) / q(y | x) for each row.
 
     With u = sqrt(h / 2) (dE(x) + dE(y)) the way back from y = x - h dE(x) + sqrt(2 h) xi takes the
     noise u - xi, so that the two log-densities differ by |xi|^2 / 2 - |u - xi|^2 / 2. Multiplied

@@ -66,10 +66,10 @@ def maximum_likelihood_loss(
         parameters: what R is taken over, such as `list(model.parameters())`.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
@@ -121,7 +121,7 @@ def maximum_likelihood_loss(
 
 
 class MaximumLikelihoodLoss(LossModule):
-    """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss], its energy held.
+    """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss] as a module.
 
     The regularization is taken over all parameters of the energy, which must then be a module.
 

@@ -70,17 +70,17 @@ def noise_contrastive_loss(
             parameter.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal. They leave nu as it is.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent. nu is that of all rows of all ranks.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters, log_z
-            among them: "mean" (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication. nu is that of all rows of all ranks.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
         that holds all rows. Sent by each rank: two counts, then one sum of 6 float64 elements.
-        Nothing waits for the device. Autocast is off inside, for the energy too unless it enters
-        autocast itself.
+        Does not synchronize with the device. Autocast is off inside, for the energy too unless it
+        enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -134,7 +134,7 @@ def noise_contrastive_loss(
 
 
 def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | None) -> Tensor:
-    """Give nu, rows of noise for each row of data, over all ranks."""
+    """Return nu, rows of noise for each row of data, over all ranks."""
     # Filled on the device: a tensor made from a Python number is a copy that waits for it.
     counts = torch.cat(
         [
@@ -148,7 +148,7 @@ def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | N
 
 
 class NoiseContrastiveLoss(LossModule):
-    """[`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss], energy and log Z held.
+    """[`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss] as a module, with log Z.
 
     `log_z` is a parameter with no axes, or a buffer where it is not learnt. Give it to the
     optimizer with the energy's parameters (`loss_fn.parameters()` has both), and under
@@ -159,7 +159,8 @@ class NoiseContrastiveLoss(LossModule):
         energy: gives the energy of each row.
         log_z: where the estimate of log Z starts.
         learn_log_z: False keeps it there, for a model that is normalised already.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Examples:
         >>> import torch

@@ -9,19 +9,19 @@ from ._energies import per_row_sum
 def straight_path(
     x0: Tensor, x1: Tensor, time: Tensor, sigma_min: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Give the point of each row's path at its time, in x1's dtype, and the path's velocity."""
+    """Return the point of each row's path at its time, in x1's dtype, and the path's velocity."""
     start, end = lifted(x0), lifted(x1)
     velocity = end - (1 - sigma_min) * start
     return (start + for_rows(time, end) * velocity).to(x1.dtype), velocity
 
 
 def for_rows(per_row: Tensor, of: Tensor) -> Tensor:
-    """Give one number for each row the dtype and the axes that multiply a batch of events."""
+    """Return one number for each row the dtype and the axes that multiply a batch of events."""
     return per_row.to(of.dtype).view(-1, *[1] * (of.ndim - 1))
 
 
 def truncated_decay(time: Tensor, cutoff: float) -> Tensor:
-    """Give 1 until the cutoff, and from there a line to 0 at time 1."""
+    """Return 1 until the cutoff, and from there a line to 0 at time 1."""
     time = lifted(time)
     if cutoff == 1:
         return time.new_ones(time.shape)
@@ -29,7 +29,7 @@ def truncated_decay(time: Tensor, cutoff: float) -> Tensor:
 
 
 def squares(field: Tensor, target: Tensor) -> list[Tensor]:
-    """Give |field - target|^2 of each row and its parts |field|^2, -2 field . target, |target|^2.
+    """Return |field - target|^2 of each row and its parts |field|^2, -2 field . target, |target|^2.
 
     The whole is not summed from the parts, which cancel where the two agree.
     """

@@ -18,7 +18,7 @@ def projections_of(
     distribution: Distribution,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Give directions "projections batch *event", drawn for each row or as they came, lifted."""
+    """Return directions "projections batch *event", drawn for each row or as they came, lifted."""
     count = projections if isinstance(projections, int) else projections.shape[0]
     if count < 1:
         raise ValueError(f"{caller} needs at least one projection, got {count}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._contract import ContractError, contract, show
 
 InitFn: TypeAlias = Callable[[int, torch.Generator | None], Float[Tensor, "n *event"]]
-"""Gives n samples to start chains from, drawn from the generator that it is given."""
+"""Returns n samples to start chains from, drawn from the generator that it is given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +90,8 @@ class ReplayBuffer:
 
         Returns:
             tuple[Float[Tensor, "n *event"], Int[Tensor, " n"]]: copies of the samples, detached,
-            and their places in the buffer, int64, for `write`. Nothing waits for the device.
+            and their places in the buffer, int64, for `write`. Does not synchronize with the
+            device.
 
         Raises:
             ContractError: init_fn does not give n samples like those of the buffer.

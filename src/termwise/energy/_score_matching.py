@@ -45,9 +45,9 @@ class ScoreMatchingTerms(Terms):
     loss: Float[Tensor, ""]
     """0.5 * score_square - laplacian."""
     score_square: Float[Tensor, ""]
-    """Squared norm of the energy's gradient by x, weighted mean over rows."""
+    """Squared norm of the energy's gradient with respect to x, weighted mean over rows."""
     laplacian: Float[Tensor, ""]
-    """Trace of the energy's Hessian by x, weighted mean over rows."""
+    """Trace of the energy's Hessian with respect to x, weighted mean over rows."""
 
 
 @contract
@@ -73,8 +73,8 @@ def score_matching_loss(
     squared distance between the scores of the data and of the model: it needs no Z and no samples.
 
     Args:
-        energy: gives the energy of each row. It needs two derivatives by x: with relu alone the
-            trace is 0 almost everywhere, and the loss has no minimum.
+        energy: gives the energy of each row. It needs two derivatives with respect to x: with relu
+            alone the trace is 0 almost everywhere, and the loss has no minimum.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
             forward through the energy, called once. "forward_over_reverse" and "reverse"
@@ -87,22 +87,22 @@ def score_matching_loss(
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
             (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
             compositions.
-            Without it gradients by the parameters may be silently wrong. The forward Laplacian
-            has its own rules for them.
+            Without it gradients with respect to the parameters may be silently wrong. The forward
+            Laplacian has its own rules for them.
         differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
             can follow. "auto" chooses.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -157,7 +157,7 @@ def hessian_trace(
     higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
 ) -> Float[Tensor, " batch"]:
-    r"""Give the trace of the Hessian of each row's energy, its Laplacian, exactly.
+    r"""Return the trace of the Hessian of each row's energy, its Laplacian, exactly.
 
     $$t_i = \operatorname{tr} \nabla^2 E(x_i) = \sum_k \partial^2 E / \partial x_{ik}^2$$
 
@@ -172,8 +172,8 @@ def hessian_trace(
 
     Returns:
         Float[Tensor, " batch"]: the trace of each row, in float32 at least. It can be
-        differentiated by the parameters of the energy, and by x. Nothing waits for the device, and
-        autocast is off inside.
+        differentiated with respect to the parameters of the energy, and to x. Does not synchronize
+        with the device. Autocast is off inside.
 
     Raises:
         ContractError: the energy does not give one floating number for each row.
@@ -208,7 +208,7 @@ def score_and_trace(
     higher_order_safe: bool,
     differentiation: Differentiation,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give energies, their gradients by x and the traces of their Hessians, all lifted."""
+    """Return energies, their gradients and the traces of their Hessians, all lifted."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"{caller} needs chunk_size of at least 1, got {chunk_size}")
     refuse_batch_statistics(caller, energy)
@@ -363,7 +363,7 @@ def _forward_over_reverse(
 
 
 class ScoreMatchingLoss(LossModule):
-    """[`score_matching_loss`][termwise.energy.score_matching_loss], its energy held.
+    """[`score_matching_loss`][termwise.energy.score_matching_loss] as a module.
 
     Examples:
         >>> import torch

@@ -86,7 +86,7 @@ def sliced_score_matching_loss(
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
             (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
             compositions.
-            Without it gradients by the parameters may be silently wrong.
+            Without it gradients with respect to the parameters may be silently wrong.
         differentiation: "auto" carries derivatives along the directions forward through the energy
             where it knows all functions that are called. Where that fails, the gradient is
             differentiated once more, and a warning, one for each energy, names the cause. That is
@@ -95,16 +95,16 @@ def sliced_score_matching_loss(
         generator: what draws. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
-        batch_group: ranks that hold other rows, in any numbers, 0 included. None: this rank alone,
-            nothing is sent. Ranks need generators of their own.
-        grad_reduction: how the trainer combines the ranks' gradients of its parameters: "mean"
-            (DDP, FSDP) or "sum". Without a group it does nothing.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication. Ranks need generators of their own.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Nothing waits for the device.
-        Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
@@ -127,7 +127,7 @@ def sliced_score_matching_loss(
     """
     refuse_batch_statistics("sliced_score_matching_loss", energy)
     energy = uncompiled(energy)
-    kept = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     # An autocast with nothing in it but this mode would be exported as one that does not load.
     with recording(), torch.autocast(x.device.type, enabled=False):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
@@ -150,7 +150,7 @@ def sliced_score_matching_loss(
             raise in_words from error
     with torch.autocast(x.device.type, enabled=False):
         score_square, curvature = weighted_means(
-            ([part if kept else part.detach() for part in rows], weights),
+            ([part if create_graph else part.detach() for part in rows], weights),
             batch_group=batch_group,
             grad_reduction=grad_reduction,
         )
@@ -162,7 +162,7 @@ def sliced_score_matching_loss(
 
 
 def _recordable(x: Tensor) -> Tensor:
-    """Give a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
@@ -228,7 +228,7 @@ def _by_func(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tu
 def _along(
     score: Tensor, products: Tensor | None, v: Tensor, variance_reduced: bool
 ) -> tuple[Tensor, Tensor]:
-    """Give both terms of each row from the gradient and H v."""
+    """Return both terms of each row from the gradient and H v."""
     square = per_row_sum(score.square()) if variance_reduced else dot(v, score).square().mean(0)
     if products is None:
         return square, torch.zeros_like(square)
@@ -236,7 +236,7 @@ def _along(
 
 
 class SlicedScoreMatchingLoss(LossModule):
-    """[`sliced_score_matching_loss`][termwise.energy.sliced_score_matching_loss], its energy held.
+    """[`sliced_score_matching_loss`][termwise.energy.sliced_score_matching_loss] as a module.
 
     Examples:
         >>> import torch
