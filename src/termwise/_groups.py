@@ -152,7 +152,7 @@ class _TerminalSums(Function):
     @staticmethod
     def forward(group_name: str, scale: float, *parts: Tensor) -> tuple[Tensor, ...]:
         whole = all_reduce(torch.cat([part.reshape(-1) for part in parts]), group_name)
-        sums = whole.split([part.numel() for part in parts])
+        sums = cast("tuple[Tensor, ...]", whole.split([part.numel() for part in parts]))
         return tuple(part.view(like.shape) for part, like in zip(sums, parts, strict=True))
 
     @staticmethod
