@@ -41,8 +41,10 @@ def weighted_means(
         samples: what is averaged over the same rows, each " rows" or "rows *event", and the weights
             of these rows: a mask, a number for each, or None for all 1. Different samples may have
             different numbers of rows.
-        batch_group: process group whose ranks hold different rows. None: no communication.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
 
     Returns:
         sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.

@@ -48,9 +48,10 @@ def second_moments(
         z: this rank's rows, "batch dim". Halves are lifted to float32.
         counts: `_groups.row_counts(z, group)`.
         path: which product to form; "auto" takes the smaller one.
-        group: ranks that hold other rows of the batch. The values are those of all rows. Reading
-            the counts waits for the device, once; without a group nothing waits.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        group: process group whose ranks hold different rows, in any numbers, 0 included. None: no
+            communication. Reading the counts synchronizes with the device once, with a group only.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
         caller: the loss that an error names.
 
     Returns:

@@ -60,10 +60,12 @@ def term_gradients(
             for a weight of 1.
         inputs: with respect to what: the model's parameters, or the embeddings for a cheaper look.
             Those that a term does not reach, or that need no gradient, count as a gradient of zero.
-        batch_group: ranks that hold other samples, where the terms were computed with this group
-            and the inputs are parameters: gradients are combined over it first, as the trainer
-            does. None: this rank alone, nothing is sent.
-        grad_reduction: the one that the loss was computed with, "mean" or "sum".
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication. Pass it where the terms were computed with it and the inputs are
+            parameters: gradients are then combined over it first, as the trainer does.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect. The loss has to be computed with
+            the same.
 
     Returns:
         Norms and cosines, detached, the same on every rank. One backward pass a term; the graph

@@ -3,15 +3,22 @@
 An editor shows an annotation `Float[Tensor, "batch dim"]` as `Tensor`: pyright leaves out what
 `Annotated` adds. So that it shows the shape all the same, docstrings repeat it, word by word.
 
+Arguments that most losses have are described in one sentence, the same everywhere.
+
 Read from the source: a string beneath a field is nowhere at run time.
 """
 
 import ast
 import dataclasses
+import inspect
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from exports import CLASSES, EXPORTS, FUNCTIONS, definition, first_line, is_module, members, shaped
+
+import termwise
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
@@ -53,3 +60,88 @@ def test_a_field_with_axes_repeats_its_shape(name):
     for part in definition(name).body if not is_module(name) else ():
         if isinstance(part, ast.AnnAssign) and 'Tensor, ""' not in shaped(part.annotation):
             assert docstrings.get(part.target.id, "").startswith(shaped(part.annotation))
+
+
+SOURCE = Path(termwise.__file__).parent
+# Written before these laws and still to be reworded: what a place begins with.
+LATER = (
+    "demo/",
+    "lm/_alignment.py:out_of_range",
+    "lm/_chunk_streams.py:padding",
+    "lm/_cross_tokenizer.py:cross_tokenizer_loss",
+    "lm/_distillation.py:distillation_loss",
+    "lm/_linear_projected_kl.py:linear_projected_kl_loss",
+    "lm/_next_token.py:next_token_loss",
+    "lm/_partitioned.py:partitioned_loss",
+    "lm/_projected_kl.py:count_valid_chunks",
+    "lm/_projected_kl.py:projected_kl_loss",
+    "lm/_projection_files.py:entries_of",
+    "lm/_shared_logits.py:_inode",
+    "lm/_targeted_variance.py:_centred_times",
+    "lm/_token_texts.py:spelling",
+    "lm/_universal_logit.py:universal_logit_loss",
+)
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """Yield every string that documents something in the sources, with where it is."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                where = f"{path.relative_to(SOURCE)}:{getattr(node, 'name', '')}"
+                for part in node.body:
+                    match part:
+                        case ast.Expr(value=ast.Constant(value=str(text))):
+                            yield where, inspect.cleandoc(text)
+
+
+def arguments(text: str) -> dict[str, str]:
+    """Return what a docstring says of each argument, on one line, without its annotation."""
+    section = re.search(r"\nArgs:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)
+    entries = re.split(r"\n    (?=\S)", "\n" + section[1]) if section else []
+    found = (re.match(r"(\w+)(?: \(.*?\))?: (.*)", " ".join(entry.split())) for entry in entries)
+    return {entry[1]: entry[2] for entry in found if entry}
+
+
+def test_a_docstring_says_return_and_compute():
+    other = re.compile(r"(Give|Tell|Say)s?\b")
+    assert not [
+        where for where, text in documented() if other.match(text) and not where.startswith(LATER)
+    ]
+
+
+# One meaning, one sentence; what else a loss has to say of the argument follows it.
+_OTHERS = (
+    "enter no term and no gradient|"
+    "enter neither the value nor the gradient|"
+    "keep nothing and get no gradient"
+)
+SENTENCES = {
+    "batch_group": (
+        r"process group whose ranks hold different (rows|samples|tokens), in any numbers, "
+        r"0 included\. None(, here and below)?: no communication\."
+    ),
+    "grad_reduction": (
+        r"how the trainer combines the ranks' gradients: \"mean\" \(DDP, FSDP\) or \"sum\"\."
+    ),
+    "mask": (
+        r"(rows|samples|tokens|student tokens) that count; "
+        rf"the others ({_OTHERS}), whatever they hold\. None: all\b"
+    ),
+}
+
+
+@pytest.mark.parametrize("argument", SENTENCES)
+def test_an_argument_of_every_loss_has_the_same_sentence_everywhere(argument):
+    said = [(where, arguments(text).get(argument)) for where, text in documented()]
+    said = [(where, text) for where, text in said if text]
+    assert len(said) > 15
+    wrong = [where for where, text in said if not re.match(SENTENCES[argument], text)]
+    assert not [where for where in wrong if not where.startswith(LATER)]
+
+
+def test_grad_reduction_says_that_it_needs_a_group():
+    for where, text in documented():
+        said = arguments(text)
+        if {"batch_group", "group"} & said.keys() and "grad_reduction" in said:
+            assert "Without a group it has no effect." in said["grad_reduction"], where

@@ -44,7 +44,7 @@ def conditional_noise_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ConditionalNoiseContrastiveTerms:
-    r"""Say which of two rows is data and which was made from it.
+    r"""Classify which of two rows is data and which was made from it.
 
     $$G(x, y) = E(y) - E(x) + \log\, p(y \mid x) - \log\, p(x \mid y), \qquad
     \mathrm{loss} = 2 \sum_i w_i \frac{1}{K} \sum_{k=1}^{K} \log(1 + e^{-G(x_i, y_{ki})})$$

@@ -55,7 +55,7 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
 
 
 def _advice(result: object, x: Tensor) -> str:
-    """Say what to write in the place of a result that is of another shape, where that is known."""
+    """Advise what to write instead of a result of another shape; empty where nothing is known."""
     if not isinstance(result, Tensor) or result.shape == x.shape[:1]:
         return ""
     one_each = result.shape[:1] == x.shape[:1] and result.numel() == x.shape[0]
@@ -178,7 +178,7 @@ def gradient_of(
 def gradient_function(
     caller: str, energy: Energy, argument: str = "x"
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Give, for torch.func, a function of x: the gradient of the energies by it, and them."""
+    """Return a function of x for torch.func: the gradient with respect to x, and the energies."""
 
     def total(point: Tensor) -> tuple[Tensor, Tensor]:
         values = energies_of(caller, energy, point, argument)

@@ -46,7 +46,7 @@ def contrastive_divergence_kl_term(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ContrastiveDivergenceKLTerms:
-    r"""Say how far the sampler's law q is from p = exp(-E) / Z: KL(q, p), without its log Z.
+    r"""Estimate KL(q, p) of the sampler's density q from p = exp(-E) / Z, up to log Z.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \bar E(x_i) - H, \qquad
     H = \frac{d}{n} \sum_i \log \rho_i + \log\, V_d + \psi(n) - \psi(1)$$

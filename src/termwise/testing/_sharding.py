@@ -56,10 +56,10 @@ def assert_sharding(
         fn: the function, which ranks must be able to import.
         axis: name of the axis that is cut, or names of several that are cut alike.
         group_argument: name of the argument that takes the process group.
-        grad_reduction: how the ranks' gradients combine. "mean": as DDP and FSDP do, so that a
-            rank's gradient is its share of the whole one times the number of ranks. "sum": it is
-            its share. None: what the argument `grad_reduction` of the drawn call says; without
-            one, "mean".
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            With "mean" a rank's gradient is its share of the whole one times the number of ranks,
+            with "sum" its share. None: what the argument `grad_reduction` of the drawn call says;
+            without one, "mean".
         whole: arguments that are the same on every rank and whose gradient is whole on each, with
             nothing to be combined.
         ranks: running ranks; None starts some, which takes seconds.
