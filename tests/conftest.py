@@ -1,10 +1,12 @@
 """What every test shares: hypothesis profiles, one thread, fresh compiler caches, ranks."""
 
+import gc
 import os
 
 import hypothesis
 import pytest
 import torch
+import torch._dynamo
 
 from termwise.testing import Ranks
 
@@ -14,6 +16,11 @@ hypothesis.settings.register_profile(
     "unshrunk", parent=hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.generate]
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A fifth of the time to compile goes to looking for garbage among torch's modules, which stay.
+gc.collect()
+gc.freeze()
+gc.set_threshold(1_000_000, 5, 5)
 
 
 @pytest.fixture(autouse=True)
