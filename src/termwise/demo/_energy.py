@@ -26,8 +26,9 @@ from ..energy import (
     langevin,
 )
 from ._densities import Mixture, Plane, eight_gaussians, moons
+from ._energies import Density, Energies, Learnt
 from ._energy_digits import Digits, learn_digits
-from ._training import Density, Energies, Learnt, Setting, train
+from ._training import Run, Setting, train
 
 _BATCH = 256
 _SEEN = 10_000  # samples to train on
@@ -36,8 +37,8 @@ _RATE = 2e-2
 _CHAINS = 512  # of persistent contrastive divergence
 _FREQUENCIES = 32
 _WIDTH = 64
-TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
-_LOG_Z = math.log(2 * math.pi * TAIL**2)  # of that Gaussian
+_TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
+_LOG_Z = math.log(2 * math.pi * _TAIL**2)  # of that Gaussian
 _SIGMA = 0.1  # of denoising
 _DRAWN = 2_000  # of the samples
 _SHOWN = 3.2  # half the width of what is drawn
@@ -90,7 +91,7 @@ class _Energy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         phases = x @ self.frequencies
         waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * TAIL**2))
+        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * _TAIL**2))
 
 
 _Built = tuple[nn.Module, _Step]
@@ -239,6 +240,7 @@ def run(setting: Setting) -> Energies:
     return Energies(
         densities=densities,
         control_name=_CONTROL,
+        energy=f"network(x) + |x|^2 / {2 * _TAIL**2:g}",
         digits=digits.terms,
         images=digits.images,
         energies=digits.energies,
@@ -267,6 +269,13 @@ def _sentence(densities: dict[str, Density], digits: Digits) -> str:
         f"Log-likelihood of {_UNSEEN:,} held-out samples, Z by quadrature. {'; '.join(parts)}. "
         f"{digits.sentence}"
     )
+
+
+RUN = Run(
+    about="each loss of energies on known densities, by log-likelihood, and samples of digits",
+    train=run,
+    steps=150,
+)
 
 
 def learn_density(called: str, truth: Mixture, setting: Setting) -> Density:

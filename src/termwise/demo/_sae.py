@@ -1,5 +1,6 @@
 """Four sparse autoencoders of one size on a network's activations: error against active latents."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import cast
 
@@ -26,7 +27,8 @@ from ..sae import (
     topk_loss,
     vanilla_loss,
 )
-from ._training import Curves, Frontier, Setting, Training, train
+from . import _report
+from ._training import Curves, Run, Setting, train
 from ._vicreg import augment, load_digits
 
 _BATCH = 256
@@ -41,7 +43,94 @@ _DEAD_AFTER = 16 * _BATCH  # activations
 _K_AUX = 32
 _NETWORK_RATE = 1e-2
 _RATE = 4e-3
-_THRESHOLD_RATE = 3e-2  # in the logarithm, where there is a way to go
+_THRESHOLD_RATE = 3e-2  # of the logarithm, which has far to go
+_MARKS = ((_report.BLUE, "o"), (_report.ORANGE, "s"), (_report.GREEN, "^"), (_report.PINK, "D"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of a frontier."""
+
+    called: str
+    """Its setting, such as "k 8"."""
+    terms: Curves
+    measured: dict[str, float]
+    """On held-out data: `fvu`, `fvu_of_few`, `l0` and `dead`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Error against sparsity, of many trainings."""
+
+    trainings: dict[str, list[Training]]
+    """Those of each objective."""
+    network: Curves
+    """Terms of the network whose activations they were trained on."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+
+    def table(self, name: str, seconds: float) -> "_report.Table":
+        title = f"{name}: {_report.length(self.network)} steps each, {seconds:.1f} s"
+        few = f"with {_FEW}\nlatents alone"
+        columns = ("\nobjective", "\nsetting", "\nl0", "held-out\nFVU", few, "\ndead")
+        table = _report.new_table(title, *columns, left=2)
+        for objective, trainings in self.trainings.items():
+            for one in trainings:
+                of = one.measured
+                numbers = (f"{of['l0']:.1f}", f"{of['fvu']:.4f}", f"{of['fvu_of_few']:.4f}")
+                table.add_row(objective, one.called, *numbers, f"{of['dead']:.0f}")
+            table.add_section()
+        return table
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "network": {"terms": _report.json_curves(self.network)},
+            "trainings": [
+                {
+                    "objective": objective,
+                    "setting": one.called,
+                    "terms": _report.json_curves(one.terms),
+                    "measured": _report.json_numbers(one.measured),
+                }
+                for objective, trainings in self.trainings.items()
+                for one in trainings
+            ],
+            "measured": _report.json_numbers(self.measured),
+        }
+
+    def figure(self) -> "_report.Figure":
+        """Draw the unexplained variance against l0, with all latents and with few, and curves."""
+        figure = _report.new_figure(11, 6.7)
+        grid = figure.add_gridspec(2, 3)
+        frontier = figure.add_subplot(grid[:, :2])
+        few, curves = (figure.add_subplot(grid[row, 2]) for row in range(2))
+        for (objective, trainings), (color, marker) in zip(
+            self.trainings.items(), _MARKS, strict=True
+        ):
+            for panel, measurement in ((frontier, "fvu"), (few, "fvu_of_few")):
+                points = sorted(
+                    (one.measured["l0"], one.measured[measurement]) for one in trainings
+                )
+                panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=objective)
+            middle = trainings[len(trainings) // 2]
+            _report.draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.called}", color)
+        for panel in (frontier, few, curves):
+            panel.set_yscale("log")
+            _report.plain_numbers(panel.yaxis)
+            panel.grid(color=_report.GREY, alpha=0.25, linewidth=0.5, which="both")
+        for panel in (frontier, few):
+            panel.set_xscale("log")
+            _report.plain_numbers(panel.xaxis)
+        x = "l0: active latents of an activation"
+        title = "held-out variance left unexplained (down and left is better)"
+        _report.label_panel(frontier, title, "FVU", x)
+        _report.label_panel(few, f"the same with {_FEW} latents alone", "FVU", x)
+        _report.label_panel(
+            curves, "squared error, middle settings\n(matryoshka: mean over prefixes)", "mse"
+        )
+        _report.draw_legend(figure, frontier)
+        return figure
 
 
 def run(setting: Setting) -> Frontier:
@@ -68,7 +157,6 @@ def run(setting: Setting) -> Frontier:
     }
     return Frontier(
         trainings=trainings,
-        few=_FEW,
         network=curves,
         measured={"network_accuracy": accuracy},
         sentence=_sentence(trainings, accuracy, len(unseen)),
@@ -87,6 +175,13 @@ def _sentence(trainings: dict[str, list[Training]], accuracy: float, rows: int) 
         f"that {_LATENTS} latents leave unexplained, at each middle setting: {', '.join(parts)}. "
         f"With {_FEW} of them alone, at best: {', '.join(few)}."
     )
+
+
+RUN = Run(
+    about="four sparse autoencoders on a classifier's activations: error against sparsity",
+    train=run,
+    steps=150,
+)
 
 
 class _Network(nn.Module):
@@ -115,7 +210,7 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def activations(self, images: Tensor, generator: torch.Generator, setting: Setting) -> Tensor:
-        """Give those of the images and of views of them."""
+        """Return the activations of the images and of views of them."""
         views = torch.cat([images, *(augment(images, generator) for _ in range(_VIEWS))])
         return cast("Tensor", self.hidden(views.to(setting.device)))
 
@@ -136,7 +231,7 @@ class _Autoencoder(nn.Module):
 
     name: str
     number: str
-    """What the number is that sets how sparse it is."""
+    """Name of the hyperparameter that sets the sparsity."""
     numbers: tuple[float, ...]
 
     def __init__(self, number: float, setting: Setting) -> None:
@@ -157,7 +252,7 @@ class _Autoencoder(nn.Module):
         return f @ self.W_dec + self.b_dec
 
     def groups(self) -> list[tuple[Iterable[nn.Parameter], float]]:
-        """Give the parameters by learning rate."""
+        """Return the parameters by learning rate."""
         return [(self.parameters(), _RATE)]
 
     def terms(self, x: Tensor) -> Terms:
@@ -165,11 +260,11 @@ class _Autoencoder(nn.Module):
         raise NotImplementedError
 
     def latents(self, x: Tensor) -> Tensor:
-        """Give them as they are after training."""
+        """Return the latents as they are used after training."""
         raise NotImplementedError
 
     def by_size(self, x: Tensor) -> Tensor:
-        """Give the latents' numbers, first those that put the most into reconstructions of x."""
+        """Return the latents' indices, sorted by their share in reconstructions of x."""
         put = self.latents(x).square().sum(0) * self.W_dec.square().sum(1)
         return put.argsort(descending=True)
 
