@@ -42,9 +42,8 @@ class Comparison:
         return table
 
     def as_json(self) -> dict[str, object]:
-        norms = {
-            name: _report.json_numbers(norms) for name, norms in (self.gradient_norms or {}).items()
-        }
+        measured = (self.gradient_norms or {}).items()
+        norms = {name: _report.json_numbers(by_step) for name, by_step in measured}
         return {
             "terms": _report.json_curves(self.terms),
             "control": {"name": self.control_name, "terms": _report.json_curves(self.control)},
@@ -72,7 +71,8 @@ class Comparison:
     def _draw_term(self, panel: "_report.Axes", term: str) -> None:
         _report.draw_curve(panel, self.terms[term], "trained on all terms", _report.BLUE)
         if term != "loss":  # the trainings weight their terms differently: losses do not compare
-            _report.draw_curve(panel, self.control[term], self.control_name, _report.ORANGE, "--")
+            control = self.control[term]
+            _report.draw_curve(panel, control, self.control_name, _report.ORANGE, ls="--")
         bottom, top = panel.get_ylim()
         if term in self.levels:
             name, level = self.levels[term]
@@ -87,13 +87,12 @@ class Comparison:
     def _draw_norms(self, panel: "_report.Axes", of_each: dict[str, dict[int, float]]) -> None:
         colors = (_report.GREEN, _report.PINK, "black")
         for (name, norms), color in zip(of_each.items(), colors, strict=False):
-            _report.draw_curve(panel, [*norms.values()], name, color, steps=[*norms], marker=".")
+            _report.draw_curve(panel, norms, name, color, marker=".")
         panel.set_yscale("log")
         _report.plain_numbers(panel.yaxis)
         panel.legend(frameon=False, fontsize=8, handlelength=1.2)
-        _report.label_panel(
-            panel, "norm of each weighted term's gradient\nw.r.t. the parameters", "norm"
-        )
+        title = "norm of each weighted term's gradient\nw.r.t. the parameters"
+        _report.label_panel(panel, title, "norm")
 
     def _draw_bars(self, panel: "_report.Axes") -> None:
         colors = [_report.GREY for _ in self.bars]

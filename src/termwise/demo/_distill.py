@@ -114,8 +114,7 @@ class Distillation:
         bits = figure.add_subplot(grid[:2, :2])
         seen, taught = (figure.add_subplot(grid[row, 2]) for row in range(2))
         for (training, student), (color, marker) in zip(self.students.items(), _MARKS, strict=True):
-            steps, values = [*student.held_out], [*student.held_out.values()]
-            _report.draw_curve(bits, values, training, color, steps=steps, marker=marker)
+            _report.draw_curve(bits, student.held_out, training, color, marker=marker)
             _report.draw_curve(seen, student.terms["cross_entropy"], training, color)
             if "distillation" in student.terms:
                 _report.draw_curve(taught, student.terms["distillation"], training, color)
@@ -157,16 +156,10 @@ def _draw_alignment(panel: "_report.Axes", sentence: str, chunks: list[Chunk]) -
             for first, end in spans:
                 ends = [first + gap, end - gap]
                 panel.fill_between(ends, bottom, top, color=color, alpha=alpha, linewidth=0)
-    look: dict[str, Any] = {
-        "family": "monospace",
-        "fontsize": 9.5,
-        "color": "white",
-        "ha": "center",
-        "va": "center",
-    }
+    look: dict[str, Any] = {"fontsize": 9.5, "color": "white", "ha": "center", "va": "center"}
     for place, character in enumerate(sentence.replace(" ", "\N{MIDDLE DOT}")):
         for middle in (1.58, 0.38):
-            panel.text(place + 0.5, middle, character, **look)
+            panel.text(place + 0.5, middle, character, family="monospace", **look)
     panel.set_xlim(0, len(sentence))
     panel.set_ylim(-0.05, 2.05)
     panel.set_yticks([0.4, 1.6], ["teacher", "student"], fontsize=9, fontweight="bold")

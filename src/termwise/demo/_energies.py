@@ -123,13 +123,11 @@ class Energies:
         figure = _report.new_figure(13, sum(heights) + 1, dpi=110)
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.02)
         parts = [figure.add_subfigure(grid[row]) for row in range(len(heights))]
-        for part, letter, (called, density) in zip(
-            parts[:-1], "abcdef", self.densities.items(), strict=False
-        ):
+        named = self.densities.items()
+        for part, letter, (called, density) in zip(parts, "ab", named, strict=False):
             _heading(part, f"({letter}) {called}: the truth, and what each loss learnt of it")
             _draw_density(part, rows, density, self.control_name)
-        letter = "abcdef"[len(self.densities)]
-        _heading(parts[-1], f"({letter}) digits: persistent contrastive divergence")
+        _heading(parts[-1], "(c) digits: persistent contrastive divergence")
         _draw_digits(parts[-1], self)
         return figure
 
@@ -189,9 +187,8 @@ def _draw_density(
 
 
 def _draw_digits(part: "_report.SubFigure", result: Energies) -> None:
-    panels: list["_report.Axes"] = list(
-        part.subplots(1, len(result.images) + 1, width_ratios=[1] * len(result.images) + [1.5])
-    )
+    ratios = [1.0] * len(result.images) + [1.5]
+    panels: list["_report.Axes"] = list(part.subplots(1, len(ratios), width_ratios=ratios))
     for panel, (called, images) in zip(panels, result.images.items(), strict=False):
         side = round(len(images) ** 0.5)
         framed = F.pad(images.reshape(side, side, 8, 8), (1, 1, 1, 1))
@@ -206,7 +203,10 @@ def _draw_digits(part: "_report.SubFigure", result: Energies) -> None:
     for (called, energies), color in zip(result.energies.items(), _COLORS, strict=True):
         auroc = result.measured.get(f"auroc_{called.replace(' ', '_').lower()}_model")
         label = called if auroc is None else f"{called} (AUROC {auroc:.3f})"
-        panel.hist(energies.numpy(), bins=100, range=span, alpha=0.65, color=color, label=label)
+        panel.hist(energies.numpy(), bins=150, range=span, alpha=0.65, color=color, label=label)
+    panel.set_xscale("symlog", linthresh=60)  # digits and Gaussian samples lie close to each other
+    ticks = (0, 20, 40, 60, 100, 200, 400)
+    panel.set_xticks(ticks, labels=[str(tick) for tick in ticks])
     panel.set_title("energies by the model", fontsize=8.5)
     panel.set_xlabel("energy (nats)", fontsize=8)
     panel.set_ylabel("images", fontsize=8)

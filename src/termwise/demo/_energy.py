@@ -1,6 +1,7 @@
 """Energies of one network, learnt with each loss on densities that are known, and one of digits."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -114,25 +115,13 @@ def _maximum_likelihood(energy: nn.Module, given: _Given) -> _Built:
     return loss_fn, step
 
 
-def _noise_contrastive(energy: nn.Module, given: _Given) -> _Built:
+def _noise_contrastive(energy: nn.Module, given: _Given, *, density: bool = True) -> _Built:
+    """Use the noise's density, or leave it out: what is found is then p / q, up to a factor."""
     loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
 
     def step(x: Tensor) -> Terms:
         noise = given.noise(2 * len(x), 2)
-        return loss_fn(
-            x, noise, log_noise_x=given.log_noise(x), log_noise_noise=given.log_noise(noise)
-        )
-
-    return loss_fn, step
-
-
-def _noise_contrastive_without_density(energy: nn.Module, given: _Given) -> _Built:
-    """Leave the density of the noise out: what is found is then p / q, up to a factor."""
-    loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
-
-    def step(x: Tensor) -> Terms:
-        noise = given.noise(2 * len(x), 2)
-        of_x, of_noise = x.new_zeros(len(x)), x.new_zeros(len(noise))
+        of_x, of_noise = (density * given.log_noise(rows) for rows in (x, noise))
         return loss_fn(x, noise, log_noise_x=of_x, log_noise_noise=of_noise)
 
     return loss_fn, step
@@ -225,7 +214,7 @@ LOSSES: dict[str, Callable[[nn.Module, _Given], _Built]] = {
     "sliced score matching": _sliced,
     "finite-difference SM": _finite_difference,
     "denoising SM": _denoising,
-    _CONTROL: _noise_contrastive_without_density,
+    _CONTROL: functools.partial(_noise_contrastive, density=False),
 }
 
 
@@ -244,10 +233,7 @@ def run(setting: Setting) -> Energies:
         digits=digits.terms,
         images=digits.images,
         energies=digits.energies,
-        measured={
-            "log_z_error": max(one["log_z_error"] for one in learnt),
-            **digits.measured,
-        },
+        measured={"log_z_error": max(one["log_z_error"] for one in learnt), **digits.measured},
         sentence=_sentence(densities, digits),
     )
 

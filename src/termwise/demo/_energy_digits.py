@@ -90,8 +90,8 @@ def learn_digits(setting: Setting) -> Digits:
         measured=measured,
         sentence=(
             f"On {_HELD_OUT} held-out digits, the energy's AUROC is "
-            f"{measured['auroc_shuffled_pixels_model']:.4f} against them with shuffled pixels "
-            f"(a Gaussian with the data's covariance: "
+            f"{measured['auroc_shuffled_pixels_model']:.4f} against the same digits with shuffled "
+            f"pixels (a Gaussian with the data's covariance: "
             f"{measured['auroc_shuffled_pixels_full_gaussian']:.4f}) and "
             f"{measured['auroc_gaussian_samples_model']:.4f} against that Gaussian's samples "
             f"({measured['auroc_gaussian_samples_full_gaussian']:.4f})."

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,20 +110,14 @@ def new_figure(width: float, height: float, dpi: int = 150) -> "Figure":
 
 
 def draw_curve(
-    panel: "Axes",
-    curve: Sequence[float],
-    label: str,
-    color: str,
-    style: str = "-",
-    steps: Sequence[int] = (),
-    marker: str | None = None,
+    panel: "Axes", curve: list[float] | dict[int, float], label: str, color: str, **look: Any
 ) -> None:
-    """Draw a curve over steps, by default 1, 2, ..."""
-    if len(curve) == 1:
-        marker = "o"  # a line through one point would not be seen
-    places = steps or range(1, len(curve) + 1)
-    look: dict[str, Any] = {"color": color, "linewidth": 1.5, "marker": marker, "markersize": 4}
-    panel.plot(places, curve, style, label=label, **look)
+    """Draw a curve over steps: a list is of steps 1, 2, ..."""
+    by_step = curve if isinstance(curve, dict) else dict(enumerate(curve, 1))
+    if len(by_step) == 1:
+        look["marker"] = "o"  # a line through one point would not be seen
+    look = {"linewidth": 1.5, "markersize": 4, "color": color, "label": label, **look}
+    panel.plot([*by_step], [*by_step.values()], **look)
 
 
 def label_panel(panel: "Axes", title: str, y: str, x: str = "step") -> None:
@@ -162,7 +156,6 @@ def draw_legend(figure: "Figure", panel: "Axes") -> None:
 
 
 def json_curves(curves: Curves) -> dict[str, object]:
-    """Return curves as JSON has them."""
     return {
         term: {
             "first": json_number(curve[0]),
@@ -174,7 +167,6 @@ def json_curves(curves: Curves) -> dict[str, object]:
 
 
 def json_numbers(numbers: Mapping[str, float] | Mapping[int, float]) -> dict[str, float | None]:
-    """Return numbers by name, or by step, as JSON has them."""
     return {str(name): json_number(value) for name, value in numbers.items()}
 
 
@@ -184,10 +176,8 @@ def json_number(value: float) -> float | None:
 
 
 def length(curves: Curves) -> int:
-    """Return how many steps there were."""
     return len(next(iter(curves.values())))
 
 
 def last(by_step: Mapping[int, float]) -> float:
-    """Return what was measured at the end."""
     return list(by_step.values())[-1]

@@ -8,25 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import sae
 from .._terms import Terms
-from ..sae import (
-    ActivationThreshold,
-    DeadLatents,
-    JumpReLUTerms,
-    MatryoshkaTerms,
-    TopKTerms,
-    VanillaTerms,
-    auxiliary_k_loss,
-    batch_topk,
-    fraction_of_variance_unexplained,
-    jumprelu,
-    jumprelu_loss,
-    matryoshka_loss,
-    threshold_gate,
-    topk,
-    topk_loss,
-    vanilla_loss,
-)
 from . import _report
 from ._training import Curves, Run, Setting, train
 from ._vicreg import augment, load_digits
@@ -108,10 +91,9 @@ class Frontier:
         for (objective, trainings), (color, marker) in zip(
             self.trainings.items(), _MARKS, strict=True
         ):
+            measured = [one.measured for one in trainings]
             for panel, measurement in ((frontier, "fvu"), (few, "fvu_of_few")):
-                points = sorted(
-                    (one.measured["l0"], one.measured[measurement]) for one in trainings
-                )
+                points = sorted((of["l0"], of[measurement]) for of in measured)
                 panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=objective)
             middle = trainings[len(trainings) // 2]
             _report.draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.called}", color)
@@ -126,9 +108,8 @@ class Frontier:
         title = "held-out variance left unexplained (down and left is better)"
         _report.label_panel(frontier, title, "FVU", x)
         _report.label_panel(few, f"the same with {_FEW} latents alone", "FVU", x)
-        _report.label_panel(
-            curves, "squared error, middle settings\n(matryoshka: mean over prefixes)", "mse"
-        )
+        title = "squared error, middle settings\n(matryoshka: mean over prefixes)"
+        _report.label_panel(curves, title, "mse")
         _report.draw_legend(figure, frontier)
         return figure
 
@@ -274,11 +255,11 @@ class _Vanilla(_Autoencoder):
     number = "sparsity_coeff"
     numbers = (1e-2, 2e-2, 4e-2)
 
-    def terms(self, x: Tensor) -> VanillaTerms:
+    def terms(self, x: Tensor) -> sae.VanillaTerms:
         f = self.latents(x)
         norm = cast("Tensor", torch.linalg.vector_norm(self.W_dec, dim=1))
         x_hat = self.decode(f)
-        return vanilla_loss(x, f, x_hat, sparsity_coeff=self.sparsity, decoder_norm=norm)
+        return sae.vanilla_loss(x, f, x_hat, sparsity_coeff=self.sparsity, decoder_norm=norm)
 
     def latents(self, x: Tensor) -> Tensor:
         return self.pre(x).relu()
@@ -292,19 +273,19 @@ class _TopK(_Autoencoder):
     def __init__(self, number: float, setting: Setting) -> None:
         super().__init__(number, setting)
         self.k = int(number)
-        self.state = DeadLatents.start(_LATENTS, device=setting.device)
+        self.state = sae.DeadLatents.start(_LATENTS, device=setting.device)
 
-    def terms(self, x: Tensor) -> TopKTerms:
+    def terms(self, x: Tensor) -> sae.TopKTerms:
         pre = self.pre(x)
-        f = topk(pre, k=self.k)
+        f = sae.topk(pre, k=self.k)
         x_hat = f.decode(self.W_dec, self.b_dec)
         self.state = self.state.update(f.fired(_LATENTS), len(x))
         dead = self.state.dead(after=_DEAD_AFTER)
-        aux = auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
-        return topk_loss(x, f, x_hat, aux=aux, dead=dead)
+        aux = sae.auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
+        return sae.topk_loss(x, f, x_hat, aux=aux, dead=dead)
 
     def latents(self, x: Tensor) -> Tensor:
-        return topk(self.pre(x), k=self.k).dense(_LATENTS)
+        return sae.topk(self.pre(x), k=self.k).dense(_LATENTS)
 
 
 class _JumpReLU(_Autoencoder):
@@ -320,8 +301,8 @@ class _JumpReLU(_Autoencoder):
         weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         return [(weights, _RATE), ([self.log_threshold], _THRESHOLD_RATE)]
 
-    def terms(self, x: Tensor) -> JumpReLUTerms:
-        return jumprelu_loss(
+    def terms(self, x: Tensor) -> sae.JumpReLUTerms:
+        return sae.jumprelu_loss(
             x,
             self.pre(x),
             self.W_dec,
@@ -332,7 +313,7 @@ class _JumpReLU(_Autoencoder):
         )
 
     def latents(self, x: Tensor) -> Tensor:
-        return jumprelu(self.pre(x), self.log_threshold.exp())
+        return sae.jumprelu(self.pre(x), self.log_threshold.exp())
 
 
 class _Matryoshka(_Autoencoder):
@@ -343,39 +324,39 @@ class _Matryoshka(_Autoencoder):
     def __init__(self, number: float, setting: Setting) -> None:
         super().__init__(number, setting)
         self.k = int(number)
-        self.state = ActivationThreshold.start(device=setting.device)
+        self.state = sae.ActivationThreshold.start(device=setting.device)
 
-    def terms(self, x: Tensor) -> MatryoshkaTerms:
-        f = batch_topk(self.pre(x), k=self.k)
+    def terms(self, x: Tensor) -> sae.MatryoshkaTerms:
+        f = sae.batch_topk(self.pre(x), k=self.k)
         self.state = self.state.update(f, decay=0.9)
-        return matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
+        return sae.matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
 
     def latents(self, x: Tensor) -> Tensor:
         # A row's latents no longer depend on the other rows.
-        return threshold_gate(self.pre(x), self.state.value)
+        return sae.threshold_gate(self.pre(x), self.state.value)
 
     def by_size(self, x: Tensor) -> Tensor:
         return torch.arange(_LATENTS, device=x.device)  # as the prefixes cut
 
 
 def _train(
-    sae: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
+    model: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
 ) -> Training:
     generator = setting.generator()
 
     def step_terms() -> Terms:
         rows = torch.randint(len(seen), (_BATCH,), generator=generator)
-        return sae.terms(seen[rows.to(seen.device)])
+        return model.terms(seen[rows.to(seen.device)])
 
-    called = f"{sae.number} {number:g}"
-    curves = train(f"{sae.name}, {called}", setting, sae.groups(), step_terms)
+    called = f"{model.number} {number:g}"
+    curves = train(f"{model.name}, {called}", setting, model.groups(), step_terms)
     with torch.no_grad():
-        f = sae.latents(unseen)
+        f = model.latents(unseen)
         few = torch.zeros_like(f)
-        kept = sae.by_size(seen)[:_FEW]
+        kept = model.by_size(seen)[:_FEW]
         few[:, kept] = f[:, kept]
         fvu, fvu_of_few = (
-            fraction_of_variance_unexplained(unseen, sae.decode(some)) for some in (f, few)
+            sae.fraction_of_variance_unexplained(unseen, model.decode(some)) for some in (f, few)
         )
         fires = f != 0
     return Training(
