@@ -205,8 +205,8 @@ def _draw_digits(part: "_report.SubFigure", result: Energies) -> None:
         label = called if auroc is None else f"{called} (AUROC {auroc:.3f})"
         panel.hist(energies.numpy(), bins=150, range=span, alpha=0.65, color=color, label=label)
     panel.set_xscale("symlog", linthresh=60)  # digits and Gaussian samples lie close to each other
-    ticks = (0, 20, 40, 60, 100, 200, 400)
-    panel.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+    panel.set_xticks((0, 20, 40, 60, 200, 400), labels=["0", "20", "40", "60", "200", "400"])
+    panel.set_ylim(0, 1.3 * panel.get_ylim()[1])  # with space for the legend
     panel.set_title("energies by the model", fontsize=8.5)
     panel.set_xlabel("energy (nats)", fontsize=8)
     panel.set_ylabel("images", fontsize=8)
