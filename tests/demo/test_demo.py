@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from termwise.demo import _densities, _distill, _energy, _energy_digits, _report, _vicreg
+from termwise.demo import (
+    _comparison,
+    _densities,
+    _distill,
+    _energy,
+    _energy_digits,
+    _report,
+    _vicreg,
+)
 from termwise.demo._command import main
 from termwise.demo._training import Setting
 from termwise.energy import (
@@ -119,6 +127,7 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     for run, terms in TERMS.items():
         assert all(f" {term} " in done.stdout for term in terms)
         check_json(results[run], terms, MEASURED[run])
+    check_norms(results["vicreg"]["gradient_norms"])
     assert all(f" {objective} " in done.stdout for objective in OBJECTIVES)
     check_frontier(results["sae"])
     assert all(f" {student} " in done.stdout for student in STUDENTS)
@@ -135,6 +144,7 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
 def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:
     assert set(result["terms"]) == set(result["control"]["terms"]) == terms
     check_curves(result["terms"])
+    check_curves(result["control"]["terms"])
     assert set(result["measured"]) == measured
     assert all(type(value) is float for value in result["measured"].values())
 
@@ -144,6 +154,15 @@ def check_curves(terms: dict[str, dict]) -> None:
         assert len(term["curve"]) == 5
         assert (term["first"], term["last"]) == (term["curve"][0], term["curve"][-1])
         assert all(type(value) is float for value in term["curve"])
+
+
+def check_norms(norms: dict[str, dict[str, float]]) -> None:
+    assert list(norms) == ["sim", "var", "cov"]
+    for by_step in norms.values():
+        assert list(by_step) == ["1", "2", "3", "4", "5"]
+        assert all(norm > 0 for norm in by_step.values())
+    # Why sim rises at first.
+    assert norms["var"]["1"] > 2 * norms["sim"]["1"] > norms["cov"]["1"]
 
 
 def check_frontier(result: dict) -> None:
@@ -283,6 +302,8 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path
     for name in TERMS["vicreg"]:
         expected = alone["terms"][name]["curve"]
         assert together["terms"][name]["curve"] == pytest.approx(expected, rel=1e-5), name
+    for name, norms in alone["gradient_norms"].items():
+        assert together["gradient_norms"][name] == pytest.approx(norms, rel=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -370,6 +391,32 @@ def test_two_views_differ_stay_images_and_repeat_by_the_generator():
     distance = (first - images).square().mean()
     assert distance < (first - images.roll(1, 0)).square().mean()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bars_start_at_chance_and_norms_of_gradients_have_a_logarithmic_axis():
+    curves = {name: [1.0, 2.0] for name in TERMS["vicreg"]}
+    result = _comparison.Comparison(
+        terms=curves,
+        control=curves,
+        control_name="without",
+        about={name: f"about {name}" for name in curves},
+        levels={},
+        measured={},
+        sentence="",
+        bars={"without": 0.2, "trained": 0.9},
+        bars_about="accuracy",
+        bars_format="{:.0%}",
+        bars_start=0.1,
+        gradient_norms={"sim": {1: 1.0, 8: 10.0}, "var": {1: 3.0, 8: 0.3}},
+    )
+    *_, norms, bars = result.figure().axes
+    assert norms.get_yscale() == "log"
+    assert [list(curve.get_xdata()) for curve in norms.lines] == [[1, 8], [1, 8]]
+    assert [list(curve.get_ydata()) for curve in norms.lines] == [[1.0, 10.0], [3.0, 0.3]]
+    assert bars.get_xlim()[0] == 0.1
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars.patches]
+    assert spans == [(0.1, pytest.approx(0.2)), (0.1, pytest.approx(0.9))]
+    assert [text.get_text() for text in bars.texts[:2]] == ["20%", "90%"]
 
 
 @pytest.mark.parametrize("density", [_densities.eight_gaussians(), _densities.moons()])

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -17,51 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _distill, _energy, _sae, _targeted_variance, _vicreg
-from ._distill import Distillation
-from ._training import Energies, Frontier, Result, Setting
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
-    about: str
-    train: Callable[[Setting], Result | Frontier | Energies | Distillation]
-    steps: int
-    shared: bool
-    """Whether ranks share each batch. If not, rank 0 trains alone."""
-
+from . import _distill, _energy, _report, _sae, _targeted_variance, _vicreg
+from ._training import Run, Setting, Shown
 
 RUNS = {
-    "vicreg": _Run(
-        about="VICReg on scikit-learn's digits, and how it collapses without var and cov",
-        train=_vicreg.run,
-        steps=200,
-        shared=True,
-    ),
-    "targeted-variance": _Run(
-        about="a next-character model of Python's help, its embedding kept at a target variance",
-        train=_targeted_variance.run,
-        steps=200,
-        shared=False,
-    ),
-    "sae": _Run(
-        about="four sparse autoencoders on a classifier's activations: error against sparsity",
-        train=_sae.run,
-        steps=150,
-        shared=False,
-    ),
-    "energy": _Run(
-        about="each loss of energies on known densities, by log-likelihood, and samples of digits",
-        train=_energy.run,
-        steps=150,
-        shared=False,
-    ),
-    "distill": _Run(
-        about="a small language model taught by one with another tokenizer, or not at all",
-        train=_distill.run,
-        steps=160,
-        shared=False,
-    ),
+    "vicreg": _vicreg.RUN,
+    "targeted-variance": _targeted_variance.RUN,
+    "sae": _sae.RUN,
+    "energy": _energy.RUN,
+    "distill": _distill.RUN,
 }
 
 _EXTRA = ("sklearn", "matplotlib", "rich", "tokenizers")
@@ -92,7 +56,7 @@ class _Ranks:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit code: 2 for input that cannot work."""
+    """Run the command and return its exit code: 2 for input that cannot work."""
     ranks = _ranks()
     try:
         options = _parser().parse_args(arguments)
@@ -122,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m termwise",
         description=(
             "Train small models on real data, with losses of each family, and show every term as\n"
-            "it goes: a table, what was learnt as measured on held-out data, and a figure.\n"
+            "it goes: a table, what was measured on held-out data, and a figure.\n"
             "Nothing is downloaded, and a run takes seconds on a CPU."
         ),
         epilog=_EPILOG,
@@ -168,14 +132,14 @@ def _list(ranks: _Ranks) -> None:
             print(f"{name:{width}}  {run.about}")
 
 
-def _chosen(names: Sequence[str]) -> dict[str, _Run]:
+def _chosen(names: Sequence[str]) -> dict[str, Run]:
     for name in names:
         if name not in RUNS:
             raise _RefusedError(f"unknown run {name!r}, there are: {', '.join(RUNS)}")
     return {name: RUNS[name] for name in names} if names else RUNS
 
 
-def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) -> None:
+def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> None:
     device = _device(options.device, ranks)
     _check_extra()
     if ranks.rank == 0:
@@ -183,11 +147,9 @@ def _train(runs: dict[str, _Run], options: argparse.Namespace, ranks: _Ranks) ->
         _check_file(options.json)
     from rich.console import Console  # after the check: only a run needs the extra
 
-    from . import _report
-
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Result | Frontier | Energies | Distillation] = {}
+    results: dict[str, Shown] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:
@@ -222,7 +184,7 @@ def _ranks() -> _Ranks:
 
 
 def _device(text: str, ranks: _Ranks) -> torch.device:
-    """Give the device, one of its own to each rank on CUDA, if it is there."""
+    """Return the device, a different one for each rank on CUDA, or refuse one that is not there."""
     try:
         device = torch.device(text)
         if device.type == "cuda" and ranks.count > 1:
@@ -271,7 +233,7 @@ def _check_file(file: Path | None) -> None:
 def _process_group(
     device: torch.device, ranks: _Ranks
 ) -> Generator[ProcessGroup | None, None, None]:
-    """Join the ranks that torchrun started, and part at the end; None where there is one."""
+    """Join the ranks that torchrun started until the end; None where there is only one."""
     if ranks.count == 1:
         yield None
         return

@@ -21,7 +21,7 @@ class Mixture:
     deviation: float
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Give log p of each row."""
+        """Return log p of each row."""
         squares = (x[:, None] - self.centres.to(x)).square().sum(2)
         exponents = -squares / (2 * self.deviation**2)
         count = len(self.centres)
@@ -35,13 +35,13 @@ class Mixture:
 
 
 def eight_gaussians() -> Mixture:
-    """Give eight Gaussians on a ring, near enough to each other that samples tell their weights."""
+    """Return eight Gaussians on a ring, so near to each other that samples show their weights."""
     angles = torch.arange(8) * (math.pi / 4)
     return Mixture(centres=2 * torch.stack([angles.cos(), angles.sin()], dim=1), deviation=0.4)
 
 
 def moons() -> Mixture:
-    """Give two interleaved half circles, each of 16 Gaussians that run into each other."""
+    """Return two interleaved half circles, each of 16 overlapping Gaussians."""
     angles = (torch.arange(16) + 0.5) * (math.pi / 16)
     upper = torch.stack([angles.cos(), angles.sin()], dim=1)
     lower = torch.stack([1 - angles.cos(), 0.5 - angles.sin()], dim=1)
@@ -67,7 +67,7 @@ class Plane:
         return float(values.sum()) * SPACING**2
 
     def log_integral(self, exponents: Tensor) -> tuple[float, float]:
-        """Give the logarithm of the integral of exp, and how wrong it may be.
+        """Return the logarithm of the integral of exp, and a bound on its error.
 
         The error is what changes with twice the spacing or with a smaller square, at most. As
         smooth functions that end inside the square converge faster than any power of the spacing,

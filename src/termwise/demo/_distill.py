@@ -1,7 +1,7 @@
-"""One small student trained three ways: on text alone, and with a teacher that splits it otherwise.
+"""A small student trained on text alone, and with a teacher that has another tokenizer.
 
-The student sees a small part of the text that the teacher saw, and its tokenizer is another one:
-what the teacher knows of the rest can only come across the two tokenizations.
+The student sees a small part of the text that the teacher saw: what the teacher knows of the rest
+can only reach it across the two tokenizations.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .. import lm
 from .._terms import Terms, terms
-from ._training import Curves, Setting, help_paragraphs, train
+from . import _report
+from ._training import Curves, Run, Setting, help_paragraphs, train
 
 _PASSAGE = 128  # characters
 _HELD_OUT = 128  # passages that are measured on
@@ -31,6 +32,7 @@ _WEIGHT = 1.0  # of the distillation, beside the cross-entropy
 _MEASURED = 8  # times along a training, held out
 _BATCH_MEASURED = 64
 _START = "<s>"
+_MARKS = ((_report.GREY, "o"), (_report.BLUE, "s"), (_report.ORANGE, "^"))
 
 Taught = lm.ProjectedKLTerms | lm.PartitionedTerms
 Distill = Callable[[Tensor, Tensor, lm.Alignment], Taught]
@@ -70,7 +72,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What the run hands back."""
+    """A student's trainings, with a teacher and without."""
 
     students: dict[str, Student]
     teacher: Curves
@@ -81,6 +83,94 @@ class Distillation:
     measured: dict[str, float]
     sentence: str
     """What was measured on held-out data, in words."""
+
+    def table(self, name: str, seconds: float) -> "_report.Table":
+        terms = ("cross_entropy", "distillation", "top1_agreement")
+        headings = [term.replace("_", "\n", 1) for term in terms]
+        title = f"{name}: {_report.length(self.teacher)} steps each, {seconds:.1f} s"
+        table = _report.new_table(title, "\nstudent", *headings, "held-out\nbits per byte")
+        for training, student in self.students.items():
+            ends = [f"{student.terms[t][-1]:.4g}" if t in student.terms else "" for t in terms]
+            table.add_row(training, *ends, f"{_report.last(student.held_out):.3f}")
+        return table
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "teacher": {"terms": _report.json_curves(self.teacher)},
+            "students": {
+                training: {
+                    "terms": _report.json_curves(student.terms),
+                    "held_out_bits_per_byte": _report.json_numbers(student.held_out),
+                }
+                for training, student in self.students.items()
+            },
+            "measured": _report.json_numbers(self.measured),
+        }
+
+    def figure(self) -> "_report.Figure":
+        """Draw bits per byte, two of the terms, and the alignment of a sentence."""
+        figure = _report.new_figure(11, 6.7)
+        grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.6))
+        bits = figure.add_subplot(grid[:2, :2])
+        seen, taught = (figure.add_subplot(grid[row, 2]) for row in range(2))
+        for (training, student), (color, marker) in zip(self.students.items(), _MARKS, strict=True):
+            _report.draw_curve(bits, student.held_out, training, color, marker=marker)
+            _report.draw_curve(seen, student.terms["cross_entropy"], training, color)
+            if "distillation" in student.terms:
+                _report.draw_curve(taught, student.terms["distillation"], training, color)
+        self._mark_ends(bits)
+        _report.label_panel(bits, "held-out text (lower is better)", "bits per byte")
+        _report.label_panel(seen, "training text, nats a token", "cross_entropy")
+        _report.label_panel(taught, "student from teacher, nats a chunk", "distillation")
+        bits.grid(color=_report.GREY, alpha=0.25, linewidth=0.5)
+        _draw_alignment(figure.add_subplot(grid[2, :]), self.aligned, self.chunks)
+        _report.draw_legend(figure, bits)
+        return figure
+
+    def _mark_ends(self, panel: "_report.Axes") -> None:
+        """Write what each training ends at beside its curve, and where the teacher is."""
+        teacher = self.measured["bits_per_byte_teacher"]
+        panel.axhline(teacher, color=_report.GREY, linewidth=1, linestyle=":", zorder=0)
+        ends = {teacher: (f"{teacher:.3f} the teacher", _report.GREY)}
+        for student, (color, _) in zip(self.students.values(), _MARKS, strict=True):
+            ends[_report.last(student.held_out)] = (f"{_report.last(student.held_out):.3f}", color)
+        bottom, top = panel.get_ylim()
+        above = math.inf
+        for value, (text, color) in sorted(ends.items(), reverse=True):
+            above = min(value, above - 0.04 * (top - bottom))  # where it covers none above it
+            look: dict[str, Any] = {"va": "center", "color": color, "fontsize": 9}
+            panel.text(1.01, above, text, transform=panel.get_yaxis_transform(), **look)
+
+
+def _draw_alignment(panel: "_report.Axes", sentence: str, chunks: list[Chunk]) -> None:
+    """Draw a sentence's tokens on either side, and between them the chunks that they form."""
+    for chunk in chunks:
+        several = max(len(chunk.student), len(chunk.teacher)) > 1
+        color = _report.GREEN if several else "#5A5A5A"
+        gap = 0.06  # characters, on either side, so that tokens show where they end
+        for spans, bottom, top, alpha in (
+            ([(chunk.student[0][0], chunk.student[-1][1])], 0.8, 1.2, 0.25),
+            (chunk.student, 1.2, 2.0, 1.0),
+            (chunk.teacher, 0.0, 0.8, 1.0),
+        ):
+            for first, end in spans:
+                ends = [first + gap, end - gap]
+                panel.fill_between(ends, bottom, top, color=color, alpha=alpha, linewidth=0)
+    look: dict[str, Any] = {"fontsize": 9.5, "color": "white", "ha": "center", "va": "center"}
+    for place, character in enumerate(sentence.replace(" ", "\N{MIDDLE DOT}")):
+        for middle in (1.58, 0.38):
+            panel.text(place + 0.5, middle, character, family="monospace", **look)
+    panel.set_xlim(0, len(sentence))
+    panel.set_ylim(-0.05, 2.05)
+    panel.set_yticks([0.4, 1.6], ["teacher", "student"], fontsize=9, fontweight="bold")
+    panel.tick_params(axis="y", length=0)
+    panel.xaxis.set_visible(False)
+    panel.spines[:].set_visible(False)
+    panel.set_title(
+        "a held-out sentence as its tokens: a chunk is the shortest text that both cut alike "
+        "(green: into different tokens)",
+        fontsize=9,
+    )
 
 
 def run(setting: Setting) -> Distillation:
@@ -113,7 +203,7 @@ def run(setting: Setting) -> Distillation:
         name: _train_student(name, way, lesson, student_side, held_out, setting)
         for name, way in ways.items()
     }
-    bits = {name: list(student.held_out.values())[-1] for name, student in students.items()}
+    bits = {name: _report.last(student.held_out) for name, student in students.items()}
     size = sum(len(passage.encode()) for passage in held_out)
     aligned = _sentence_of("".join(held_out))
     return Distillation(
@@ -134,9 +224,16 @@ def run(setting: Setting) -> Distillation:
             f"{_SEEN} of the {len(kept):,} passages that its teacher saw: "
             f"{', '.join(f'{name} {value:.3f}' for name, value in bits.items())}; the teacher "
             f"itself {teacher_bits:.3f}. The student has {_STUDENT_TOKENS:,} tokens, the teacher "
-            f"{_TEACHER_TOKENS}, of which {len(partition.common_student)} are the student's too."
+            f"{_TEACHER_TOKENS}; they share {len(partition.common_student)}."
         ),
     )
+
+
+RUN = Run(
+    about="a small language model taught by one with another tokenizer, or not at all",
+    train=run,
+    steps=160,
+)
 
 
 def _passages(setting: Setting) -> tuple[list[str], list[str]]:
@@ -176,13 +273,13 @@ class _Side:
         self.longest = max(self.kept.shape[1], self.held_out.shape[1])
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Give token ids, -1 where a text is over."""
+        """Return token ids, padded with -1."""
         encodings = self.tokenizer.encode_batch(texts)
         ids = torch.tensor([one.ids for one in encodings])
         return ids.where(torch.tensor([one.attention_mask for one in encodings]) == 1, -1)
 
     def offsets(self, texts: list[str]) -> list[list[tuple[int, int]]]:
-        """Give the place of each token in its text, none of it for padding and the start."""
+        """Return the span of each token in its text, which is empty for padding and the start."""
         return [one.offsets for one in self.tokenizer.encode_batch(texts)]
 
 
@@ -265,7 +362,7 @@ class _Lesson:
         return len(self.ids)
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, lm.Alignment]:
-        """Give tokens, the teacher's logits and the alignment of some passages."""
+        """Return tokens, the teacher's logits and the alignment of some passages."""
         rows = rows.to(self.ids.device)
         fields = dataclasses.fields(self.alignment)
         parts = {field.name: getattr(self.alignment, field.name)[rows] for field in fields}
@@ -312,7 +409,7 @@ def _train_student(
 
 
 def _sentence_of(text: str) -> str:
-    """Give the first sentence that fits a line, or what the text begins with."""
+    """Return the first sentence that fits a line, or else the start of the text."""
     text = " ".join(text.split())
     found = re.search(r"(?<=\. )[A-Z][^.]{60,80}\.(?= )", text)
     return found.group() if found else text[:80]

@@ -1,6 +1,7 @@
 """Energies of one network, learnt with each loss on densities that are known, and one of digits."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -26,8 +27,9 @@ from ..energy import (
     langevin,
 )
 from ._densities import Mixture, Plane, eight_gaussians, moons
+from ._energies import Density, Energies, Learnt
 from ._energy_digits import Digits, learn_digits
-from ._training import Density, Energies, Learnt, Setting, train
+from ._training import Run, Setting, train
 
 _BATCH = 256
 _SEEN = 10_000  # samples to train on
@@ -36,8 +38,8 @@ _RATE = 2e-2
 _CHAINS = 512  # of persistent contrastive divergence
 _FREQUENCIES = 32
 _WIDTH = 64
-TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
-_LOG_Z = math.log(2 * math.pi * TAIL**2)  # of that Gaussian
+_TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
+_LOG_Z = math.log(2 * math.pi * _TAIL**2)  # of that Gaussian
 _SIGMA = 0.1  # of denoising
 _DRAWN = 2_000  # of the samples
 _SHOWN = 3.2  # half the width of what is drawn
@@ -90,7 +92,7 @@ class _Energy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         phases = x @ self.frequencies
         waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * TAIL**2))
+        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * _TAIL**2))
 
 
 _Built = tuple[nn.Module, _Step]
@@ -113,25 +115,13 @@ def _maximum_likelihood(energy: nn.Module, given: _Given) -> _Built:
     return loss_fn, step
 
 
-def _noise_contrastive(energy: nn.Module, given: _Given) -> _Built:
+def _noise_contrastive(energy: nn.Module, given: _Given, *, density: bool = True) -> _Built:
+    """Use the noise's density, or leave it out: what is found is then p / q, up to a factor."""
     loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
 
     def step(x: Tensor) -> Terms:
         noise = given.noise(2 * len(x), 2)
-        return loss_fn(
-            x, noise, log_noise_x=given.log_noise(x), log_noise_noise=given.log_noise(noise)
-        )
-
-    return loss_fn, step
-
-
-def _noise_contrastive_without_density(energy: nn.Module, given: _Given) -> _Built:
-    """Leave the density of the noise out: what is found is then p / q, up to a factor."""
-    loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
-
-    def step(x: Tensor) -> Terms:
-        noise = given.noise(2 * len(x), 2)
-        of_x, of_noise = x.new_zeros(len(x)), x.new_zeros(len(noise))
+        of_x, of_noise = (density * given.log_noise(rows) for rows in (x, noise))
         return loss_fn(x, noise, log_noise_x=of_x, log_noise_noise=of_noise)
 
     return loss_fn, step
@@ -224,7 +214,7 @@ LOSSES: dict[str, Callable[[nn.Module, _Given], _Built]] = {
     "sliced score matching": _sliced,
     "finite-difference SM": _finite_difference,
     "denoising SM": _denoising,
-    _CONTROL: _noise_contrastive_without_density,
+    _CONTROL: functools.partial(_noise_contrastive, density=False),
 }
 
 
@@ -239,13 +229,11 @@ def run(setting: Setting) -> Energies:
     return Energies(
         densities=densities,
         control_name=_CONTROL,
+        energy=f"network(x) + |x|^2 / {2 * _TAIL**2:g}",
         digits=digits.terms,
         images=digits.images,
         energies=digits.energies,
-        measured={
-            "log_z_error": max(one["log_z_error"] for one in learnt),
-            **digits.measured,
-        },
+        measured={"log_z_error": max(one["log_z_error"] for one in learnt), **digits.measured},
         sentence=_sentence(densities, digits),
     )
 
@@ -267,6 +255,13 @@ def _sentence(densities: dict[str, Density], digits: Digits) -> str:
         f"Log-likelihood of {_UNSEEN:,} held-out samples, Z by quadrature. {'; '.join(parts)}. "
         f"{digits.sentence}"
     )
+
+
+RUN = Run(
+    about="each loss of energies on known densities, by log-likelihood, and samples of digits",
+    train=run,
+    steps=150,
+)
 
 
 def learn_density(called: str, truth: Mixture, setting: Setting) -> Density:

@@ -27,7 +27,7 @@ _SHOWN = 49
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digits:
-    """What was learnt of digits."""
+    """A trained model of digits, its samples and what was measured."""
 
     terms: Curves
     images: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Digits:
 
 
 def learn_digits(setting: Setting) -> Digits:
-    """Train on digits with noise, draw samples, and tell held-out digits from other images."""
+    """Train on digits with noise, draw samples, and separate held-out digits from other images."""
     generator = setting.generator()
     clean = load_digits()[0].flatten(1)
     order = torch.randperm(len(clean), generator=generator)
@@ -90,8 +90,8 @@ def learn_digits(setting: Setting) -> Digits:
         measured=measured,
         sentence=(
             f"On {_HELD_OUT} held-out digits, the energy's AUROC is "
-            f"{measured['auroc_shuffled_pixels_model']:.4f} against the same with shuffled pixels "
-            f"(a Gaussian with the data's covariance: "
+            f"{measured['auroc_shuffled_pixels_model']:.4f} against the same digits with shuffled "
+            f"pixels (a Gaussian with the data's covariance: "
             f"{measured['auroc_shuffled_pixels_full_gaussian']:.4f}) and "
             f"{measured['auroc_gaussian_samples_model']:.4f} against that Gaussian's samples "
             f"({measured['auroc_gaussian_samples_full_gaussian']:.4f})."
@@ -118,7 +118,7 @@ class Units:
         return (images + _NOISE * noise - self.mean) @ self.components / self.scale
 
     def denoised(self, z: Tensor, gradient: Tensor) -> Tensor:
-        """Give the mean of the images that z may be of, which the gradient of its energy tells."""
+        """Return the denoised image, by Tweedie's formula from the gradient of z's energy."""
         return self._images(z - (_NOISE / self.scale) ** 2 * gradient)
 
     def gaussian(self, count: int, generator: torch.Generator) -> Tensor:
@@ -127,11 +127,11 @@ class Units:
         return self._images(normal * self.clean.sqrt() / self.scale)
 
     def full_gaussian(self, z: Tensor) -> Tensor:
-        """Give the energy of a Gaussian fitted to the noised images."""
+        """Return the energy of a Gaussian fitted to the noised images."""
         return ((self.scale * z).square() / (self.clean + _NOISE**2)).sum(1)
 
     def diagonal_gaussian(self, z: Tensor) -> Tensor:
-        """Give the energy of one whose pixels are independent."""
+        """Return the energy of a Gaussian whose pixels are independent."""
         return ((self._images(z) - self.mean).square() / self.pixels).sum(1)
 
     def _images(self, z: Tensor) -> Tensor:
@@ -192,6 +192,6 @@ def _sample(
 
 
 def auroc(low: Tensor, high: Tensor) -> float:
-    """Give how often the first are lower than the second, over all pairs; ties are halves."""
+    """Return the share of pairs whose first is lower than its second; a tie counts half."""
     difference = high[:, None].double() - low
     return float((1 + difference.sign()).mean() / 2)

@@ -1,5 +1,6 @@
 """Four sparse autoencoders of one size on a network's activations: error against active latents."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import cast
 
@@ -7,26 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import sae
 from .._terms import Terms
-from ..sae import (
-    ActivationThreshold,
-    DeadLatents,
-    JumpReLUTerms,
-    MatryoshkaTerms,
-    TopKTerms,
-    VanillaTerms,
-    auxiliary_k_loss,
-    batch_topk,
-    fraction_of_variance_unexplained,
-    jumprelu,
-    jumprelu_loss,
-    matryoshka_loss,
-    threshold_gate,
-    topk,
-    topk_loss,
-    vanilla_loss,
-)
-from ._training import Curves, Frontier, Setting, Training, train
+from . import _report
+from ._training import Curves, Run, Setting, train
 from ._vicreg import augment, load_digits
 
 _BATCH = 256
@@ -41,7 +26,92 @@ _DEAD_AFTER = 16 * _BATCH  # activations
 _K_AUX = 32
 _NETWORK_RATE = 1e-2
 _RATE = 4e-3
-_THRESHOLD_RATE = 3e-2  # in the logarithm, where there is a way to go
+_THRESHOLD_RATE = 3e-2  # of the logarithm, which has far to go
+_MARKS = ((_report.BLUE, "o"), (_report.ORANGE, "s"), (_report.GREEN, "^"), (_report.PINK, "D"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of a frontier."""
+
+    called: str
+    """Its setting, such as "k 8"."""
+    terms: Curves
+    measured: dict[str, float]
+    """On held-out data: `fvu`, `fvu_of_few`, `l0` and `dead`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Error against sparsity, of many trainings."""
+
+    trainings: dict[str, list[Training]]
+    """Those of each objective."""
+    network: Curves
+    """Terms of the network whose activations they were trained on."""
+    measured: dict[str, float]
+    sentence: str
+    """What was measured on held-out data, in words."""
+
+    def table(self, name: str, seconds: float) -> "_report.Table":
+        title = f"{name}: {_report.length(self.network)} steps each, {seconds:.1f} s"
+        few = f"with {_FEW}\nlatents alone"
+        columns = ("\nobjective", "\nsetting", "\nl0", "held-out\nFVU", few, "\ndead")
+        table = _report.new_table(title, *columns, left=2)
+        for objective, trainings in self.trainings.items():
+            for one in trainings:
+                of = one.measured
+                numbers = (f"{of['l0']:.1f}", f"{of['fvu']:.4f}", f"{of['fvu_of_few']:.4f}")
+                table.add_row(objective, one.called, *numbers, f"{of['dead']:.0f}")
+            table.add_section()
+        return table
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "network": {"terms": _report.json_curves(self.network)},
+            "trainings": [
+                {
+                    "objective": objective,
+                    "setting": one.called,
+                    "terms": _report.json_curves(one.terms),
+                    "measured": _report.json_numbers(one.measured),
+                }
+                for objective, trainings in self.trainings.items()
+                for one in trainings
+            ],
+            "measured": _report.json_numbers(self.measured),
+        }
+
+    def figure(self) -> "_report.Figure":
+        """Draw the unexplained variance against l0, with all latents and with few, and curves."""
+        figure = _report.new_figure(11, 6.7)
+        grid = figure.add_gridspec(2, 3)
+        frontier = figure.add_subplot(grid[:, :2])
+        few, curves = (figure.add_subplot(grid[row, 2]) for row in range(2))
+        for (objective, trainings), (color, marker) in zip(
+            self.trainings.items(), _MARKS, strict=True
+        ):
+            measured = [one.measured for one in trainings]
+            for panel, measurement in ((frontier, "fvu"), (few, "fvu_of_few")):
+                points = sorted((of["l0"], of[measurement]) for of in measured)
+                panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=objective)
+            middle = trainings[len(trainings) // 2]
+            _report.draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.called}", color)
+        for panel in (frontier, few, curves):
+            panel.set_yscale("log")
+            _report.plain_numbers(panel.yaxis)
+            panel.grid(color=_report.GREY, alpha=0.25, linewidth=0.5, which="both")
+        for panel in (frontier, few):
+            panel.set_xscale("log")
+            _report.plain_numbers(panel.xaxis)
+        x = "l0: active latents of an activation"
+        title = "held-out variance left unexplained (down and left is better)"
+        _report.label_panel(frontier, title, "FVU", x)
+        _report.label_panel(few, f"the same with {_FEW} latents alone", "FVU", x)
+        title = "squared error, middle settings\n(matryoshka: mean over prefixes)"
+        _report.label_panel(curves, title, "mse")
+        _report.draw_legend(figure, frontier)
+        return figure
 
 
 def run(setting: Setting) -> Frontier:
@@ -68,7 +138,6 @@ def run(setting: Setting) -> Frontier:
     }
     return Frontier(
         trainings=trainings,
-        few=_FEW,
         network=curves,
         measured={"network_accuracy": accuracy},
         sentence=_sentence(trainings, accuracy, len(unseen)),
@@ -87,6 +156,13 @@ def _sentence(trainings: dict[str, list[Training]], accuracy: float, rows: int) 
         f"that {_LATENTS} latents leave unexplained, at each middle setting: {', '.join(parts)}. "
         f"With {_FEW} of them alone, at best: {', '.join(few)}."
     )
+
+
+RUN = Run(
+    about="four sparse autoencoders on a classifier's activations: error against sparsity",
+    train=run,
+    steps=150,
+)
 
 
 class _Network(nn.Module):
@@ -115,7 +191,7 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def activations(self, images: Tensor, generator: torch.Generator, setting: Setting) -> Tensor:
-        """Give those of the images and of views of them."""
+        """Return the activations of the images and of views of them."""
         views = torch.cat([images, *(augment(images, generator) for _ in range(_VIEWS))])
         return cast("Tensor", self.hidden(views.to(setting.device)))
 
@@ -136,7 +212,7 @@ class _Autoencoder(nn.Module):
 
     name: str
     number: str
-    """What the number is that sets how sparse it is."""
+    """Name of the hyperparameter that sets the sparsity."""
     numbers: tuple[float, ...]
 
     def __init__(self, number: float, setting: Setting) -> None:
@@ -157,7 +233,7 @@ class _Autoencoder(nn.Module):
         return f @ self.W_dec + self.b_dec
 
     def groups(self) -> list[tuple[Iterable[nn.Parameter], float]]:
-        """Give the parameters by learning rate."""
+        """Return the parameters by learning rate."""
         return [(self.parameters(), _RATE)]
 
     def terms(self, x: Tensor) -> Terms:
@@ -165,11 +241,11 @@ class _Autoencoder(nn.Module):
         raise NotImplementedError
 
     def latents(self, x: Tensor) -> Tensor:
-        """Give them as they are after training."""
+        """Return the latents as they are used after training."""
         raise NotImplementedError
 
     def by_size(self, x: Tensor) -> Tensor:
-        """Give the latents' numbers, first those that put the most into reconstructions of x."""
+        """Return the latents' indices, sorted by their share in reconstructions of x."""
         put = self.latents(x).square().sum(0) * self.W_dec.square().sum(1)
         return put.argsort(descending=True)
 
@@ -179,11 +255,11 @@ class _Vanilla(_Autoencoder):
     number = "sparsity_coeff"
     numbers = (1e-2, 2e-2, 4e-2)
 
-    def terms(self, x: Tensor) -> VanillaTerms:
+    def terms(self, x: Tensor) -> sae.VanillaTerms:
         f = self.latents(x)
         norm = cast("Tensor", torch.linalg.vector_norm(self.W_dec, dim=1))
         x_hat = self.decode(f)
-        return vanilla_loss(x, f, x_hat, sparsity_coeff=self.sparsity, decoder_norm=norm)
+        return sae.vanilla_loss(x, f, x_hat, sparsity_coeff=self.sparsity, decoder_norm=norm)
 
     def latents(self, x: Tensor) -> Tensor:
         return self.pre(x).relu()
@@ -197,19 +273,19 @@ class _TopK(_Autoencoder):
     def __init__(self, number: float, setting: Setting) -> None:
         super().__init__(number, setting)
         self.k = int(number)
-        self.state = DeadLatents.start(_LATENTS, device=setting.device)
+        self.state = sae.DeadLatents.start(_LATENTS, device=setting.device)
 
-    def terms(self, x: Tensor) -> TopKTerms:
+    def terms(self, x: Tensor) -> sae.TopKTerms:
         pre = self.pre(x)
-        f = topk(pre, k=self.k)
+        f = sae.topk(pre, k=self.k)
         x_hat = f.decode(self.W_dec, self.b_dec)
         self.state = self.state.update(f.fired(_LATENTS), len(x))
         dead = self.state.dead(after=_DEAD_AFTER)
-        aux = auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
-        return topk_loss(x, f, x_hat, aux=aux, dead=dead)
+        aux = sae.auxiliary_k_loss(x, x_hat, pre, self.W_dec, dead=dead, k_aux=_K_AUX)
+        return sae.topk_loss(x, f, x_hat, aux=aux, dead=dead)
 
     def latents(self, x: Tensor) -> Tensor:
-        return topk(self.pre(x), k=self.k).dense(_LATENTS)
+        return sae.topk(self.pre(x), k=self.k).dense(_LATENTS)
 
 
 class _JumpReLU(_Autoencoder):
@@ -225,8 +301,8 @@ class _JumpReLU(_Autoencoder):
         weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         return [(weights, _RATE), ([self.log_threshold], _THRESHOLD_RATE)]
 
-    def terms(self, x: Tensor) -> JumpReLUTerms:
-        return jumprelu_loss(
+    def terms(self, x: Tensor) -> sae.JumpReLUTerms:
+        return sae.jumprelu_loss(
             x,
             self.pre(x),
             self.W_dec,
@@ -237,7 +313,7 @@ class _JumpReLU(_Autoencoder):
         )
 
     def latents(self, x: Tensor) -> Tensor:
-        return jumprelu(self.pre(x), self.log_threshold.exp())
+        return sae.jumprelu(self.pre(x), self.log_threshold.exp())
 
 
 class _Matryoshka(_Autoencoder):
@@ -248,39 +324,39 @@ class _Matryoshka(_Autoencoder):
     def __init__(self, number: float, setting: Setting) -> None:
         super().__init__(number, setting)
         self.k = int(number)
-        self.state = ActivationThreshold.start(device=setting.device)
+        self.state = sae.ActivationThreshold.start(device=setting.device)
 
-    def terms(self, x: Tensor) -> MatryoshkaTerms:
-        f = batch_topk(self.pre(x), k=self.k)
+    def terms(self, x: Tensor) -> sae.MatryoshkaTerms:
+        f = sae.batch_topk(self.pre(x), k=self.k)
         self.state = self.state.update(f, decay=0.9)
-        return matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
+        return sae.matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
 
     def latents(self, x: Tensor) -> Tensor:
         # A row's latents no longer depend on the other rows.
-        return threshold_gate(self.pre(x), self.state.value)
+        return sae.threshold_gate(self.pre(x), self.state.value)
 
     def by_size(self, x: Tensor) -> Tensor:
         return torch.arange(_LATENTS, device=x.device)  # as the prefixes cut
 
 
 def _train(
-    sae: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
+    model: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
 ) -> Training:
     generator = setting.generator()
 
     def step_terms() -> Terms:
         rows = torch.randint(len(seen), (_BATCH,), generator=generator)
-        return sae.terms(seen[rows.to(seen.device)])
+        return model.terms(seen[rows.to(seen.device)])
 
-    called = f"{sae.number} {number:g}"
-    curves = train(f"{sae.name}, {called}", setting, sae.groups(), step_terms)
+    called = f"{model.number} {number:g}"
+    curves = train(f"{model.name}, {called}", setting, model.groups(), step_terms)
     with torch.no_grad():
-        f = sae.latents(unseen)
+        f = model.latents(unseen)
         few = torch.zeros_like(f)
-        kept = sae.by_size(seen)[:_FEW]
+        kept = model.by_size(seen)[:_FEW]
         few[:, kept] = f[:, kept]
         fvu, fvu_of_few = (
-            fraction_of_variance_unexplained(unseen, sae.decode(some)) for some in (f, few)
+            sae.fraction_of_variance_unexplained(unseen, model.decode(some)) for some in (f, few)
         )
         fires = f != 0
     return Training(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import lm
 from .._terms import Terms, terms
-from ._training import Result, Setting, help_paragraphs, train
+from ._comparison import Comparison
+from ._training import Run, Setting, help_paragraphs, train
 
 _BATCH = 1024
 _CONTEXT = 16  # characters
@@ -35,8 +36,8 @@ class NextCharacterTerms(Terms):
     """Variance of a row of the embedding, mean over rows."""
 
 
-def run(setting: Setting) -> Result:
-    """Train with the variance drawn to its target, and without, and compare both held out."""
+def run(setting: Setting) -> Comparison:
+    """Train with the variance drawn to its target, and without, and measure both held out."""
     text = _Text(setting)
     with_term = _Training("targeted-variance", text, _COEFFICIENT, setting)
     without = _Training(_CONTROL, text, 0.0, setting)
@@ -51,7 +52,7 @@ def run(setting: Setting) -> Result:
         "cross_entropy_unigram": unigram,
         "cross_entropy_uniform": math.log(text.alphabet),
     }
-    return Result(
+    return Comparison(
         terms=with_term.curves,
         control=without.curves,
         control_name=_CONTROL,
@@ -64,7 +65,7 @@ def run(setting: Setting) -> Result:
         levels={"variance": ("target", _TARGET)},
         measured=measured,
         sentence=(
-            f"The rows' variance went from {with_term.variance_before:.4f} to "
+            f"The embedding's mean row variance went from {with_term.variance_before:.4f} to "
             f"{with_term.variance_after:.4f} (target {_TARGET:g}; {without.variance_after:.4f} "
             f"{_CONTROL}). On {len(text.held_out):,} held-out characters the cross-entropy is "
             f"{with_term.cross_entropy:.2f} nats; {_CONTROL} {without.cross_entropy:.2f}, "
@@ -79,6 +80,13 @@ def run(setting: Setting) -> Result:
         bars_about="held-out cross-entropy, nats",
         bars_format="{:.2f}",
     )
+
+
+RUN = Run(
+    about="a next-character model of Python's help, its embedding kept at a target variance",
+    train=run,
+    steps=200,
+)
 
 
 class _Text:
@@ -96,7 +104,7 @@ class _Text:
         self.kept = numbers(kept)
 
     def unigram_cross_entropy(self) -> float:
-        """Give the held-out cross-entropy of the kept text's character frequencies."""
+        """Return the held-out cross-entropy of the kept text's character frequencies."""
         counts = torch.bincount(self.kept, minlength=self.alphabet).double() + 1
         return float(-(counts / counts.sum()).log()[self.held_out].mean())
 

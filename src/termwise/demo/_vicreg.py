@@ -1,6 +1,5 @@
 """VICReg on scikit-learn's handwritten digits, and the collapse that its terms prevent."""
 
-import dataclasses
 import importlib
 import math
 from typing import Any, cast
@@ -10,32 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._term_gradients import term_gradients
 from ..joint_embedding import VICRegLoss, VICRegTerms
-from ._training import Curves, Result, Setting, train
+from ._comparison import Comparison
+from ._training import Curves, Run, Setting, train
 
-_BATCH = 255  # odd: two ranks hold different numbers of rows, and that is to be shown
+_BATCH = 255  # odd, so that two ranks hold different numbers of rows
 _RATE = 4e-3
 _HELD_OUT = 500  # of 1797 images: neither the network nor the probe is trained on them
 _LABELS = 10  # of each digit, for the probe
 _DRAWS = 10  # of the labels, to be averaged over
+_NORMS = 20  # times along the training that the gradient of each term is measured
 _CONTROL = "without var, cov"
 
 
-def run(setting: Setting) -> Result:
-    """Train with all three terms, then shorter without var and cov, and probe what was learnt."""
+def run(setting: Setting) -> Comparison:
+    """Train with all three terms, then without var and cov, and probe what each has learnt."""
     images, digits = load_digits()
     order = torch.randperm(len(images), generator=setting.generator())
     held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
 
     network = _Network(setting)
     untrained = _represent(network, images, setting)
-    terms = _train("vicreg", network, VICRegLoss(), images[kept], setting)
+    terms, norms = _train("vicreg", network, VICRegLoss(), images[kept], setting)
     trained = _represent(network, images, setting)
 
-    shorter = dataclasses.replace(setting, steps=max(1, setting.steps // 3))
     network = _Network(setting)
     invariance_only = VICRegLoss(var_weight=0.0, cov_weight=0.0)
-    control = _train(_CONTROL, network, invariance_only, images[kept], shorter)
+    control, _ = _train(_CONTROL, network, invariance_only, images[kept], setting)
     collapsed = _represent(network, images, setting)
 
     accuracies = {
@@ -47,13 +48,14 @@ def run(setting: Setting) -> Result:
             ("trained", trained),
         )
     }
-    return Result(
+    return Comparison(
         terms=terms,
         control=control,
         control_name=_CONTROL,
         about={
             "loss": "25 sim + 25 var + cov",
-            "sim": "squared distance of the two views",
+            "sim": "squared distance of the two views; it starts collapsed,\n"
+            "near 0, and rises while var pulls embeddings apart",
             "var": "hinge on the deviation of a column",
             "cov": "squared covariance of two columns",
             "std": "deviation of a column (0: collapse)",
@@ -62,7 +64,7 @@ def run(setting: Setting) -> Result:
         measured={f"probe_accuracy_{name}": value for name, value in accuracies.items()},
         sentence=(
             f"On {_HELD_OUT} held-out digits, a linear probe on the encoder's output (before the "
-            f"expander) is right on {accuracies['trained']:.1%}; untrained network "
+            f"expander) reaches {accuracies['trained']:.1%}; untrained network "
             f"{accuracies['untrained']:.1%}, raw pixels {accuracies['raw_pixels']:.1%}, {_CONTROL} "
             f"{accuracies['collapsed']:.1%} ({_LABELS} labels of each digit, mean of {_DRAWS} "
             "draws of them)."
@@ -73,16 +75,26 @@ def run(setting: Setting) -> Result:
             "raw pixels": accuracies["raw_pixels"],
             "trained": accuracies["trained"],
         },
-        bars_about="held-out accuracy of a linear probe",
+        bars_about="held-out accuracy of a linear probe\n(bars start at chance, 10%)",
         bars_format="{:.1%}",
+        bars_start=0.1,
+        gradient_norms=norms,
     )
 
 
-class _Network(nn.Module):
-    """A convolutional encoder and, as in VICReg, an expander that only the loss looks at.
+RUN = Run(
+    about="VICReg on scikit-learn's digits, and how it collapses without var and cov",
+    train=run,
+    steps=150,
+    shared=True,
+)
 
-    Normalises within a sample: batch normalisation would make a sample's embedding depend on the
-    rank that it lands on.
+
+class _Network(nn.Module):
+    """A convolutional encoder and, as in VICReg, an expander whose output only the loss uses.
+
+    It normalises within a sample: with batch normalisation an embedding would depend on which
+    samples are on the same rank.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -109,27 +121,39 @@ class _Network(nn.Module):
 
 
 def _convolution(channels: int, width: int) -> list[nn.Module]:
-    """Halve height and width."""
+    """Return layers that halve height and width."""
     return [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
 
 
 def _train(
     label: str, network: _Network, loss_fn: VICRegLoss, images: Tensor, setting: Setting
-) -> Curves:
+) -> tuple[Curves, dict[str, dict[int, float]]]:
+    """Return the curves, and the norm of each weighted term's gradient at some of the steps."""
     embed: nn.Module = network
     if setting.group is not None:  # averages gradients, which is the losses' default
         embed = DistributedDataParallel(network, process_group=setting.group)
     generator = setting.generator()
+    weights = {"sim": loss_fn.sim_weight, "var": loss_fn.var_weight, "cov": loss_fn.cov_weight}
+    norms: dict[str, dict[int, float]] = {name: {} for name in weights}
+    often = max(1, setting.steps // _NORMS)
+    step = 0
 
     def step_terms() -> VICRegTerms:
+        nonlocal step
+        step += 1
         # Every rank draws the global batch and both views of it, then keeps its rows.
         batch = images[torch.randint(len(images), (_BATCH,), generator=generator)]
         first = setting.own_rows(augment(batch, generator))
         second = setting.own_rows(augment(batch, generator))
         z1, z2 = cast("Tensor", embed(torch.cat([first, second]))).tensor_split(2)
-        return loss_fn(z1, z2, batch_group=setting.group)
+        terms = loss_fn(z1, z2, batch_group=setting.group)
+        if all(weights.values()) and step % often == 1 % often:
+            found = term_gradients(terms, weights, network.parameters(), batch_group=setting.group)
+            for name, norm in zip(found.names, found.norms.tolist(), strict=True):
+                norms[name][step] = norm
+        return terms
 
-    return train(label, setting, [(network.parameters(), _RATE)], step_terms)
+    return train(label, setting, [(network.parameters(), _RATE)], step_terms), norms
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -179,9 +203,9 @@ def _represent(network: _Network, images: Tensor, setting: Setting) -> Tensor:
 def _probe(
     features: Tensor, digits: Tensor, kept: Tensor, held_out: Tensor, setting: Setting
 ) -> float:
-    """Give the held-out accuracy of logistic regression on few labels, mean over draws of them."""
-    # One number scales all columns, so that the regression's penalty weighs every tensor alike
-    # and none of them loses what its columns' scales say. It takes no labels.
+    """Return the held-out accuracy of logistic regression, mean over draws of a few labels."""
+    # One factor for all columns: the penalty then weighs all representations alike, and each
+    # keeps the relative scales of its columns. No labels are used.
     seen = features[kept]
     features = (features - seen.mean(0)) / (seen - seen.mean(0)).std()
     generator = setting.generator()
@@ -196,7 +220,7 @@ def _probe(
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Give 1797 images of 8 x 8, from 0 to 1, and the digits on them."""
+    """Return 1797 images of 8 x 8, from 0 to 1, and the digits on them."""
     data = _sklearn("datasets").load_digits()
     return torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)
 
