@@ -239,7 +239,7 @@ class _Check:
         return Bindings(arguments, self.groups, values[0] if values else None, self.owner)
 
     def judge(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
-        """Walk through a call, and give its values, and what they bind, or raise."""
+        """Walk through a call and return its values and what they bind, or raise."""
         known = self.bindings(values)
         for asked, owner, value in self.values_of(values):
             problem = asked.problem(value, owner, known)

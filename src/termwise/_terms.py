@@ -72,7 +72,7 @@ class Terms:
         )
 
     def __repr__(self) -> str:
-        """Return a table of name, value and shape. Values are read: this waits for the device."""
+        """Return a table of name, value and shape. Reads values: synchronizes with the device."""
         rows = self._table()
         wide, long = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [

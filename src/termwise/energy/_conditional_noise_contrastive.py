@@ -55,7 +55,7 @@ def conditional_noise_contrastive_loss(
     2 log 2 + eps^2 / 2 times that of score matching.
 
     Args:
-        energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
+        energy: returns the energy of each row. It is called K + 1 times: on x, then on each of the
             noises, so that what it closes over lines up with x every time.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         noise (Float[Tensor, "noises batch *event"]): samples of p(y | x), K for each row of x.
@@ -76,7 +76,7 @@ def conditional_noise_contrastive_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: no noise, one of log_forward and log_backward without the other, or the energy
             has batch normalisation in training mode.

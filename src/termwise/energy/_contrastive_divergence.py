@@ -79,7 +79,7 @@ def contrastive_divergence_loss(
     by a constant added to E: it does not say how good the model is.
 
     Args:
-        energy: gives the energy of each row. It is called twice, on x and on the negatives, besides
+        energy: returns the energy of each row. Called twice, on x and on the negatives, besides
             what the sampler does: `steps` gradients by default.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         negatives (Float[Tensor, "negatives *event"] | None): what the sampler would give, in any
@@ -116,8 +116,8 @@ def contrastive_divergence_loss(
         the sampler too unless they enter autocast themselves.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, the energy does not give one floating number
-            for each row, or the sampler gives another event than x's.
+        ContractError: shapes or dtypes do not fit, the energy does not return one floating number
+            for each row, or the sampler returns another event than x's.
         ValueError: negatives and a sampler, regularization without parameters, what `langevin`
             refuses, or the energy has batch normalisation in training mode.
 

@@ -120,14 +120,14 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **numbers: Any) -> nn.M
             "sm", "ssm", "dsm", "finite_difference_sm" (score matching: exact, sliced, denoising, by
             finite differences); "flow_matching", "equilibrium_matching", "energy_matching";
             "energy_square" and "gradient_penalty" (penalties). Case does not matter.
-        energy: gives the energy of each row; for "flow_matching" at its time, `energy(x, time)`.
+        energy: returns the energy of each row; for "flow_matching" at its time, `energy(x, time)`.
         numbers: keywords of the module's own. Those of TorchEBM's guide that mean the same are
             taken too: `alpha` for `negative_weight`, `reg_strength` for `regularization_weight`,
             `n_steps` for `steps`, `log_partition` for `log_z`, `learn_partition` for `learn_log_z`,
             `n_projections` for `projections`, and `implicit=False`, which is "sm" itself.
 
     Returns:
-        The module, with the energy and the numbers held.
+        The module, with the energy and the hyperparameters.
 
     Raises:
         ValueError: no loss has this name.

@@ -85,7 +85,7 @@ def denoising_score_matching_loss(
     one stays finite: its limit is sliced score matching.
 
     Args:
-        energy: gives the energy of each row. It is differentiated L times, 2 L with `antithetic`,
+        energy: returns the energy of each row. It is differentiated L times, 2 L with `antithetic`,
             each time on as many rows as x, in the order of x. One that depends on the level of each
             row closes over it.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
@@ -105,7 +105,7 @@ def denoising_score_matching_loss(
             attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
-        differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
+        differentiation: with respect to x: "autograd", "func" (torch.func), or "auto": as needed.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -114,11 +114,12 @@ def denoising_score_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 L + 1 float64 elements. Nothing waits for the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Sent by each rank: one sum of 4 L + 1 float64 elements. Does not synchronize
+        with the device. Autocast is off inside, for the energy too unless it enters autocast
+        itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: a sigma that is a number is not positive, there is no level, the noise or the
             weighting is not in the shape that sigma asks; or the energy does not depend on its
@@ -256,7 +257,7 @@ class DenoisingScoreMatchingLoss(LossModule):
     """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss] as a module.
 
     Args:
-        energy: gives the energy of each row.
+        energy: returns the energy of each row.
         sigma: standard deviation of the noise, or several levels.
         weighting: of the levels.
         antithetic: take each noise with its negative.

@@ -23,7 +23,7 @@ from .._numbers import lifted
 from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
-"""Returns the energy of each row. Any callable; a condition or a time is held by it."""
+"""Returns the energy of each row. Any callable; a condition or a time is in its closure."""
 
 Differentiation = Literal["auto", "autograd", "func"]
 
@@ -211,7 +211,7 @@ def anchored(per_row: Tensor, energies: Tensor) -> Tensor:
 def refuse_static_graph(caller: str, energies: Tensor) -> None:
     """Refuse DistributedDataParallel(static_graph=True), whose gradients would be wrong.
 
-    It reduces at the end of the first backward pass that it sees, which is the one by x.
+    It reduces at the end of the first backward pass that it sees, which is that to x.
     """
     seen: set[Any] = set()
     front: list[Any] = [energies.grad_fn]
@@ -310,7 +310,7 @@ def normal_like(x: Tensor, generator: torch.Generator | None, copies: int | None
 
 
 def displaced(x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Add in float32 at least; give the sum in x's dtype, and the displacement that was made.
+    """Add in float32 at least; return the sum in x's dtype, and the displacement.
 
     In half precision the two differ: a small step may be rounded away.
     """

@@ -65,7 +65,7 @@ def energy_discrepancy_loss(
     to x.
 
     Args:
-        energy: gives the energy of each row. It is called M + 1 times: on x, then on each of the
+        energy: returns the energy of each row. It is called M + 1 times: on x, then on each of the
             copies, so that what it closes over lines up with x every time.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         t: variance of each of the two disturbances, of data scaled to about 1.
@@ -90,7 +90,7 @@ def energy_discrepancy_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: t is not positive, w_stable is negative, copies is under 1, or the noise is not
             that of copies + 1 draws; or the energy has batch normalisation in training mode.

@@ -67,7 +67,7 @@ def energy_matching_loss(
     `contrastive_weight` undoes it. The two terms share no exact optimum.
 
     Args:
-        energy: gives the energy of each row. Called on x_t, and where there are negatives on x1
+        energy: returns the energy of each row. Called on x_t, and where there are negatives on x1
             and on them.
         x0 (Float[Tensor, "batch *event"]): noise, paired with x1 by optimal transport over the
             batch in the paper.
@@ -97,7 +97,7 @@ def energy_matching_loss(
         for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy does not depend on its input, has batch normalisation in training
             mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in

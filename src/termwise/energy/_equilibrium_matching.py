@@ -62,7 +62,7 @@ def equilibrium_matching_loss(
     density of the data. The square is not halved.
 
     Args:
-        energy: gives the energy of each row of x_t. Called once.
+        energy: returns the energy of each row of x_t. Called once.
         x0 (Float[Tensor, "batch *event"]): noise.
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row (the paper's gamma), 0 at the noise and 1 at
@@ -88,7 +88,7 @@ def equilibrium_matching_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy does not depend on its input, has batch normalisation in training
             mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in

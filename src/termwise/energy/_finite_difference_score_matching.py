@@ -59,7 +59,7 @@ def finite_difference_score_matching_loss(
     order.
 
     Args:
-        energy: gives the energy of each row, the same whenever it is called: dropout in training
+        energy: returns the energy of each row, the same whenever it is called: dropout in training
             mode breaks the differences, by noise of the order of its own over step^2. It is called
             2 K + 1 times, each time on as many rows as x.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
@@ -87,7 +87,7 @@ def finite_difference_score_matching_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: step is not positive, there is no projection, x is in half precision (whose
             second differences are noise), or the energy has batch normalisation in training mode.

@@ -68,7 +68,7 @@ def flow_matching_loss(
     noise the two are the same, for other pairs need not be. The square is not halved.
 
     Args:
-        energy: gives the energy of each row of x_t. One that depends on time closes over it:
+        energy: returns the energy of each row of x_t. One that depends on time closes over it:
             `lambda x: model(x, time)`. Called once.
         x0 (Float[Tensor, "batch *event"]): noise.
         x1 (Float[Tensor, "batch *event"]): data.
@@ -93,7 +93,7 @@ def flow_matching_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy does not depend on its input, has batch normalisation in training
             mode, or is under DistributedDataParallel(static_graph=True); or sigma_min is not in
@@ -138,7 +138,7 @@ class FlowMatchingLoss(LossModule):
     """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
 
     Args:
-        energy: gives the energy of each row at its time, `energy(x, time)`.
+        energy: returns the energy of each row at its time, `energy(x, time)`.
         sigma_min: the spread of a path's end around its row of data.
         higher_order_safe: swap functions without right higher derivatives.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

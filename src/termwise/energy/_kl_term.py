@@ -60,7 +60,7 @@ def contrastive_divergence_kl_term(
     just this gradient. Samples that are detached send none to anyone.
 
     Args:
-        energy: gives the energy of each row. Called once.
+        energy: returns the energy of each row. Called once.
         samples (Float[Tensor, "batch *event"]): of the model, in the sampler's graph.
         neighbours (Float[Tensor, "neighbours *event"] | None): m other samples of the same q to
             measure distances to, such as those of a [`ReplayBuffer`][termwise.energy.ReplayBuffer]
@@ -86,7 +86,7 @@ def contrastive_divergence_kl_term(
         for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: fewer than 2 samples and no neighbours; neighbours of no row; a batch_group
             without neighbours, for the nearest sample may be on another rank; the energy does not

@@ -49,7 +49,7 @@ def langevin(
     and p is left as it is exactly, whatever h.
 
     Args:
-        energy: gives the energy of each row. It is called `steps` times, once more under
+        energy: returns the energy of each row. It is called `steps` times, once more under
             "metropolis", on all rows together, so that what it closes over lines up with x.
         x (Float[Tensor, "batch *event"]): where the chains start. Not changed, and sent no
             gradient.
@@ -84,7 +84,7 @@ def langevin(
         inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: a number is out of range; noise or uniform are not those of `steps` steps, or
             uniform comes without "metropolis"; "metropolis" with another noise_scale than
@@ -201,7 +201,7 @@ def _checked(
     uniform: Tensor | None,
     differentiable_steps: int,
 ) -> float:
-    """Refuse what cannot be meant; give the scale of the noise."""
+    """Check the arguments and return the scale of the noise."""
     if steps < 1:
         raise ValueError(f"langevin needs at least 1 of steps, got {steps}")
     if not 0 < step_size < math.inf:

@@ -55,7 +55,7 @@ def maximum_likelihood_loss(
     not: it is the gap of the energies, unchanged by a constant added to E.
 
     Args:
-        energy: gives the energy of each row. It is called twice, on x and on the negatives.
+        energy: returns the energy of each row. It is called twice, on x and on the negatives.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         negatives (Float[Tensor, "negatives *event"]): samples of the model itself, in any number.
             Detached.
@@ -74,11 +74,12 @@ def maximum_likelihood_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: one sum of 4 float64 elements. Nothing waits for
-        the device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        that holds all rows. Sent by each rank: one sum of 4 float64 elements. Does not
+        synchronize with the device. Autocast is off inside, for the energy too unless it enters
+        autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: regularization without parameters; or the energy has batch normalisation in
             training mode.

@@ -60,7 +60,7 @@ def noise_contrastive_loss(
     equals log(1 + nu) + nu * log(1 + 1 / nu) where the model is q.
 
     Args:
-        energy: gives the energy of each row. It is called twice, on x and on the noise.
+        energy: returns the energy of each row. It is called twice, on x and on the noise.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         noise (Float[Tensor, "noise *event"]): samples of q, in any number. Not detached: what made
             them gets its gradient.
@@ -83,7 +83,7 @@ def noise_contrastive_loss(
         enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy has batch normalisation in training mode.
 
@@ -156,7 +156,7 @@ class NoiseContrastiveLoss(LossModule):
     parameter without axes: apply it to the energy, and reduce the gradient of `log_z` yourself.
 
     Args:
-        energy: gives the energy of each row.
+        energy: returns the energy of each row.
         log_z: where the estimate of log Z starts.
         learn_log_z: False keeps it there, for a model that is normalised already.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

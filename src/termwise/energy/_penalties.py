@@ -61,7 +61,7 @@ def energy_square_penalty(
     exactly stationary.
 
     Args:
-        energy: gives the energy of each row. Called once.
+        energy: returns the energy of each row. Called once.
         x (Float[Tensor, "batch *event"]): data or samples, as many axes to a sample as the energy
             takes.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
@@ -78,7 +78,7 @@ def energy_square_penalty(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy has batch normalisation in training mode.
 
@@ -123,7 +123,7 @@ def gradient_penalty(
     zero-centred penalty (R1 where x is data, R2 where x are samples).
 
     Args:
-        energy: gives the energy of each row. Called once.
+        energy: returns the energy of each row. Called once.
         x (Float[Tensor, "batch *event"]): where the slope is taken: data, samples, or points
             between them.
         target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
@@ -133,7 +133,7 @@ def gradient_penalty(
             attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
             for compositions. Without it an energy with attention raises in `backward`, and second
             derivatives of the loss may be silently wrong.
-        differentiation: by x, with "autograd", with "func" (torch.func), or as the caller needs.
+        differentiation: with respect to x: "autograd", "func" (torch.func), or "auto": as needed.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -146,7 +146,7 @@ def gradient_penalty(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: target is negative; the energy does not depend on its input, has batch
             normalisation in training mode, or is under DistributedDataParallel(static_graph=True).

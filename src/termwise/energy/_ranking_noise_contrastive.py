@@ -56,7 +56,7 @@ def ranking_noise_contrastive_loss(
     where the model is q.
 
     Args:
-        energy: gives the energy of each row. It is called K + 1 times: on x, then on each of the
+        energy: returns the energy of each row. It is called K + 1 times: on x, then on each of the
             noises, so that what it closes over lines up with x every time.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         noise (Float[Tensor, "noises batch *event"]): samples of q, K for each row of x; for a
@@ -79,7 +79,7 @@ def ranking_noise_contrastive_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: no noise, or the energy has batch normalisation in training mode.
 

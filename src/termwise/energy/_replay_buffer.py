@@ -94,7 +94,7 @@ class ReplayBuffer:
             device.
 
         Raises:
-            ContractError: init_fn does not give n samples like those of the buffer.
+            ContractError: init_fn does not return n samples like those of the buffer.
             ValueError: n is out of range, or reinit is not in [0, 1].
         """
         capacity = self.samples.shape[0]

@@ -73,7 +73,7 @@ def score_matching_loss(
     squared distance between the scores of the data and of the model: it needs no Z and no samples.
 
     Args:
-        energy: gives the energy of each row. It needs two derivatives with respect to x: with relu
+        energy: returns the energy of each row. It needs two derivatives in x: with relu
             alone the trace is 0 almost everywhere, and the loss has no minimum.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
         trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
@@ -105,7 +105,7 @@ def score_matching_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: the energy does not depend on x, or has batch normalisation in training mode;
             chunk_size below 1.
@@ -162,7 +162,7 @@ def hessian_trace(
     $$t_i = \operatorname{tr} \nabla^2 E(x_i) = \sum_k \partial^2 E / \partial x_{ik}^2$$
 
     Args:
-        energy: gives the energy of each row.
+        energy: returns the energy of each row.
         x (Float[Tensor, "batch *event"]): where.
         trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], and so are the
             others.
@@ -176,7 +176,7 @@ def hessian_trace(
         with the device. Autocast is off inside.
 
     Raises:
-        ContractError: the energy does not give one floating number for each row.
+        ContractError: the energy does not return one floating number for each row.
         ValueError: the energy does not depend on x, or has batch normalisation in training mode;
             chunk_size below 1.
 

@@ -45,7 +45,7 @@ class SlicedScoreMatchingTerms(Terms):
     """|grad E|^2, or without variance reduction (v . grad E)^2, mean over projections; weighted
     mean over rows."""
     curvature: Float[Tensor, ""]
-    """v^T H v with H the Hessian of the energy by x, mean over projections and weighted mean over
+    """v^T H v with H the Hessian of the energy in x, mean over projections and weighted mean over
     rows."""
 
 
@@ -74,7 +74,7 @@ def sliced_score_matching_loss(
     v . grad E, mean over the directions.
 
     Args:
-        energy: gives the energy of each row. Called once, whatever K is (and once more where it
+        energy: returns the energy of each row. Called once, whatever K is (and once more where it
             turns out that derivatives cannot be carried through it): the energies and their
             gradient are shared by the projections, each of which adds second-order products alone.
         x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
@@ -107,7 +107,7 @@ def sliced_score_matching_loss(
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:
-        ContractError: shapes or dtypes do not fit, or the energy does not give one floating number
+        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
             for each row.
         ValueError: there is no projection; or the energy does not depend on x, has batch
             normalisation in training mode, or is under DistributedDataParallel(static_graph=True).

@@ -283,7 +283,7 @@ def _residuals(
     prefixes: Sequence[int],
     last: Tensor | None = None,
 ) -> Tensor:
-    """Decode some rows once, and give what each prefix leaves: "prefixes rows d_model".
+    """Decode some rows once, and return the residual of each prefix: "prefixes rows d_model".
 
     The last prefix's residual is not computed where it is known.
     """

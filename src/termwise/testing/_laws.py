@@ -65,7 +65,7 @@ class MisuseError(ValueError):
 def assert_contract(
     fn: Function, *, compiled: bool = True, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
-    """Assert that a function takes what its annotations say, gives it, and refuses all else.
+    """Assert that a function accepts and returns what its annotations say, and refuses all else.
 
     Valid calls run, and what they return has the annotated type, shapes and dtype families; the
     floating parts of it have the dtype of the floating arguments (float32 for half precision).
@@ -264,7 +264,7 @@ def assert_finite(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that finite arguments give finite numbers, and that no NaN is repaired.
+    """Assert that finite arguments give finite results, and that no NaN is repaired.
 
     Values and gradients are finite for arguments as drawn, for all zeros, for rows that are all
     equal, and for elements `scale` times as large. A NaN in the first element of any floating
@@ -637,11 +637,11 @@ def assert_formula(
     max_examples: int = 25,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function gives what a formula gives, in value and in gradient.
+    """Assert that a function equals a formula, in value and in gradient.
 
     Args:
         fn: the function.
-        reference: the formula written plainly. Takes the same keywords and gives the loss, or a
+        reference: the formula written plainly. Takes the same keywords and returns the loss, or a
             record or a dict of terms by name, of which each is compared with the term of that
             name, and so is its gradient where both have one.
         max_examples: calls to draw.
@@ -772,7 +772,7 @@ def assert_compiles(
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function compiles whole, and then gives what it gives in eager.
+    """Assert that a function compiles whole, with the results of eager mode.
 
     One compiled function, `fullgraph=True`, takes two calls that differ in sizes and options;
     values and gradients are compared.
@@ -821,7 +821,7 @@ def assert_vmaps(
     max_examples: int = 3,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that `torch.vmap` gives what a loop gives, and `torch.func.grad` inside it too.
+    """Assert that `torch.vmap` equals a loop, also with `torch.func.grad` inside it.
 
     Args:
         fn: the function.
@@ -1004,7 +1004,7 @@ def scalar(values: Numbers) -> Tensor:
 
 
 def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbers, Numbers]:
-    """Call on fresh leaves; give what comes out, and the gradients by path, named so."""
+    """Call on fresh leaves; return the results, and the gradients, by path."""
     live = call.mapped(leaf)
     values = called(live, run)
     loss = scalar(values)

@@ -22,7 +22,7 @@ LossFunction: TypeAlias = Callable[["GaussianEnergy", Tensor], Terms | Tensor]
 class GaussianEnergy(nn.Module):
     """The energy 0.5 (x - mean)^T precision (x - mean), whose true parameters are known.
 
-    Calling it gives the energy of each row. Of its precision the symmetric part counts.
+    Calling it returns the energy of each row. Of its precision the symmetric part counts.
     """
 
     mean: nn.Parameter
@@ -50,7 +50,7 @@ class GaussianEnergy(nn.Module):
         """Return the energy of each row."""
         return _energy(x, self.mean, self.precision)
 
-    if TYPE_CHECKING:  # nn.Module's own says that a call gives Any
+    if TYPE_CHECKING:  # nn.Module's own says that a call returns Any
 
         def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
             """Return the energy of each row."""
@@ -176,11 +176,11 @@ def check_recovers(
       descent comes back. A loss of the wrong sign is stationary at the truth too, and fails here.
 
     Args:
-        loss_fn: gives the loss, or the terms that it is in. Where the loss needs more than data, it
+        loss_fn: returns the loss, or terms that contain it. Where the loss needs more than data, it
             is exact with: `energy.samples()` for samples of the model, `energy.log_density` for the
             log-density of noise that has the data's distribution (such as x itself),
             `energy.log_z`, [`exact_projections`][termwise.testing.exact_projections] and
-            [`exact_noise`][termwise.testing.exact_noise]. It must give the same loss each time.
+            [`exact_noise`][termwise.testing.exact_noise]. It must return the same loss each time.
         dimensions: d of the data.
         smoothing: standard deviation of the noise that the model is to have in it, for losses that
             learn the density of noisy data: the true covariance is that of the data plus

@@ -43,7 +43,7 @@ def assert_sharding(
     max_examples: int = 2,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that over ranks a function gives what one process gives on all the data.
+    """Assert that over ranks a function equals one process on all the data.
 
     Real ranks hold uneven shares of the axis, one of them none. All tensors that have the axis by
     their annotation are cut along it, all others are the same on every rank. Every rank's terms
