@@ -21,8 +21,8 @@ from ._partition import vocab_partition as vocab_partition
 from ._partitioned import PartitionedLoss as PartitionedLoss
 from ._partitioned import PartitionedTerms as PartitionedTerms
 from ._partitioned import partitioned_loss as partitioned_loss
+from ._projected_divergence import ProjectedKLTerms as ProjectedKLTerms
 from ._projected_kl import ProjectedKLLoss as ProjectedKLLoss
-from ._projected_kl import ProjectedKLTerms as ProjectedKLTerms
 from ._projected_kl import count_valid_chunks as count_valid_chunks
 from ._projected_kl import projected_kl_loss as projected_kl_loss
 from ._projection import VocabProjection as VocabProjection

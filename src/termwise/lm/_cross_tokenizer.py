@@ -17,11 +17,12 @@ from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._distillation import distillation_loss, times
+from ._distillation import distillation_loss
+from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
 from ._partition import VocabPartition
 from ._partitioned import partitioned_loss
-from ._projected_kl import KLDivergence, TeacherMean, projected_kl_loss
+from ._projected_kl import projected_kl_loss
 from ._projection import VocabProjection
 from ._rows import (
     Sums,
@@ -32,6 +33,7 @@ from ._rows import (
     over_columns,
     over_rows,
     row_blocks,
+    times,
     unused_positions,
 )
 from ._universal_logit import universal_logit_loss

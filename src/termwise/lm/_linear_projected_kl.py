@@ -24,11 +24,10 @@ from ._chunk_streams import (
     softmax_gradient,
     wants_gradient,
 )
-from ._projected_kl import (
+from ._divergences import KLDivergence, TeacherMean
+from ._projected_divergence import (
     Divergence,
-    KLDivergence,
     ProjectedKLTerms,
-    TeacherMean,
     divergence_setting,
     divergence_terms,
 )

@@ -30,7 +30,7 @@ from ._chunk_streams import (
     softmax_gradient,
     wants_gradient,
 )
-from ._partitioned import largest_of_rows
+from ._largest_of_rows import largest_of_rows
 
 
 @terms
