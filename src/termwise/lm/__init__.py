@@ -16,8 +16,6 @@ from ._linear_projected_kl import linear_projected_kl_loss as linear_projected_k
 from ._next_token import NextTokenLoss as NextTokenLoss
 from ._next_token import NextTokenTerms as NextTokenTerms
 from ._next_token import next_token_loss as next_token_loss
-from ._partition import VocabPartition as VocabPartition
-from ._partition import vocab_partition as vocab_partition
 from ._partitioned import PartitionedLoss as PartitionedLoss
 from ._partitioned import PartitionedTerms as PartitionedTerms
 from ._partitioned import partitioned_loss as partitioned_loss
@@ -25,7 +23,6 @@ from ._projected_divergence import ProjectedKLTerms as ProjectedKLTerms
 from ._projected_kl import ProjectedKLLoss as ProjectedKLLoss
 from ._projected_kl import count_valid_chunks as count_valid_chunks
 from ._projected_kl import projected_kl_loss as projected_kl_loss
-from ._projection import VocabProjection as VocabProjection
 from ._shared_logits import SharedLogits as SharedLogits
 from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
@@ -36,3 +33,6 @@ from ._universal_logit import UniversalLogitLoss as UniversalLogitLoss
 from ._universal_logit import UniversalLogitTerms as UniversalLogitTerms
 from ._universal_logit import align_in_order as align_in_order
 from ._universal_logit import universal_logit_loss as universal_logit_loss
+from ._vocab_partition import VocabPartition as VocabPartition
+from ._vocab_partition import vocab_partition as vocab_partition
+from ._vocab_projection import VocabProjection as VocabProjection

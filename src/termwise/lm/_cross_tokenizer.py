@@ -20,10 +20,8 @@ from ._alignment import Alignment
 from ._distillation import distillation_loss
 from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
-from ._partition import VocabPartition
 from ._partitioned import partitioned_loss
 from ._projected_kl import projected_kl_loss
-from ._projection import VocabProjection
 from ._rows import (
     Sums,
     clear,
@@ -37,6 +35,8 @@ from ._rows import (
     unused_positions,
 )
 from ._universal_logit import universal_logit_loss
+from ._vocab_partition import VocabPartition
+from ._vocab_projection import VocabProjection
 
 Combination: TypeAlias = Literal["sum", "average_logits", "select"]
 Score: TypeAlias = Literal["cross_entropy", "entropy", "max_prob"]

@@ -31,7 +31,7 @@ from ._projected_divergence import (
     divergence_setting,
     divergence_terms,
 )
-from ._projection import VocabProjection
+from ._vocab_projection import VocabProjection
 
 
 @contract

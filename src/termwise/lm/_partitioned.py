@@ -34,7 +34,7 @@ from ._chunk_streams import (
 )
 from ._divergences import KLDivergence
 from ._largest_of_rows import largest_of_rows
-from ._partition import VocabPartition
+from ._vocab_partition import VocabPartition
 
 
 @terms

@@ -21,8 +21,8 @@ from ._chunk_streams import (
     normalized,
     padding,
 )
-from ._projection import VocabProjection
 from ._rows import row_products
+from ._vocab_projection import VocabProjection
 
 
 @terms
