@@ -80,6 +80,16 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
     return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
 
 
+def first_column(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
+    """Return how many columns (the last axis) the ranks before this one hold. None: 0, not sent."""
+    if group is None:
+        return None
+    width = x.new_full((), x.shape[-1], dtype=torch.int64)
+    widths = each_rank(width, group)
+    before = torch.arange(group.size(), device=x.device) < group.rank()
+    return widths.where(before, 0).sum()
+
+
 def each_object(value: T, group: ProcessGroup) -> list[T]:
     """Return every rank's Python object, in the order of ranks; it has to pickle."""
     values = [value] * group.size()

@@ -8,30 +8,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, first_column, total
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Block,
-    Chunks,
-    Rows,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    chunks_of,
-    exponentials,
-    first_token,
-    gradient_of,
-    link_to,
-    normalized,
-    padding,
-    wants_gradient,
-)
+from ._chunk_blocks import Block, Rows, blocks, gradient_of
+from ._chunk_softmax import centred, exponentials
+from ._chunks import Chunks, check_times, chunks_of, normalized, padding
 from ._divergences import KLDivergence
 from ._largest_of_rows import largest_of_rows
 from ._vocab_partition import VocabPartition
@@ -183,7 +169,7 @@ def partitioned_loss(
             *chunks,
             *(partition.common_student, partition.common_teacher),
             *(partition.rest_student, partition.rest_teacher),
-            first_token(student_logits, vocab_group),
+            first_column(student_logits, vocab_group),
             per_chunk,
             tail_top_k,
             common_weight,

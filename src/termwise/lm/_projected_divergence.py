@@ -12,15 +12,9 @@ from .._groups import GradReduction, ProcessGroup, largest, total
 from .._numbers import accumulator, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Block,
-    Chunks,
-    centred,
-    chunks_of,
-    highest_logits,
-    normalized,
-    padding,
-)
+from ._chunk_blocks import Block, highest_logits
+from ._chunk_softmax import centred
+from ._chunks import Chunks, chunks_of, normalized, padding
 from ._rows import row_products
 from ._vocab_projection import VocabProjection
 

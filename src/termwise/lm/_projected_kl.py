@@ -7,25 +7,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, total
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Chunks,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    chunks_of,
-    exponentials,
-    gradient_of,
-    link_to,
-    softmax_gradient,
-    wants_gradient,
-)
+from ._chunk_blocks import blocks, gradient_of
+from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunks import Chunks, check_times, chunks_of
 from ._divergences import KLDivergence, TeacherMean
 from ._projected_divergence import (
     Divergence,
