@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._groups import total
+from .._groups import all_reduce
 from .._numbers import lifted
 from ._chunks import Chunks
 
@@ -53,7 +53,7 @@ class Rows:
         """Average rows over chunks, where a matrix product would let -inf into other chunks."""
         sums = rows.new_zeros(len(self.inverse_size), rows.shape[1])
         sums.index_add_(0, self.chunk, self._only_used(rows))
-        return total(sums, sequence_name).mul_(self.inverse_size[:, None])
+        return all_reduce(sums, sequence_name).mul_(self.inverse_size[:, None])
 
     def _only_used(self, rows: Tensor) -> Tensor:
         if self.used is None:

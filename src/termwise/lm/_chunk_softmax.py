@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._groups import largest, total
+from .._groups import all_reduce
 from ._rows import row_products
 
 
@@ -13,7 +13,7 @@ def centred(x: Tensor, vocab_name: str | None) -> Tensor:
     What the logits of a row have in common then costs no digits in what follows.
     """
     highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    return x - largest(highest, vocab_name)[:, None]
+    return x - all_reduce(highest, vocab_name, "max")[:, None]
 
 
 def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple[Tensor, Tensor]:
@@ -21,12 +21,12 @@ def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple
     if temperature != 1:
         x.div_(temperature)
     powers = x.exp_()
-    return powers, 1 / total(powers.sum(1), vocab_name)
+    return powers, 1 / all_reduce(powers.sum(1), vocab_name)
 
 
 def softmax_gradient(
     powers: Tensor, inverse: Tensor, push: Tensor, vocab_name: str | None
 ) -> Tensor:
     """Return the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
-    mean = total(row_products(powers, push), vocab_name) * inverse
+    mean = all_reduce(row_products(powers, push), vocab_name) * inverse
     return push.sub_(mean[:, None]).mul_(powers).mul_(inverse[:, None])

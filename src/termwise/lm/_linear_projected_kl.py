@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
 from .._numbers import alike, lifted, looped
 from ._alignment import Alignment
@@ -305,7 +305,7 @@ def _linear_projected_kl(
             block.student.put(hidden_gradient, rows @ head)
             weight_gradient.addmm_(rows.T, h)
     if with_gradient:
-        hidden_gradient = total(hidden_gradient, vocab_name).view(hidden.shape)
+        hidden_gradient = all_reduce(hidden_gradient, vocab_name).view(hidden.shape)
     return (
         sums[0] * per_chunk,
         sums[1:].clone(),

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, first_column, total
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
@@ -342,7 +342,7 @@ def _partitioned(
             a = _log_means(means, inverse, block.student, sequence_name)
             if here is not None:
                 whole = a.new_zeros(len(a), len(common_student) + len(rest_student))
-                a = total(whole.index_copy_(1, here, a), vocab_name)
+                a = all_reduce(whole.index_copy_(1, here, a), vocab_name)
             y = centred(block.teacher.of(flat_teacher), None)
             means = block.teacher.mean(y, sequence_name).div_(temperature)
             _, norm = exponentials(y, temperature, None)

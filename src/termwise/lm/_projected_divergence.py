@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
-from .._groups import GradReduction, ProcessGroup, largest, total
+from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._numbers import accumulator, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -114,11 +114,11 @@ def divergence_setting(
         per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
     if top_k is not None and top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
-        highest = largest(largest(highest, names[0]), names[2])
+        highest = all_reduce(all_reduce(highest, names[0], "max"), names[2], "max")
         columns = highest.topk(top_k, sorted=False).indices.sort().values
     weights = projection.student_weights.new_zeros(projection.teacher_vocab)
     weights = weights.index_add(0, projection.student_columns, projection.student_weights)
-    covered = total(weights, names[1]) > 0
+    covered = all_reduce(weights, names[1]) > 0
     if chosen is not None:
         covered = covered & (chosen > 0)
     elif columns is not None:
@@ -193,7 +193,7 @@ class Divergence(NamedTuple):
         if self.columns is not None:
             projected = projected[self.columns]
         projected = projected.T.contiguous()
-        projected = total(total(projected, self.vocab_name), self.sequence_name)
+        projected = all_reduce(all_reduce(projected, self.vocab_name), self.sequence_name)
         log_p, uncovered = self._teacher(teacher, block)
 
         whole = projected.sum(1, keepdim=True) + self.eps

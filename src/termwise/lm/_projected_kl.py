@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from ._alignment import Alignment
@@ -230,7 +230,7 @@ def count_valid_chunks(
     name = "count_valid_chunks"
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     batch_name = None if batch_group is None else batch_group.group_name
-    return total(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
+    return all_reduce(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
 
 
 class ProjectedKLLoss(LossModule):

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, first_column, total
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
@@ -307,11 +307,11 @@ def _universal_logit(
             ours = block.student.sharing(inverse) @ powers
             if here is not None:
                 whole = ours.new_zeros(len(ours), student_vocab)
-                ours = total(whole.index_copy_(1, here, ours), vocab_name)
-            ours = total(ours, sequence_name)
+                ours = all_reduce(whole.index_copy_(1, here, ours), vocab_name)
+            ours = all_reduce(ours, sequence_name)
             y = centred(block.teacher.of(flat_teacher), None)
             others, norm = exponentials(y, temperature, None)
-            theirs = total(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
+            theirs = all_reduce(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
             part, push = _sorted_distance(ours, theirs)
             if block.counted is not None:
                 part = part.where(block.counted, 0)
