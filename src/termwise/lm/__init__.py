@@ -6,7 +6,6 @@ from ._chunks import chunk_average_log_probs as chunk_average_log_probs
 from ._chunks import valid_chunk_mask as valid_chunk_mask
 from ._cross_tokenizer import CrossTokenizerLoss as CrossTokenizerLoss
 from ._cross_tokenizer import CrossTokenizerTerms as CrossTokenizerTerms
-from ._cross_tokenizer import Teacher as Teacher
 from ._cross_tokenizer import cross_tokenizer_loss as cross_tokenizer_loss
 from ._distillation import DistillationLoss as DistillationLoss
 from ._distillation import DistillationTerms as DistillationTerms
@@ -28,6 +27,7 @@ from ._shared_logits import SharedLogitsHandle as SharedLogitsHandle
 from ._targeted_variance import TargetedVarianceLoss as TargetedVarianceLoss
 from ._targeted_variance import TargetedVarianceTerms as TargetedVarianceTerms
 from ._targeted_variance import targeted_variance_loss as targeted_variance_loss
+from ._teachers import Teacher as Teacher
 from ._token_texts import paired_special_tokens as paired_special_tokens
 from ._universal_logit import UniversalLogitLoss as UniversalLogitLoss
 from ._universal_logit import UniversalLogitTerms as UniversalLogitTerms
