@@ -80,6 +80,16 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
     return all_reduce(torch.where(places == group.rank(), number, 0), group.group_name)
 
 
+def first_column(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
+    """Return how many columns (the last axis) the ranks before this one hold. None: 0, not sent."""
+    if group is None:
+        return None
+    width = x.new_full((), x.shape[-1], dtype=torch.int64)
+    widths = each_rank(width, group)
+    before = torch.arange(group.size(), device=x.device) < group.rank()
+    return widths.where(before, 0).sum()
+
+
 def each_object(value: T, group: ProcessGroup) -> list[T]:
     """Return every rank's Python object, in the order of ranks; it has to pickle."""
     values = [value] * group.size()
@@ -87,20 +97,19 @@ def each_object(value: T, group: ProcessGroup) -> list[T]:
     return values
 
 
-def all_reduce(x: Tensor, group_name: str, how: Literal["sum", "min"] = "sum") -> Tensor:
-    """Sum over ranks, or take the least, without a gradient, as an operator that compiles."""
+def all_reduce(
+    x: Tensor, group_name: str | None, how: Literal["sum", "min", "max"] = "sum"
+) -> Tensor:
+    """Reduce over ranks without a gradient, as an operator that compiles.
+
+    None is this rank alone: nothing is sent.
+    """
+    if group_name is None:
+        return x
+    if how == "max":  # by the least, the one other reduction that is sent
+        return -all_reduce(-x, group_name, "min")
     reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), how, group_name)
     return cast("Tensor", torch.ops._c10d_functional.wait_tensor(reduced))
-
-
-def total(x: Tensor, group_name: str | None) -> Tensor:
-    """Sum over ranks, without a gradient; None is this rank alone."""
-    return x if group_name is None else all_reduce(x, group_name)
-
-
-def largest(x: Tensor, group_name: str | None) -> Tensor:
-    """Take the largest over ranks, without a gradient; None is this rank alone."""
-    return x if group_name is None else -all_reduce(-x, group_name, "min")
 
 
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:

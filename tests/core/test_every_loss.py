@@ -1,6 +1,8 @@
 """Every family has its checks, and what no single case shows."""
 
+import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 import termwise as tw
+from termwise import energy, lm, sae
 from termwise.joint_embedding import vicreg_loss
 from termwise.lm import targeted_variance_loss
 
@@ -73,3 +76,26 @@ def test_a_compiled_backward_pass_has_no_hessian_in_it():
     torch.compile(vicreg_loss, fullgraph=True, backend=backend)(*inputs).loss.backward()
     assert len(graphs) == 2
     assert not any("mm" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("family", "some"),
+    [
+        (energy, {"_score_matching", "_flow_matching"}),
+        (lm, {"_projected_kl", "_linear_projected_kl", "_cross_tokenizer"}),
+        (sae, {"_vanilla", "_auxiliary_k"}),
+    ],
+)
+def test_no_loss_imports_a_helper_from_another_one(family, some):
+    """What two losses share has a file of its own; a loss may call another as anyone may."""
+    texts = {path.stem: path.read_text() for path in Path(family.__file__).parent.glob("_*.py")}
+    public = re.compile(r"^def [a-z]\w*_loss\(", re.MULTILINE)
+    defined = {stem for stem, text in texts.items() if public.search(text)}
+    losses = defined - {"_create"}  # which makes losses by name
+    assert some < losses
+    for loss in losses:
+        for node in ast.parse(texts[loss]).body:
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in losses:
+                names = {name.name for name in node.names}
+                assert all(re.fullmatch(r"[a-z]\w*_loss", name) for name in names), (loss, names)
+                assert loss == "_cross_tokenizer", loss

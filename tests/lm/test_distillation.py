@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import termwise as tw
+from termwise import _autograd
 from termwise.lm import DistillationLoss, _rows, distillation_loss
 
 DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
@@ -337,7 +338,8 @@ def test_blocks_are_the_formula(monkeypatch, divergence):
         for name, size in (("IN_CACHE", 21), ("IN_CACHE", 2**18), ("ON_DEVICE", 35)):
             monkeypatch.setattr(_rows, name, size)
             if name == "ON_DEVICE":
-                monkeypatch.setattr(_rows, "_on_host", lambda x: False)
+                for module in (_autograd, _rows):
+                    monkeypatch.setattr(module, "on_host", lambda x: False)
             loss = distillation_loss(student, teacher, **options).loss
             found.append((loss, *torch.autograd.grad(loss, student)))
         plain = torch.func.grad_and_value(

@@ -15,7 +15,7 @@ from termwise.lm import (
     linear_projected_kl_loss,
     projected_kl_loss,
 )
-from termwise.lm import _chunk_streams as streams
+from termwise.lm import _chunk_blocks as chunk_blocks
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 
@@ -57,7 +57,7 @@ def test_it_is_the_loss_of_the_logits(seed, block, **options):
     (hidden, weight, teacher), held = draw(seed)
     inputs = [hidden.requires_grad_(), weight.requires_grad_()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "BLOCK", block)
+        patch.setattr(chunk_blocks, "BLOCK", block)
         ours = linear_projected_kl_loss(*inputs, teacher, **held, **options)
         own = gradients(ours.loss, inputs)
     theirs = projected_kl_loss(hidden @ weight.T, teacher, **held, **options)

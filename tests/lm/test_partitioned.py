@@ -21,7 +21,7 @@ from termwise.lm import (
     count_valid_chunks,
     partitioned_loss,
 )
-from termwise.lm import _chunk_streams as streams
+from termwise.lm import _chunk_blocks as chunk_blocks
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 DIRECTIONS = ["forward", "reverse"]
@@ -179,7 +179,7 @@ def test_values_and_gradients_are_the_formulas(problem, masked, block, **options
     if masked:
         options["sample_mask"] = torch.arange(len(problem.student)) % 2 == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "BLOCK", block)
+        patch.setattr(chunk_blocks, "BLOCK", block)
         assert_is_the_oracle(problem, **options)
 
 
@@ -282,7 +282,7 @@ def test_positions_that_do_not_count_may_hold_anything(poison, by_samples, monke
         monkeypatch.setattr(
             _partitioned,
             "blocks",
-            lambda chunks, v, dtype: streams._blocks_of_samples(chunks, dtype),
+            lambda chunks, v, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
         )
     problem = draw_problem(11, batch=3, ordered=False)
     mask = torch.tensor([True, False, True])

@@ -21,7 +21,7 @@ from termwise.lm import (
     count_valid_chunks,
     projected_kl_loss,
 )
-from termwise.lm import _chunk_streams as streams
+from termwise.lm import _chunk_blocks as chunk_blocks
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 MEANS = ["log", "log_normalized", "prob"]
@@ -186,7 +186,7 @@ def assert_is_the_oracle(problem, **options):
 
 @pytest.fixture(params=[2**20, 10], ids=["one block", "many blocks"])
 def block_size(request, monkeypatch):
-    monkeypatch.setattr(streams, "BLOCK", request.param)
+    monkeypatch.setattr(chunk_blocks, "BLOCK", request.param)
 
 
 problems = st.builds(
@@ -215,7 +215,7 @@ def test_values_and_gradients_are_the_formulas(problem, masked, block, **options
     if masked:
         options["sample_mask"] = torch.arange(len(problem.student)) % 2 == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "BLOCK", block)
+        patch.setattr(chunk_blocks, "BLOCK", block)
         assert_is_the_oracle(problem, **options)
 
 
@@ -602,13 +602,13 @@ def test_nothing_waits_for_the_device():
 
 def test_blocks_where_the_ids_cannot_be_looked_at(monkeypatch):
     # What runs on other devices than the CPU: a sample at a time, and masks.
-    monkeypatch.setattr(streams, "blocks", None)
+    monkeypatch.setattr(chunk_blocks, "blocks", None)
     from termwise.lm import _projected_kl
 
     monkeypatch.setattr(
         _projected_kl,
         "blocks",
-        lambda chunks, vocab, dtype: streams._blocks_of_samples(chunks, dtype),
+        lambda chunks, vocab, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
     )
     for seed in range(6):
         problem = draw_problem(seed, batch=3, ordered=seed % 2 == 0)

@@ -17,7 +17,7 @@ from termwise.lm import (
     vocab_partition,
 )
 from termwise.lm import VocabProjection as Projection
-from termwise.lm._chunk_streams import _blocks_of_samples
+from termwise.lm._chunk_blocks import _blocks_of_samples
 
 
 def oracle(student, teacher, alignment, temperature=1.0, sample_mask=None):

@@ -3,8 +3,6 @@
 import dataclasses
 import inspect
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,15 +27,6 @@ def test_a_config_gives_the_objective_of_its_name(name):
 def test_anything_else_is_refused():
     with pytest.raises(TypeError, match=r"^get_objective needs a config of termwise.sae, got str$"):
         sae.get_objective("vanilla")
-
-
-def test_no_loss_imports_from_another_one():
-    """What two losses share has a file of its own."""
-    texts = {path.stem: path.read_text() for path in Path(sae.__file__).parent.glob("_*.py")}
-    losses = {stem for stem, text in texts.items() if re.search(r"^def \w+_loss\(", text, re.M)}
-    assert {"_vanilla", "_auxiliary_k"} < losses
-    for loss in losses:
-        assert not losses & set(re.findall(r"^from \.(\w+) import", texts[loss], re.M)), loss
 
 
 def test_one_prefix_of_full_width_is_vanilla():

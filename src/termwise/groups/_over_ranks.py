@@ -171,5 +171,5 @@ def max_over_ranks(
         return x
     missing = x.isnan()
     pair = torch.stack([x.masked_fill(missing, -torch.inf), missing.to(x.dtype)])
-    highest, unknown = _groups.largest(pair, group.group_name).unbind()
+    highest, unknown = _groups.all_reduce(pair, group.group_name, "max").unbind()
     return highest.masked_fill(unknown > 0, torch.nan)

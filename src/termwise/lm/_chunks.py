@@ -1,14 +1,18 @@
-"""Means over chunks, and the one place where logits are shifted against tokens."""
+"""What chunks are, their means, and the one place where logits are shifted against tokens."""
+
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
 from .._contract import contract
-from .._groups import ProcessGroup
-from .._numbers import lifted
-from ._alignment import out_of_range
+from .._groups import ProcessGroup, all_reduce
+from .._numbers import accumulator, lifted
+from ._alignment import Alignment, chunk_sizes, out_of_range
+from ._checks import check_normalizer, check_temperature, divisor
 
 
 def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -> Tensor:
@@ -30,6 +34,95 @@ def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -
     later = firsts[rank + 1 :]
     following = later.gather(0, later.ne(0).to(torch.int8).argmax(0, keepdim=True)) - 2
     return torch.cat([chunk_id[:, 1:], following.T[:, : chunk_id.shape[1]]], dim=1)
+
+
+class Chunks(NamedTuple):
+    """Which logits make up which chunk, on this rank, and which chunks count."""
+
+    student_id: Tensor
+    """[batch, student_time], of each logit, -1 for none."""
+    teacher_id: Tensor
+    """[batch, teacher_time]."""
+    student_size: Tensor
+    """[batch, chunks], how many logits, over the sequence's ranks."""
+    teacher_size: Tensor
+    """[batch, chunks]."""
+    valid: Tensor
+    """[batch, chunks], whether the chunk counts."""
+
+
+def chunks_of(
+    name: str,
+    alignment: Alignment,
+    mask: Tensor | None,
+    sample_mask: Tensor | None,
+    exact_only: bool,
+    sequence_group: ProcessGroup | None,
+) -> Chunks:
+    """Shift the ids against the tokens and tell which chunks count."""
+    if mask is not None and mask.shape != alignment.student_chunk_id.shape:
+        raise ValueError(
+            f"{name} needs a mask of the student's tokens "
+            f"{list(alignment.student_chunk_id.shape)}, got {list(mask.shape)}"
+        )
+    if sample_mask is not None and sample_mask.shape[0] != alignment.pair_valid.shape[0]:
+        raise ValueError(
+            f"{name} needs a sample_mask for the {alignment.pair_valid.shape[0]} samples of the "
+            f"alignment, got {sample_mask.shape[0]}"
+        )
+    student = logit_chunks(alignment.student_chunk_id, sequence_group)
+    teacher = logit_chunks(alignment.teacher_chunk_id, sequence_group)
+    counted = [("student_chunk_id", student), ("teacher_chunk_id", teacher)]
+    if mask is not None:  # of tokens, which are not shifted
+        left_out = alignment.student_chunk_id.masked_fill(mask, -1)
+        counted.append(("student_chunk_id", left_out))
+    sizes = torch.stack(
+        [chunk_sizes(name, which, ids, alignment.max_chunks) for which, ids in counted]
+    )
+    if sequence_group is not None:
+        # The same is sent whether this rank has a mask or not.
+        sizes = F.pad(sizes, (0, 0, 0, 0, 0, 3 - len(sizes)))
+        sizes = _groups.all_reduce(sizes, sequence_group.group_name)
+    valid = (sizes[:2] > 0).all(0) & (sizes[2:] == 0).all(0) & alignment.pair_valid
+    if exact_only:
+        valid = valid & alignment.pair_exact
+    if sample_mask is not None:
+        valid = valid & sample_mask[:, None]
+    return Chunks(student, teacher, sizes[0], sizes[1], valid)
+
+
+def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
+    """Refuse an alignment of other positions than the tensors'."""
+    for side, ids, x in (
+        ("student", alignment.student_chunk_id, student),
+        ("teacher", alignment.teacher_chunk_id, teacher),
+    ):
+        if ids.shape != x.shape[:2]:
+            raise ValueError(
+                f"{name} needs an alignment of the {side}'s positions {list(x.shape[:2])}, "
+                f"got {list(ids.shape)}"
+            )
+
+
+def padding(**widths: tuple[int, int]) -> str:
+    """Say how to cut logits that are wider than a vocabulary; nothing where none are."""
+    cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
+    return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
+
+
+def normalized(
+    name: str,
+    chunks: Chunks,
+    temperature: float,
+    normalizer: Tensor | float | None,
+    batch_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Count the chunks over the batch, and give temperature^2 / normalizer."""
+    check_temperature(name, temperature)
+    check_normalizer(name, normalizer)
+    count = all_reduce(chunks.valid.sum(), None if batch_group is None else batch_group.group_name)
+    count = count.to(accumulator(count))
+    return count, temperature**2 / divisor(normalizer, count)
 
 
 @contract

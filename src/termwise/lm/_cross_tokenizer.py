@@ -1,10 +1,9 @@
 """Distillation beside cross-entropy, from one teacher or several, of any tokenizer."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +15,8 @@ from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
-from ._alignment import Alignment
-from ._distillation import distillation_loss, times
+from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
-from ._partition import VocabPartition
-from ._partitioned import partitioned_loss
-from ._projected_kl import KLDivergence, TeacherMean, projected_kl_loss
-from ._projection import VocabProjection
 from ._rows import (
     Sums,
     clear,
@@ -32,71 +26,14 @@ from ._rows import (
     over_columns,
     over_rows,
     row_blocks,
+    times,
     unused_positions,
 )
-from ._universal_logit import universal_logit_loss
+from ._teachers import Comparison, Groups, Teacher
 
 Combination: TypeAlias = Literal["sum", "average_logits", "select"]
 Score: TypeAlias = Literal["cross_entropy", "entropy", "max_prob"]
 Scale: TypeAlias = Literal["fixed", "match"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Teacher:
-    """A teacher's logits of a batch, and how its tokens relate to the student's.
-
-    What it holds tells how it is compared:
-
-    | holds | compared by |
-    |---|---|
-    | logits alone | [`distillation_loss`][termwise.lm.distillation_loss]: the student's tokenizer |
-    | alignment and projection | [`projected_kl_loss`][termwise.lm.projected_kl_loss] |
-    | alignment and partition | [`partitioned_loss`][termwise.lm.partitioned_loss] |
-    | alignment | [`universal_logit_loss`][termwise.lm.universal_logit_loss] |
-
-    Raises:
-        ValueError: both a projection and a partition, or one of them without an alignment.
-    """
-
-    logits: Float[Tensor, "batch teacher_time teacher_vocab"]
-    """Float[Tensor, "batch teacher_time teacher_vocab"]: unnormalised, a row for each position. No
-    gradient flows to them."""
-    alignment: Alignment | None = None
-    """Which tokens make up which chunk. None: the teacher has the student's tokens."""
-    projection: VocabProjection | None = None
-    """From the student's vocabulary to the teacher's."""
-    partition: VocabPartition | None = None
-    """The tokens that both vocabularies have, and the rest."""
-    tokens: Int[Tensor, "batch teacher_time"] | None = None
-    """Int[Tensor, "batch teacher_time"] | None: its own tokens, negative where one does not count:
-    for scores and selection, if the teacher has an alignment."""
-    weight: float = 1.0
-    """What its divergence is multiplied by, or its share in an average of logits. One of weight 0
-    is left out, whatever its divergence is."""
-    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None
-    """Chunks to divide by, if it has an alignment; see
-    [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
-
-    def __post_init__(self) -> None:
-        if self.projection is not None and self.partition is not None:
-            raise ValueError("Teacher needs a projection or a partition, got both")
-        for name in ("projection", "partition"):
-            if getattr(self, name) is not None and self.alignment is None:
-                raise ValueError(f"Teacher needs an alignment beside its {name}")
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the same teacher on a device."""
-        moved: dict[str, Any] = {
-            field.name: value
-            if value is None or isinstance(value, float | int)
-            else value.to(device)
-            for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
-        }
-        return dataclasses.replace(self, **moved)
-
-
-torch.export.register_dataclass(Teacher, serialized_type_name="termwise.lm.Teacher")
 
 
 @terms
@@ -258,7 +195,7 @@ def cross_tokenizer_loss(
     counted = tokens if mask is None else tokens.where(mask, -1)
     if sample_mask is not None:
         counted = counted.where(sample_mask[:, None], -1)
-    groups = _Groups(batch_group, vocab_group, sequence_group, grad_reduction)
+    groups = Groups(batch_group, vocab_group, sequence_group, grad_reduction)
     student = next_token_loss(
         student_logits,
         counted,
@@ -287,22 +224,20 @@ def cross_tokenizer_loss(
             sharp = (score_scale * by_vocab * scores).where(scores != -torch.inf, scores)
             weights = sharp.softmax(0)
         seen = [_Gated.apply(student_logits, weight) for weight in weights.unbind()]
+    comparison = Comparison(
+        temperature=temperature,
+        divergence=divergence,
+        top_k=top_k,
+        tail_top_k=tail_top_k,
+        teacher_mean=teacher_mean,
+        exact_only=exact_only,
+        mask=counted >= 0,
+        normalizer=normalizer,
+        student_vocab=student_vocab,
+        groups=groups,
+    )
     divergences = [
-        _divergence(
-            logits,
-            teacher,
-            counted,
-            temperature=temperature,
-            divergence=divergence,
-            top_k=top_k,
-            tail_top_k=tail_top_k,
-            teacher_mean=teacher_mean,
-            exact_only=exact_only,
-            normalizer=normalizer,
-            student_vocab=student_vocab,
-            groups=groups,
-        )
-        for logits, teacher in zip(seen, compared, strict=True)
+        comparison.loss(logits, teacher) for logits, teacher in zip(seen, compared, strict=True)
     ]
 
     if combine == "average_logits":
@@ -394,14 +329,6 @@ class CrossTokenizerLoss(LossModule):
             sequence_group=sequence_group,
             **self.hyperparameters(),
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Groups:
-    batch: ProcessGroup | None
-    vocab: ProcessGroup | None
-    sequence: ProcessGroup | None
-    grad_reduction: GradReduction
 
 
 def _same(teacher: Teacher) -> bool:
@@ -497,11 +424,11 @@ def _total(
 
 
 def _log_vocab_ratios(
-    teachers: tuple[Teacher, ...], groups: _Groups, log_vocab: bool
+    teachers: tuple[Teacher, ...], groups: Groups, log_vocab: bool
 ) -> list[float]:
     if not log_vocab:
         return [1.0] * len(teachers)
-    if groups.vocab is not None and any(_same(teacher) for teacher in teachers):
+    if groups.vocab_group is not None and any(_same(teacher) for teacher in teachers):
         raise ValueError(
             "cross_tokenizer_loss needs whole vocabularies for log_vocab, got a teacher that is in "
             "parts over vocab_group"
@@ -536,94 +463,12 @@ def _averaged(
     return mean.view(teachers[0].logits.shape)
 
 
-def _divergence(
-    student_logits: Tensor,
-    teacher: Teacher,
-    counted: Tensor,
-    *,
-    temperature: float,
-    divergence: KLDivergence,
-    top_k: int | None,
-    tail_top_k: int,
-    teacher_mean: TeacherMean,
-    exact_only: bool,
-    normalizer: Tensor | float | None,
-    student_vocab: int | None,
-    groups: _Groups,
-) -> Tensor:
-    """Compare with one teacher."""
-    if teacher.alignment is None:
-        whole = top_k is None or top_k >= student_logits.shape[2]
-        return distillation_loss(
-            student_logits,
-            teacher.logits,
-            divergence=divergence,
-            temperature=temperature,
-            top_k=None if whole else top_k,
-            mask=counted >= 0,
-            normalizer=normalizer,
-            batch_group=groups.batch,
-            vocab_group=groups.vocab,
-            sequence_group=groups.sequence,
-            grad_reduction=groups.grad_reduction,
-        ).loss
-    if teacher.projection is not None:
-        return projected_kl_loss(
-            student_logits,
-            teacher.logits,
-            alignment=teacher.alignment,
-            projection=teacher.projection,
-            temperature=temperature,
-            divergence=divergence,
-            top_k=top_k,
-            teacher_mean=teacher_mean,
-            mask=counted >= 0,
-            exact_only=exact_only,
-            normalizer=teacher.normalizer,
-            batch_group=groups.batch,
-            vocab_group=groups.vocab,
-            sequence_group=groups.sequence,
-            grad_reduction=groups.grad_reduction,
-        ).loss
-    if teacher.partition is not None:
-        return partitioned_loss(
-            student_logits,
-            teacher.logits,
-            alignment=teacher.alignment,
-            partition=teacher.partition,
-            tail_top_k=tail_top_k,
-            temperature=temperature,
-            divergence=divergence,
-            mask=counted >= 0,
-            exact_only=exact_only,
-            normalizer=teacher.normalizer,
-            batch_group=groups.batch,
-            vocab_group=groups.vocab,
-            sequence_group=groups.sequence,
-            grad_reduction=groups.grad_reduction,
-        ).loss
-    return universal_logit_loss(
-        student_logits,
-        teacher.logits,
-        alignment=teacher.alignment,
-        temperature=temperature,
-        mask=counted >= 0,
-        exact_only=exact_only,
-        normalizer=teacher.normalizer,
-        student_vocab=student_vocab,
-        batch_group=groups.batch,
-        vocab_group=groups.vocab,
-        sequence_group=groups.sequence,
-        grad_reduction=groups.grad_reduction,
-    ).loss
-
-
 def _scores(
     teachers: tuple[Teacher, ...],
     score: Score,
     counted: Tensor,
     sample_mask: Tensor | None,
-    groups: _Groups,
+    groups: Groups,
 ) -> Tensor:
     """Return each teacher's score, -inf for those of which no token counts, unless none does."""
     pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
@@ -638,10 +483,10 @@ def _score(
     score: Score,
     counted: Tensor,
     sample_mask: Tensor | None,
-    groups: _Groups,
+    groups: Groups,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean score and the number of tokens that it is of, over all ranks."""
-    logits, vocab_group = teacher.logits.detach(), groups.vocab
+    logits, vocab_group = teacher.logits.detach(), groups.vocab_group
     if teacher.tokens is not None:
         counted = teacher.tokens.long()
         if sample_mask is not None:
@@ -652,17 +497,19 @@ def _score(
         found = next_token_loss(
             logits,
             counted,
-            batch_group=groups.batch,
+            batch_group=groups.batch_group,
             vocab_group=vocab_group,
-            sequence_group=groups.sequence,
+            sequence_group=groups.sequence_group,
         )
         return -found.loss, found.num_tokens
-    unused = unused_positions(logits, counted >= 0, groups.sequence)
+    unused = unused_positions(logits, counted >= 0, groups.sequence_group)
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
     sums = over_rows(
         functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)
     )
-    mean, _, count = means_over_ranks(sums, unused, None, groups.batch, groups.sequence, "sum")
+    mean, _, count = means_over_ranks(
+        sums, unused, None, groups.batch_group, groups.sequence_group, "sum"
+    )
     kind = lifted(logits.new_empty(())).dtype
     return mean.to(kind), count.to(kind)
 

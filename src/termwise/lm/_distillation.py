@@ -23,6 +23,7 @@ from ._rows import (
     over_columns,
     over_rows,
     put,
+    times,
     unused_positions,
     without_nan,
 )
@@ -309,11 +310,6 @@ def _put(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: floa
 
 def _mixed(p: Tensor, q: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
-
-
-def times(mass: Tensor, logs: Tensor) -> Tensor:
-    """Multiply, with 0 log 0 = 0."""
-    return mass * logs.masked_fill(mass == 0, 0)
 
 
 def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:

@@ -7,32 +7,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
 from .._numbers import alike, lifted, looped
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Chunks,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    exponentials,
-    link_to,
-    softmax_gradient,
-    wants_gradient,
-)
-from ._projected_kl import (
+from ._chunk_blocks import blocks
+from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunks import Chunks, check_times
+from ._divergences import KLDivergence, TeacherMean
+from ._projected_divergence import (
     Divergence,
-    KLDivergence,
     ProjectedKLTerms,
-    TeacherMean,
     divergence_setting,
     divergence_terms,
 )
-from ._projection import VocabProjection
+from ._vocab_projection import VocabProjection
 
 
 @contract
@@ -314,7 +305,7 @@ def _linear_projected_kl(
             block.student.put(hidden_gradient, rows @ head)
             weight_gradient.addmm_(rows.T, h)
     if with_gradient:
-        hidden_gradient = total(hidden_gradient, vocab_name).view(hidden.shape)
+        hidden_gradient = all_reduce(hidden_gradient, vocab_name).view(hidden.shape)
     return (
         sums[0] * per_chunk,
         sums[1:].clone(),

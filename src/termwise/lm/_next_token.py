@@ -7,12 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup
+from .._groups import GradReduction, ProcessGroup, first_column
 from .._module import LossModule
 from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer
-from ._chunk_streams import first_token
 from ._chunks import logit_chunks
 from ._rows import (
     Sums,
@@ -112,7 +111,7 @@ def next_token_loss(
         counted = counted.clamp_min(-1)
     targets = logit_chunks(counted, sequence_group).reshape(-1)
     unused = targets < 0
-    first = first_token(logits, vocab_group)
+    first = first_column(logits, vocab_group)
     local = targets if first is None else targets - first
     by_hand = functools.partial(_by_hand, vocab_group=vocab_group)
     sums = over_rows(_sums, by_hand, vocab_group, unused, logits.flatten(0, 1), local)

@@ -8,32 +8,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Block,
-    Chunks,
-    Rows,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    chunks_of,
-    exponentials,
-    first_token,
-    gradient_of,
-    link_to,
-    normalized,
-    padding,
-    wants_gradient,
-)
-from ._partition import VocabPartition
-from ._projected_kl import KLDivergence
+from ._chunk_blocks import Block, Rows, blocks, gradient_of
+from ._chunk_softmax import centred, exponentials
+from ._chunks import Chunks, check_times, chunks_of, normalized, padding
+from ._divergences import KLDivergence
+from ._largest_of_rows import largest_of_rows
+from ._vocab_partition import VocabPartition
 
 
 @terms
@@ -182,7 +169,7 @@ def partitioned_loss(
             *chunks,
             *(partition.common_student, partition.common_teacher),
             *(partition.rest_student, partition.rest_teacher),
-            first_token(student_logits, vocab_group),
+            first_column(student_logits, vocab_group),
             per_chunk,
             tail_top_k,
             common_weight,
@@ -355,7 +342,7 @@ def _partitioned(
             a = _log_means(means, inverse, block.student, sequence_name)
             if here is not None:
                 whole = a.new_zeros(len(a), len(common_student) + len(rest_student))
-                a = total(whole.index_copy_(1, here, a), vocab_name)
+                a = all_reduce(whole.index_copy_(1, here, a), vocab_name)
             y = centred(block.teacher.of(flat_teacher), None)
             means = block.teacher.mean(y, sequence_name).div_(temperature)
             _, norm = exponentials(y, temperature, None)
@@ -441,18 +428,3 @@ class _Distance(NamedTuple):
 
 def _columns(a: Tensor, b: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return a.index_select(1, ids[0]), b.index_select(1, ids[1])
-
-
-def largest_of_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of each row of numbers from 0 to 1, sorted, and their places."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        found = x.topk(k, dim=1)
-        return found.values, found.indices
-    # The bits of such floats, read as integers, are in the floats' order. Integers are sorted by
-    # their digits, all rows in one go, in a third of the time that comparisons take.
-    numbers = torch.arange(len(x))[:, None]
-    last = 0x3FFFFFFF  # just under 2.0
-    bits = last - (x.view(torch.int32) & 0x7FFFFFFF).clamp_(max=last)
-    order = ((numbers << 30) | bits).flatten().sort().indices.view(x.shape)
-    places = order[:, :k] - numbers * x.shape[1]
-    return x.gather(1, places), places

@@ -1,60 +1,29 @@
 """Projected KL: a divergence of chunks, in the teacher's vocabulary."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .. import _groups
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, largest, total
+from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped, may_look_at
-from .._terms import Terms, terms
+from .._numbers import accumulator, alike, lifted, looped
 from ._alignment import Alignment
-from ._chunk_streams import (
-    Block,
-    Chunks,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    chunks_of,
-    exponentials,
-    gradient_of,
-    highest_logits,
-    link_to,
-    normalized,
-    padding,
-    softmax_gradient,
-    wants_gradient,
+from ._chunk_blocks import blocks, gradient_of
+from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunks import Chunks, check_times, chunks_of
+from ._divergences import KLDivergence, TeacherMean
+from ._projected_divergence import (
+    Divergence,
+    ProjectedKLTerms,
+    divergence_setting,
+    divergence_terms,
 )
-from ._projection import VocabProjection
-from ._rows import row_products
-
-KLDivergence: TypeAlias = Literal["forward", "reverse"]
-TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]
-
-
-@terms
-class ProjectedKLTerms(Terms):
-    """Terms of [`projected_kl_loss`][termwise.lm.projected_kl_loss]."""
-
-    loss: Float[Tensor, ""]
-    """temperature^2 * kl."""
-    kl: Float[Tensor, ""]
-    """Divergence of a chunk in nats, summed over the chunks that count, over the normalizer."""
-    num_chunks: Float[Tensor, ""]
-    """How many chunks count, over batch_group; detached."""
-    top1_agreement: Float[Tensor, ""]
-    """Share of those chunks where the two sides' likeliest column is the same; detached."""
-    uncovered_teacher_mass: Float[Tensor, ""]
-    """Probability that the teacher's chunk has, over its whole vocabulary, on tokens that are not
-    among the columns or that no student token is projected to; mean over those chunks; detached."""
+from ._vocab_projection import VocabProjection
 
 
 @contract
@@ -261,7 +230,7 @@ def count_valid_chunks(
     name = "count_valid_chunks"
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     batch_name = None if batch_group is None else batch_group.group_name
-    return total(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
+    return all_reduce(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
 
 
 class ProjectedKLLoss(LossModule):
@@ -313,138 +282,6 @@ class ProjectedKLLoss(LossModule):
             sequence_group=sequence_group,
             **self.hyperparameters(),
         )
-
-
-class Setting(NamedTuple):
-    """What a projected divergence is computed from, besides logits and numbers."""
-
-    chunks: Chunks
-    columns: Tensor | None
-    """Teacher tokens that are compared. None: all."""
-    covered: Tensor
-    """[teacher_vocab], whether the token is compared and something is projected to it."""
-    projection: VocabProjection
-    per_chunk: Tensor
-    """temperature^2 / normalizer."""
-    num_chunks: Tensor
-    """Chunks that count, over batch_group."""
-    group_names: tuple[str | None, str | None]
-    """Of vocab_group and sequence_group."""
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return them in the order in which the operators take them."""
-        p = self.projection
-        by_column = p.teacher_pointers, p.teacher_rows, p.teacher_weights
-        by_row = p.student_pointers, p.student_columns, p.student_weights
-        return *self.chunks, self.columns, self.covered, *by_column, *by_row, self.per_chunk
-
-
-def divergence_setting(
-    name: str,
-    teacher_logits: Tensor,
-    alignment: Alignment,
-    projection: VocabProjection,
-    *,
-    student_vocab: int,
-    temperature: float,
-    top_k: int | None,
-    teacher_columns: Tensor | None,
-    mask: Tensor | None,
-    sample_mask: Tensor | None,
-    exact_only: bool,
-    normalizer: Tensor | float | None,
-    eps: float,
-    batch_group: ProcessGroup | None,
-    vocab_group: ProcessGroup | None,
-    sequence_group: ProcessGroup | None,
-) -> Setting:
-    """Refuse what does not fit, and find chunks, columns and the normalizer."""
-    if (projection.student_vocab, projection.teacher_vocab) != (
-        student_vocab,
-        teacher_logits.shape[2],
-    ):
-        raise ValueError(
-            f"{name} needs a projection from {student_vocab} student tokens to "
-            f"{teacher_logits.shape[2]} teacher tokens, got one from {projection.student_vocab} to "
-            f"{projection.teacher_vocab}"
-            + padding(
-                student_logits=(student_vocab, projection.student_vocab),
-                teacher_logits=(teacher_logits.shape[2], projection.teacher_vocab),
-            )
-        )
-    if not eps >= 0:
-        raise ValueError(f"{name} needs eps >= 0, got {eps}")
-    if top_k is not None and teacher_columns is not None:
-        raise ValueError(f"{name} needs top_k or teacher_columns, got both")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"{name} needs top_k >= 1, got {top_k}")
-    chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
-    count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    names = [
-        None if group is None else group.group_name
-        for group in (batch_group, vocab_group, sequence_group)
-    ]
-
-    columns = chosen = None
-    if teacher_columns is not None:
-        columns = teacher_columns.long()
-        chosen = _times_chosen(name, columns, teacher_logits.shape[2])
-        # Where nobody may look at the columns, the loss of one that is given twice is NaN.
-        per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
-    if top_k is not None and top_k < teacher_logits.shape[2]:
-        highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
-        highest = largest(largest(highest, names[0]), names[2])
-        columns = highest.topk(top_k, sorted=False).indices.sort().values
-    weights = projection.student_weights.new_zeros(projection.teacher_vocab)
-    weights = weights.index_add(0, projection.student_columns, projection.student_weights)
-    covered = total(weights, names[1]) > 0
-    if chosen is not None:
-        covered = covered & (chosen > 0)
-    elif columns is not None:
-        covered = covered & torch.zeros_like(covered).index_fill(0, columns, True)
-    return Setting(chunks, columns, covered, projection, per_chunk, count, (names[1], names[2]))
-
-
-def _times_chosen(name: str, columns: Tensor, vocab: int) -> Tensor:
-    """Count how often each token is among the columns; refuse wrong ones where looking is free."""
-    if not columns.numel():
-        raise ValueError(f"{name} needs 1 teacher column or more, got none")
-    counts = columns.new_zeros(vocab)
-    try:
-        counts = counts.index_add(0, columns, torch.ones_like(columns))
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} needs teacher_columns from 0 to {vocab - 1}, got {int(columns.min())} to "
-            f"{int(columns.max())}"
-        ) from error
-    if may_look_at(columns) and int(counts.max()) > 1:
-        twice = cast("list[int]", (counts > 1).nonzero()[:3, 0].tolist())
-        raise ValueError(f"{name} needs every teacher column once, got some twice: {twice}")
-    return counts
-
-
-def divergence_terms(
-    setting: Setting,
-    loss: Tensor,
-    measured: Tensor,
-    temperature: float,
-    batch_group: ProcessGroup | None,
-    grad_reduction: GradReduction,
-) -> ProjectedKLTerms:
-    """Sum over the ranks that hold other samples."""
-    if batch_group is not None:
-        scale = _groups.gradient_scale(batch_group, grad_reduction)
-        sums = torch.cat([loss[None].to(measured.dtype), measured])
-        sums = _groups.terminal_sum(sums, batch_group, scale)
-        loss, measured = sums[0].to(loss.dtype), sums[1:].detach()
-    shares = (measured / setting.num_chunks.where(setting.num_chunks > 0, 1)).to(loss.dtype)
-    return ProjectedKLTerms(
-        loss=loss,
-        kl=loss / temperature**2,
-        num_chunks=setting.num_chunks.to(loss.dtype),
-        top1_agreement=shares[0],
-        uncovered_teacher_mass=shares[1],
-    )
 
 
 class _ProjectedKL(Function):
@@ -538,98 +375,3 @@ def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _projected_kl.register_vmap(looped(_projected_kl))
-
-
-class Divergence(NamedTuple):
-    """The divergence of a block of chunks, and its gradient in the student's probabilities."""
-
-    columns: Tensor | None
-    covered: Tensor
-    by_column: tuple[Tensor, Tensor, Tensor]
-    by_row: tuple[Tensor, Tensor, Tensor]
-    temperature: float
-    reverse: bool
-    teacher_mean: str
-    eps: float
-    vocab_name: str | None
-    sequence_name: str | None
-
-    def __call__(self, means: Tensor, block: Block, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Take this rank's part of the student's mean probabilities, and the teacher's rows.
-
-        Returns:
-            The sums over the block's chunks of divergence, agreement and uncovered mass, in the
-            wider type; and the gradient of the first in the probabilities, on this rank's tokens.
-        """
-        projected = _bag(self.by_column, means.T.contiguous())
-        if self.columns is not None:
-            projected = projected[self.columns]
-        projected = projected.T.contiguous()
-        projected = total(total(projected, self.vocab_name), self.sequence_name)
-        log_p, uncovered = self._teacher(teacher, block)
-
-        whole = projected.sum(1, keepdim=True) + self.eps
-        share = projected / whole
-        q = share + self.eps
-        log_q = q.log()
-        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
-        if self.reverse:
-            ratio = log_q - log_p
-            kl = (q * ratio).where(q != 0, 0).sum(1)
-            push = (ratio + 1).where(q != 0, 0)
-        else:
-            p = log_p.exp()
-            if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
-                ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
-                kl = row_products(p, ratio)
-                push = -p / q
-            else:
-                kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
-                push = -(p / q).where(p != 0, 0)
-        agree = projected.argmax(1) == log_p.argmax(1)
-        push = (push - row_products(push, share)[:, None]) / whole
-        if block.counted is not None:
-            kl, agree = kl.where(block.counted, 0), agree & block.counted
-            uncovered = uncovered.where(block.counted, 0)
-            push = push.where(block.counted[:, None], 0)
-        sums = torch.stack([x.sum(dtype=accumulator(means)) for x in (kl, agree, uncovered)])
-        spread = push.T
-        if self.columns is not None:
-            spread = push.new_zeros(len(self.covered), block.chunks)
-            spread.index_copy_(0, self.columns, push.T)
-        return sums, _bag(self.by_row, spread.contiguous()).T
-
-    def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Return the log of the target in the columns, and the mass that is not covered."""
-        rows, columns = block.teacher, self.columns
-        logits = centred(logits, None)
-        uncovered = (~self.covered).to(logits.dtype)
-        if self.teacher_mean == "prob":
-            logits = logits / self.temperature
-            parts = [_pick(logits, columns).softmax(1), (logits.softmax(1) @ uncovered)[:, None]]
-            mean = rows.mean(torch.cat(parts, 1), self.sequence_name)
-            return mean[:, :-1].log(), mean[:, -1]
-        mean = rows.mean(logits, self.sequence_name).div_(self.temperature)
-        if self.teacher_mean == "log_normalized":
-            target = _pick(mean, columns).log_softmax(1)
-        else:
-            log_sums = (_pick(logits, columns) / self.temperature).logsumexp(1, keepdim=True)
-            target = _pick(mean, columns) - rows.mean(log_sums, self.sequence_name)
-        return target, mean.softmax(1) @ uncovered
-
-
-def _pick(x: Tensor, columns: Tensor | None) -> Tensor:
-    return x if columns is None else x.index_select(1, columns)
-
-
-def _bag(order: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
-    """Multiply a sparse matrix, given by its rows, with the dense x."""
-    pointers, indices, weights = order
-    return F.embedding_bag(
-        indices,
-        x,
-        pointers,
-        mode="sum",
-        per_sample_weights=weights,
-        include_last_offset=True,
-    )

@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _groups
-from .._autograd import Function, transformed
+from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
 from .._numbers import lifted
 from ._checks import divisor
@@ -80,7 +79,7 @@ def _rows_of_a_block(x: Tensor, sharded: bool, compiling: bool) -> int:
         return max(x.shape[0], 1)
     if sharded:
         return SHARDED_ROWS
-    elements = IN_CACHE if _on_host(x) else ON_DEVICE
+    elements = IN_CACHE if on_host(x) else ON_DEVICE
     return max(1, elements // max(x.shape[1], 1))
 
 
@@ -106,12 +105,7 @@ def _in_blocks(
 
 def _or_none(unused: Tensor) -> Tensor | None:
     """Return None where all rows are seen to be used: on the CPU to look does not wait."""
-    return None if _on_host(unused) and not bool(unused.any()) else unused
-
-
-def _on_host(x: Tensor) -> bool:
-    """Whether to look into a tensor waits for nothing."""
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
+    return None if on_host(unused) and not bool(unused.any()) else unused
 
 
 def differentiated(formula: Callable[..., Sums]) -> ByHand:
@@ -176,32 +170,6 @@ class _Blocks(Function):
         return None, None, None, None, times_factor(gradient, factor), *unasked
 
 
-def in_place(factor: Tensor) -> bool:
-    """Whether a gradient may be overwritten by its product with the one that comes in.
-
-    It may where the graph is freed after this pass, for then nobody reads the gradient again.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or transformed()
-        or torch._C._functorch.is_legacy_batchedtensor(factor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        or torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    )
-
-
-def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Multiply a gradient that was made with the value by the one that comes in.
-
-    Where that is 0 the loss is left out, even if its own gradient is not finite.
-    """
-    if not in_place(factor):
-        return (gradient * factor).where(factor != 0, 0).to(gradient.dtype)
-    if _on_host(factor):
-        return gradient.mul_(factor) if bool(factor != 0) else gradient.zero_()
-    return gradient.mul_(factor).masked_fill_(factor == 0, 0)
-
-
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
     """Lift rows, with 0 in those that are not used."""
     return clear(lifted(rows), unused)
@@ -217,12 +185,12 @@ def clear(x: Tensor, unused: Tensor | None) -> Tensor:
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Return the highest logit of each row over the columns of all ranks, without a gradient."""
     top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    return _groups.largest(top, None if vocab_group is None else vocab_group.group_name)
+    return _groups.all_reduce(top, vocab_group and vocab_group.group_name, "max")
 
 
 def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Sum over the ranks that hold other columns, without a gradient."""
-    return _groups.total(x, None if vocab_group is None else vocab_group.group_name)
+    return _groups.all_reduce(x, None if vocab_group is None else vocab_group.group_name)
 
 
 def centred(
@@ -262,10 +230,15 @@ def unused_positions(
     return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
 
 
+def times(mass: Tensor, logs: Tensor) -> Tensor:
+    """Multiply, with 0 log 0 = 0."""
+    return mass * logs.masked_fill(mass == 0, 0)
+
+
 def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
     """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
     found = row_products(mass, logs)
-    if not _on_host(found) or bool(found.isnan().any()):
+    if not on_host(found) or bool(found.isnan().any()):
         found = row_products(mass, logs.masked_fill_(mass == 0, 0))
     return found
 

@@ -7,30 +7,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, apply
+from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, total
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted, looped
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._checks import check_temperature
-from ._chunk_streams import (
-    Chunks,
-    blocks,
-    centred,
-    chain,
-    check_times,
-    chunks_of,
-    exponentials,
-    first_token,
-    gradient_of,
-    link_to,
-    normalized,
-    softmax_gradient,
-    wants_gradient,
-)
-from ._partitioned import largest_of_rows
+from ._chunk_blocks import blocks, gradient_of
+from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunks import Chunks, check_times, chunks_of, normalized
+from ._largest_of_rows import largest_of_rows
 
 
 @terms
@@ -162,7 +150,7 @@ def universal_logit_loss(
             link_to(student_logits),
             teacher_logits.detach(),
             *chunks,
-            first_token(student_logits, vocab_group),
+            first_column(student_logits, vocab_group),
             per_chunk,
             width if student_vocab is None else student_vocab,
             temperature,
@@ -319,11 +307,11 @@ def _universal_logit(
             ours = block.student.sharing(inverse) @ powers
             if here is not None:
                 whole = ours.new_zeros(len(ours), student_vocab)
-                ours = total(whole.index_copy_(1, here, ours), vocab_name)
-            ours = total(ours, sequence_name)
+                ours = all_reduce(whole.index_copy_(1, here, ours), vocab_name)
+            ours = all_reduce(ours, sequence_name)
             y = centred(block.teacher.of(flat_teacher), None)
             others, norm = exponentials(y, temperature, None)
-            theirs = total(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
+            theirs = all_reduce(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
             part, push = _sorted_distance(ours, theirs)
             if block.counted is not None:
                 part = part.where(block.counted, 0)

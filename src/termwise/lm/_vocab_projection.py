@@ -13,7 +13,7 @@ from torch import Tensor
 from .._autograd import Function, apply
 from .._contract import contract
 from .._numbers import lifted, looped
-from . import _projection_files
+from . import _vocab_projection_files
 from ._token_texts import encoder, paired_special_tokens, spelling, token_texts
 
 Token: TypeAlias = str | bytes
@@ -136,7 +136,7 @@ class VocabProjection:
         Raises:
             ValueError: a token out of range, a weight that is negative or not finite, or no pair.
         """
-        entries = _projection_files.entries_of("VocabProjection.from_pairs", pairs)
+        entries = _vocab_projection_files.entries_of("VocabProjection.from_pairs", pairs)
         return cls(**_from_entries("from_pairs", *entries, student_vocab, teacher_vocab))
 
     @classmethod
@@ -223,7 +223,7 @@ class VocabProjection:
         return cls(
             **_from_entries(
                 "from_tokens",
-                *_projection_files.entries_of(name, pairs),
+                *_vocab_projection_files.entries_of(name, pairs),
                 students,
                 teachers,
             )
@@ -290,7 +290,7 @@ class VocabProjection:
             FileNotFoundError: there is no such file.
             ValueError: it is another kind of file, or its entries cannot be right.
         """
-        entries, (student_vocab, teacher_vocab) = _projection_files.read(path)
+        entries, (student_vocab, teacher_vocab) = _vocab_projection_files.read(path)
         fields = _from_entries("load", *entries, student_vocab, teacher_vocab, f", in {path}")
         return cls(**fields)
 
@@ -323,7 +323,7 @@ class VocabProjection:
             read with `weights_only=False`, keep the file in a cache by its path, and drop a
             negative index whatever it weighs.
         """
-        rows, columns, weights = _projection_files.read_nemo(path)
+        rows, columns, weights = _vocab_projection_files.read_nemo(path)
         if rows.numel():
             student_vocab = max(student_vocab, int(rows.max()) + 1)
             teacher_vocab = max(teacher_vocab, int(columns.max()) + 1)
@@ -340,7 +340,7 @@ class VocabProjection:
             ImportError: the package safetensors is missing; the extra `distill` installs it.
         """
         entries = self._rows_of_entries(), self.student_columns, self.student_weights
-        _projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
+        _vocab_projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same projection on a device."""

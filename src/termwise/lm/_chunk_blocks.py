@@ -8,107 +8,18 @@ hold any part of their rows, and each block's sums are reduced as it comes.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _groups
-from .._autograd import Function, transformed
-from .._groups import ProcessGroup, largest, total
-from .._numbers import accumulator, lifted
-from ._alignment import Alignment, chunk_sizes
-from ._checks import check_normalizer, check_temperature, divisor
-from ._chunks import logit_chunks
-from ._rows import in_place, row_products, times_factor
+from .._groups import all_reduce
+from .._numbers import lifted
+from ._chunks import Chunks
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
-
-
-class Chunks(NamedTuple):
-    """Which logits make up which chunk, on this rank, and which chunks count."""
-
-    student_id: Tensor
-    """[batch, student_time], of each logit, -1 for none."""
-    teacher_id: Tensor
-    """[batch, teacher_time]."""
-    student_size: Tensor
-    """[batch, chunks], how many logits, over the sequence's ranks."""
-    teacher_size: Tensor
-    """[batch, chunks]."""
-    valid: Tensor
-    """[batch, chunks], whether the chunk counts."""
-
-
-def chunks_of(
-    name: str,
-    alignment: Alignment,
-    mask: Tensor | None,
-    sample_mask: Tensor | None,
-    exact_only: bool,
-    sequence_group: ProcessGroup | None,
-) -> Chunks:
-    """Shift the ids against the tokens and tell which chunks count."""
-    if mask is not None and mask.shape != alignment.student_chunk_id.shape:
-        raise ValueError(
-            f"{name} needs a mask of the student's tokens "
-            f"{list(alignment.student_chunk_id.shape)}, got {list(mask.shape)}"
-        )
-    if sample_mask is not None and sample_mask.shape[0] != alignment.pair_valid.shape[0]:
-        raise ValueError(
-            f"{name} needs a sample_mask for the {alignment.pair_valid.shape[0]} samples of the "
-            f"alignment, got {sample_mask.shape[0]}"
-        )
-    student = logit_chunks(alignment.student_chunk_id, sequence_group)
-    teacher = logit_chunks(alignment.teacher_chunk_id, sequence_group)
-    counted = [("student_chunk_id", student), ("teacher_chunk_id", teacher)]
-    if mask is not None:  # of tokens, which are not shifted
-        left_out = alignment.student_chunk_id.masked_fill(mask, -1)
-        counted.append(("student_chunk_id", left_out))
-    sizes = torch.stack(
-        [chunk_sizes(name, which, ids, alignment.max_chunks) for which, ids in counted]
-    )
-    if sequence_group is not None:
-        # The same is sent whether this rank has a mask or not.
-        sizes = F.pad(sizes, (0, 0, 0, 0, 0, 3 - len(sizes)))
-        sizes = _groups.all_reduce(sizes, sequence_group.group_name)
-    valid = (sizes[:2] > 0).all(0) & (sizes[2:] == 0).all(0) & alignment.pair_valid
-    if exact_only:
-        valid = valid & alignment.pair_exact
-    if sample_mask is not None:
-        valid = valid & sample_mask[:, None]
-    return Chunks(student, teacher, sizes[0], sizes[1], valid)
-
-
-def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
-    """Refuse an alignment of other positions than the tensors'."""
-    for side, ids, x in (
-        ("student", alignment.student_chunk_id, student),
-        ("teacher", alignment.teacher_chunk_id, teacher),
-    ):
-        if ids.shape != x.shape[:2]:
-            raise ValueError(
-                f"{name} needs an alignment of the {side}'s positions {list(x.shape[:2])}, "
-                f"got {list(ids.shape)}"
-            )
-
-
-def padding(**widths: tuple[int, int]) -> str:
-    """Say how to cut logits that are wider than a vocabulary; nothing where none are."""
-    cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
-    return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
-
-
-def first_token(logits: Tensor, vocab_group: ProcessGroup | None) -> Tensor | None:
-    """Return the token of this rank's first column. None: 0."""
-    if vocab_group is None:
-        return None
-    width = logits.new_full((), logits.shape[2], dtype=torch.int64)
-    widths = _groups.each_rank(width, vocab_group)
-    before = torch.arange(vocab_group.size(), device=logits.device) < vocab_group.rank()
-    return widths.where(before, 0).sum()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +53,7 @@ class Rows:
         """Average rows over chunks, where a matrix product would let -inf into other chunks."""
         sums = rows.new_zeros(len(self.inverse_size), rows.shape[1])
         sums.index_add_(0, self.chunk, self._only_used(rows))
-        return total(sums, sequence_name).mul_(self.inverse_size[:, None])
+        return all_reduce(sums, sequence_name).mul_(self.inverse_size[:, None])
 
     def _only_used(self, rows: Tensor) -> Tensor:
         if self.used is None:
@@ -244,23 +155,6 @@ def _numbers(x: Tensor) -> list[int]:
     return cast("list[int]", x.tolist())
 
 
-def centred(x: Tensor, vocab_name: str | None) -> Tensor:
-    """Subtract each row's highest logit over the tokens of all ranks.
-
-    What the logits of a row have in common then costs no digits in what follows.
-    """
-    highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    return x - largest(highest, vocab_name)[:, None]
-
-
-def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple[Tensor, Tensor]:
-    """Return e^(x / temperature) of centred rows, in place of x, and 1 / its sum over all ranks."""
-    if temperature != 1:
-        x.div_(temperature)
-    powers = x.exp_()
-    return powers, 1 / total(powers.sum(1), vocab_name)
-
-
 def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
     """Make room for the gradient, with 0 in the rows that no block will write."""
     if student.device.type != "cpu":
@@ -274,29 +168,6 @@ def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
 def _used(ids: Tensor, valid: Tensor) -> Tensor:
     """Return which positions are in a chunk that counts."""
     return F.pad(valid, (1, 0)).gather(1, ids + 1)
-
-
-def softmax_gradient(
-    powers: Tensor, inverse: Tensor, push: Tensor, vocab_name: str | None
-) -> Tensor:
-    """Return the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
-    mean = total(row_products(powers, push), vocab_name) * inverse
-    return push.sub_(mean[:, None]).mul_(powers).mul_(inverse[:, None])
-
-
-def normalized(
-    name: str,
-    chunks: Chunks,
-    temperature: float,
-    normalizer: Tensor | float | None,
-    batch_group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    """Count the chunks over the batch, and give temperature^2 / normalizer."""
-    check_temperature(name, temperature)
-    check_normalizer(name, normalizer)
-    count = total(chunks.valid.sum(), None if batch_group is None else batch_group.group_name)
-    count = count.to(accumulator(count))
-    return count, temperature**2 / divisor(normalizer, count)
 
 
 def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
@@ -322,45 +193,3 @@ def _highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
 @_highest_logits.register_fake
 def _(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[2:])
-
-
-def wants_gradient(x: Tensor) -> bool:
-    """Whether the pass over x is to write its gradient too."""
-    # Under vmap within torch.func.grad a tensor does not know that it is differentiated.
-    inside = not torch.compiler.is_compiling() and transformed()
-    return torch.is_grad_enabled() and (x.requires_grad or inside)
-
-
-def link_to(x: Tensor) -> Tensor:
-    """Return a 0 that hangs on x, for `chain`: a sum over nothing."""
-    return x[:0].sum()
-
-
-def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
-    """Multiply a gradient that was made with the value by the one that comes in.
-
-    In place where `times_factor` says so, for a second tensor of its size would be most of the
-    loss's memory. The result hangs on the link, so that a second derivative is refused rather than
-    left out.
-    """
-    if factor is None:
-        return None
-    if in_place(factor):
-        return times_factor(gradient, factor)
-    return cast("Tensor", _Refusing.apply(gradient, factor, link))
-
-
-class _Refusing(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
-        return times_factor(gradient, factor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError("a distillation loss over chunks has no second derivative")

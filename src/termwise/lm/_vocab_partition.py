@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .._contract import contract
-from ._projection import VocabProjection
+from ._vocab_projection import VocabProjection
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

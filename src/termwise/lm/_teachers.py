@@ -1,0 +1,150 @@
+"""Teachers, and the comparison of a student with one, by the loss that its kind asks for."""
+
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._groups import GradReduction, ProcessGroup
+from ._alignment import Alignment
+from ._distillation import distillation_loss
+from ._divergences import KLDivergence, TeacherMean
+from ._partitioned import partitioned_loss
+from ._projected_kl import projected_kl_loss
+from ._universal_logit import universal_logit_loss
+from ._vocab_partition import VocabPartition
+from ._vocab_projection import VocabProjection
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A teacher's logits of a batch, and how its tokens relate to the student's.
+
+    What it holds tells how it is compared:
+
+    | holds | compared by |
+    |---|---|
+    | logits alone | [`distillation_loss`][termwise.lm.distillation_loss]: the student's tokenizer |
+    | alignment and projection | [`projected_kl_loss`][termwise.lm.projected_kl_loss] |
+    | alignment and partition | [`partitioned_loss`][termwise.lm.partitioned_loss] |
+    | alignment | [`universal_logit_loss`][termwise.lm.universal_logit_loss] |
+
+    Raises:
+        ValueError: both a projection and a partition, or one of them without an alignment.
+    """
+
+    logits: Float[Tensor, "batch teacher_time teacher_vocab"]
+    """Float[Tensor, "batch teacher_time teacher_vocab"]: unnormalised, a row for each position. No
+    gradient flows to them."""
+    alignment: Alignment | None = None
+    """Which tokens make up which chunk. None: the teacher has the student's tokens."""
+    projection: VocabProjection | None = None
+    """From the student's vocabulary to the teacher's."""
+    partition: VocabPartition | None = None
+    """The tokens that both vocabularies have, and the rest."""
+    tokens: Int[Tensor, "batch teacher_time"] | None = None
+    """Int[Tensor, "batch teacher_time"] | None: its own tokens, negative where one does not count:
+    for scores and selection, if the teacher has an alignment."""
+    weight: float = 1.0
+    """What its divergence is multiplied by, or its share in an average of logits. One of weight 0
+    is left out, whatever its divergence is."""
+    normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None
+    """Chunks to divide by, if it has an alignment; see
+    [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
+
+    def __post_init__(self) -> None:
+        if self.projection is not None and self.partition is not None:
+            raise ValueError("Teacher needs a projection or a partition, got both")
+        for name in ("projection", "partition"):
+            if getattr(self, name) is not None and self.alignment is None:
+                raise ValueError(f"Teacher needs an alignment beside its {name}")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same teacher on a device."""
+        moved: dict[str, Any] = {
+            field.name: value
+            if value is None or isinstance(value, float | int)
+            else value.to(device)
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return dataclasses.replace(self, **moved)
+
+
+torch.export.register_dataclass(Teacher, serialized_type_name="termwise.lm.Teacher")
+
+
+class Groups(NamedTuple):
+    """The process groups of a loss, and how gradients are combined over them."""
+
+    batch_group: ProcessGroup | None
+    vocab_group: ProcessGroup | None
+    sequence_group: ProcessGroup | None
+    grad_reduction: GradReduction
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How every teacher of a batch is compared with the student, whatever kind it is."""
+
+    temperature: float
+    divergence: KLDivergence
+    top_k: int | None
+    tail_top_k: int
+    teacher_mean: TeacherMean
+    exact_only: bool
+    mask: Tensor
+    """[batch, time], student tokens that count."""
+    normalizer: Tensor | float | None
+    """Of teachers without an alignment; the others hold theirs."""
+    student_vocab: int | None
+    groups: Groups
+
+    def loss(self, student_logits: Tensor, teacher: Teacher) -> Tensor:
+        """Return the divergence from one teacher."""
+        logits, alignment = teacher.logits, teacher.alignment
+        if alignment is None:
+            whole = self.top_k is None or self.top_k >= student_logits.shape[2]
+            return distillation_loss(
+                student_logits,
+                logits,
+                divergence=self.divergence,
+                temperature=self.temperature,
+                top_k=None if whole else self.top_k,
+                mask=self.mask,
+                normalizer=self.normalizer,
+                **self.groups._asdict(),
+            ).loss
+        # What every loss over chunks takes.
+        shared: dict[str, Any] = {
+            "alignment": alignment,
+            "temperature": self.temperature,
+            "mask": self.mask,
+            "exact_only": self.exact_only,
+            "normalizer": teacher.normalizer,
+            **self.groups._asdict(),
+        }
+        if teacher.projection is not None:
+            return projected_kl_loss(
+                student_logits,
+                logits,
+                projection=teacher.projection,
+                divergence=self.divergence,
+                top_k=self.top_k,
+                teacher_mean=self.teacher_mean,
+                **shared,
+            ).loss
+        if teacher.partition is not None:
+            return partitioned_loss(
+                student_logits,
+                logits,
+                partition=teacher.partition,
+                tail_top_k=self.tail_top_k,
+                divergence=self.divergence,
+                **shared,
+            ).loss
+        return universal_logit_loss(
+            student_logits, logits, student_vocab=self.student_vocab, **shared
+        ).loss
