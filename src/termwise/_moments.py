@@ -182,9 +182,9 @@ def _forward(
 def _(
     z: Tensor, counts: Tensor | None, path: str, gradient: bool, group_name: str, caller: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = lifted(z.new_empty(())).dtype
-    columns = z.new_empty(z.shape[1], dtype=wide)
-    ascent = z.new_empty(z.shape if gradient else 0, dtype=wide)
+    dtype = lifted(z.new_empty(())).dtype
+    columns = z.new_empty(z.shape[1], dtype=dtype)
+    ascent = z.new_empty(z.shape if gradient else 0, dtype=dtype)
     energy = z.new_empty((), dtype=accumulator(z))
     return columns, torch.empty_like(columns), energy, ascent
 

@@ -56,9 +56,9 @@ class TermAverage:
                     f"TermAverage.update needs {name} of shape {list(sums[name].shape)} as in the "
                     f"steps before, got {list(value.shape)}"
                 )
-            wide = accumulator(value)
-            share = torch.as_tensor(weight, dtype=wide, device=value.device).detach()
-            whole = value.detach().to(wide) * share
+            dtype = accumulator(value)
+            share = torch.as_tensor(weight, dtype=dtype, device=value.device).detach()
+            whole = value.detach().to(dtype) * share
             sums[name] = sums[name] + whole if name in sums else whole
             weights[name] = weights[name] + share if name in weights else share
         return dataclasses.replace(self, sums=sums, weights=weights)

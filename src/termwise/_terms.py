@@ -124,9 +124,9 @@ def host_numbers(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, f
     """Return scalars by name and vectors' elements by `name[i]`, moved to the host at once."""
     if not tensors:
         return {}
-    wide = accumulator(next(iter(tensors.values())))
+    dtype = accumulator(next(iter(tensors.values())))
     # float64 holds a float32, and a count below 2**53, exactly.
-    flat = torch.cat([value.detach().reshape(-1).to(wide) for value in tensors.values()])
+    flat = torch.cat([value.detach().reshape(-1).to(dtype) for value in tensors.values()])
     names = [
         prefix + label
         for name, value in tensors.items()
