@@ -149,7 +149,7 @@ def _train(
         terms = loss_fn(z1, z2, batch_group=setting.group)
         if all(weights.values()) and step % often == 1 % often:
             found = term_gradients(terms, weights, network.parameters(), batch_group=setting.group)
-            for name, norm in zip(found.names, found.norms.tolist(), strict=True):
+            for name, norm in zip(found.names, map(float, found.norms.cpu()), strict=True):
                 norms[name][step] = norm
         return terms
 

@@ -187,27 +187,27 @@ class _HeldEnergies(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
+        ctx.save_for_backward(inputs[0], inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return cast("Tensor", _Once.apply(gradients[0], slope)), None, None
+        samples, slope = ctx.saved_tensors
+        return cast("Tensor", _Once.apply(gradients[0], slope, samples)), None, None
 
 
 class _Once(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, slope: Tensor) -> Tensor:
+    def forward(gradient: Tensor, slope: Tensor, samples: Tensor) -> Tensor:
         return slope * gradient.view(-1, *[1] * (slope.ndim - 1))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass  # samples are here for their derivative, which would be the Hessian's, to be refused
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         raise NotImplementedError(
             "contrastive_divergence_kl_term has no second derivative: it holds the gradient of the "
             "energy"

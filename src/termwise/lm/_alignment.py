@@ -190,7 +190,7 @@ def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
 
 
 def out_of_range(which: str, ids: Tensor, max_chunks: int) -> str:
-    """Say which ids were needed, and which came."""
+    """Return which ids were needed, and which came."""
     found = f"{int(ids.min())} to {int(ids.max())}"
     return f"{which} from -1 to {max_chunks - 1}, got {found}"
 

@@ -105,7 +105,7 @@ def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tenso
 
 
 def padding(**widths: tuple[int, int]) -> str:
-    """Say how to cut logits that are wider than a vocabulary; nothing where none are."""
+    """Return how to cut logits that are wider than a vocabulary; nothing where none are."""
     cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
     return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
 

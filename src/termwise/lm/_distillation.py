@@ -91,9 +91,9 @@ def distillation_loss(
             are one token more, whose probability is their sum, for teacher and student; the loss is
             never larger than that of all tokens. "zero": the teacher is normalised among S and has
             0 elsewhere, the student keeps its probabilities, so the reverse divergence is infinite.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
-            None: all. A position whose token does not count is never read, whatever it holds, and
-            gets the gradient 0.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
+            and no gradient, whatever they hold. None: all. A position counts if the token that it
+            predicts does.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add

@@ -73,14 +73,16 @@ def linear_projected_kl_loss(
         top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
-        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
-            completion for instance. A chunk counts if all its student tokens do. None: all.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
+            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
+            student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
             chunks that count, over batch_group.
         eps: epsilon, not negative.
-        batch_group: ranks that hold other samples. None, here and below: this rank alone.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None, here and below: no communication.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
         sequence_group: ranks that hold other positions; each has the same weight.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

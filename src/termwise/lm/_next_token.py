@@ -61,9 +61,9 @@ def next_token_loss(
     Args:
         logits (Float[Tensor, "batch time vocab"]): x, unnormalised, a row for each position.
         tokens (Int[Tensor, "batch time"]): y. A negative one (padding, -100) does not count.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count, of those that are predicted.
-            None: all. A position whose token does not count is never read, whatever it holds, and
-            gets the gradient 0.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
+            and no gradient, whatever they hold. None: all. A position counts if the token that it
+            predicts does.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches

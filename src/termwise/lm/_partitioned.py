@@ -105,8 +105,9 @@ def partitioned_loss(
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
         divergence: of the divergence: "forward", KL(teacher || student), or "reverse".
-        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
-            completion for instance. A chunk counts if all its student tokens do. None: all.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
+            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
+            student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:

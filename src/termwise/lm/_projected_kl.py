@@ -103,8 +103,9 @@ def projected_kl_loss(
         teacher_mean: "log": NeMo-RL's, which does not sum to 1 where a chunk has several
             positions, so that equal models have a *negative* divergence. "log_normalized":
             the same, normalised again. "prob": the mean of probabilities, as the student's.
-        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
-            completion for instance. A chunk counts if all its student tokens do. None: all.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
+            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
+            student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
@@ -208,11 +209,13 @@ def count_valid_chunks(
 
     Args:
         alignment: which tokens make up which chunk.
-        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
-            completion for instance. A chunk counts if all its student tokens do. None: all.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
+            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
+            student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
-        batch_group: ranks that hold other samples. None: this rank alone, nothing is sent.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication.
         sequence_group: ranks that hold other positions of these samples, in the order of ranks.
 
     Returns:

@@ -185,7 +185,8 @@ def clear(x: Tensor, unused: Tensor | None) -> Tensor:
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Return the highest logit of each row over the columns of all ranks, without a gradient."""
     top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
-    return _groups.all_reduce(top, vocab_group and vocab_group.group_name, "max")
+    name = None if vocab_group is None else vocab_group.group_name
+    return _groups.all_reduce(top, name, "max")
 
 
 def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:

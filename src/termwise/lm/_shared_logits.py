@@ -272,7 +272,7 @@ def _logits_in(memory: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> 
 
 
 def _inode(handle: SharedLogitsHandle) -> int | None:
-    """Tell one buffer from another that took its number; None where there is none."""
+    """Return what tells a buffer from another that took its number; None where there is none."""
     try:
         return os.stat(_path(handle)).st_ino
     except OSError:

@@ -186,7 +186,7 @@ _row_variances.register_vmap(looped(_row_variances))
 def _centred_times(
     weight: Tensor, means: Tensor, valid_rows: Tensor | None, factor: Tensor
 ) -> Tensor:
-    """Give (weight - means) * factor, 0 in rows that do not count, with nothing else so large."""
+    """Return (weight - means) * factor, 0 in rows that do not count, with one tensor alone."""
     product = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for here in blocks(weight):
         block = lifted(weight[here])

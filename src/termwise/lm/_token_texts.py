@@ -217,7 +217,7 @@ def _alphabet() -> dict[str, int]:
 
 
 def spelling(tokens: Iterable[str | bytes | None]) -> str | None:
-    """Say how most tokens that begin a word write the space before it. None: no token does."""
+    """Return how most tokens that begin a word write the space before it. None: no token does."""
     marks = {" ": b" ", "\u0120": "\u0120".encode(), _SPACE: _SPACE.encode()}
     counts = dict.fromkeys(marks, 0)
     for token in tokens:

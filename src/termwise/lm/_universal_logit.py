@@ -77,8 +77,9 @@ def universal_logit_loss(
         alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
             with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
-        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count, those of a
-            completion for instance. A chunk counts if all its student tokens do. None: all.
+        mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
+            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
+            student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:

@@ -112,7 +112,7 @@ def read_nemo(path: str | os.PathLike[str]) -> Entries:
 
 
 def entries_of(name: str, pairs: Mapping[Any, Any], source: str = "") -> Entries:
-    """Give {(student token, teacher token): weight} as entries."""
+    """Return {(student token, teacher token): weight} as entries."""
     weights: list[float] = []
     for pair, weight in pairs.items():
         parts: Sequence[Any] = cast("Any", pair) if isinstance(pair, tuple) else ()
