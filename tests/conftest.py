@@ -6,7 +6,6 @@ import os
 import hypothesis
 import pytest
 import torch
-import torch._dynamo
 
 from termwise.testing import Ranks
 
@@ -18,6 +17,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # A fifth of the time to compile goes to looking for garbage among torch's modules, which stay.
+# Dynamo is not imported for it: it imports triton, which tests/peers runs in its interpreter.
 gc.collect()
 gc.freeze()
 gc.set_threshold(1_000_000, 5, 5)
