@@ -120,3 +120,12 @@ def test_an_energy_without_a_hash_is_taken():
             return x.square().sum(1)
 
     torch.testing.assert_close(hessian_trace(Quadratic(), torch.rand(3, 2)), torch.full((3,), 4.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not go through this energy")
+def test_energies_made_anew_at_each_step_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(_fallback, "_MOST", 4)
+    for _ in range(10):
+        Counted().calls_of("sliced", torch.ones(2, 3))
+    assert 0 < len(_fallback._failed) <= 4
+    assert 0 < len(_fallback._warned) <= 4

@@ -20,6 +20,9 @@ _warned: set[Any] = set()
 _failed: set[Any] = set()
 """Energies, with all that the outcome of an attempt depends on, that went backward in the end."""
 
+_MOST = 1000
+"""Energies to remember: one that is an object made anew at each step must not fill the memory."""
+
 
 class Attempt:
     """An attempt to differentiate an energy forward, which is not repeated where it has failed.
@@ -52,6 +55,9 @@ class Attempt:
         """Remember that this failed and that backward worked; warn, once for each energy."""
         if isinstance(problem, NoCarrierError):
             return
+        for memory in (_failed, _warned):
+            if len(memory) >= _MOST:
+                memory.clear()
         if not isinstance(problem, torch.OutOfMemoryError):  # which another time does not happen
             _failed.add(self.key)
         if self.key[0] in _warned:
