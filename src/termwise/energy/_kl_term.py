@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._autograd import Function
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
@@ -81,7 +82,7 @@ def contrastive_divergence_kl_term(
         gradient not finite; nothing is clamped. Samples in half precision are often the same.
         Gradient: by the samples, exact, of the first order (a second derivative is refused).
         Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: two sums of 2 float64 elements. Memory: n x n distances, n x m
+        all rows. Sent by each rank: one sum of 3 float64 elements. Memory: n x n distances, n x m
         with neighbours, in float64. Does not synchronize with the device. Autocast is off inside,
         for the energy too unless it enters autocast itself.
 
@@ -138,16 +139,12 @@ def contrastive_divergence_kl_term(
                 name, energy, samples.detach(), differentiation, "samples"
             )
         held = cast("Tensor", _HeldEnergies.apply(points, energies.detach(), slope.detach()))
-        # Apart, so that no zeros flow back to an infinite entropy that the loss leaves out.
-        (mean_energy,), (entropy,) = (
-            weighted_means(
-                ([per_row], None), batch_group=batch_group, grad_reduction=grad_reduction
-            )
-            for per_row in (held, entropies.to(held.dtype))
+        mean_energy, entropy = weighted_means(
+            ([held, entropies.to(held.dtype)], None),
+            batch_group=batch_group,
+            grad_reduction=grad_reduction,
         )
-        loss = mean_energy
-        if entropy_weight != 0:  # 0 times an infinite entropy is no 0
-            loss = mean_energy - entropy_weight * entropy
+        loss = mean_energy - weighted(entropy_weight, entropy)
         return ContrastiveDivergenceKLTerms(loss=loss, energy=mean_energy, entropy=entropy)
 
 

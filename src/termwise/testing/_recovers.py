@@ -282,7 +282,7 @@ def _moved(
 
 
 def _gradients(loss_fn: LossFunction, energy: GaussianEnergy, x: Tensor) -> dict[str, Tensor]:
-    """Return the gradient by each parameter that the loss has to do with."""
+    """Return the gradient with respect to each parameter that the loss depends on."""
     result = loss_fn(energy, x.clone())
     loss = result.loss if isinstance(result, Terms) else result
     if loss.ndim or not bool(loss.isfinite()):
