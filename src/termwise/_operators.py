@@ -113,7 +113,7 @@ def differentiable(
     saved: tuple[int, ...] = (),
 ) -> Outputs:
     """Run an operator and give it a backward pass, which has the inputs and the saved outputs."""
-    return cast("Outputs", _Differentiable.apply(operator, backward, saved, *_values(inputs)))
+    return cast("Outputs", apply(_Differentiable, operator, backward, saved, *_values(inputs)))
 
 
 class _Differentiable(Function):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, first_column
+from .._groups import GradReduction, ProcessGroup, first_column, name_of
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
@@ -182,8 +182,8 @@ def partitioned_loss(
         per_chunk,
         temperature,
         wants_gradient(student_logits),
-        vocab_group and vocab_group.group_name,
-        sequence_group and sequence_group.group_name,
+        name_of(vocab_group),
+        name_of(sequence_group),
     )
     loss, measured, _ = with_gradients(_partitioned, inputs)
     if batch_group is not None:

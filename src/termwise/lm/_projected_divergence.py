@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
-from .._groups import GradReduction, ProcessGroup, all_reduce
+from .._groups import GradReduction, ProcessGroup, all_reduce, name_of
 from .._numbers import accumulator, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
@@ -194,10 +194,7 @@ def divergence_setting(
         raise ValueError(f"{name} needs columns_top_k >= 1, got {columns_top_k}")
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    names = [
-        None if group is None else group.group_name
-        for group in (batch_group, vocab_group, sequence_group)
-    ]
+    vocab_name, sequence_name = name_of(vocab_group), name_of(sequence_group)
 
     columns = chosen = None
     if teacher_columns is not None:
@@ -207,11 +204,11 @@ def divergence_setting(
         per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
     if columns_top_k is not None and columns_top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
-        highest = all_reduce(all_reduce(highest, names[0], "max"), names[2], "max")
+        highest = all_reduce(all_reduce(highest, name_of(batch_group), "max"), sequence_name, "max")
         columns = highest.topk(columns_top_k, sorted=False).indices.sort().values
     weights = projection.student_weights.new_zeros(projection.teacher_vocab)
     weights = weights.index_add(0, projection.student_columns, projection.student_weights)
-    covered = all_reduce(weights, names[1]) > 0
+    covered = all_reduce(weights, vocab_name) > 0
     if chosen is not None:
         covered = covered & (chosen > 0)
     elif columns is not None:
@@ -226,8 +223,8 @@ def divergence_setting(
         divergence == "reverse",
         teacher_mean,
         eps,
-        names[1],
-        names[2],
+        vocab_name,
+        sequence_name,
     )
     return Setting(chunks, compared, per_chunk, count)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, all_reduce
+from .._groups import GradReduction, ProcessGroup, all_reduce, name_of
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
@@ -231,8 +231,8 @@ def count_valid_chunks(
     """
     name = "count_valid_chunks"
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
-    batch_name = None if batch_group is None else batch_group.group_name
-    return all_reduce(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
+    count = all_reduce(chunks.valid.sum(), name_of(batch_group))
+    return count.to(accumulator(count))
 
 
 class ProjectedKLLoss(LossModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column, name_of
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
@@ -154,8 +154,8 @@ def universal_logit_loss(
         width if student_vocab is None else student_vocab,
         temperature,
         wants_gradient(student_logits),
-        vocab_group and vocab_group.group_name,
-        sequence_group and sequence_group.group_name,
+        name_of(vocab_group),
+        name_of(sequence_group),
     )
     loss, _ = with_gradients(_universal_logit, inputs)
     scale = _groups.gradient_scale(batch_group, grad_reduction)
