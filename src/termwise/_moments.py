@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _groups
 from ._autograd import Function
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import accumulator, blocks, lifted, looped
+from ._numbers import accumulator, blocks, lifted, looped, without_autocast
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
@@ -126,7 +126,7 @@ class _SecondMoments(Function):
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
     """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
     product = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         v = v * (4.0 / (centred.shape[0] - 1) ** 2)  # first, so that no sum over rows overflows
         whole = (
             product((v, centred.T, centred))
@@ -151,7 +151,7 @@ def _forward(
     def over_ranks(x: Tensor) -> Tensor:
         return x if counts is None else _groups.all_reduce(x, group_name)
 
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
         # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and

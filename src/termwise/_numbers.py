@@ -1,6 +1,7 @@
 """What the arithmetic of every loss shares: its dtypes, and vmap over our own operators."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,17 @@ def may_look_at(x: Tensor) -> bool:
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)  # not a fake tensor
     return plain and x.device.type == "cpu" and not transformed()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off where it is on.
+
+    To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
+    """
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

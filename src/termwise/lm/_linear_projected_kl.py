@@ -11,7 +11,7 @@ from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
-from .._numbers import alike, lifted, looped
+from .._numbers import alike, lifted, looped, without_autocast
 from ._alignment import Alignment
 from ._chunk_blocks import blocks
 from ._chunk_softmax import centred, exponentials, softmax_gradient
@@ -291,7 +291,7 @@ def _linear_projected_kl(
     weight_gradient = torch.zeros_like(head) if with_gradient else head.new_empty(0)
     sums = per_chunk.new_zeros(3)
     scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
         for block in blocks(chunks, max(teacher.shape[2] // 4, 1), wide):
             h = block.student.of(flat).to(wide)

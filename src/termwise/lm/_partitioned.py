@@ -12,7 +12,7 @@ from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted, looped, without_autocast
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._chunk_blocks import Block, Rows, blocks, gradient_of
@@ -334,7 +334,7 @@ def _partitioned(
     flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
     sums = per_chunk.new_zeros(4)
     scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         # Smaller blocks than others: each of them is read by more steps at once.
         for block in blocks(chunks, 2 * teacher.shape[2], wide):
             x = centred(block.student.of(flat), vocab_name)

@@ -11,7 +11,7 @@ from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted, looped, without_autocast
 from ._alignment import Alignment
 from ._chunk_blocks import blocks, gradient_of
 from ._chunk_softmax import centred, exponentials, softmax_gradient
@@ -355,7 +355,7 @@ def _projected_kl(
     flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
     sums = per_chunk.new_zeros(3)
     scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         for block in blocks(chunks, teacher.shape[2], wide):
             x = centred(block.student.of(flat), vocab_name)
             powers, inverse = exponentials(x, temperature, vocab_name)

@@ -11,7 +11,7 @@ from .._autograd import Function, apply, chain, link_to, wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted, looped, without_autocast
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._checks import check_temperature
@@ -301,7 +301,7 @@ def _universal_logit(
     flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
     distance = per_chunk.new_zeros(())
     scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         for block in blocks(chunks, max(student_vocab, teacher.shape[2]), wide):
             x = centred(block.student.of(flat), vocab_name)
             powers, inverse = exponentials(x, temperature, vocab_name)

@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import counted, decode
 from ._penalties import tanh_penalty
@@ -319,7 +319,7 @@ def jumprelu_loss(
             'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
         )
 
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         pre = cast("Tensor", counted(pre, mask))
         if f is None:
             f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._autograd import Function, transformed
 from .._means import kept_rows
-from .._numbers import blocks, lifted, may_look_at
+from .._numbers import blocks, lifted, may_look_at, without_autocast
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -288,7 +288,7 @@ class _Product(Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    with torch.autocast(left.device.type, enabled=False):
+    with without_autocast(left):
         return left @ right
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._autograd import Function, transformed
 from .._contract import contract
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from ._latents import Latents, SparseLatents, by_blocks, check_indices, decode
 
 
@@ -103,7 +103,7 @@ def lp_penalty(
         raise ValueError(f"lp_penalty needs p > 0, got {p}")
     check_indices("lp_penalty", f, decoder_norm)
     values = f.values if isinstance(f, SparseLatents) else f
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         return penalty(f, decoder_norm, p)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import Function
-from .._numbers import accumulator, blocks, lifted, looped
+from .._numbers import accumulator, blocks, lifted, looped, without_autocast
 from ._latents import SparseLatents
 from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
@@ -146,7 +146,7 @@ class _PrefixGradients(Function):
             )
             return pull(push)
 
-        with torch.autocast(push.device.type, enabled=False):
+        with without_autocast(push):
             _, pull = cast("Any", torch.func.vjp)(first, push, *inputs)
             again = pull(
                 tuple(
@@ -200,7 +200,7 @@ def compute_errors(
     dtype = _dtype_of(target, values, W_dec, b_dec)
     measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
     last = target.new_empty(target.shape if keep else 0, dtype=dtype)
-    with torch.autocast(target.device.type, enabled=False):
+    with without_autocast(target):
         for part in _some_rows(values, indices, prefixes):
             residuals = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes)
             measured[part, :-1] = squared_norm(residuals, cast("Any", feature_reduction)).T
@@ -233,7 +233,7 @@ def compute_gradients(
     for_target, for_values, for_decoder, for_bias = _room(target, values, W_dec, b_dec, needed)
     factor = push[:, :-1] * (2 if feature_reduction == "sum" else 2 / max(target.shape[1], 1))
     slope = push[:, -1:]
-    with torch.autocast(target.device.type, enabled=False):
+    with without_autocast(target):
         for part in _some_rows(values, indices, prefixes):
             pulls = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes, last)
             pulls *= factor[part].T[:, :, None]
