@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import transformed
+from ._autograd import on_host, transformed
+
+# Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
+IN_CACHE, ON_DEVICE = 2**18, 2**26
+# Elsewhere there are no more blocks than this, so that kernels do not grow with the data.
+MOST_BLOCKS = 8
+# So few elements that the calls cost more than what they do.
+FEW = 2**14
 
 
 def lifted(x: Tensor) -> Tensor:
@@ -15,9 +22,14 @@ def lifted(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def lifted_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of `lifted`."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
-    types = [lifted(x[:0]).dtype for x in tensors]
+    types = [lifted_dtype(x) for x in tensors]
     if len(set(types)) == 1:
         return tensors
     return tuple(x.double() for x in tensors)
@@ -37,7 +49,10 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
     """
     device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if device == "meta":
+        return nullcontext()
+    # A graph that was made while it was off may run while it is on.
+    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
@@ -47,11 +62,26 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no float64
 
 
+def few(x: Tensor) -> bool:
+    """Whether to make fewer calls counts for more than to pass over x fewer times."""
+    return not torch.compiler.is_compiling() and x.numel() <= FEW
+
+
+def block_rows(x: Tensor) -> int:
+    """Return how many rows of x are a block: they stay in cache on the CPU, and are many elsewhere.
+
+    Compiled, they are all rows.
+    """
+    if torch.compiler.is_compiling():
+        return max(x.shape[0], 1)
+    elements = IN_CACHE if on_host(x) else max(ON_DEVICE, -(-x.numel() // MOST_BLOCKS))
+    return max(1, elements // max(x.shape[1], 1))
+
+
 def blocks(x: Tensor) -> Iterator[slice]:
-    """Cut the rows into blocks of about 1 MiB in float32, which stay in cache between steps."""
-    step = max(1, 2**18 // max(x.shape[1], 1))
-    for start in range(0, x.shape[0], step):
-        yield slice(start, start + step)
+    """Cut the rows into blocks of `block_rows`."""
+    step = block_rows(x)
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:
