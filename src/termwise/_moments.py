@@ -25,12 +25,13 @@ from torch import Tensor
 from . import _groups
 from ._autograd import Function
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import accumulator, blocks, lifted, looped, without_autocast
+from ._numbers import FEW, accumulator, blocks, lifted, looped, on_host, product, without_autocast
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
-# Rows of a strip: enough for the matrix product's full speed, few enough to keep memory small.
-_STRIP = 256
+# Rows of a strip on the CPU: enough for the matrix product's full speed, few enough to keep memory
+# small. Elsewhere a strip has so many elements, and there are no more of them than that.
+_STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
 def second_moments(
@@ -58,12 +59,34 @@ def second_moments(
         Variance " dim", and energy "" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
+    if counts is None and path != "gram" and z.shape[0] > 1 and _is_small(z):
+        return _as_written(z)
     group_name = "" if group is None else group.group_name
     scale = _groups.gradient_scale(group, grad_reduction)
     _, variance, energy, _ = cast(
         "tuple[Tensor, ...]",
         _SecondMoments.apply(z, counts, path, torch.is_grad_enabled(), group_name, caller, scale),
     )
+    return variance, energy
+
+
+def _is_small(z: Tensor) -> bool:
+    """Whether few calls, and the whole covariance, take less time than what saves products."""
+    return z.numel() <= FEW and z.shape[1] <= _STRIP
+
+
+def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute variance and energy in operations that autograd follows to any order."""
+    rows = lifted(z)
+    n = rows.shape[0]
+    power = 0.5 ** (n - 1).bit_length()  # as below
+    rest = 1 / (power * (n - 1))
+    centred = rows - rows.mean(0)
+    covariance = product((centred * power).T, centred)
+    variance = covariance.diagonal() * rest
+    # Of one matrix in the wider type the diagonal cancels without a loss of digits.
+    wide = covariance.to(accumulator(z)) * rest
+    energy = wide.square().sum() - wide.diagonal().square().sum()
     return variance, energy
 
 
@@ -125,13 +148,13 @@ class _SecondMoments(Function):
 
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
     """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
-    product = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
+    chain = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
     with without_autocast(v):
         v = v * (4.0 / (centred.shape[0] - 1) ** 2)  # first, so that no sum over rows overflows
         whole = (
-            product((v, centred.T, centred))
-            + product((centred, v.T, centred))
-            + product((centred, centred.T, v))
+            chain((v, centred.T, centred))
+            + chain((centred, v.T, centred))
+            + chain((centred, centred.T, v))
         )
         change = whole - v * centred.square().sum(0) - 2 * centred * (v * centred).sum(0)
         return change - change.mean(0)
@@ -225,8 +248,9 @@ def _triangle(
     energy = rows.new_zeros((), dtype=accumulator(rows))
     # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
     product = torch.zeros_like(rows if gradient else rows[:0])
-    for start in range(0, len(rows), _STRIP):
-        stop = min(start + _STRIP, len(rows))
+    step = _strip_rows(rows)
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         left, right = rows[start:stop], rows[start:].T
         strip = rows.new_empty(left.shape[0], right.shape[1])
         strip = over_ranks(torch.addmm(strip, left, right, beta=0, alpha=power, out=strip))
@@ -238,6 +262,12 @@ def _triangle(
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
     return energy, product
+
+
+def _strip_rows(rows: Tensor) -> int:
+    if on_host(rows):
+        return _STRIP
+    return max(_ON_DEVICE // max(len(rows), 1), -(-len(rows) // _MOST_STRIPS), _STRIP)
 
 
 def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:

@@ -216,7 +216,9 @@ def test_more_rows_than_are_taken_at_a_time(sparse):
     n, d_sae, prefixes = 701, 40, (3, 10, 11, 30)
     x, f, W_dec, b_dec = tensors(n, 5, d_sae)
     values, indices, dense = sparse_and_dense(n, 4, d_sae)
-    rows = list(inside._some_rows(values if sparse else f, indices if sparse else None, prefixes))
+    rows = list(
+        inside._some_rows(values if sparse else f, indices if sparse else None, prefixes, 5)
+    )
     assert len(rows) >= 4
     assert n % (rows[0].stop - rows[0].start)
     latents = SparseLatents(values, indices) if sparse else f

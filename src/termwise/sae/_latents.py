@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._autograd import Function, on_host, transformed
 from .._means import kept_rows
-from .._numbers import block_rows, blocks, lifted, lifted_dtype, may_look_at, without_autocast
+from .._numbers import block_rows, blocks, lifted, lifted_dtype, may_look_at, product
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -192,10 +192,10 @@ def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     values = f.values if isinstance(f, SparseLatents) else f
     dtype = torch.promote_types(lifted_dtype(values), lifted_dtype(W_dec))
     if isinstance(f, SparseLatents):
-        product = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
+        decoded = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
     else:
-        product = cast("Tensor", _Product.apply(f.to(dtype), W_dec.to(dtype)))
-    return product if b_dec is None else product + b_dec
+        decoded = product(f.to(dtype), W_dec.to(dtype))
+    return decoded if b_dec is None else decoded + b_dec
 
 
 def _weighted_sum(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
@@ -276,37 +276,6 @@ def _filled(
     given = iter(moved)
     first, second = (next(given) if need else one for one, need in zip(fixed, needed, strict=True))
     return first, second
-
-
-class _Product(Function):
-    """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(left: Tensor, right: Tensor) -> Tensor:
-        return _product(left, right)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        left, right = ctx.saved_tensors
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
-        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
-        product = _product if torch.compiler.is_compiling() else again
-        for_left, for_right = ctx.needs_input_grad
-        return (
-            product(gradients[0], right.T) if for_left else None,
-            product(left.T, gradients[0]) if for_right else None,
-        )
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    with without_autocast(left):
-        return left @ right
 
 
 def _check_indices(

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import Function
-from .._numbers import accumulator, blocks, lifted, looped, without_autocast
-from ._latents import SparseLatents
+from .._numbers import accumulator, blocks, lifted, looped, on_host, without_autocast
+from ._latents import SparseLatents, row_norms
 from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
 
@@ -201,13 +201,12 @@ def compute_errors(
     measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
     last = target.new_empty(target.shape if keep else 0, dtype=dtype)
     with without_autocast(target):
-        for part in _some_rows(values, indices, prefixes):
+        for part in _some_rows(values, indices, prefixes, target.shape[1]):
             residuals = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes)
             measured[part, :-1] = squared_norm(residuals, cast("Any", feature_reduction)).T
             if keep:
                 last[part] = residuals[-1]
-        for part in blocks(values):
-            measured[part, -1] = values[part].to(dtype).abs().sum(1)
+        measured[:, -1] = row_norms(values, 1)
     return measured, last
 
 
@@ -234,7 +233,7 @@ def compute_gradients(
     factor = push[:, :-1] * (2 if feature_reduction == "sum" else 2 / max(target.shape[1], 1))
     slope = push[:, -1:]
     with without_autocast(target):
-        for part in _some_rows(values, indices, prefixes):
+        for part in _some_rows(values, indices, prefixes, target.shape[1]):
             pulls = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes, last)
             pulls *= factor[part].T[:, :, None]
             for later in range(len(prefixes) - 1, 0, -1):
@@ -339,14 +338,17 @@ def _block_of(indices: Tensor, prefixes: Sequence[int]) -> Tensor:
     return block * len(indices) + rows
 
 
-def _some_rows(values: Tensor, indices: Tensor | None, prefixes: Sequence[int]) -> Iterator[slice]:
+def _some_rows(
+    values: Tensor, indices: Tensor | None, prefixes: Sequence[int], d_model: int
+) -> Iterator[slice]:
     """Cut the rows so that what is held for each prefix is as large as one residual in all."""
     parts = len(prefixes) if indices is None else len(prefixes) + values.shape[1]
+    if not on_host(values):
+        return blocks(values, parts * d_model)
     if values.dtype not in (torch.float32, torch.float64):
         parts = max(8, parts)  # a lifted copy of so many latents stays small beside them
     step = max(128, -(-values.shape[0] // parts))  # fewer rows would waste the matrix product
-    for start in range(0, values.shape[0], step):
-        yield slice(start, start + step)
+    return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
 
 def _room(
