@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from termwise import energy, lm, sae
+from termwise import lm, sae
 from termwise.joint_embedding import vicreg_loss
 
 # Operators that launch nothing, besides views.
