@@ -82,16 +82,12 @@ def _is_small(z: Tensor) -> bool:
 def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
     """Compute variance and energy in operations that autograd follows to any order."""
     rows = lifted(z)
-    n = rows.shape[0]
-    power = 0.5 ** (n - 1).bit_length()  # as below
-    rest = 1 / (power * (n - 1))
     centred = rows - rows.mean(0)
-    covariance = product((centred * power).T, centred)
-    variance = covariance.diagonal() * rest
+    covariance = product((centred * (1 / (rows.shape[0] - 1))).T, centred)
     # Of one matrix in the wider type the diagonal cancels without a loss of digits.
-    wide = covariance.to(accumulator(z)) * rest
+    wide = covariance.to(accumulator(z))
     energy = wide.square().sum() - wide.diagonal().square().sum()
-    return variance, energy
+    return covariance.diagonal(), energy
 
 
 class _Inputs(NamedTuple):
