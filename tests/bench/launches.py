@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from termwise import lm, sae
+from termwise import energy, lm, sae
 from termwise.joint_embedding import vicreg_loss
 
 # Operators that launch nothing, besides views.
@@ -52,8 +52,10 @@ class Count(TorchDispatchMode):
         outputs = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
         self.kernels[name] += 1
         self.bytes += sum(map(moved, inputs)) + sum(map(moved, outputs))
-        if (flops := flop_registry.get(func.overloadpacket)) is not None:
+        product = getattr(torch.ops.aten, name.rstrip("_"), None)  # addmm_ is an addmm
+        if (flops := flop_registry.get(product)) is not None:
             dtype = str(inputs[0].dtype).removeprefix("torch.")
+            kwargs.pop("out", None)
             self.flops[dtype] += flops(*args, **kwargs, out_val=found)
         return found
 
@@ -274,8 +276,8 @@ def distillation(divergence: Any) -> Callable[[int], Built]:
             q, p = (x[0, :-1].float().log_softmax(1) for x in (student, teacher))
             if divergence == "jensen_shannon":
                 middle = torch.logaddexp(q, p) - 0.6931
-                one, other = (F.kl_div(middle, x, log_target=True) for x in (p, q))
-                return (one + other) / 2
+                parts = [F.kl_div(middle, x, log_target=True, reduction="sum") for x in (p, q)]
+                return (parts[0] + parts[1]) / (2 * n)
             return F.kl_div(q, p, log_target=True, reduction="batchmean")
 
         def ours() -> Tensor:
@@ -286,25 +288,53 @@ def distillation(divergence: Any) -> Callable[[int], Built]:
     return build
 
 
-def energy_case(width: int, make: Callable[..., tuple[Tensor, Tensor]], of: int) -> Case:
-    """Build an energy's loss and plain formula from (energy, rows of data)."""
+Energy = Callable[[Tensor], Tensor]
+WIDTH = 784
+
+
+def of_energy(ours: Callable[..., Any], plain: Callable[..., Tensor]) -> Case:
+    """Build a loss of (energy, x, other rows) and its plain formula, for a small network."""
 
     def build(n: int) -> Built:
         with torch.device("meta"):
-            layers = [nn.Linear(width, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU()]
+            layers = [nn.Linear(WIDTH, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU()]
             model = nn.Sequential(*layers, nn.Linear(256, 1), nn.Flatten(0))
-        return (
-            lambda: make(model, meta(n, width), meta(n, width), n)[0],
-            lambda: make(model, meta(n, width), meta(n, width), n)[1],
-            list(model.parameters()),
-        )
+        rows = meta(n, WIDTH), meta(n, WIDTH)
+        leaves = list(model.parameters())
+        return lambda: ours(model, *rows).loss, lambda: plain(model, *rows), leaves
 
-    return Case(of, build)
+    return Case(2**15, build)
 
 
-def score(model: nn.Module, x: Tensor) -> Tensor:
+def slopes(model: Energy, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+
+
+def differences(model: Energy, x: Tensor, other: Tensor) -> Tensor:
+    return model(x).mean() - model(other).mean()
+
+
+def squares(model: Energy, x: Tensor, other: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
+def penalties(model: Energy, x: Tensor, other: Tensor) -> Tensor:
+    return slopes(model, x).square().sum(1).mean()
+
+
+def denoised(model: Energy, x: Tensor, other: Tensor) -> Tensor:
+    noise = torch.randn_like(x)
+    return (slopes(model, x + 0.1 * noise) - noise / 0.1).square().sum(1).mean() / 2
+
+
+def flows(model: Energy, x: Tensor, other: Tensor) -> Tensor:
+    time = torch.rand(len(x), 1, device="meta")
+    return (slopes(model, x * (1 - time) + other * time) + other - x).square().sum(1).mean()
+
+
+def flow_matching(model: Energy, x: Tensor, other: Tensor) -> Any:
+    return energy.flow_matching_loss(model, x, other, torch.rand(len(x), device="meta"))
 
 
 CASES = {
@@ -322,6 +352,15 @@ CASES = {
     "lm.distillation_loss": Case(256, distillation("forward")),
     "lm.distillation_loss, reverse": Case(256, distillation("reverse")),
     "lm.distillation_loss, Jensen-Shannon": Case(256, distillation("jensen_shannon")),
+    "energy.maximum_likelihood_loss": of_energy(energy.maximum_likelihood_loss, differences),
+    "energy.energy_square_penalty": of_energy(
+        lambda e, x, _: energy.energy_square_penalty(e, x), squares
+    ),
+    "energy.gradient_penalty": of_energy(lambda e, x, _: energy.gradient_penalty(e, x), penalties),
+    "energy.denoising_score_matching_loss": of_energy(
+        lambda e, x, _: energy.denoising_score_matching_loss(e, x, sigma=0.1), denoised
+    ),
+    "energy.flow_matching_loss": of_energy(flow_matching, flows),
 }
 
 

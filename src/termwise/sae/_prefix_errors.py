@@ -238,7 +238,7 @@ def _residuals(given: Given, part: slice, last: Tensor | None = None) -> Tensor:
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     """Return slope * upward_sign(values), in the room if its type fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
-    for part in blocks(values):
+    for part in blocks(values) if on_host(values) else (slice(None),):
         signs = torch.sign(values[part], out=slopes[part])
         signs.add_(0.5).sign_().mul_(slope[part])  # as upward_sign
     return slopes
