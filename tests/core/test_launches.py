@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from exports import EXPORTS, FUNCTIONS
+from test_every_joint_embedding_loss import CASES as JOINT_EMBEDDING
+from test_every_lm_loss import CASES as LM
+from test_every_sae_loss import CASES as SAE
 
 import termwise as tw
 
@@ -15,6 +19,7 @@ SPEC = importlib.util.spec_from_file_location("launches", PATH)
 launches = sys.modules["launches"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(launches)
 
+COMPILED = {**SAE, **JOINT_EMBEDDING, **LM}
 # Of more than four times as many kernels as the plain formula.
 MANY = {
     "lm.next_token_loss": "masks, counts and accuracies are 37 kernels on small tensors",
@@ -87,3 +92,27 @@ def test_every_loss_is_counted():
         *counted,
         *NOT_COUNTED,
     }
+
+
+class TracedError(Exception):
+    """Raised instead of running a graph, with the number of its nodes."""
+
+
+def nodes(case, rows):
+    def backend(graph, _):
+        def stop(*_):
+            raise TracedError(len(graph.graph.nodes))
+
+        return stop
+
+    torch.compiler.reset()
+    inputs = [x.requires_grad_() for x in case.tensors(rows)]
+    compiled = torch.compile(case.call_function, fullgraph=True, dynamic=False, backend=backend)
+    with pytest.raises(TracedError) as traced:
+        compiled(*inputs, **case.extra(rows))
+    return traced.value.args[0]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_graphs_do_not_grow_with_the_data(name):
+    assert nodes(COMPILED[name], 2**18) <= nodes(COMPILED[name], 7)

@@ -169,7 +169,9 @@ def row_norms(values: Tensor, order: int) -> Tensor:
     Nothing is differentiated, and nothing as large as f is made.
     """
     dtype = lifted_dtype(values)
-    if torch.compiler.is_compiling() or transformed() or not on_host(values):
+    if torch.compiler.is_compiling() or transformed():  # a compiler fuses it
+        return lifted(values).abs().sum(1) if order else (values != 0).sum(1, dtype=dtype)
+    if not on_host(values):  # in one pass
         return cast("Tensor", torch.linalg.vector_norm(values, order, dim=1, dtype=dtype))
     # On the CPU that takes many times as long as this does in cache.
     return by_blocks(values, _sum_of_sizes if order else _count)

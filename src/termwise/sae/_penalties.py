@@ -131,7 +131,7 @@ def magnitudes(f: Tensor) -> Tensor:
     the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
     threshold. With the derivative 0 that half would be lost.
     """
-    if few(f) or torch.compiler.is_compiling():  # -f is kept, for fewer calls
+    if few(f):  # -f is kept, for fewer calls
         return F.leaky_relu(-f, -1.0)
     return cast("Tensor", _Magnitudes.apply(f))
 
