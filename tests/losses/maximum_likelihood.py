@@ -1,0 +1,36 @@
+"""Maximum likelihood from samples of the model."""
+
+from losses._energies import PAIR, bowl, mean, minus, of_energy, variant
+from termwise.energy import MaximumLikelihoodLoss, maximum_likelihood_loss
+
+
+def formula(energy, x, negatives, *, negative_weight, weights, **_):
+    of_data, of_model = mean(energy(x), weights), energy(negatives.detach()).mean()
+    return {
+        "loss": of_data - negative_weight * of_model,
+        "energy_data": of_data,
+        "energy_model": of_model,
+        "gap": of_data - of_model,
+        "regularization": 0 * of_model,  # test_maximum_likelihood.py has parameters
+    }
+
+
+MAXIMUM_LIKELIHOOD = of_energy(
+    function=maximum_likelihood_loss,
+    formula=formula,
+    variants={
+        "": variant(
+            MaximumLikelihoodLoss(bowl, negative_weight=0.7),
+            options={"negative_weight": 0.7},
+            shapes=PAIR,
+            named={"weights": "rows"},
+        )
+    },
+    weights={
+        "energy_data": 1.0,
+        "energy_model": minus("negative_weight"),
+        "regularization": "regularization_weight",
+    },
+    by={"assert_gradients": ("x",)},  # the negatives are samples, and have none
+    permuted=("batch", "negatives"),
+)
