@@ -28,7 +28,7 @@ from termwise.lm import (
 BATCH, TIME, VOCAB, CHUNKS, HIDDEN, TOP_K = 2, 512, 32_768, 256, 256, 8192
 EPS = 1e-10
 ASKED = {
-    "top_k": (f"projected KL, top_k {TOP_K}", 0.25, 0.33),
+    "top_k": (f"projected KL, columns_top_k {TOP_K}", 0.25, 0.33),
     "all": ("projected KL, all columns", 0.15, 0.17),
     "partitioned": (f"partitioned (tail {TOP_K})", 0.4, 0.3),
     "linear": (f"linear projected KL (hidden {HIDDEN})", 0.5, 0.2),
@@ -105,11 +105,11 @@ def chunk_average(x: Tensor, chunk_id: Tensor, chunks: int) -> tuple[Tensor, Ten
     return torch.bmm(hot.transpose(1, 2), x) / (sizes[..., None] + EPS), sizes
 
 
-def projected_as_written(student: Tensor, batch: Batch, top_k: int | None) -> Tensor:
+def projected_as_written(student: Tensor, batch: Batch, columns_top_k: int | None) -> Tensor:
     alignment, matrix, teacher = batch.alignment, batch.sparse, batch.teacher
-    if top_k is not None:
+    if columns_top_k is not None:
         highest = teacher[:, :-1].flatten(0, 1).amax(0)
-        columns = highest.topk(min(top_k, len(highest))).indices.sort().values
+        columns = highest.topk(min(columns_top_k, len(highest))).indices.sort().values
         matrix, teacher = matrix.index_select(0, columns).coalesce(), teacher[..., columns]
     probs = torch.log_softmax(student.float(), -1).exp()
     projected = SparseProduct.apply(matrix, probs.flatten(0, 1).t()).t()
@@ -173,7 +173,7 @@ def termwise(row: str, batch: Batch) -> Tensor:
         batch.teacher,
         alignment=batch.alignment,
         projection=batch.projection,
-        top_k=None if row == "all" else TOP_K,
+        columns_top_k=None if row == "all" else TOP_K,
     ).loss
 
 

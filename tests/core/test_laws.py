@@ -185,7 +185,7 @@ def of_chunks(weights: dict[str, Any], **more: Any) -> Laws:
             "partition": PARTITION,
             "teacher_columns": None,
             "student_vocab": None,
-            "top_k": None,
+            "columns_top_k": None,
             **NORMALIZER,
             **more.pop("overrides", {}),
         },
@@ -449,8 +449,8 @@ LAWS: dict[Callable[..., Any], Laws] = {
     lm.distillation_loss: Laws(
         TEXT,
         {},
-        # A tail is of top_k only.
-        {**NORMALIZER, "top_k": None, "tail": "renormalize", "beta": 0.25},
+        # A tail is of teacher_top_k only.
+        {**NORMALIZER, "teacher_top_k": None, "tail": "renormalize", "beta": 0.25},
         weights={"divergence": squared_temperature},
         shards=LOGITS_GROUPS,
         by={"assert_gradients": ("student_logits",)},  # the teacher has none
@@ -480,7 +480,8 @@ LAWS: dict[Callable[..., Any], Laws] = {
             "combine": "sum",
             "score": None,
             "log_vocab": False,
-            "top_k": None,
+            "teacher_top_k": None,
+            "columns_top_k": None,
             "scale": "fixed",
             "student_vocab": lambda sizes: sizes["vocab"],
             **NORMALIZER,

@@ -7,7 +7,7 @@ from distill_cases import AXES, SAMPLES, TIMES, TOKENS, Place, part
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 PROJECTED = [
-    {"teacher_mean": "log_normalized", "temperature": 2.0, "top_k": 4},
+    {"teacher_mean": "log_normalized", "temperature": 2.0, "columns_top_k": 4},
     {"teacher_mean": "log", "divergence": "reverse"},
     {"teacher_mean": "prob", "teacher_columns": torch.tensor([0, 2, 5])},
 ]
@@ -15,7 +15,7 @@ CASES = [
     *[("projected", options) for options in PROJECTED],
     ("partitioned", {"tail_top_k": 2, "temperature": 2.0}),
     ("partitioned", {"divergence": "reverse", "exact_only": True}),
-    ("linear", {"top_k": 4, "temperature": 2.0}),
+    ("linear", {"columns_top_k": 4, "temperature": 2.0}),
 ]
 
 

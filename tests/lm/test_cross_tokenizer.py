@@ -59,12 +59,15 @@ def student():
 
 def alone(kind, x, sample_mask=None, counts=TOKENS >= 0, **options):
     """The divergence of one teacher, by its own loss."""
-    few, reverse = options.get("top_k"), options.get("divergence", "forward")
+    reverse = options.get("divergence", "forward")
     common = {"temperature": options.get("temperature", 1.0)}
     if kind == "same":
         if sample_mask is not None:
             counts = counts & sample_mask[:, None]
-        return distillation_loss(x, SAME, mask=counts, divergence=reverse, top_k=few, **common).loss
+        few = options.get("teacher_top_k")
+        return distillation_loss(
+            x, SAME, mask=counts, divergence=reverse, teacher_top_k=few, **common
+        ).loss
     common |= {"alignment": ALIGNMENT, "exact_only": options.get("exact_only", False)}
     common |= {"sample_mask": sample_mask, "mask": counts}
     if kind == "universal":
@@ -74,9 +77,10 @@ def alone(kind, x, sample_mask=None, counts=TOKENS >= 0, **options):
         return partitioned_loss(
             x, OTHER, partition=PARTITION, tail_top_k=tail, divergence=reverse, **common
         ).loss
-    mean = options.get("teacher_mean", "log_normalized")
+    common |= {"teacher_mean": options.get("teacher_mean", "log_normalized")}
+    few = options.get("columns_top_k")
     return projected_kl_loss(
-        x, OTHER, projection=PROJECTION, divergence=reverse, teacher_mean=mean, top_k=few, **common
+        x, OTHER, projection=PROJECTION, divergence=reverse, columns_top_k=few, **common
     ).loss
 
 
@@ -91,10 +95,11 @@ def assert_same(ours, theirs, x):
     "options",
     [
         {},
-        {"temperature": 2.0, "divergence": "reverse", "top_k": 3, "teacher_mean": "prob"},
+        {"temperature": 2.0, "divergence": "reverse", "teacher_mean": "prob"},
+        {"divergence": "reverse", "teacher_top_k": 3, "columns_top_k": 2},
         {"exact_only": True, "tail_top_k": 1, "sample_mask": torch.tensor([True, False])},
     ],
-    ids=["defaults", "reverse", "exact"],
+    ids=["defaults", "reverse", "few", "exact"],
 )
 def test_a_teacher_is_compared_by_what_it_holds(kind, options):
     x = student()
@@ -395,7 +400,11 @@ def test_it_maps_over_students():
 
 @pytest.mark.parametrize(
     "options",
-    [{"score": "entropy", "scale": "match"}, {"combine": "select"}, {"top_k": 3}],
+    [
+        {"score": "entropy", "scale": "match"},
+        {"combine": "select"},
+        {"teacher_top_k": 3, "columns_top_k": 2},
+    ],
     ids=str,
 )
 def test_nothing_waits_for_the_device(options):
@@ -422,6 +431,18 @@ def test_teachers_that_contradict_themselves_are_refused():
         Teacher(OTHER, ALIGNMENT, PROJECTION, PARTITION)
     with pytest.raises(ValueError, match="^Teacher needs an alignment beside its partition$"):
         Teacher(OTHER, partition=PARTITION)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "reached"), [("teacher_top_k", "same"), ("columns_top_k", "projection")]
+)
+def test_each_number_of_tokens_reaches_its_own_comparison_alone(kind, name, reached):
+    whole, few = (
+        cross_tokenizer_loss(STUDENT, TOKENS, KINDS[kind], **{name: number}).kd.item()
+        for number in (None, 2)
+    )
+    assert (few != whole) == (kind == reached)
 
 
 def test_refusals():
@@ -452,6 +473,8 @@ def test_refusals():
             r"weights that are not negative, nor all 0, to average logits, got \[-1, 1.0\]$",
         ),
         ([Teacher(SAME, weight=0)], {"combine": "average_logits"}, "weights that are not negative"),
+        (same, {"teacher_top_k": 0}, "teacher_top_k >= 1, got 0$"),
+        (same, {"columns_top_k": -1}, "columns_top_k >= 1, got -1$"),
     ]:
         with pytest.raises(ValueError, match=said + match):
             cross_tokenizer_loss(STUDENT, TOKENS, teachers, **options)

@@ -19,15 +19,15 @@ def kl(p, q):
     return sum(a * (a.log() - b.log()) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def oracle(student, teacher, *, divergence, beta, temperature, top_k, mask):
+def oracle(student, teacher, *, divergence, beta, temperature, teacher_top_k, mask):
     total, count = torch.zeros((), dtype=student.dtype), 0
     for b in range(student.shape[0]):
         for t in range(student.shape[1] - 1):
             if mask is not None and not mask[b, t + 1]:
                 continue
             x, y = student[b, t] / temperature, teacher[b, t] / temperature
-            if top_k is not None:
-                kept = sorted(range(len(y)), key=lambda v: -float(y[v].detach()))[:top_k]
+            if teacher_top_k is not None:
+                kept = sorted(range(len(y)), key=lambda v: -float(y[v].detach()))[:teacher_top_k]
                 x, y = x[kept], y[kept]
             q, p = x.exp() / x.exp().sum(), y.exp() / y.exp().sum()
             if divergence == "forward":
@@ -70,7 +70,7 @@ def test_terms_and_gradients_are_the_formulas(
         "divergence": divergence,
         "beta": beta,
         "temperature": temperature,
-        "top_k": (vocab + 1) // 2 if few else None,
+        "teacher_top_k": (vocab + 1) // 2 if few else None,
         "mask": mask,
     }
     terms = distillation_loss(student, teacher, **options)
@@ -102,10 +102,10 @@ def test_derivatives_are_those_of_finite_differences(divergence):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("top_k", [None, 3])
-def test_it_is_nothing_for_equal_models_and_something_for_others(divergence, top_k):
+@pytest.mark.parametrize("teacher_top_k", [None, 3])
+def test_it_is_nothing_for_equal_models_and_something_for_others(divergence, teacher_top_k):
     student, teacher = logits(2, 4, 6)
-    options = {"divergence": divergence, "top_k": top_k}
+    options = {"divergence": divergence, "teacher_top_k": teacher_top_k}
     same = distillation_loss(student, student.detach() + 3, **options)
     torch.testing.assert_close(same.loss, torch.zeros_like(same.loss))
     (gradient,) = torch.autograd.grad(same.loss, student)
@@ -147,7 +147,7 @@ def test_positions_whose_token_does_not_count_may_hold_anything():
         x[:, -1] = value
         x[0, 1] = value
     broken[0].requires_grad_()
-    for options in ({}, {"top_k": 2}):
+    for options in ({}, {"teacher_top_k": 2}):
         ours = distillation_loss(*broken, mask=mask, **options)
         theirs = distillation_loss(student, teacher, mask=mask, **options)
         torch.testing.assert_close(ours.loss, theirs.loss)
@@ -208,7 +208,7 @@ def test_bfloat16_gives_the_gradient_of_float64_to_rounding(divergence):
 def test_it_compiles_whole_and_maps():
     student, teacher = logits(2, 4, 5)
     mask = torch.arange(8).reshape(2, 4) % 3 != 1
-    options = {"divergence": "jensen_shannon", "top_k": 3, "mask": mask}
+    options = {"divergence": "jensen_shannon", "teacher_top_k": 3, "mask": mask}
     compiled = torch.compile(distillation_loss, fullgraph=True, backend="aot_eager")
     pair = [f(student, teacher, **options).loss for f in (compiled, distillation_loss)]
     torch.testing.assert_close(*pair)
@@ -226,8 +226,10 @@ def test_refusals():
         distillation_loss(student, teacher, temperature=0)
     with pytest.raises(ValueError, match=said + r"beta in \(0, 1\), got 1$"):
         distillation_loss(student, teacher, divergence="jensen_shannon", beta=1)
-    with pytest.raises(ValueError, match=said + r"top_k in 1..4 and no vocab_group, got top_k 5$"):
-        distillation_loss(student, teacher, top_k=5)
+    with pytest.raises(
+        ValueError, match=said + r"teacher_top_k in 1..4 and no vocab_group, got teacher_top_k 5$"
+    ):
+        distillation_loss(student, teacher, teacher_top_k=5)
     with pytest.raises(tw.ContractError, match="teacher_logits needs .* axis vocab is 3, but it"):
         distillation_loss(student, teacher[..., :3])
     with pytest.raises(tw.ContractError, match='divergence needs Literal.*got str "js"'):
@@ -236,7 +238,7 @@ def test_refusals():
 
 def test_the_module_is_the_function():
     student, teacher = logits(2, 3, 4)
-    numbers = {"divergence": "reverse", "temperature": 2.0, "top_k": 3}
+    numbers = {"divergence": "reverse", "temperature": 2.0, "teacher_top_k": 3}
     ours = DistillationLoss(**numbers)(student, teacher)
     assert ours.metrics() == distillation_loss(student, teacher, **numbers).metrics()
 
@@ -257,7 +259,7 @@ HALF = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log().expand
     ],
 )
 def test_what_is_beyond_the_top_two_tokens(tail, divergence, value):
-    terms = distillation_loss(QUARTERS, HALF, top_k=2, tail=tail, divergence=divergence)
+    terms = distillation_loss(QUARTERS, HALF, teacher_top_k=2, tail=tail, divergence=divergence)
     assert terms.loss.item() == pytest.approx(value, abs=1e-6)
 
 
@@ -293,7 +295,7 @@ def test_tails_are_their_formulas(tail, divergence):
     student, teacher = logits(2, 4, 6)
     options = {"divergence": divergence, "beta": 0.3, "temperature": 1.5, "tail": tail}
     for k in (1, 3, 6):
-        ours = distillation_loss(student, teacher, top_k=k, **options).loss
+        ours = distillation_loss(student, teacher, teacher_top_k=k, **options).loss
         theirs = tailed(student, teacher.detach(), k=k, **options)
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
         pair = [
@@ -302,7 +304,8 @@ def test_tails_are_their_formulas(tail, divergence):
         ]
         torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-13)
     function = functools.partial(
-        lambda x, **options: distillation_loss(x, teacher, top_k=3, **options).loss, **options
+        lambda x, **options: distillation_loss(x, teacher, teacher_top_k=3, **options).loss,
+        **options,
     )
     assert torch.autograd.gradgradcheck(function, student)
 
@@ -311,7 +314,7 @@ def test_a_student_whose_mass_is_elsewhere_is_seen_by_the_bucket():
     student = torch.tensor([0.0, 0.0, 20.0, 0.0]).expand(1, 2, 4)
     teacher = torch.tensor([0.0, 0.0, -20.0, -20.0]).expand(1, 2, 4)
     found = {
-        tail: distillation_loss(student, teacher, top_k=2, tail=tail).loss.item()
+        tail: distillation_loss(student, teacher, teacher_top_k=2, tail=tail).loss.item()
         for tail in ("renormalize", "bucket", "zero")
     }
     full = distillation_loss(student, teacher).loss.item()
@@ -323,7 +326,9 @@ def test_a_student_whose_mass_is_elsewhere_is_seen_by_the_bucket():
 
 def test_a_tail_without_top_k_says_nothing():
     student, teacher = logits(2, 3, 4)
-    with pytest.raises(ValueError, match="distillation_loss needs top_k with tail 'bucket', got"):
+    with pytest.raises(
+        ValueError, match="distillation_loss needs teacher_top_k with tail 'bucket', got"
+    ):
         distillation_loss(student, teacher, tail="bucket")
 
 
@@ -331,8 +336,13 @@ def test_a_tail_without_top_k_says_nothing():
 def test_blocks_are_the_formula(monkeypatch, divergence):
     student, teacher = logits(2, 9, 7)
     mask = torch.arange(18).reshape(2, 9) % 4 != 1
-    for top_k in (None, 3):
-        options = {"divergence": divergence, "temperature": 1.5, "mask": mask, "top_k": top_k}
+    for teacher_top_k in (None, 3):
+        options = {
+            "divergence": divergence,
+            "temperature": 1.5,
+            "mask": mask,
+            "teacher_top_k": teacher_top_k,
+        }
         found = []
         # The CPU's blocks of 3 rows, all at once, and an accelerator's of 5.
         for name, size in (("IN_CACHE", 21), ("IN_CACHE", 2**18), ("ON_DEVICE", 35)):
@@ -379,7 +389,7 @@ def test_tokens_that_neither_model_has_change_no_gradient(divergence, tail, left
     padded = [logits.masked_fill(torch.arange(4) >= left, -torch.inf) for logits in (x, y)]
     options = {"divergence": divergence}
     if tail is not None:
-        options.update(top_k=2, tail=tail)
+        options.update(teacher_top_k=2, tail=tail)
 
     def loss(x, y=padded[1]):
         return distillation_loss(x, y, **options).loss

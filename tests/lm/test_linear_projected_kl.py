@@ -48,7 +48,7 @@ def gradients(loss, inputs):
     seed=st.integers(0, 2**30),
     divergence=st.sampled_from(["forward", "reverse"]),
     teacher_mean=st.sampled_from(["log", "log_normalized", "prob"]),
-    top_k=st.none() | st.integers(1, 5),
+    columns_top_k=st.none() | st.integers(1, 5),
     temperature=st.sampled_from([1.0, 2.0]),
     exact_only=st.booleans(),
     block=st.sampled_from([1, 20, 2**20]),
@@ -147,7 +147,7 @@ def test_the_module_is_the_function():
     numbers = {
         "temperature": 2.0,
         "divergence": "reverse",
-        "top_k": 3,
+        "columns_top_k": 3,
         "teacher_mean": "prob",
         "exact_only": True,
         "eps": 1e-8,
@@ -158,4 +158,4 @@ def test_the_module_is_the_function():
     for one in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         terms = one(hidden, weight, teacher, alignment=held["alignment"], normalizer=3)
         torch.testing.assert_close(dict(terms.items()), dict(expected.items()), rtol=0, atol=0)
-    assert "temperature=2.0, divergence='reverse', top_k=3" in repr(module)
+    assert "temperature=2.0, divergence='reverse', columns_top_k=3" in repr(module)

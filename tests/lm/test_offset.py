@@ -63,7 +63,7 @@ LOSSES = {
     },
     **{
         f"top 3, {tail}": lambda x, y, tail=tail: lm.distillation_loss(
-            x, y, top_k=3, tail=tail, temperature=1.5
+            x, y, teacher_top_k=3, tail=tail, temperature=1.5
         )
         for tail in ("renormalize", "bucket", "zero")
     },
@@ -71,7 +71,7 @@ LOSSES = {
         f"projected, {mean}": projected(teacher_mean=mean, temperature=1.5)
         for mean in ("log", "log_normalized", "prob")
     },
-    "projected, reverse": projected(divergence="reverse", top_k=4),
+    "projected, reverse": projected(divergence="reverse", columns_top_k=4),
     "linear": linear(temperature=1.5),
     "partitioned": lambda x, y: lm.partitioned_loss(x, y, **ALIGNED, partition=PARTITION),
     "partitioned, reverse": lambda x, y: lm.partitioned_loss(

@@ -26,7 +26,7 @@ LOSSES = {
         x, y, divergence="jensen_shannon", temperature=2.0, mask=mask
     ),
     "bucket": lambda x, y, tokens, mask: lm.distillation_loss(
-        x, y, top_k=2, tail="bucket", mask=mask
+        x, y, teacher_top_k=2, tail="bucket", mask=mask
     ),
     "crossed": lambda x, y, tokens, mask: lm.cross_tokenizer_loss(
         x, tokens, Teacher(y), score="entropy", mask=mask

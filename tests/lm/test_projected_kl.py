@@ -56,9 +56,9 @@ def counted_chunks(alignment, sample_mask=None, exact_only=False):
             yield b, ours, theirs
 
 
-def chosen_columns(teacher, chunks, top_k):
+def chosen_columns(teacher, chunks, columns_top_k):
     rows = torch.stack([teacher[b, t] for b, _, theirs in chunks for t in theirs])
-    return rows.amax(0).topk(min(top_k, teacher.shape[2])).indices.sort().values
+    return rows.amax(0).topk(min(columns_top_k, teacher.shape[2])).indices.sort().values
 
 
 def oracle(
@@ -69,7 +69,7 @@ def oracle(
     *,
     temperature=1.0,
     divergence="forward",
-    top_k=None,
+    columns_top_k=None,
     teacher_columns=None,
     teacher_mean="log_normalized",
     sample_mask=None,
@@ -80,8 +80,8 @@ def oracle(
     student, teacher, M = student.double(), teacher.detach().double(), matrix_of(projection)
     chunks = list(counted_chunks(alignment, sample_mask, exact_only))
     columns = torch.arange(teacher.shape[2]) if teacher_columns is None else teacher_columns
-    if top_k is not None and chunks:
-        columns = chosen_columns(teacher, chunks, top_k)
+    if columns_top_k is not None and chunks:
+        columns = chosen_columns(teacher, chunks, columns_top_k)
     covered = [j for j in columns.tolist() if M[:, j].sum() > 0]
     divergences, agreements, uncovered = [], [], []
     for b, ours, theirs in chunks:
@@ -205,7 +205,7 @@ problems = st.builds(
     temperature=st.sampled_from([1.0, 0.5, 3.0]),
     divergence=st.sampled_from(DIRECTIONS),
     teacher_mean=st.sampled_from(MEANS),
-    top_k=st.none() | st.integers(1, 8),
+    columns_top_k=st.none() | st.integers(1, 8),
     exact_only=st.booleans(),
     masked=st.booleans(),
     normalizer=st.none() | st.just(2.5),
@@ -234,10 +234,10 @@ def test_given_columns(teacher_mean, divergence):
 # --- what other code computes ---------------------------------------------------------------
 
 
-def nemo(problem, top_k, *, temperature=2.0, reverse=False):
+def nemo(problem, columns_top_k, *, temperature=2.0, reverse=False):
     """NeMo-RL's way: one-hot products over all positions, its epsilons, its averages."""
     student, teacher, M = problem.student, problem.teacher, matrix_of(problem.projection)
-    columns = teacher.flatten(0, 1).amax(0).topk(top_k).indices.sort().values
+    columns = teacher.flatten(0, 1).amax(0).topk(columns_top_k).indices.sort().values
     projected = (student / temperature).softmax(-1) @ M[:, columns]
     target = (teacher[..., columns] / temperature).log_softmax(-1)
 
@@ -269,7 +269,7 @@ def test_the_log_mean_is_nemo_rls(seed, reverse):
     divergence = "reverse" if reverse else "forward"
     problem.alignment.student_chunk_id[:] = torch.arange(8) % 4
     options = {"temperature": 2.0, "divergence": divergence, "teacher_mean": "log"}
-    ours = problem.ours(top_k=5, **options)
+    ours = problem.ours(columns_top_k=5, **options)
     theirs = nemo(problem, 5, reverse=reverse)
     torch.testing.assert_close(ours.loss, theirs, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(
@@ -341,12 +341,12 @@ def test_samples_and_micro_batches_add_up():
 
 
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("columns_top_k", [None, 3])
 @pytest.mark.usefixtures("block_size")
-def test_positions_that_do_not_count_may_hold_anything(poison, top_k):
+def test_positions_that_do_not_count_may_hold_anything(poison, columns_top_k):
     problem = draw_problem(11, batch=3)
     mask = torch.tensor([True, False, True])
-    options = {"top_k": top_k, "sample_mask": mask}
+    options = {"columns_top_k": columns_top_k, "sample_mask": mask}
     clean = problem.ours(**options)
     chunks = list(counted_chunks(problem.alignment, mask))
     assert chunks
@@ -365,7 +365,7 @@ def test_positions_that_do_not_count_may_hold_anything(poison, top_k):
 
 def test_padding_changes_nothing():
     problem = draw_problem(3)
-    terms = problem.ours(top_k=3)
+    terms = problem.ours(columns_top_k=3)
     a = problem.alignment
     padded = Alignment(
         *[
@@ -378,7 +378,7 @@ def test_padding_changes_nothing():
         torch.nn.functional.pad(x, (0, 0, 0, 3), value=9.0)
         for x in (problem.student, problem.teacher)
     )
-    longer = Problem(student, teacher, padded, problem.projection).ours(top_k=3)
+    longer = Problem(student, teacher, padded, problem.projection).ours(columns_top_k=3)
     torch.testing.assert_close(dict(longer.items()), dict(terms.items()), rtol=0, atol=0)
 
 
@@ -427,7 +427,7 @@ def test_uncovered_mass_and_epsilon():
 @pytest.mark.parametrize("why", ["pair_valid", "sample_mask", "empty", "no samples", "no chunks"])
 def test_where_no_chunk_counts_the_loss_is_zero_and_connected(why):
     problem = draw_problem(0, batch=0 if why == "no samples" else 2)
-    options = {"top_k": 2}
+    options = {"columns_top_k": 2}
     if why == "pair_valid":
         problem.alignment.pair_valid[:] = False
     elif why == "sample_mask":
@@ -489,7 +489,7 @@ def test_half_precision_rounds_only_the_gradient(dtype, autocast):
     teacher = problem.teacher.to(dtype)
     rounded = Problem(student, teacher, problem.alignment, problem.projection)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        terms = rounded.ours(top_k=20, temperature=2.0)
+        terms = rounded.ours(columns_top_k=20, temperature=2.0)
         gradient = rounded.gradient(terms.loss)
     exact = Problem(
         student.detach().double().requires_grad_(),
@@ -497,7 +497,7 @@ def test_half_precision_rounds_only_the_gradient(dtype, autocast):
         problem.alignment,
         problem.projection,
     )
-    expected = exact.ours(top_k=20, temperature=2.0)
+    expected = exact.ours(columns_top_k=20, temperature=2.0)
     assert terms.loss.dtype == torch.float32
     assert gradient.dtype == dtype
     torch.testing.assert_close(terms.loss.double(), expected.loss, rtol=1e-5, atol=1e-6)
@@ -520,7 +520,7 @@ def test_scaled_and_retained_gradients():
 
 # --- PyTorch's transformations --------------------------------------------------------------
 
-LOSS = {"temperature": 2.0, "top_k": 3}
+LOSS = {"temperature": 2.0, "columns_top_k": 3}
 
 
 def call(problem, student, teacher, function=projected_kl_loss, **options):
@@ -630,8 +630,11 @@ def test_blocks_where_the_ids_cannot_be_looked_at(monkeypatch):
     [
         ({"temperature": 0.0}, "needs temperature > 0, got 0.0"),
         ({"temperature": math.nan}, "needs temperature > 0, got nan"),
-        ({"top_k": 0}, "needs top_k >= 1, got 0"),
-        ({"top_k": 2, "teacher_columns": torch.tensor([1])}, "needs top_k or teacher_columns"),
+        ({"columns_top_k": 0}, "needs columns_top_k >= 1, got 0"),
+        (
+            {"columns_top_k": 2, "teacher_columns": torch.tensor([1])},
+            "needs columns_top_k or teacher_columns",
+        ),
         ({"eps": -1.0}, "needs eps >= 0, got -1.0"),
         ({"normalizer": -1.0}, "needs normalizer >= 0, got -1.0"),
         ({"projection": identity(6)}, "6 student tokens to 5 teacher tokens, got one from 6 to 6"),
@@ -670,7 +673,7 @@ def test_the_module_is_the_function():
     numbers = {
         "temperature": 2.0,
         "divergence": "reverse",
-        "top_k": 3,
+        "columns_top_k": 3,
         "teacher_mean": "prob",
         "exact_only": True,
         "eps": 1e-8,
@@ -697,4 +700,4 @@ def test_the_module_is_the_function():
         )
         assert isinstance(terms, ProjectedKLTerms)
         torch.testing.assert_close(dict(terms.items()), dict(expected.items()), rtol=0, atol=0)
-    assert "temperature=2.0, divergence='reverse', top_k=3" in repr(module)
+    assert "temperature=2.0, divergence='reverse', columns_top_k=3" in repr(module)

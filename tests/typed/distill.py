@@ -36,7 +36,9 @@ from termwise.lm import (
 
 
 def over_positions(student: Tensor, teacher: Tensor, tokens: Tensor, group: ProcessGroup) -> None:
-    terms = distillation_loss(student, teacher, divergence="reverse", top_k=8, mask=tokens >= 0)
+    terms = distillation_loss(
+        student, teacher, divergence="reverse", teacher_top_k=8, mask=tokens >= 0
+    )
     assert_type(terms, DistillationTerms)
     assert_type(terms.divergence, Tensor)
     loss_fn = DistillationLoss(divergence="jensen_shannon", beta=0.1)
@@ -73,7 +75,7 @@ def through_a_projection(
     count = count_valid_chunks(alignment, exact_only=True)
     assert_type(count, Tensor)
     terms = projected_kl_loss(
-        student, teacher, alignment=alignment, projection=pairs, top_k=8, normalizer=count
+        student, teacher, alignment=alignment, projection=pairs, columns_top_k=8, normalizer=count
     )
     assert_type(terms, ProjectedKLTerms)
     assert_type(terms.uncovered_teacher_mass, Tensor)

@@ -76,7 +76,8 @@ def cross_tokenizer_loss(
     log_vocab: bool = False,
     temperature: float = 1.0,
     divergence: KLDivergence = "forward",
-    top_k: int | None = None,
+    teacher_top_k: int | None = None,
+    columns_top_k: int | None = None,
     tail_top_k: int = 8192,
     teacher_mean: TeacherMean = "log_normalized",
     exact_only: bool = False,
@@ -127,8 +128,10 @@ def cross_tokenizer_loss(
         log_vocab: count a teacher's divergence, and its score, by the logarithm of its vocabulary.
         temperature: T, of every divergence.
         divergence: of every divergence: "forward", KL(teacher || student), or "reverse".
-        top_k: of `projected_kl_loss`, for all positions together, and of `distillation_loss`, at
-            each position. None: all.
+        teacher_top_k: of `distillation_loss`: of a teacher of the student's tokenizer, how many
+            tokens are compared at each position. None, here and below, or more than there are: all.
+        columns_top_k: of `projected_kl_loss`: of a teacher with a projection, how many of its
+            tokens are compared, the same at all positions.
         tail_top_k: of `partitioned_loss`.
         teacher_mean: of `projected_kl_loss`.
         exact_only: of the losses over chunks.
@@ -163,16 +166,18 @@ def cross_tokenizer_loss(
         ContractError: shapes or dtypes do not fit.
         ValueError: no teacher; arguments that say nothing together (a score, log_vocab or weights
             with a combination that does not use them); teachers of other tokenizers or shapes to
-            be averaged; no tokens of a teacher that needs them; or what the losses refuse.
+            be averaged; no tokens of a teacher that needs them; teacher_top_k or columns_top_k
+            below 1; teacher_top_k with a vocab_group and a teacher of the student's tokenizer; or
+            what the losses refuse.
 
     References:
         NeMo-RL's `CrossTokenizerDistillationLossFn` (https://github.com/NVIDIA-NeMo/RL,
         nemo_rl/algorithms/loss/loss_functions.py). Where this differs: it matches scales from each
         rank's own values, and leaves the weights of the two terms out then; it averages only what
         can be averaged, and otherwise sums without a word; it takes entropies and probabilities
-        where the positions *hold* tokens that count, the last one included; its top_k columns of a
-        teacher of the student's tokenizer are the same at all positions. log_vocab multiplies
-        scores too, as there: of negative ones, it trusts the larger vocabulary less.
+        where the positions *hold* tokens that count, the last one included; its `vocab_topk`
+        columns of a teacher of the student's tokenizer are the same at all positions. log_vocab
+        multiplies scores too, as there: of negative ones, it trusts the larger vocabulary less.
 
     Examples:
         >>> import torch
@@ -186,10 +191,13 @@ def cross_tokenizer_loss(
     name = "cross_tokenizer_loss"
     several = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
     _check(name, several, combine, score, score_scale, log_vocab)
-    if top_k is not None and vocab_group is not None and any(_same(t) for t in several):
+    for argument, number in (("teacher_top_k", teacher_top_k), ("columns_top_k", columns_top_k)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} needs {argument} >= 1, got {number}")
+    if teacher_top_k is not None and vocab_group is not None and any(_same(t) for t in several):
         raise ValueError(
-            f"{name} needs top_k None for a teacher of the student's tokenizer with a vocab_group, "
-            f"got {top_k}"
+            f"{name} needs teacher_top_k None for a teacher of the student's tokenizer with a "
+            f"vocab_group, got {teacher_top_k}"
         )
     tokens = tokens.long()
     counted = tokens if mask is None else tokens.where(mask, -1)
@@ -227,7 +235,8 @@ def cross_tokenizer_loss(
     comparison = Comparison(
         temperature=temperature,
         divergence=divergence,
-        top_k=top_k,
+        teacher_top_k=teacher_top_k,
+        columns_top_k=columns_top_k,
         tail_top_k=tail_top_k,
         teacher_mean=teacher_mean,
         exact_only=exact_only,
@@ -295,7 +304,8 @@ class CrossTokenizerLoss(LossModule):
     log_vocab: bool = False
     temperature: float = 1.0
     divergence: KLDivergence = "forward"
-    top_k: int | None = None
+    teacher_top_k: int | None = None
+    columns_top_k: int | None = None
     tail_top_k: int = 8192
     teacher_mean: TeacherMean = "log_normalized"
     exact_only: bool = False

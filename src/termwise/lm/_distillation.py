@@ -52,7 +52,7 @@ def distillation_loss(
     divergence: Divergence = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
-    top_k: int | None = None,
+    teacher_top_k: int | None = None,
     tail: Tail = "renormalize",
     mask: Bool[Tensor, "batch time"] | None = None,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
@@ -84,13 +84,15 @@ def distillation_loss(
         beta: of "jensen_shannon", in (0, 1). Over beta it tends to the forward divergence at 0,
             over 1 - beta to the reverse one at 1.
         temperature: T, positive and finite.
-        top_k: compare the k tokens S of highest teacher logit at each position. None: all tokens.
-        tail: what becomes of the other tokens where top_k is given. "renormalize": they are left
-            out, and both distributions are normalised among S. That says nothing of how much mass
-            the student has outside: with nearly all of it there the loss may be 0. "bucket": they
-            are one token more, whose probability is their sum, for teacher and student; the loss is
-            never larger than that of all tokens. "zero": the teacher is normalised among S and has
-            0 elsewhere, the student keeps its probabilities, so the reverse divergence is infinite.
+        teacher_top_k: compare the k tokens S of highest teacher logit at each position. None: all
+            tokens.
+        tail: what becomes of the other tokens where teacher_top_k is given. "renormalize": they are
+            left out, and both distributions are normalised among S. That says nothing of how much
+            mass the student has outside: with nearly all of it there the loss may be 0. "bucket":
+            they are one token more, whose probability is their sum, for teacher and student; the
+            loss is never larger than that of all tokens. "zero": the teacher is normalised among S
+            and has 0 elsewhere, the student keeps its probabilities, so the reverse divergence is
+            infinite.
         mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
             and no gradient, whatever they hold. None: all. A position counts if the token that it
             predicts does.
@@ -119,8 +121,8 @@ def distillation_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature is not positive and finite, normalizer a number that is negative or
-            not finite, beta not in (0, 1), top_k not in 1..vocab or given with vocab_group, or
-            tail given without top_k.
+            not finite, beta not in (0, 1), teacher_top_k not in 1..vocab or given with vocab_group,
+            or tail given without teacher_top_k.
 
     References:
         Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015),
@@ -142,15 +144,17 @@ def distillation_loss(
     check_normalizer(name, normalizer)
     if not 0 < beta < 1:
         raise ValueError(f"{name} needs beta in (0, 1), got {beta}")
-    if top_k is not None and (vocab_group is not None or not 1 <= top_k <= vocab):
+    if teacher_top_k is not None and (vocab_group is not None or not 1 <= teacher_top_k <= vocab):
         raise ValueError(
-            f"{name} needs top_k in 1..{vocab} and no vocab_group, got top_k {top_k}"
-            + (" with a vocab_group" if vocab_group is not None else "")
+            f"{name} needs teacher_top_k in 1..{vocab} and no vocab_group, got teacher_top_k "
+            f"{teacher_top_k}" + (" with a vocab_group" if vocab_group is not None else "")
         )
-    if top_k is None and tail != "renormalize":
-        raise ValueError(f"{name} needs top_k with tail {tail!r}, got None: it compares all tokens")
+    if teacher_top_k is None and tail != "renormalize":
+        raise ValueError(
+            f"{name} needs teacher_top_k with tail {tail!r}, got None: it compares all tokens"
+        )
     unused = unused_positions(student_logits, mask, sequence_group)
-    compared = _Compared(temperature, divergence, beta, top_k, tail)
+    compared = _Compared(temperature, divergence, beta, teacher_top_k, tail)
     by_hand = functools.partial(
         _mixed_by_hand if divergence == "jensen_shannon" else _by_hand,
         compared=compared,
@@ -158,7 +162,7 @@ def distillation_loss(
     )
     sums = over_rows(
         functools.partial(_sums, compared=compared),
-        by_hand if top_k is None else None,
+        by_hand if teacher_top_k is None else None,
         vocab_group,
         unused,
         student_logits.flatten(0, 1),
@@ -187,7 +191,7 @@ class DistillationLoss(LossModule):
     divergence: Divergence = "forward"
     beta: float = 0.5
     temperature: float = 1.0
-    top_k: int | None = None
+    teacher_top_k: int | None = None
     tail: Tail = "renormalize"
     grad_reduction: GradReduction = "mean"
 
@@ -221,15 +225,15 @@ class _Compared(NamedTuple):
     temperature: float
     divergence: Divergence
     beta: float
-    top_k: int | None
+    teacher_top_k: int | None
     tail: Tail
 
 
 def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -> Sums:
     """Sum the divergence of the rows that count."""
     q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
-    if compared.top_k is not None:
-        q, p = _cut(q, p, compared.top_k, compared.tail)
+    if compared.teacher_top_k is not None:
+        q, p = _cut(q, p, compared.teacher_top_k, compared.tail)
     if compared.divergence == "forward":
         parts = times(p.exp(), p - q)
     elif compared.divergence == "reverse":

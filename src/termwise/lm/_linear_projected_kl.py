@@ -36,7 +36,7 @@ def linear_projected_kl_loss(
     projection: VocabProjection,
     temperature: float = 1.0,
     divergence: KLDivergence = "forward",
-    top_k: int | None = None,
+    columns_top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
     mask: Bool[Tensor, "batch student_time"] | None = None,
@@ -70,7 +70,7 @@ def linear_projected_kl_loss(
         projection: from the student's vocabulary, the rows of weight, to the teacher's.
         temperature: T, positive.
         divergence: "forward" or "reverse".
-        top_k: how many teacher tokens are compared. None: all.
+        columns_top_k: how many teacher tokens are compared. None: all.
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
@@ -126,7 +126,7 @@ def linear_projected_kl_loss(
         projection,
         student_vocab=weight.shape[0],
         temperature=temperature,
-        top_k=top_k,
+        columns_top_k=columns_top_k,
         teacher_columns=teacher_columns,
         mask=mask,
         sample_mask=sample_mask,
@@ -167,13 +167,13 @@ class LinearProjectedKLLoss(LossModule):
     Examples:
         >>> from termwise.lm import LinearProjectedKLLoss, VocabProjection
         >>> projection = VocabProjection.from_tokens(["ab", "c"], ["a", "b", "c"])
-        >>> loss_fn = LinearProjectedKLLoss(projection, temperature=2.0, top_k=8192)
+        >>> loss_fn = LinearProjectedKLLoss(projection, temperature=2.0, columns_top_k=8192)
     """
 
     projection: VocabProjection = dataclasses.field(kw_only=False)
     temperature: float = 1.0
     divergence: KLDivergence = "forward"
-    top_k: int | None = None
+    columns_top_k: int | None = None
     teacher_mean: TeacherMean = "log_normalized"
     exact_only: bool = False
     eps: float = 1e-10

@@ -68,7 +68,7 @@ def divergence_setting(
     *,
     student_vocab: int,
     temperature: float,
-    top_k: int | None,
+    columns_top_k: int | None,
     teacher_columns: Tensor | None,
     mask: Tensor | None,
     sample_mask: Tensor | None,
@@ -95,10 +95,10 @@ def divergence_setting(
         )
     if not eps >= 0:
         raise ValueError(f"{name} needs eps >= 0, got {eps}")
-    if top_k is not None and teacher_columns is not None:
-        raise ValueError(f"{name} needs top_k or teacher_columns, got both")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"{name} needs top_k >= 1, got {top_k}")
+    if columns_top_k is not None and teacher_columns is not None:
+        raise ValueError(f"{name} needs columns_top_k or teacher_columns, got both")
+    if columns_top_k is not None and columns_top_k < 1:
+        raise ValueError(f"{name} needs columns_top_k >= 1, got {columns_top_k}")
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
     names = [
@@ -112,10 +112,10 @@ def divergence_setting(
         chosen = _times_chosen(name, columns, teacher_logits.shape[2])
         # Where nobody may look at the columns, the loss of one that is given twice is NaN.
         per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
-    if top_k is not None and top_k < teacher_logits.shape[2]:
+    if columns_top_k is not None and columns_top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
         highest = all_reduce(all_reduce(highest, names[0], "max"), names[2], "max")
-        columns = highest.topk(top_k, sorted=False).indices.sort().values
+        columns = highest.topk(columns_top_k, sorted=False).indices.sort().values
     weights = projection.student_weights.new_zeros(projection.teacher_vocab)
     weights = weights.index_add(0, projection.student_columns, projection.student_weights)
     covered = all_reduce(weights, names[1]) > 0

@@ -35,7 +35,7 @@ def projected_kl_loss(
     projection: VocabProjection,
     temperature: float = 1.0,
     divergence: KLDivergence = "forward",
-    top_k: int | None = None,
+    columns_top_k: int | None = None,
     teacher_columns: Int[Tensor, " columns"] | None = None,
     teacher_mean: TeacherMean = "log_normalized",
     mask: Bool[Tensor, "batch student_time"] | None = None,
@@ -94,12 +94,13 @@ def projected_kl_loss(
             With vocab_group, the rows of this rank's tokens: `projection.rows(lo, hi)`.
         temperature: T, positive.
         divergence: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
-        top_k: take as columns the k teacher tokens with the highest logit at any position of the
-            chunks that count, over batch_group. All of them where there are no more. Micro-batches
-            that are to add up exactly need the same columns: give teacher_columns or neither.
+        columns_top_k: take as columns the k teacher tokens with the highest logit at any position
+            of the chunks that count, over batch_group. All of them where there are no more.
+            Micro-batches that are to add up exactly need the same columns: give teacher_columns or
+            neither.
         teacher_columns (Int[Tensor, " columns"] | None): the columns, each once: one that is there
             twice is refused on the CPU, and makes the loss NaN on a device and compiled. None,
-            without top_k: the whole vocabulary.
+            without columns_top_k: the whole vocabulary.
         teacher_mean: "log": NeMo-RL's, which does not sum to 1 where a chunk has several
             positions, so that equal models have a *negative* divergence. "log_normalized":
             the same, normalised again. "prob": the mean of probabilities, as the student's.
@@ -133,13 +134,14 @@ def projected_kl_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: alignment or projection are of another size than the logits, both top_k and
-            teacher_columns are given, or a number, a chunk's id or a column is out of its range.
+        ValueError: alignment or projection are of another size than the logits, both
+            columns_top_k and teacher_columns are given, or a number, a chunk's id or a column is
+            out of its range.
 
     References:
         NeMo-RL's projected KL (https://github.com/NVIDIA-NeMo/RL,
         nemo_rl/algorithms/loss/loss_functions.py, `_compute_p_kl`), which this is with
-        `teacher_mean="log"`, `top_k=8192` and the teacher's logits cut to the projection's
+        `teacher_mean="log"`, `columns_top_k=8192` and the teacher's logits cut to the projection's
         width. It selects columns over all positions, padding included, and separately on each
         data-parallel rank, and counts top-1 agreement in masked samples too.
 
@@ -164,7 +166,7 @@ def projected_kl_loss(
         projection,
         student_vocab=student_logits.shape[2],
         temperature=temperature,
-        top_k=top_k,
+        columns_top_k=columns_top_k,
         teacher_columns=teacher_columns,
         mask=mask,
         sample_mask=sample_mask,
@@ -244,13 +246,13 @@ class ProjectedKLLoss(LossModule):
     Examples:
         >>> from termwise.lm import ProjectedKLLoss, VocabProjection
         >>> projection = VocabProjection.from_tokens(["ab", "c"], ["a", "b", "c"])
-        >>> loss_fn = ProjectedKLLoss(projection, temperature=2.0, top_k=8192)
+        >>> loss_fn = ProjectedKLLoss(projection, temperature=2.0, columns_top_k=8192)
     """
 
     projection: VocabProjection = dataclasses.field(kw_only=False)
     temperature: float = 1.0
     divergence: KLDivergence = "forward"
-    top_k: int | None = None
+    columns_top_k: int | None = None
     teacher_mean: TeacherMean = "log_normalized"
     exact_only: bool = False
     eps: float = 1e-10

@@ -91,7 +91,8 @@ class Comparison:
 
     temperature: float
     divergence: KLDivergence
-    top_k: int | None
+    teacher_top_k: int | None
+    columns_top_k: int | None
     tail_top_k: int
     teacher_mean: TeacherMean
     exact_only: bool
@@ -106,13 +107,13 @@ class Comparison:
         """Return the divergence from one teacher."""
         logits, alignment = teacher.logits, teacher.alignment
         if alignment is None:
-            whole = self.top_k is None or self.top_k >= student_logits.shape[2]
+            few = self.teacher_top_k
             return distillation_loss(
                 student_logits,
                 logits,
                 divergence=self.divergence,
                 temperature=self.temperature,
-                top_k=None if whole else self.top_k,
+                teacher_top_k=None if few is None or few >= student_logits.shape[2] else few,
                 mask=self.mask,
                 normalizer=self.normalizer,
                 **self.groups._asdict(),
@@ -132,7 +133,7 @@ class Comparison:
                 logits,
                 projection=teacher.projection,
                 divergence=self.divergence,
-                top_k=self.top_k,
+                columns_top_k=self.columns_top_k,
                 teacher_mean=self.teacher_mean,
                 **shared,
             ).loss
