@@ -91,7 +91,7 @@ class Declaration:
     elements: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
-    """Of the terms in the loss, by number, argument or function of the call; {}: it has no parts."""
+    """Of the terms in the loss: a number, an argument or a function of the call. {}: no parts."""
     also_in_graph: tuple[str, ...] = ()
     """Terms that are in the graph and not in the sum."""
     detached: bool = False

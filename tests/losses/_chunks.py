@@ -93,7 +93,7 @@ def of_chunks(
         "partition": lm.vocab_partition(PROJECTION, rule="strict"),
         "teacher_columns": None,
         "student_vocab": None,
-        "top_k": None,
+        "columns_top_k": None,
         **NORMALIZER,
     }
     return Declaration(

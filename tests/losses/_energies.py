@@ -34,7 +34,7 @@ def of_energy(*, overrides: Mapping[str, Any] | None = None, **others: Any) -> D
     return Declaration(
         sizes={"event": st.sampled_from([(2,), (), (2, 2)]), "batch": st.integers(2, 4)},
         overrides={**known, **(overrides or {})},
-        elements={"weights": POSITIVE, "time": SHARES, "uniform": SHARES},
+        elements={"weights": POSITIVE, "time": SHARES, "uniform": SHARES, "sigma": POSITIVE},
         **{"shards": GROUPS, **others},
     )
 

@@ -3,6 +3,9 @@
 import dataclasses
 
 import torch
+from hypothesis import strategies as st
+from jaxtyping import Bool
+from torch import Tensor
 
 from losses._latents import counted, dense, of_latents
 from termwise.sae import auxiliary_k_loss, matryoshka_auxiliary_k_loss
@@ -23,7 +26,7 @@ def formula(x, x_hat, pre, W_dec, *, dead, k_aux, activation, normalize, mask, *
         return (0 * pre).sum()
     explained = []
     for row in pre:
-        chosen = sorted(columns, key=lambda j: -RANKS[activation](row[j].item()))[:k_aux]  # noqa: B023
+        chosen = sorted(columns, key=lambda j: -RANKS[activation](row[j].item()))[:k_aux]
         explained.append(sum(VALUES[activation](row[j]) * W_dec[j] for j in chosen))
     error = ((left - torch.stack(explained)) ** 2).sum()
     scale = min(len(columns) / k_aux, 1) if options["scale_by_count"] else 1
@@ -52,14 +55,32 @@ def all_dead(sizes):
     return torch.ones(sizes["d_sae"]).bool()
 
 
+def apart(sizes):
+    """Make rows that differ: the residual's spread divides."""
+    return torch.arange(sizes["batch"] * sizes["d_model"]).double().sin().reshape(
+        sizes["batch"], -1
+    )  # fmt: skip
+
+
+def without_ties(sizes):
+    """Draw latents of which no two have one size."""
+    count = sizes["batch"] * sizes["d_sae"]
+    order = st.permutations(range(count)).map(lambda drawn: torch.tensor(drawn).double())
+    return order.map(lambda x: (x / 8 - 0.53).reshape(sizes["batch"], sizes["d_sae"]))
+
+
 AUXILIARY = of_latents(
     function=auxiliary_k_loss,
     formula=formula,
     overrides={"k_aux": 1, "detach_residual": True},
     more={
         "assert_finite": {"dead": all_dead},
-        "assert_formula": {"dead": all_dead, "detach_residual": False, "normalize": "none"},
+        "assert_formula": {"pre": without_ties, "detach_residual": st.booleans()},
     },
+    formula_at=(
+        {"normalize": "none", "dead": Bool[Tensor, " d_sae"], "k_aux": st.integers(1, 3)},
+        {"x": apart, "mask": None, "dead": all_dead, "k_aux": st.integers(1, 3)},
+    ),
     by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
     ignores=("pre",),
 )

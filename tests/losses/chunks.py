@@ -15,7 +15,7 @@ def means(log_probs, chunk_id, max_chunks, **_):
     sizes = (chunk_id[:, :, None] == torch.arange(max_chunks)).to(log_probs.dtype)
     each = sizes.sum(1)
     sums = torch.einsum("btv,btc->bcv", log_probs, sizes)
-    return {"0": sums / each.clamp(min=1)[..., None], "1": each}
+    return sums / each.clamp(min=1)[..., None], each
 
 
 def count(alignment, *, mask=None, sample_mask=None, exact_only=False, **_):

@@ -12,7 +12,7 @@ def formula(student_logits, tokens, teachers, *, kd_weight, ce_weight, mask, **o
     sample_mask, normalizer = options["sample_mask"], options["normalizer"]
     counts = tokens >= 0 if mask is None else (tokens >= 0) & mask
     samples = counts if sample_mask is None else counts & sample_mask[:, None]
-    common = {"temperature": options["temperature"], "normalizer": normalizer}
+    soft = {"temperature": options["temperature"]}
     student = lm.next_token_loss(student_logits, tokens, mask=samples, normalizer=normalizer)
     same, other = teachers
     each = torch.stack(
@@ -22,7 +22,8 @@ def formula(student_logits, tokens, teachers, *, kd_weight, ce_weight, mask, **o
                 same.logits,
                 mask=samples,
                 divergence=options["divergence"],
-                **common,
+                normalizer=normalizer,
+                **soft,
             ).loss,
             lm.universal_logit_loss(
                 student_logits,
@@ -30,7 +31,7 @@ def formula(student_logits, tokens, teachers, *, kd_weight, ce_weight, mask, **o
                 alignment=other.alignment,
                 mask=samples,
                 exact_only=options["exact_only"],
-                **common,
+                **soft,
             ).loss,
         ]
     )
@@ -82,7 +83,8 @@ CROSS_TOKENIZER = Declaration(
         "combine": "sum",
         "score": None,
         "log_vocab": False,
-        "top_k": None,
+        "teacher_top_k": None,
+        "columns_top_k": None,
         "scale": "fixed",
         "student_vocab": lambda sizes: sizes["vocab"],
         **NORMALIZER,

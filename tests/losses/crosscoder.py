@@ -17,8 +17,7 @@ def formula(x, f, x_hat, W_dec, *, sparsity_coeff, aux, aux_coeff, decoder_norm,
     target = x if options["target"] is None else options["target"]
     x, f, x_hat = counted(options["mask"], target, dense(f, W_dec), x_hat)
     each = squared_error(x, x_hat, options["feature_reduction"])
-    squares = (W_dec**2).sum(2)
-    norm = squares.sqrt().sum(1) if decoder_norm == "l1" else squares.sum(1).sqrt()
+    norm = W_dec.norm(dim=2).sum(1) if decoder_norm == "l1" else W_dec.flatten(1).norm(dim=1)
     sparsity = sparsity_coeff * (size(f) * norm).sum(1).mean()
     aux = x.new_zeros(()) if aux is None else aux
     loss = each.sum() + sparsity + aux_coeff * aux
@@ -44,6 +43,5 @@ CROSSCODER = of_latents(
     scaled={
         ("x", "x_hat", "target"): {"mse_per_layer": 2, "sparsity": 0},
         ("W_dec",): {"sparsity": 1, "mse": 0},
-        ("f",): {"sparsity": 1},
     },
 )

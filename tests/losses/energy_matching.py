@@ -20,9 +20,9 @@ def formula(energy, x0, x1, time, negatives, *, contrastive_weight, cutoff, weig
     t = each(time, x0)
     error = per_row((-slope(energy, (1 - t) * x0 + t * x1) - (x1 - x0)) ** 2)
     flow = mean(truncated_decay(time, cutoff) * error, weights)
-    if negatives is None:
-        return {"flow": flow}
-    contrast = mean(energy(x1), weights) - energy(negatives.detach()).mean()
+    contrast = 0 * flow
+    if negatives is not None:
+        contrast = mean(energy(x1), weights) - energy(negatives.detach()).mean()
     return {"loss": flow + contrastive_weight * contrast, "flow": flow, "contrast": contrast}
 
 

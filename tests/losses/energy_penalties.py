@@ -1,6 +1,6 @@
 """Penalties on an energy and its slope."""
 
-from losses._energies import bowl, mean, of_energy, per_row, slope, variant
+from losses._energies import bowl, mean, of_energy, slope, variant
 from termwise.energy import (
     EnergySquarePenalty,
     GradientPenalty,
@@ -14,7 +14,7 @@ def square(energy, x, *, weights, **_):
 
 
 def steepness(energy, x, *, target, weights, **_):
-    norm = per_row(slope(energy, x) ** 2).sqrt()
+    norm = slope(energy, x).reshape(len(x), -1).norm(dim=1)
     return {"loss": mean((norm - target) ** 2, weights), "gradient_norm": mean(norm, weights)}
 
 

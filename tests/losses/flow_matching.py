@@ -1,6 +1,6 @@
 """Flow matching."""
 
-from losses._energies import PATH, bowl, each, field_terms, of_energy, slope, timed_bowl, variant
+from losses._energies import PATH, each, field_terms, of_energy, slope, timed_bowl, variant
 from termwise.energy import FlowMatchingLoss, flow_matching_loss
 
 

@@ -26,7 +26,7 @@ MEAN = Declaration(
     sizes={"rows": st.integers(1, 4)},
     permuted=("rows",),
     shards={"group": ("rows", {})},
-    more=dict.fromkeys(("assert_finite", "assert_gradients", "assert_formula"), {"mask": None}),
+    more={law: {"mask": None} for law in ("assert_finite", "assert_gradients", "assert_formula")},
 )
 COUNT = Declaration(
     function=groups.count_over_ranks,

@@ -15,7 +15,8 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, threshold, bandwidth, input_gradient):
-        ctx.save_for_backward(((pre - threshold) / bandwidth).abs().lt(0.5) / bandwidth)
+        near = ((pre - threshold) / bandwidth).abs() < 0.5
+        ctx.save_for_backward(near.to(pre.dtype) / bandwidth)
         ctx.input_gradient = input_gradient
         return (pre > threshold).to(pre.dtype)
 
@@ -57,7 +58,8 @@ def formula(x, pre, W_dec, b_dec, *, threshold, sparsity_coeff, penalty, dead, m
         height = torch.tanh(options["tanh_scale"] * threshold.abs() * norm).detach()
         cost = (slopes + height * (step - step.detach())).sum(1).mean()
     pushed = 0 if dead is None else 1 if isinstance(dead, str) else dead
-    pre_act = ((threshold - pre).clamp(min=0) * norm * pushed).sum(1).mean()
+    gap = (threshold - pre) * (threshold > pre)
+    pre_act = (gap * norm * pushed).sum(1).mean()
     sparsity = sparsity_coeff * cost
     return {
         "loss": mse + sparsity + options["pre_act_coeff"] * pre_act,

@@ -34,7 +34,7 @@ def formula(x, f, W_dec, b_dec, *, prefixes, weights, sparsity_coeff, decoder_no
     aux = x.new_zeros(()) if options["aux"] is None else options["aux"]
     terms = {"mse": mse, "mse_per_prefix": each, "sparsity": sparsity, "aux": aux}
     loss = mse + sparsity + options["aux_coeff"] * aux
-    return {"loss": loss, **terms, "l0": mean_count(f), "l1": f.abs().sum(1).mean()}
+    return {"loss": loss, **terms, "l0": mean_count(f), "l1": size(f).sum(1).mean()}
 
 
 def up_to_all(*first: int):

@@ -34,9 +34,7 @@ NEXT_TOKEN = Declaration(
     function=lm.next_token_loss,
     formula=formula,
     paths=SMALL_AND_LARGE,
-    variants={
-        "": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)
-    },
+    variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
     sizes=TEXT,
     elements={"tokens": some_tokens("vocab")},
     overrides=NORMALIZER,

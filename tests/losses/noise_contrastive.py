@@ -17,7 +17,13 @@ def formula(energy, x, noise, *, log_noise_x, log_noise_noise, log_z, weights, *
     of_margins = energy(noise) + log_noise_noise + log_z + math.log(nu)
     accuracy = (mean(right(margins), weights) + nu * right(of_margins).mean()) / (1 + nu)
     data, of_noise = -mean(p_data.log(), weights), -nu * p_noise.log().mean()
-    return {"loss": data + of_noise, "data": data, "noise": of_noise, "accuracy": accuracy, "log_z": log_z}
+    return {
+        "loss": data + of_noise,
+        "data": data,
+        "noise": of_noise,
+        "accuracy": accuracy,
+        "log_z": log_z,
+    }
 
 
 NOISE_CONTRASTIVE = of_energy(

@@ -27,9 +27,9 @@ def formula(student_logits, teacher_logits, *, alignment, projection, temperatur
     columns = torch.arange(teacher.shape[2])
     if options["teacher_columns"] is not None:
         columns = options["teacher_columns"]
-    if options["top_k"] is not None and chunks:
+    if options["columns_top_k"] is not None and chunks:
         rows = torch.stack([teacher[b, t] for b, _, theirs in chunks for t in theirs])
-        columns = rows.amax(0).topk(options["top_k"]).indices.sort().values
+        columns = rows.amax(0).topk(options["columns_top_k"]).indices.sort().values
     covered = [j for j in columns.tolist() if M[:, j].sum() > 0]
     total, agreements, uncovered = nothing(student_logits), [], []
     for b, ours, theirs in chunks:
@@ -64,7 +64,7 @@ def matrix_of(projection):
     dense = torch.zeros(projection.student_vocab, projection.teacher_vocab, dtype=torch.float64)
     for s in range(projection.student_vocab):
         for entry in range(*projection.student_pointers[s : s + 2].tolist()):
-            dense[s, projection.student_columns[entry]] = projection.student_weights[entry]
+            dense[s, projection.student_columns[entry]] = projection.student_weights[entry].detach()
     return dense
 
 
@@ -75,7 +75,7 @@ def of_a_head(hidden, weight, teacher_logits, **options):
 SOFT = {"projection": NARROW, "temperature": 2.0}
 AT = (
     {},
-    {"top_k": 3, "exact_only": True},
+    {"columns_top_k": 3, "exact_only": True},
     {"teacher_columns": st.just(torch.tensor([0, 2, 3]))},
 )
 PROJECTED_KL = of_chunks(

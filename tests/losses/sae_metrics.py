@@ -34,7 +34,7 @@ def by_norm(x, x_hat, *, mask, **_):
 
 def cosine(x, x_hat, *, mask, **_):
     x, x_hat = counted(mask, x, x_hat)
-    return ((x * x_hat).sum(1) / x.norm(dim=1) / x_hat.norm(dim=1)).mean()
+    return ((x * x_hat).sum(1) / (x.norm(dim=1) * x_hat.norm(dim=1)).clamp(min=1e-16)).mean()
 
 
 # Rows without variance have none to explain: 0 / 0.
@@ -72,6 +72,4 @@ RECOVERED = Declaration(
     permuted=(),
     not_held=UNDEFINED,
 )
-SQUARES = Declaration(
-    function=mean_squared_err, formula=squares, permuted=(), not_held=UNDEFINED
-)
+SQUARES = Declaration(function=mean_squared_err, formula=squares, permuted=(), not_held=UNDEFINED)

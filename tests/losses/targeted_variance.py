@@ -1,7 +1,5 @@
 """Embeddings kept at a target variance."""
 
-import torch
-
 from losses import Declaration, Variant
 from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
 
@@ -26,7 +24,7 @@ TARGETED_VARIANCE = Declaration(
     weights={"squared_error": "coefficient"},
     also_in_graph=("variance",),
     permuted=("vocab", "dim"),
-    shifted={"dim": ("weight",), "vocab": ()},
+    shifted={"dim": ("weight",)},
     scaled={("weight",): {"variance": 2}},
     optimum=lambda call: {"weight": 0 * call["weight"], "target": 0.0, "valid_rows": None},
     shards={"vocab_group": ("vocab", {"grad_reduction": "sum"})},

@@ -21,7 +21,7 @@ def formula(x, f, x_hat, *, sparsity_coeff, decoder_norm, p, target, mask, **opt
     mse = squared_error(x, x_hat, options["feature_reduction"])
     costs = size(f) ** p * (1 if decoder_norm is None else decoder_norm)
     sparsity = sparsity_coeff * costs.sum(1).mean()
-    l1 = f.abs().sum(1).mean()
+    l1 = size(f).sum(1).mean()
     return {
         "loss": mse + sparsity, "mse": mse, "sparsity": sparsity, "l0": mean_count(f), "l1": l1
     }  # fmt: skip
@@ -45,6 +45,6 @@ VANILLA = of_latents(
     overrides=POWERS,
     weights=SPLIT,
     also_in_graph=("l1",),
-    scaled={("x", "x_hat", "target"): {"mse": 2, "sparsity": 0}, ("f",): {"mse": 0, "l1": 1}},
+    scaled={("x", "x_hat", "target"): {"mse": 2, "sparsity": 0}},
     optimum=lambda call: {"x_hat": call["x"], "target": None, "sparsity_coeff": 0.0, "mask": None},
 )
