@@ -1,6 +1,8 @@
 """The test kit's laws over every public function with a contract, as tests/losses declares it."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import hypothesis
@@ -80,8 +82,20 @@ def test_finite(name):
 
 
 @EVERY
-def test_gradients(name):
-    hold(name, "assert_gradients", max_examples=2, second=DECLARED[name].second)
+def test_gradients(name, monkeypatch):
+    of = DECLARED[name]
+    # Of paths, the first and the last: between them blocks are only of other sizes.
+    for path in dict.fromkeys((0, -1)) if of.second else (0,):
+        with on_path(monkeypatch, of.paths[path]):
+            hold(name, "assert_gradients", max_examples=2, second=of.second)
+
+
+@contextlib.contextmanager
+def on_path(monkeypatch: pytest.MonkeyPatch, path: Mapping[str, Any]) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        for where, value in path.items():
+            patch.setattr(where, value)
+        yield
 
 
 @pytest.mark.parametrize("name", [name for name, of in DECLARED.items() if of.formula])
@@ -94,9 +108,7 @@ def test_formula(name, monkeypatch):
         return found
 
     for path in of.paths:
-        with monkeypatch.context() as patch:
-            for where, value in path.items():
-                patch.setattr(where, value)
+        with on_path(monkeypatch, path):
             for at in of.formula_at:
                 overrides = {**of.overrides, **of.more.get("assert_formula", {}), **at}
                 told = {"sizes": of.sizes, "elements": of.elements, "overrides": overrides}
@@ -105,6 +117,35 @@ def test_formula(name, monkeypatch):
 
 def fields(of: Declaration) -> set[str]:
     return set(of.function.__annotations__["return"].__dataclass_fields__)
+
+
+# The energy is held there: its parameters are trained by the samples alone.
+HELD = ("energy.contrastive_divergence_kl_term",)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, of in DECLARED.items() if of.is_a_loss() and "energy" in of.overrides]
+)
+def test_the_parameters_of_an_energy_have_the_gradient_of_the_formula(name):
+    of = DECLARED[name]
+    overrides = {**of.overrides, **of.more.get("assert_formula", {})}
+    inputs = {"sizes": of.sizes, "elements": of.elements, "overrides": overrides}
+
+    @hypothesis.settings(max_examples=5)
+    @hypothesis.given(testing.calls(of.function, dtypes=[torch.float64], **inputs))
+    def check(call):
+        scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        of_scale = call.changed(energy=lambda x: call["energy"](scale * x))
+        losses = of_scale().loss, of.formula(**of_scale)["loss"]
+        ours, theirs = (
+            torch.autograd.grad(loss, scale, allow_unused=True, materialize_grads=True)[0]
+            if loss.requires_grad
+            else torch.zeros_like(scale)
+            for loss in losses
+        )
+        torch.testing.assert_close(ours, 0 * theirs if name in HELD else theirs)
+
+    check()
 
 
 @pytest.mark.parametrize("name", [name for name, of in DECLARED.items() if not of.variants])

@@ -7,6 +7,7 @@ exported and takes tensors has to be here.
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ class Declaration:
     """Whether second derivatives are compared with finite differences too."""
     not_held: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Laws that do not hold, with a pattern of what they say: there is a reason beside it."""
+
+    def expected(self, *arguments: Any, **numbers: Any) -> Any:
+        """Return the formula's terms, called as the function is."""
+        bound = inspect.signature(self.function).bind(*arguments, **numbers)
+        bound.apply_defaults()
+        return self.formula(**bound.arguments)
 
     def is_a_loss(self) -> bool:
         returned = self.function.__annotations__.get("return")

@@ -126,7 +126,12 @@ def counted_tokens(tokens: Tensor, mask: Tensor | None):
                 yield b, t, int(tokens[b, t + 1])
 
 
-def counted_chunks(alignment: lm.Alignment, mask: Any, sample_mask: Any, exact_only: bool):
+def counted_chunks(
+    alignment: lm.Alignment,
+    mask: Tensor | None = None,
+    sample_mask: Tensor | None = None,
+    exact_only: bool = False,
+):
     """Yield the sample of each chunk that counts, and the positions that predict its tokens.
 
     A chunk with a token that does not count is left out.

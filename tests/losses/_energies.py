@@ -92,6 +92,20 @@ def right(margins: Tensor) -> Tensor:
     return (margins.detach() > 0).double() + 0.5 * (margins.detach() == 0)
 
 
+PENALISED = {
+    "regularization": st.sampled_from(("l1", "l2")),
+    "regularization_weight": 0.3,
+    "parameters": st.just([torch.tensor([[1.5, -2.0]]).double(), torch.tensor([0.5]).double()]),
+}
+
+
+def penalty(regularization: str | None, parameters: Any, like: Tensor) -> Tensor:
+    if regularization is None:
+        return like.new_zeros(())
+    every = torch.cat([parameter.flatten() for parameter in parameters])
+    return every.abs().sum() if regularization == "l1" else (every**2).sum()
+
+
 def field_terms(field: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
     """|field - target|^2, and its three parts."""
     parts = ((field - target) ** 2, field**2, -2 * field * target, target**2)
