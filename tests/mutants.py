@@ -24,7 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/termwise"
 FAMILIES = ("joint_embedding", "sae", "energy", "lm")
-LAWS = ("tests/core/test_laws.py", "tests/core/test_every_loss.py")
+LAWS = (
+    "tests/core/test_laws.py",
+    "tests/core/test_every_loss.py",
+    "tests/distributed/test_variants_over_ranks.py",
+)
 SECONDS = 600
 
 OPERATORS = {

@@ -98,6 +98,8 @@ JUMPRELU_LOSS = of_latents(
         "f": None,  # which have to go together; test_jumprelu.py gives them
         "x_hat": None,
     },
+    # Its square comes after the mean over all ranks.
+    more={"assert_sharding": {"penalty": "l0_relative", "l0_target": 1.5, "dead": "all"}},
     weights={**SPLIT, "pre_act": "pre_act_coeff"},
     # A kernel estimates those by pre and threshold.
     by={"assert_gradients": ("x", "W_dec", "b_dec", "target")},

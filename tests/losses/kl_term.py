@@ -32,7 +32,9 @@ KL_TERM = of_energy(
     formula_at=({}, {"neighbours": None}),
     variants={
         "": variant(
-            ContrastiveDivergenceKLTerm(bowl, entropy_weight=0.5), options={"entropy_weight": 0.5}
+            ContrastiveDivergenceKLTerm(bowl, entropy_weight=0.5),
+            options={"entropy_weight": 0.5},
+            named={"neighbours": "noises columns"},  # without them they are each rank's own
         )
     },
     weights={"energy": 1.0, "entropy": minus("entropy_weight")},
