@@ -156,6 +156,23 @@ def test_the_energy_is_called_once_and_nothing_of_the_callers_is_touched():
     assert not torch.equal(other.curvature, terms.curvature)
 
 
+FEWEST = _sliced_score_matching.FEWEST_PROJECTIONS, _sliced_score_matching.FEWEST_CARRIED
+
+
+@pytest.mark.parametrize(
+    ("projections", "rows", "forward"), [(1, 256, False), (2, 127, False), (2, 128, True)]
+)
+def test_auto_goes_forward_where_many_directions_share_its_cost(
+    monkeypatch, projections, rows, forward
+):
+    monkeypatch.setattr(_sliced_score_matching, "FEWEST_PROJECTIONS", FEWEST[0])
+    monkeypatch.setattr(_sliced_score_matching, "FEWEST_CARRIED", FEWEST[1])
+    other = "_by_autograd" if forward else "_forward_or_backward"
+    monkeypatch.setattr(_sliced_score_matching, other, None)
+    v = normal(projections, rows, 4)
+    sliced_score_matching_loss(network(), normal(rows, 4), projections=v).loss.backward()
+
+
 @pytest.mark.parametrize("make", [network, lambda: Normed().double()])
 def test_networks_carry_derivatives_forward(make, monkeypatch):
     monkeypatch.setattr(_sliced_score_matching, "_by_autograd", None)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from losses.matryoshka import MATRYOSHKA
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import termwise as tw
 from termwise.sae import SparseLatents, vanilla_loss
@@ -154,7 +155,9 @@ def test_more_rows_than_are_taken_at_a_time(sparse):
     n, d_sae, prefixes = 701, 40, (3, 10, 11, 30)
     x, f, W_dec, b_dec = tensors(n, 5, d_sae)
     values, indices, dense = sparse_and_dense(n, 4, d_sae)
-    rows = list(inside._some_rows(values if sparse else f, indices if sparse else None, prefixes))
+    latents = (values, indices) if sparse else (f, None)
+    given = inside.Given(x, *latents, W_dec, b_dec, None, prefixes, "mean", not sparse)
+    rows = list(inside._some_rows(given))
     assert len(rows) >= 4
     assert n % (rows[0].stop - rows[0].start)
     latents = SparseLatents(values, indices) if sparse else f
@@ -491,6 +494,53 @@ def test_compiled_is_eager(sparse):
         )
     with pytest.raises(Exception, match="matryoshka_loss needs prefixes"):
         compiled(*leaves, mask, (5, 2))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_vmap_and_grad(sparse):
+    x, f, W_dec, b_dec = (t.detach() for t in tensors(12, 4, 9))
+    values, indices, _ = sparse_and_dense(12, 3, 9)
+    latents = values.detach() if sparse else f
+
+    def terms(W_dec, x, latents, indices):
+        latents = SparseLatents(latents, indices) if sparse else latents
+        found = matryoshka_loss(x, latents, W_dec, b_dec, prefixes=(2, 5, 9), sparsity_coeff=0.1)
+        return found.loss, found
+
+    batched = [t.unflatten(0, (3, 4)) for t in (x, latents, indices)]
+    per_sample = torch.func.vmap(torch.func.grad(terms, has_aux=True), in_dims=(None, 0, 0, 0))
+    gradients, found = per_sample(W_dec, *batched)
+    assert found.mse_per_prefix.shape == (3, 3)
+    for place in range(3):
+        leaf = W_dec.clone().requires_grad_()
+        loss, expected = terms(leaf, *(t[place] for t in batched))
+        torch.testing.assert_close(gradients[place], torch.autograd.grad(loss, leaf)[0], **CLOSE)
+        torch.testing.assert_close(found.mse_per_prefix[place], expected.mse_per_prefix)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_nothing_is_read_on_the_host(sparse):
+    prefixes, needed = [2, 5, 8], [True] * 4
+    with FakeTensorMode():
+        x, W_dec, b_dec = torch.empty(300, 4), torch.empty(9, 4), torch.empty(4)
+        values = torch.empty(300, 3 if sparse else 9)
+        indices = torch.empty(300, 3, dtype=torch.int64) if sparse else None
+        mask = torch.empty(300, dtype=torch.bool)
+        leaves = [t.requires_grad_() for t in (x, values, W_dec, b_dec)]
+        latents = SparseLatents(values, indices) if sparse else values
+        terms = matryoshka_loss(
+            x, latents, W_dec, b_dec, prefixes=prefixes, sparsity_coeff=0.1, mask=mask
+        )
+        terms.loss.backward()
+        assert [t.grad.shape for t in leaves] == [t.shape for t in leaves]
+        # The operators' own code, which the above replaces by their shapes.
+        tensors = [t.detach() for t in (x, values, W_dec, b_dec)]
+        given = inside.Given(
+            *tensors[:2], indices, *tensors[2:], mask, prefixes, "mean", not sparse
+        )
+        measured, last = inside.compute_errors(given)
+        assert measured.shape == (300, 4)
+        inside.compute_gradients(inside.Pulled(torch.empty(300, 4), last, given, needed))
 
 
 # --- the module -----------------------------------------------------------------------------

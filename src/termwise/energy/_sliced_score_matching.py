@@ -34,6 +34,8 @@ from ._forward_laplacian import carried, carrier_of
 from ._hessian_products import hessian_products
 from ._projections import Distribution, dot, projections_of
 
+FEWEST_PROJECTIONS, FEWEST_CARRIED = 2, 256  # of each row, and of all rows: measured on MLPs, convs
+
 
 @terms
 class SlicedScoreMatchingTerms(Terms):
@@ -87,11 +89,12 @@ def sliced_score_matching_loss(
             (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
             compositions.
             Without it gradients with respect to the parameters may be silently wrong.
-        differentiation: "auto" carries derivatives along the directions forward through the energy
-            where it knows all functions that are called. Where that fails, the gradient is
-            differentiated once more, and a warning, one for each energy, names the cause. That is
-            "autograd", or "func", which torch.func and torch.compile can follow. All give the same
-            numbers, up to rounding.
+        differentiation: "autograd" differentiates the gradient once more, and so does "func", which
+            torch.func and torch.compile can follow. "auto" does where there is one projection, or
+            fewer than 256 of all rows. Else it carries derivatives along the directions forward
+            through the energy, which is faster then; where the energy calls a function without a
+            rule for that, it goes backward, and a warning, one for each energy, names the cause.
+            All give the same numbers, up to rounding.
         generator: what draws. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
@@ -137,7 +140,7 @@ def sliced_score_matching_loss(
             with _higher_order.higher_order_safe(higher_order_safe):
                 if differentiation_of(differentiation) == "func":
                     rows = _by_func(energy, x, v, variance_reduced)
-                elif differentiation == "auto" and not torch.compiler.is_compiling():
+                elif differentiation == "auto" and _carries(v):
                     rows = _forward_or_backward(energy, x, v, variance_reduced)
                 else:
                     rows = _by_autograd(energy, x, v, variance_reduced)
@@ -159,6 +162,13 @@ def sliced_score_matching_loss(
             score_square=score_square,
             curvature=curvature,
         )
+
+
+def _carries(v: Tensor) -> bool:
+    """Whether to carry derivatives forward, which costs more than backward for few projections."""
+    projections, rows, *_ = v.shape
+    enough = projections >= FEWEST_PROJECTIONS and projections * rows >= FEWEST_CARRIED
+    return enough and not torch.compiler.is_compiling()
 
 
 def _recordable(x: Tensor) -> Tensor:
