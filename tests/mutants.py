@@ -193,8 +193,13 @@ def tests_of(path: Path) -> tuple[list[str], list[str]]:
     def of(paths: list[Path]) -> tuple[list[str], list[str]]:
         modules = {f"termwise.{one.parent.name}.{one.stem}" for one in paths}
         names = [name for name, one in DECLARED.items() if one.function.__module__ in modules]
-        files = [ROOT / f"tests/{one.parent.name}/test{one.stem}.py" for one in paths]
-        return [str(file) for file in files if file.exists()], names
+        files = [
+            str(file)
+            for one in paths
+            for file in sorted((ROOT / "tests" / one.parent.name).glob("test_*.py"))
+            if one.stem.endswith(file.stem.removeprefix("test"))  # _vocab_projection: _projection
+        ]
+        return files, names
 
     files, names = of([path])
     if files and names:
