@@ -85,7 +85,7 @@ def mark_rows(values: Any, of_other_rows: Any) -> None:
 # Floats stay constants here: as symbols each of them costs a compilation of its own.
 @torch._dynamo.config.patch(specialize_float=True)
 def test_compiled(case):
-    """One graph has the terms and the gradients of eager mode at ten sizes, and refuses by name."""
+    """One graph has the terms and the gradients of eager mode at ten sizes."""
     counter = Graphs()
     compiled = torch.compile(case.function, fullgraph=True, backend=counter)
     held = case.held
@@ -99,8 +99,15 @@ def test_compiled(case):
         ours = compiled(*inputs, **held.extra(rows))
     assert_same(ours, case.function(*inputs, **held.extra(rows)))
     assert counter.count == 1, "sizes are constants of the graphs"
+
+
+def test_compiled_without_gradients(case):
+    """Dynamo has ways of its own where nothing has a gradient; and a wrong argument is named."""
+    compiled = torch.compile(case.function, fullgraph=True, backend="eager")
+    inputs, extra = case.held.tensors(), case.held.extra()
+    assert_same(compiled(*inputs, **extra), case.function(*inputs, **extra))
     broken = wrongly(case)
-    with torch.no_grad(), pytest.raises(Exception) as refused:  # noqa: PT011
+    with pytest.raises(Exception) as refused:  # noqa: PT011
         torch.compile(case.loss.function, fullgraph=True, backend="eager")(**broken)
     assert broken.argument in str(refused.value).partition("from user code")[0]
 
