@@ -17,7 +17,6 @@ from termwise.lm import (
     PartitionedLoss,
     PartitionedTerms,
     VocabPartition,
-    _partitioned,
     count_valid_chunks,
     partitioned_loss,
 )
@@ -126,20 +125,6 @@ def test_it_is_nemo_rls_gold_loss(seed, reverse):
     torch.testing.assert_close(
         problem.gradient(ours.loss), problem.gradient(theirs), rtol=1e-7, atol=1e-9
     )
-
-
-@pytest.mark.parametrize("rows", [1, 7])
-@pytest.mark.parametrize("k", [1, 5000, 40_000])
-def test_a_row_is_sorted_by_its_digits(rows, k):
-    x = (4 * torch.randn(rows, 40_000)).softmax(1)
-    x[:, :3] = torch.tensor([0.0, 1.0, 1.0 + 1e-6])
-    x[:, 3:300] = 0.0
-    values, places = _partitioned.largest_of_rows(x, k)
-    assert torch.equal(values, x.topk(k, dim=1).values)
-    assert torch.equal(x.gather(1, places), values)
-    assert all(len(row.unique()) == k for row in places)
-    x[0, 7] = math.nan
-    assert _partitioned.largest_of_rows(x, 40_000)[0][0].isnan().any()
 
 
 # --- laws -----------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from ._chunk_blocks import Block, ChunkRows, sum_over_chunks
 from ._chunk_softmax import all_columns, centred, exponentials, own_columns
 from ._chunks import Chunks, check_times, chunks_of, normalized, padding
 from ._divergences import KLDivergence
-from ._largest_of_rows import largest_of_rows
 from ._vocab_partition import VocabPartition
 
 
@@ -327,8 +326,8 @@ class _Distance(NamedTuple):
     def _tail(self, a: Tensor, b: Tensor, push: Tensor) -> Tensor:
         p, q = a.exp_(), b.exp_()
         most = min(p.shape[1], q.shape[1], self.tail_top_k)
-        ours, place = largest_of_rows(p, most)
-        difference = ours - largest_of_rows(q, most)[0]
+        ours, place = p.topk(most, dim=1)
+        difference = ours - q.topk(most, dim=1).values
         if self.tail_weight != 0:
             gradient = difference.sign().mul_(ours).mul_(self.tail_weight)
             push.scatter_(1, self.rest_student[place], gradient)
