@@ -113,7 +113,7 @@ def differentiable(
     kept: tuple[int, ...] = (),
 ) -> Outputs:
     """Run an operator and give it a backward pass, which has the inputs and the kept outputs."""
-    return cast("Outputs", _Differentiable.apply(operator, backward, kept, *_values(inputs)))
+    return cast("Outputs", apply(_Differentiable, operator, backward, kept, *_values(inputs)))
 
 
 class _Differentiable(Function):

@@ -65,9 +65,11 @@ def vicreg_loss(
     with the unbiased variance, n - 1. `loss = sim_weight * sim + var_weight * var + cov_weight *
     cov`.
 
-    No dim x dim matrix is stored: see `covariance_path`. Inputs in half precision are converted to
-    float32 before anything is subtracted or squared, with or without autocast; the terms of float64
-    inputs are float64. A non-finite value gives non-finite terms.
+    On the CPU no dim x dim matrix is stored: see `covariance_path`. On an accelerator it is up to a
+    dim of 4096, and a quarter of it at a time beyond; on any device it is for up to 32,768 elements
+    of a dim of 256 or less. Inputs in half precision are converted to float32 before
+    anything is subtracted or squared, with or without autocast; the terms of float64 inputs are
+    float64. A non-finite value gives non-finite terms.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
