@@ -104,12 +104,12 @@ class _Inputs(NamedTuple):
 
 def _backward(
     inputs: _Inputs,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     needs: Mapping[str, bool],
 ) -> dict[str, Tensor]:
     z, counts = inputs.z, inputs.counts
-    mean, energy_gradient = kept
+    mean, energy_gradient = saved
     for_mean, for_variance, for_energy, for_gradient = gradients
     if torch.compiler.is_compiling():
         # A compiled graph has no second derivative, but Dynamo traces one all the same, and

@@ -81,14 +81,14 @@ _NAMES = ("target", "values", "W_dec", "b_dec")
 
 def _backward(
     given: Given,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     needs: Mapping[str, bool],
 ) -> dict[str, Tensor]:
     if gradients[0] is None:
         return {}
     needed = [needs[name] for name in _NAMES]
-    again = Pulled(gradients[0], kept[0].detach(), given, needed)
+    again = Pulled(gradients[0], saved[0].detach(), given, needed)
     # A compiled graph has no second derivative, and Dynamo need not trace one.
     if torch.compiler.is_compiling():
         return dict(zip(_NAMES, _gradients(again), strict=True))
@@ -97,7 +97,7 @@ def _backward(
 
 def _second(
     inputs: Pulled,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     needs: Mapping[str, bool],
 ) -> dict[str, Tensor]:
