@@ -1,6 +1,6 @@
 """VICReg: variance, invariance and covariance of two views."""
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups, _moments
-from .._autograd import Function
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._moments import CovariancePath
-from .._numbers import accumulator, blocks, few, lifted
+from .._numbers import lifted
 from .._terms import Terms, terms
 
 Views = Literal["sum", "mean"]
@@ -65,9 +64,11 @@ def vicreg_loss(
     with the unbiased variance, n - 1. `loss = sim_weight * sim + var_weight * var + cov_weight *
     cov`.
 
-    No dim x dim matrix is stored: see `covariance_path`. Inputs in half precision are converted to
-    float32 before anything is subtracted or squared, with or without autocast; the terms of float64
-    inputs are float64. A non-finite value gives non-finite terms.
+    On the CPU no dim x dim matrix is stored: see `covariance_path`. On an accelerator it is up to a
+    dim of 4096, and a quarter of it at a time beyond; on any device it is for up to 32,768 elements
+    of a dim of 256 or less. Inputs in half precision are converted to float32 before
+    anything is subtracted or squared, with or without autocast; the terms of float64 inputs are
+    float64. A non-finite value gives non-finite terms.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
@@ -134,7 +135,9 @@ def vicreg_loss(
     counts = _groups.row_counts(z1, batch_group)
     rows = z1.shape[0] if counts is None else counts.sum()
     scale = _groups.gradient_scale(batch_group, grad_reduction)
-    distance = _groups.terminal_sum(_squared_distance(z1, z2), batch_group, scale)
+    distance = _groups.terminal_sum(
+        F.mse_loss(lifted(z1), lifted(z2), reduction="sum"), batch_group, scale
+    )
     sim = distance / (rows * z1.shape[1])
 
     variances: list[Tensor] = []
@@ -200,31 +203,3 @@ class VICRegLoss(LossModule):
     ) -> VICRegTerms:
         """Compute the terms of the loss of two views."""
         return vicreg_loss(z1, z2, batch_group=batch_group, **self.hyperparameters())
-
-
-def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:
-    """Sum the squared difference, without a tensor of its size in the forward pass."""
-    if few(z1) or torch.compiler.is_compiling():  # a compiler fuses it
-        return F.mse_loss(lifted(z1), lifted(z2), reduction="sum")
-    return cast("Tensor", _SquaredDistance.apply(z1, z2))
-
-
-class _SquaredDistance(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z1: Tensor, z2: Tensor) -> Tensor:
-        total = z1.new_zeros((), dtype=accumulator(z1))
-        for block in blocks(z1):
-            total = total + F.mse_loss(lifted(z1[block]), lifted(z2[block]), reduction="sum")
-        return total.to(lifted(z1[:0]).dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        z1, z2 = ctx.saved_tensors
-        gradient = (lifted(z1) - lifted(z2)) * (2 * gradients[0])
-        return gradient.to(z1.dtype), -gradient.to(z2.dtype)
