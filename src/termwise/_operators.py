@@ -99,7 +99,7 @@ class _WithGradients(Function):
         return None, None, *[None] * ctx.count, *found, *[None] * ctx.others
 
 
-# A backward pass: (inputs, kept outputs, gradients of the outputs, which fields need one) to the
+# A backward pass: (inputs, saved outputs, gradients of the outputs, which fields need one) to the
 # gradients of the inputs, by the names of their fields; those left out have none.
 Backward = Callable[
     [Any, Sequence[Tensor], Sequence[Tensor | None], Mapping[str, bool]], Mapping[str, Tensor]
@@ -110,10 +110,10 @@ def differentiable(
     operator: Operator[Inputs, Outputs],
     backward: Backward,
     inputs: Inputs,
-    kept: tuple[int, ...] = (),
+    saved: tuple[int, ...] = (),
 ) -> Outputs:
-    """Run an operator and give it a backward pass, which has the inputs and the kept outputs."""
-    return cast("Outputs", apply(_Differentiable, operator, backward, kept, *_values(inputs)))
+    """Run an operator and give it a backward pass, which has the inputs and the saved outputs."""
+    return cast("Outputs", apply(_Differentiable, operator, backward, saved, *_values(inputs)))
 
 
 class _Differentiable(Function):
@@ -121,27 +121,27 @@ class _Differentiable(Function):
 
     @staticmethod
     def forward(
-        operator: Operator[Any, Any], backward: Backward, kept: tuple[int, ...], *values: Any
+        operator: Operator[Any, Any], backward: Backward, saved: tuple[int, ...], *values: Any
     ) -> Any:
         return operator.call(*values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operator, ctx.pull, kept, *values = inputs
+        ctx.operator, ctx.pull, saved, *values = inputs
         ctx.others = [None if isinstance(x, Tensor) else x for x in values]
         tensors = [x if isinstance(x, Tensor) else None for x in values]
-        ctx.save_for_backward(*tensors, *[output[place] for place in kept])
+        ctx.save_for_backward(*tensors, *[output[place] for place in saved])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, count = ctx.saved_tensors, len(ctx.others)
+        tensors, count = ctx.saved_tensors, len(ctx.others)
         values = [
-            x if x is not None else other for x, other in zip(saved, ctx.others, strict=False)
+            x if x is not None else other for x, other in zip(tensors, ctx.others, strict=False)
         ]
         needs = dict(zip(ctx.operator.fields, ctx.needs_input_grad[3:], strict=True))
         inputs = ctx.operator.record(iter(values))
-        found = ctx.pull(inputs, saved[count:], gradients, needs)
+        found = ctx.pull(inputs, tensors[count:], gradients, needs)
         return None, None, None, *[found.get(field) if needs[field] else None for field in needs]
 
 

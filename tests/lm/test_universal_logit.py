@@ -7,7 +7,6 @@ import termwise as tw
 from termwise.lm import (
     Alignment,
     UniversalLogitLoss,
-    _universal_logit,
     align_in_order,
     count_valid_chunks,
     partitioned_loss,
@@ -15,7 +14,7 @@ from termwise.lm import (
     vocab_partition,
 )
 from termwise.lm import VocabProjection as Projection
-from termwise.lm._chunk_blocks import _blocks_of_samples
+from termwise.lm import _chunk_blocks as chunk_blocks
 
 
 def inputs(batch=2, times=(6, 5), vocabs=(5, 7), chunks=3, seed=0):
@@ -160,7 +159,9 @@ def test_blocks_of_whole_samples_give_the_same(monkeypatch):
     (gradient,) = torch.autograd.grad(expected.loss, student)
     teacher[:, -1] = torch.nan  # as a device reads samples, what does not count is masked
     monkeypatch.setattr(
-        _universal_logit, "blocks", lambda chunks, _, dtype: _blocks_of_samples(chunks, dtype)
+        chunk_blocks,
+        "chunk_blocks",
+        lambda chunks, _, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
     )
     terms = universal_logit_loss(student, teacher, alignment=alignment)
     torch.testing.assert_close(terms.loss, expected.loss)

@@ -13,6 +13,7 @@ from termwise.sae import (
     ActivationThreshold,
     TopK,
     TopKObjective,
+    _selection,
     auxiliary_k_loss,
     batch_topk,
     matryoshka_auxiliary_k_loss,
@@ -142,6 +143,21 @@ def test_k_is_within_the_latents(k):
     for other in (k, k + 0.0, math.nan):
         with pytest.raises(ValueError, match=rf"^batch_topk needs k above 0 .* 3, got {other}$"):
             batch_topk(torch.zeros(2, 3), k=other)
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "columns", "sorted"])
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_batch_topk_of_many_latents_is_that_of_all(monkeypatch, kind, activation):
+    pre = torch.randn(64, 1000)
+    if kind == "few values":
+        pre = pre.round()
+    if kind == "columns":
+        pre[:, ::61] += 9
+    if kind == "sorted":
+        pre = pre.flatten().sort().values.view(64, 1000)
+    ours = batch_topk(pre, k=7, activation=activation)
+    monkeypatch.setattr(_selection, "_candidates", lambda numbers, n: numbers)
+    torch.testing.assert_close(ours, batch_topk(pre, k=7, activation=activation), rtol=0, atol=0)
 
 
 def test_batch_topk_compiles_whole():

@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from . import _higher_order
 from ._energies import (
@@ -145,7 +145,7 @@ def score_matching_loss(
         higher_order_safe=higher_order_safe,
         differentiation=differentiation,
     )
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         squares = per_row_sum(score.square())
         score_square, mean_laplacian = weighted_means(
             ([squares, anchored(laplacian, energies)], weights),
@@ -242,7 +242,7 @@ def score_and_trace(
     # The modes are outside of autocast: an autocast with nothing in it but a mode would be exported
     # as one that does not load.
     if attempt is not None and not attempt.has_failed():
-        with recording(), torch.autocast(x.device.type, enabled=False):
+        with recording(), without_autocast(x):
             try:
                 if trace == "forward_laplacian":
                     results = None
@@ -262,7 +262,7 @@ def score_and_trace(
                 problem = error
     with (
         recording(),
-        torch.autocast(x.device.type, enabled=False),
+        without_autocast(x),
         _higher_order.higher_order_safe(higher_order_safe),
     ):
         try:

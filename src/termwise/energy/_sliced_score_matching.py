@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from . import _higher_order
 from ._energies import (
@@ -132,7 +132,7 @@ def sliced_score_matching_loss(
     energy = uncompiled(energy)
     create_graph = torch.is_grad_enabled()
     # An autocast with nothing in it but this mode would be exported as one that does not load.
-    with recording(), torch.autocast(x.device.type, enabled=False):
+    with recording(), without_autocast(x):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
         # In half precision these are the directions that the energy is looked at along.
         x, v = _recordable(x), _recordable(v.to(x.dtype))
@@ -151,7 +151,7 @@ def sliced_score_matching_loss(
             if in_words is None:
                 raise
             raise in_words from error
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         score_square, curvature = weighted_means(
             ([part if create_graph else part.detach() for part in rows], weights),
             batch_group=batch_group,
