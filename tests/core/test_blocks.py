@@ -4,15 +4,12 @@ import sys
 
 import pytest
 import torch
-from test_every_joint_embedding_loss import CASES as JOINT_EMBEDDING
-from test_every_lm_loss import CASES as LM
-from test_every_sae_loss import CASES as SAE
+from declared import CASES
 
 from termwise import _moments, _numbers
 from termwise.sae import SparseLatents, matryoshka_loss, vanilla_loss
 
-TARGETED = {name: case for name, case in LM.items() if name.startswith("targeted")}
-CASES = {**SAE, **JOINT_EMBEDDING, **TARGETED}
+FAMILIES = ("sae.", "joint_embedding.", "lm.targeted")
 ROWS = 33
 
 
@@ -46,11 +43,11 @@ def check(monkeypatch, device, call, inputs):
 
 
 @pytest.mark.parametrize("device", ["cpu", "elsewhere"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(FAMILIES)])
 def test_blocks_give_what_few_calls_give(monkeypatch, name, device):
     case = CASES[name]
     inputs = [x.requires_grad_() for x in case.tensors(ROWS)]
-    check(monkeypatch, device, lambda: case.call_function(*inputs, **case.extra(ROWS)), inputs)
+    check(monkeypatch, device, lambda: case.function(*inputs, **case.extra(ROWS)), inputs)
 
 
 @pytest.mark.parametrize("device", ["cpu", "elsewhere"])

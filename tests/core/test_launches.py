@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from declared import CASES
 from exports import EXPORTS, FUNCTIONS
-from test_every_joint_embedding_loss import CASES as JOINT_EMBEDDING
-from test_every_lm_loss import CASES as LM
-from test_every_sae_loss import CASES as SAE
 
 import termwise as tw
 
@@ -19,7 +17,7 @@ SPEC = importlib.util.spec_from_file_location("launches", PATH)
 launches = sys.modules["launches"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(launches)
 
-COMPILED = {**SAE, **JOINT_EMBEDDING, **LM}
+COMPILED = {name: case for name, case in CASES.items() if not name.startswith("energy.")}
 # Of more than four times as many kernels as the plain formula.
 MANY = {
     "lm.next_token_loss": "masks, counts and accuracies are 37 kernels on small tensors",
@@ -107,7 +105,7 @@ def nodes(case, rows):
 
     torch.compiler.reset()
     inputs = [x.requires_grad_() for x in case.tensors(rows)]
-    compiled = torch.compile(case.call_function, fullgraph=True, dynamic=False, backend=backend)
+    compiled = torch.compile(case.function, fullgraph=True, dynamic=False, backend=backend)
     with pytest.raises(TracedError) as traced:
         compiled(*inputs, **case.extra(rows))
     return traced.value.args[0]
