@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from . import _groups
+from ._autograd import on_host
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import FEW, accumulator, blocks, lifted, looped, on_host, product, without_autocast
+from ._numbers import FEW, accumulator, blocks, lifted, looped, product, without_autocast
 from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]

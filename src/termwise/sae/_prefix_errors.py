@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._numbers import accumulator, blocks, lifted_dtype, on_host, without_autocast
+from .._autograd import on_host
+from .._numbers import accumulator, blocks, lifted_dtype, without_autocast
 from .._operators import Operator, differentiable
 from ._latents import SparseLatents, row_norms
 from ._penalties import magnitudes, upward_sign
