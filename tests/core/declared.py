@@ -1,11 +1,15 @@
 """Each exported function that takes tensors, with what is declared of it, by its name."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from exports import EXPORTS, FUNCTIONS
 from losses import Declaration, Variant, declared
+from torch import Tensor
+
+import termwise as tw
 
 
 def takes_tensors(function: Callable[..., Any]) -> bool:
@@ -25,8 +29,31 @@ _BY_FUNCTION = {declaration.function: declaration for declaration in declared()}
 DECLARED: dict[str, Declaration] = {
     name: _BY_FUNCTION[function] for name, function in PUBLIC.items() if function in _BY_FUNCTION
 }
-VARIANTS: dict[str, tuple[Declaration, Variant]] = {
-    f"{name} {variant}".strip(): (declaration, held)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A variant of a loss, to be called on so many rows."""
+
+    name: str
+    loss: Callable[..., tw.Terms]
+    held: Variant
+
+    def tensors(self, rows: int = 7) -> list[Tensor]:
+        return self.held.tensors(rows)
+
+    def extra(self, rows: int = 7) -> dict[str, Any]:
+        return self.held.extra(rows)
+
+    def function(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
+        return self.loss(*self.held.first, *inputs, **self.held.options, **extra)
+
+    def module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
+        return self.held.module(*inputs, **extra)
+
+
+CASES = {
+    (label := f"{name} {variant}".strip()): Case(label, declaration.function, held)
     for name, declaration in DECLARED.items()
     for variant, held in declaration.variants.items()
 }

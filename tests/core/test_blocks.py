@@ -4,13 +4,12 @@ import sys
 
 import pytest
 import torch
-from declared import VARIANTS
+from declared import CASES
 
 from termwise import _moments, _numbers
 from termwise.sae import SparseLatents, matryoshka_loss, vanilla_loss
 
-BLOCKS = ("sae.", "joint_embedding.", "lm.targeted")
-CASES = {name: pair for name, pair in VARIANTS.items() if name.startswith(BLOCKS)}
+FAMILIES = ("sae.", "joint_embedding.", "lm.targeted")
 ROWS = 33
 
 
@@ -44,12 +43,11 @@ def check(monkeypatch, device, call, inputs):
 
 
 @pytest.mark.parametrize("device", ["cpu", "elsewhere"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(FAMILIES)])
 def test_blocks_give_what_few_calls_give(monkeypatch, name, device):
-    loss, held = CASES[name]
-    inputs = [x.requires_grad_() for x in held.tensors(ROWS)]
-    options = {**held.options, **held.extra(ROWS)}
-    check(monkeypatch, device, lambda: loss.function(*held.first, *inputs, **options), inputs)
+    case = CASES[name]
+    inputs = [x.requires_grad_() for x in case.tensors(ROWS)]
+    check(monkeypatch, device, lambda: case.function(*inputs, **case.extra(ROWS)), inputs)
 
 
 @pytest.mark.parametrize("device", ["cpu", "elsewhere"])

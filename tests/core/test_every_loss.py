@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from declared import VARIANTS
+from declared import CASES, Case
 from losses import Variant, kept
 from losses._energies import bowl
 from torch import Tensor, nn
@@ -26,24 +26,9 @@ from termwise.testing import Call
 from termwise.testing._calls import violations
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A variant that is called."""
-
-    name: str
-    loss: Any
-    held: Variant
-
-    def function(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
-        return self.loss.function(*self.held.first, *inputs, **self.held.options, **extra)
-
-    def module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
-        return self.held.module(*inputs, **extra)
-
-
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=CASES)
 def case(request):
-    return Case(request.param, *VARIANTS[request.param])
+    return CASES[request.param]
 
 
 def gradients(terms: tw.Terms, inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -108,16 +93,16 @@ def test_compiled_without_gradients(case):
     assert_same(compiled(*inputs, **extra), case.function(*inputs, **extra))
     broken = wrongly(case)
     with pytest.raises(Exception) as refused:  # noqa: PT011
-        torch.compile(case.loss.function, fullgraph=True, backend="eager")(**broken)
+        torch.compile(case.loss, fullgraph=True, backend="eager")(**broken)
     assert broken.argument in str(refused.value).partition("from user code")[0]
 
 
 def wrongly(case: Case) -> Any:
     """Break one tensor of a call: another one, and otherwise, from loss to loss."""
-    names = inspect.signature(case.loss.function).bind(
+    names = inspect.signature(case.loss).bind(
         *case.held.first, *case.held.tensors(), **case.held.options, **case.held.extra()
     )
-    found = violations(Call(case.loss.function, names.arguments, {}))
+    found = violations(Call(case.loss, names.arguments, {}))
     found = [one for one in found if one.kind in ("axis", "dtype", "rank")]
     return found[sum(map(ord, case.name)) % len(found)]
 
@@ -134,7 +119,7 @@ def test_the_fields_of_the_module_are_keywords_of_the_function(case):
     module = case.held.module
     if not isinstance(module, tw.LossModule):
         pytest.skip("a module that is not made of its fields")
-    keywords = inspect.signature(case.loss.function).parameters
+    keywords = inspect.signature(case.loss).parameters
     config = getattr(module, "cfg", module)
     defaults = inspect.signature(type(config)).parameters
     for field in dataclasses.fields(config):
@@ -177,9 +162,9 @@ def test_functional_call(case):
     torch.testing.assert_close(gradient["linear.weight"], model.linear.weight.grad)
 
 
-@pytest.mark.parametrize("name", {of.function: name for name, (of, _) in VARIANTS.items()}.values())
+@pytest.mark.parametrize("name", {case.loss: name for name, case in CASES.items()}.values())
 def test_export_saves_and_loads(name):
-    case = Case(name, *VARIANTS[name])
+    case = CASES[name]
     model, inputs = Trained(case.held), case.held.tensors()
     with torch.no_grad():
         exported = torch.export.export(model, tuple(inputs))
@@ -317,13 +302,13 @@ def test_no_grad_gives_the_same_terms(case):
         assert_same(quiet, case.function(*inputs, **extra))
 
 
-MASKED = [name for name, (_, held) in VARIANTS.items() if held.masks]
+MASKED = [name for name, case in CASES.items() if case.held.masks]
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", MASKED)
 def test_rows_that_do_not_count_may_hold_anything(name, poison):
-    case, rows = Case(name, *VARIANTS[name]), 7
+    case, rows = CASES[name], 7
     left_out = ~kept(rows)
 
     def poisoned(x: Tensor, shape: str) -> Tensor:

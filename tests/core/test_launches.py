@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from declared import VARIANTS
+from declared import CASES
 from exports import EXPORTS, FUNCTIONS
 
 import termwise as tw
@@ -17,7 +17,7 @@ SPEC = importlib.util.spec_from_file_location("launches", PATH)
 launches = sys.modules["launches"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(launches)
 
-COMPILED = [name for name in VARIANTS if not name.startswith("energy.")]
+COMPILED = {name: case for name, case in CASES.items() if not name.startswith("energy.")}
 # Of more than four times as many kernels as the plain formula.
 MANY = {
     "lm.next_token_loss": "masks, counts and accuracies are 37 kernels on small tensors",
@@ -106,8 +106,8 @@ def nodes(name, rows):
         return stop
 
     torch.compiler.reset()
-    inputs = [x.requires_grad_() for x in held.tensors(rows)]
-    compiled = torch.compile(loss.function, fullgraph=True, dynamic=False, backend=backend)
+    inputs = [x.requires_grad_() for x in case.tensors(rows)]
+    compiled = torch.compile(case.function, fullgraph=True, dynamic=False, backend=backend)
     with pytest.raises(TracedError) as traced:
         compiled(*inputs, **held.options, **held.extra(rows))
     return traced.value.args[0]

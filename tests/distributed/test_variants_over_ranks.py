@@ -5,14 +5,12 @@ import inspect
 import pytest
 import torch
 import variant_cases
-from declared import VARIANTS
+from declared import CASES
 
 SIZES = ([4, 3], [3, 1, 2], [5, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 BY_ROWS = [
-    name
-    for name, (declared, _) in VARIANTS.items()
-    if "batch_group" in inspect.signature(declared.function).parameters
+    name for name, case in CASES.items() if "batch_group" in inspect.signature(case.loss).parameters
 ]
 
 
@@ -20,7 +18,7 @@ BY_ROWS = [
 @pytest.mark.parametrize("how", ["mean", "sum"])
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_terms_and_gradients(ranks, name, how, sizes):
-    world, shapes = len(sizes), VARIANTS[name][1].shapes
+    world, shapes = len(sizes), CASES[name].held.shapes
     expected, gradients = variant_cases.on_a_rank(None, name, sizes, how)
     results = ranks(variant_cases.on_a_rank, [name] * world, [sizes] * world, [how] * world)
     own = ("negatives",)  # of each rank

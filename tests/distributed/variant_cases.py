@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from cases import Numbers, values
-from declared import VARIANTS
+from declared import CASES
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -14,8 +14,8 @@ def part(name: str, sizes: list[int], rank: int | None) -> tuple[list[Tensor], d
 
     An axis is cut if its size follows the number of rows.
     """
-    held, rows = VARIANTS[name][1], sum(sizes)
-    whole, larger = ((held.tensors(n), held.extra(n)) for n in (rows, rows + 1))
+    case, rows = CASES[name], sum(sizes)
+    whole, larger = ((case.tensors(n), case.extra(n)) for n in (rows, rows + 1))
     start = 0 if rank is None else sum(sizes[:rank])
     stop = rows if rank is None else start + sizes[rank]
 
@@ -37,11 +37,8 @@ def wide(x: Any) -> Any:
 
 def on_a_rank(group, name, sizes, how) -> tuple[Numbers, list[Tensor]]:
     """Terms, and the gradients of this rank's tensors."""
-    declared, held = VARIANTS[name]
     inputs, extra = part(name, sizes, None if group is None else group.rank())
     inputs = [x.clone().requires_grad_() for x in inputs]
-    terms = declared.function(
-        *held.first, *inputs, **held.options, **extra, batch_group=group, grad_reduction=how
-    )
+    terms = CASES[name].function(*inputs, **extra, batch_group=group, grad_reduction=how)
     gradients = torch.autograd.grad(terms.loss, inputs, materialize_grads=True)
     return values(terms), list(gradients)

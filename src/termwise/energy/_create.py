@@ -144,8 +144,8 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **numbers: Any) -> nn.M
         0.5
         >>> create_loss("sm", lambda x: x.square().sum(1), sigma=0.1)
         Traceback (most recent call last):
-        TypeError: create_loss("sm") takes trace, chunk_size, higher_order_safe, differentiation,
-        grad_reduction, got sigma
+        TypeError: create_loss("sm") takes trace, chunk_size, row_space, higher_order_safe,
+        differentiation, grad_reduction, got sigma
     """
     short = name.lower()
     kind = _LOSSES.get(short)
