@@ -97,7 +97,7 @@ class TracedError(Exception):
 
 
 def nodes(name, rows):
-    loss, held = VARIANTS[name]
+    case = CASES[name]
 
     def backend(graph, _):
         def stop(*_):
@@ -109,7 +109,7 @@ def nodes(name, rows):
     inputs = [x.requires_grad_() for x in case.tensors(rows)]
     compiled = torch.compile(case.function, fullgraph=True, dynamic=False, backend=backend)
     with pytest.raises(TracedError) as traced:
-        compiled(*inputs, **held.options, **held.extra(rows))
+        compiled(*inputs, **case.extra(rows))
     return traced.value.args[0]
 
 
