@@ -4,6 +4,7 @@ from ._alignment import Alignment as Alignment
 from ._alignment import align_spans as align_spans
 from ._chunks import chunk_average_log_probs as chunk_average_log_probs
 from ._chunks import valid_chunk_mask as valid_chunk_mask
+from ._cross_entropy_rows import NextTokenTerms as NextTokenTerms
 from ._cross_tokenizer import CrossTokenizerLoss as CrossTokenizerLoss
 from ._cross_tokenizer import CrossTokenizerTerms as CrossTokenizerTerms
 from ._cross_tokenizer import cross_tokenizer_loss as cross_tokenizer_loss
@@ -13,7 +14,6 @@ from ._distillation import distillation_loss as distillation_loss
 from ._linear_projected_kl import LinearProjectedKLLoss as LinearProjectedKLLoss
 from ._linear_projected_kl import linear_projected_kl_loss as linear_projected_kl_loss
 from ._next_token import NextTokenLoss as NextTokenLoss
-from ._next_token import NextTokenTerms as NextTokenTerms
 from ._next_token import next_token_loss as next_token_loss
 from ._partitioned import PartitionedLoss as PartitionedLoss
 from ._partitioned import PartitionedTerms as PartitionedTerms

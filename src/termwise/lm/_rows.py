@@ -223,11 +223,16 @@ def log_softmax(
 
 
 def unused_positions(
-    logits: Tensor, mask: Tensor | None, sequence_group: ProcessGroup | None
+    positions: Tensor,
+    mask: Tensor | None,
+    sample_mask: Tensor | None,
+    sequence_group: ProcessGroup | None,
 ) -> Tensor:
-    """Return which of the batch * time logits predict no token that counts."""
+    """Return which of the batch * time positions predict no token that counts."""
     if mask is None:
-        mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        mask = torch.ones(positions.shape[:2], dtype=torch.bool, device=positions.device)
+    if sample_mask is not None:
+        mask = mask & sample_mask[:, None]
     return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
 
 
