@@ -114,7 +114,7 @@ def all_reduce(
 
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
     """Trade rows of all columns for a share of the columns with all rows, in the order of ranks."""
-    group = _resolved(group_name)
+    group = resolved(group_name)
     shares = _column_shares(rows.shape[1], len(counts))
     parts = cast("tuple[Tensor, ...]", rows.split(shares, dim=1))
     sent = torch.cat([part.reshape(-1) for part in parts])
@@ -132,7 +132,7 @@ def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
 
 def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: str) -> Tensor:
     """Undo `rows_to_columns`: width is the number of columns over all ranks."""
-    group = _resolved(group_name)
+    group = resolved(group_name)
     shares = _column_shares(width, len(counts))
     own = counts[group.rank()]
     received = columns.new_empty(own * width)
@@ -153,7 +153,8 @@ def _column_shares(width: int, ranks: int) -> list[int]:
     return [width // ranks + (rank < width % ranks) for rank in range(ranks)]
 
 
-def _resolved(group_name: str) -> ProcessGroup:
+def resolved(group_name: str) -> ProcessGroup:
+    """Return the process group of a name, as operators take it."""
     return c10d._resolve_process_group(cast("Any", group_name))  # type: ignore[attr-defined]
 
 

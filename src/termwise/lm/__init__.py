@@ -11,6 +11,11 @@ from ._cross_tokenizer import cross_tokenizer_loss as cross_tokenizer_loss
 from ._distillation import DistillationLoss as DistillationLoss
 from ._distillation import DistillationTerms as DistillationTerms
 from ._distillation import distillation_loss as distillation_loss
+from ._linear_distillation import LinearDistillationLoss as LinearDistillationLoss
+from ._linear_distillation import LinearDistillationTerms as LinearDistillationTerms
+from ._linear_distillation import linear_distillation_loss as linear_distillation_loss
+from ._linear_next_token import LinearNextTokenLoss as LinearNextTokenLoss
+from ._linear_next_token import linear_next_token_loss as linear_next_token_loss
 from ._linear_projected_kl import LinearProjectedKLLoss as LinearProjectedKLLoss
 from ._linear_projected_kl import linear_projected_kl_loss as linear_projected_kl_loss
 from ._next_token import NextTokenLoss as NextTokenLoss

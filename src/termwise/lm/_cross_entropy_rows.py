@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._groups import GradReduction, ProcessGroup, first_column
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator
 from .._terms import Terms, terms
 from ._chunks import logit_chunks
 from ._rows import Sums, centred, clear, highest, means_over_ranks, over_columns, put, read
@@ -48,7 +48,7 @@ def local_targets(targets: Tensor, columns: Tensor, vocab_group: ProcessGroup | 
 def next_token_terms(
     sums: Sums,
     unused: Tensor,
-    like: Tensor,
+    kind: torch.dtype,
     normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
@@ -58,7 +58,6 @@ def next_token_terms(
     loss, (hits,), count = means_over_ranks(
         sums, unused, normalizer, batch_group, sequence_group, grad_reduction
     )
-    kind = lifted(like.new_empty(())).dtype
     return NextTokenTerms(
         loss=loss.to(kind),
         num_tokens=count.to(kind),

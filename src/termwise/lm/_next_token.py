@@ -8,6 +8,7 @@ from torch import Tensor
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
+from .._numbers import lifted
 from ._checks import check_normalizer
 from ._cross_entropy_rows import (
     NextTokenTerms,
@@ -100,8 +101,9 @@ def next_token_loss(
         logits.flatten(0, 1),
         local_targets(targets, logits, vocab_group),
     )
+    kind = lifted(logits.new_empty(())).dtype
     return next_token_terms(
-        sums, unused, logits, normalizer, batch_group, sequence_group, grad_reduction
+        sums, unused, kind, normalizer, batch_group, sequence_group, grad_reduction
     )
 
 
