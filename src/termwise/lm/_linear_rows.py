@@ -24,7 +24,7 @@ HOST_ROWS, ON_HOST = 128, 2**22
 
 
 class Head(NamedTuple):
-    """Hidden states and what makes logits of them: softcap(hidden @ weight.T + bias)."""
+    """Hidden states and what makes logits of them."""
 
     hidden: Tensor
     """[rows, d_model]."""
@@ -40,14 +40,18 @@ class Head(NamedTuple):
         bias = None if self.bias is None else self.bias.to(dtype)
         return self._replace(weight=self.weight.to(dtype), bias=bias)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of some rows, which nobody else holds."""
+    def logits(
+        self, rows: slice | Tensor, left_out: Tensor | None, room: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return some hidden states, with 0 for those left out, and their logits, in room."""
+        hidden = clear(self.hidden[rows].to(room.dtype), left_out)
+        x = room[: len(hidden)]
         if self.bias is None:
-            x = hidden @ self.weight.T
+            torch.mm(hidden, self.weight.T, out=x)
         else:
-            x = torch.addmm(self.bias, hidden, self.weight.T)
+            torch.addmm(self.bias, hidden, self.weight.T, out=x)
         cap = self.softcap
-        return x if cap is None else x.div_(cap).tanh_().mul_(cap)
+        return hidden, x if cap is None else x.div_(cap).tanh_().mul_(cap)
 
 
 class Weighted(NamedTuple):
@@ -177,19 +181,25 @@ def _linear_rows(
         for x, asked in ((hidden, with_hidden), (weight, with_weight), (bias, with_bias))
     )
     sums = hidden.new_zeros(4, dtype=accumulator(hidden))
+    sharded, vocab = vocab_name is not None, weight.shape[0]
+    size = _rows_at_once(unused, vocab, sharded)
+    # A block's logits, its gradient, and the teacher's logits, in the same memory for each of them.
+    room, slope_room, teacher_room = (
+        student.weight.new_empty(size if needed else 0, vocab)
+        for needed in (True, softcap is not None, teacher is not None)
+    )
     with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
-        for rows, left_out in _row_blocks(unused, weight.shape[0], vocab_name is not None):
-            h = clear(hidden[rows].to(wide), left_out)
-            x = student.logits(h)
+        for rows, left_out in _row_blocks(unused, size):
+            h, x = student.logits(rows, left_out, room)
             others: list[Tensor] = []
             if teacher is not None:
-                others.append(teacher.logits(clear(teacher.hidden[rows].to(wide), left_out)))
+                others.append(teacher.logits(rows, left_out, teacher_room)[1])
             if local is not None:
                 others.append(local[rows])
             slope = None
             if with_hidden or with_weight or with_bias:  # in place, unless x itself is needed
-                slope = x if softcap is None else torch.empty_like(x)
-            step = rows_of_a_block(x, vocab_name is not None, False)
+                slope = x if softcap is None else slope_room[: len(x)]
+            step = rows_of_a_block(x, sharded, False)
             sums += torch.stack(in_blocks(run, step, slope, left_out, (x, *others)))
             if slope is None:
                 continue
@@ -218,22 +228,27 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tupl
 _linear_rows.register_vmap(looped(_linear_rows))
 
 
-def _row_blocks(
-    unused: Tensor, vocab: int, sharded: bool
-) -> Iterator[tuple[slice | Tensor, Tensor | None]]:
-    """Cut the rows into blocks, the same on every rank, with those of each that do not count.
+def _rows_at_once(unused: Tensor, vocab: int, sharded: bool) -> int:
+    """Return how many rows a block has, the same on every rank."""
+    if sharded:
+        return min(SHARDED_ROWS, len(unused))
+    if on_host(unused):
+        return min(max(HOST_ROWS, ON_HOST // max(vocab, 1)), len(unused))
+    return min(max(1, ON_DEVICE // max(vocab, 1)), len(unused))
+
+
+def _row_blocks(unused: Tensor, size: int) -> Iterator[tuple[slice | Tensor, Tensor | None]]:
+    """Cut the rows into blocks, with those of each that do not count.
 
     On the CPU, where to look does not wait, only the others are in a block.
     """
     if on_host(unused):
-        rows = SHARDED_ROWS if sharded else max(HOST_ROWS, ON_HOST // max(vocab, 1))
-        for index in cast("Sequence[Tensor]", (~unused).nonzero()[:, 0].split(rows)):
+        for index in cast("Sequence[Tensor]", (~unused).nonzero()[:, 0].split(max(size, 1))):
             if len(index):
                 yield index, None
         return
-    rows = SHARDED_ROWS if sharded else max(1, ON_DEVICE // max(vocab, 1))
-    for start in range(0, len(unused), rows):
-        yield slice(start, start + rows), unused[start : start + rows]
+    for start in range(0, len(unused), max(size, 1)):
+        yield slice(start, start + size), unused[start : start + size]
 
 
 def _of_rows(
