@@ -97,6 +97,11 @@ def each_object(value: T, group: ProcessGroup) -> list[T]:
     return values
 
 
+def name_of(group: ProcessGroup | None) -> str | None:
+    """Return a group's name, as operators take it; None where there is no group."""
+    return None if group is None else group.group_name
+
+
 def all_reduce(
     x: Tensor, group_name: str | None, how: Literal["sum", "min", "max"] = "sum"
 ) -> Tensor:

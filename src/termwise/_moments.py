@@ -16,16 +16,16 @@ and its and its transpose's share of the gradient 4 (Z C - Z diag C) / (N - 1). 
 products of N dim^2 in all (or N^2 dim), where energy and gradient one after the other take four.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import _groups
-from ._autograd import Function
 from ._groups import GradReduction, ProcessGroup
 from ._numbers import accumulator, blocks, lifted, looped
+from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
@@ -58,69 +58,62 @@ def second_moments(
         Variance " dim", and energy "" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
-    group_name = "" if group is None else group.group_name
-    scale = _groups.gradient_scale(group, grad_reduction)
-    _, variance, energy, _ = cast(
-        "tuple[Tensor, ...]",
-        _SecondMoments.apply(z, counts, path, torch.is_grad_enabled(), group_name, caller, scale),
+    inputs = _Inputs(
+        z,
+        counts,
+        path,
+        torch.is_grad_enabled(),
+        "" if group is None else group.group_name,
+        caller,
+        _groups.gradient_scale(group, grad_reduction),
     )
+    _, variance, energy, _ = differentiable(_second_moments, _backward, inputs, (0, 3))
     return variance, energy
 
 
-class _SecondMoments(Function):
-    """Outputs mean, variance, energy and P = d energy / d z; P's own derivative is the Hessian."""
+class _Inputs(NamedTuple):
+    z: Tensor
+    counts: Tensor | None
+    path: str
+    gradient: bool
+    group_name: str
+    caller: str
+    scale: float
+    """Of the gradient, over ranks."""
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(
-        z: Tensor,
-        counts: Tensor | None,
-        path: str,
-        gradient: bool,
-        group_name: str,
-        caller: str,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return cast(
-            "tuple[Tensor, Tensor, Tensor, Tensor]",
-            _forward(z, counts, path, gradient, group_name, caller),
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        z, counts, _, _, _, _, ctx.scale = inputs
-        mean, _, _, gradient = output
-        ctx.save_for_backward(z, counts, mean, gradient)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        z, counts, mean, energy_gradient = ctx.saved_tensors
-        for_mean, for_variance, for_energy, for_gradient = gradients
-        if torch.compiler.is_compiling():
-            # A compiled graph has no second derivative, but Dynamo traces one all the same, and
-            # with zeros for these two the Hessian below would run in every backward pass.
-            for_mean = for_gradient = None
-        if counts is not None and (for_mean is not None or for_gradient is not None):
-            raise NotImplementedError(_groups.NO_SECOND_DERIVATIVE)
-        rows = z.shape[0] if counts is None else counts.sum().to(mean.dtype)
-        parts: list[Tensor] = []
-        if for_variance is not None and for_energy is not None:
-            factor = for_variance * (2.0 * ctx.scale / (rows - 1))
-            push = for_energy.to(factor.dtype) * ctx.scale
-            if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-                return _combined(z, mean, factor, energy_gradient, push), *[None] * 6
-            parts.append(torch.addcmul(energy_gradient * push, z - mean, factor))
-        elif for_variance is not None:
-            parts.append((z - mean) * (for_variance * (2.0 * ctx.scale / (rows - 1))))
-        elif for_energy is not None:
-            parts.append(energy_gradient * (for_energy.to(mean.dtype) * ctx.scale))
-        if for_mean is not None:
-            parts.append((for_mean / rows).expand(z.shape))
-        if for_gradient is not None:
-            parts.append(_energy_hessian_product(z - mean, for_gradient))
-        return sum(parts[1:], parts[0]).to(z.dtype) if parts else None, *[None] * 6
+def _backward(
+    inputs: _Inputs,
+    saved: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    needs: Mapping[str, bool],
+) -> dict[str, Tensor]:
+    z, counts = inputs.z, inputs.counts
+    mean, energy_gradient = saved
+    for_mean, for_variance, for_energy, for_gradient = gradients
+    if torch.compiler.is_compiling():
+        # A compiled graph has no second derivative, but Dynamo traces one all the same, and
+        # with zeros for these two the Hessian below would run in every backward pass.
+        for_mean = for_gradient = None
+    if counts is not None and (for_mean is not None or for_gradient is not None):
+        raise NotImplementedError(_groups.NO_SECOND_DERIVATIVE)
+    rows = z.shape[0] if counts is None else counts.sum().to(mean.dtype)
+    parts: list[Tensor] = []
+    if for_variance is not None and for_energy is not None:
+        factor = for_variance * (2.0 * inputs.scale / (rows - 1))
+        push = for_energy.to(factor.dtype) * inputs.scale
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return {"z": _combined(z, mean, factor, energy_gradient, push)}
+        parts.append(torch.addcmul(energy_gradient * push, z - mean, factor))
+    elif for_variance is not None:
+        parts.append((z - mean) * (for_variance * (2.0 * inputs.scale / (rows - 1))))
+    elif for_energy is not None:
+        parts.append(energy_gradient * (for_energy.to(mean.dtype) * inputs.scale))
+    if for_mean is not None:
+        parts.append((for_mean / rows).expand(z.shape))
+    if for_gradient is not None:
+        parts.append(_energy_hessian_product(z - mean, for_gradient))
+    return {"z": sum(parts[1:], parts[0]).to(z.dtype)} if parts else {}
 
 
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
@@ -137,19 +130,20 @@ def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
         return change - change.mean(0)
 
 
-@torch.library.custom_op("termwise::second_moments", mutates_args=())
-def _forward(
-    z: Tensor, counts: Tensor | None, path: str, gradient: bool, group_name: str, caller: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute mean, variance, energy, and the energy's gradient (or an empty tensor)."""
-    rows = lifted(z.detach())
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute mean, variance, energy, and d energy / d z (or an empty tensor).
+
+    The derivative of the last one is the Hessian.
+    """
+    z, counts = inputs.z.detach(), inputs.counts
+    rows = lifted(z)
     each = [z.shape[0]] if counts is None else cast("list[int]", counts.tolist())
     n, dim = sum(each), z.shape[1]
     if n < 2:
-        raise ValueError(f"{caller} needs at least 2 rows over all ranks, got {n}")
+        raise ValueError(f"{inputs.caller} needs at least 2 rows over all ranks, got {n}")
 
     def over_ranks(x: Tensor) -> Tensor:
-        return x if counts is None else _groups.all_reduce(x, group_name)
+        return x if counts is None else _groups.all_reduce(x, inputs.group_name)
 
     with torch.autocast(z.device.type, enabled=False):
         mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
@@ -159,37 +153,36 @@ def _forward(
         power = 0.5 ** (n - 1).bit_length()
         rest = 1 / (power * (n - 1))
         squares = (over_ranks(_column_sums(centred, torch.square)) * power).to(rows.dtype)
-        if path == "gram" or (path == "auto" and 2 * n <= dim):
+        if inputs.path == "gram" or (inputs.path == "auto" and 2 * n <= dim):
             if counts is not None:  # a share of the columns, with the rows of all ranks
-                centred = _groups.rows_to_columns(centred, each, group_name)
+                centred = _groups.rows_to_columns(centred, each, inputs.group_name)
             # What a rank sends may not depend on its own grad mode, which may differ over ranks.
-            ascending = gradient or counts is not None
+            ascending = inputs.gradient or counts is not None
             energy, ascent = _triangle(centred, power, over_ranks, ascending, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
             if ascending:
                 own = squares if counts is None else _column_sums(centred, torch.square) * power
                 ascent.addcmul_(centred, own.to(rows.dtype), value=-1)
             if counts is not None:
-                ascent = _groups.columns_to_rows(ascent, each, dim, group_name)
+                ascent = _groups.columns_to_rows(ascent, each, dim, inputs.group_name)
         else:
-            energy, ascent = _triangle(centred.T, power, over_ranks, gradient, zero_diagonal=True)
-            ascent = ascent.T if gradient else ascent
-        ascent = ascent.mul_(4 * rest / (n - 1)) if gradient else rows.new_empty(0)
+            energy, ascent = _triangle(
+                centred.T, power, over_ranks, inputs.gradient, zero_diagonal=True
+            )
+            ascent = ascent.T if inputs.gradient else ascent
+        ascent = ascent.mul_(4 * rest / (n - 1)) if inputs.gradient else rows.new_empty(0)
         return mean, squares * rest, energy * rest**2, ascent
 
 
-@_forward.register_fake
-def _(
-    z: Tensor, counts: Tensor | None, path: str, gradient: bool, group_name: str, caller: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = lifted(z.new_empty(())).dtype
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z, dtype = inputs.z, lifted(inputs.z.new_empty(())).dtype
     columns = z.new_empty(z.shape[1], dtype=dtype)
-    ascent = z.new_empty(z.shape if gradient else 0, dtype=dtype)
+    ascent = z.new_empty(z.shape if inputs.gradient else 0, dtype=dtype)
     energy = z.new_empty((), dtype=accumulator(z))
     return columns, torch.empty_like(columns), energy, ascent
 
 
-_forward.register_vmap(looped(_forward))
+_second_moments = Operator("second_moments", _Inputs, _kernel, _fake)
 
 
 @torch.library.custom_op("termwise::second_moments_gradient", mutates_args=())

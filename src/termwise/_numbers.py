@@ -45,11 +45,11 @@ def blocks(x: Tensor) -> Iterator[slice]:
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Return an operator's vmap rule: one call for each element, for each fills the machine."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         results = [
             operator(
                 *(
-                    arg if dim is None else arg.select(dim, index)
+                    arg.select(dim, index) if isinstance(dim, int) else arg  # None, or a list
                     for arg, dim in zip(args, in_dims, strict=True)
                 )
             )

@@ -280,9 +280,9 @@ def test_micro_batches_add_up():
 def test_positions_that_do_not_count_may_hold_anything(poison, by_samples, monkeypatch):
     if by_samples:  # what runs on other devices than the CPU
         monkeypatch.setattr(
-            _partitioned,
-            "blocks",
-            lambda chunks, v, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
+            chunk_blocks,
+            "chunk_blocks",
+            lambda chunks, _, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
         )
     problem = draw_problem(11, batch=3, ordered=False)
     mask = torch.tensor([True, False, True])

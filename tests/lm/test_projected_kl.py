@@ -602,13 +602,10 @@ def test_nothing_waits_for_the_device():
 
 def test_blocks_where_the_ids_cannot_be_looked_at(monkeypatch):
     # What runs on other devices than the CPU: a sample at a time, and masks.
-    monkeypatch.setattr(chunk_blocks, "blocks", None)
-    from termwise.lm import _projected_kl
-
     monkeypatch.setattr(
-        _projected_kl,
-        "blocks",
-        lambda chunks, vocab, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
+        chunk_blocks,
+        "chunk_blocks",
+        lambda chunks, _, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
     )
     for seed in range(6):
         problem = draw_problem(seed, batch=3, ordered=seed % 2 == 0)

@@ -9,7 +9,6 @@ import termwise as tw
 from termwise.lm import (
     Alignment,
     UniversalLogitLoss,
-    _universal_logit,
     align_in_order,
     count_valid_chunks,
     partitioned_loss,
@@ -17,7 +16,7 @@ from termwise.lm import (
     vocab_partition,
 )
 from termwise.lm import VocabProjection as Projection
-from termwise.lm._chunk_blocks import _blocks_of_samples
+from termwise.lm import _chunk_blocks as chunk_blocks
 
 
 def oracle(student, teacher, alignment, temperature=1.0, sample_mask=None):
@@ -226,7 +225,9 @@ def test_blocks_of_whole_samples_give_the_same(monkeypatch):
     (gradient,) = torch.autograd.grad(expected.loss, student)
     teacher[:, -1] = torch.nan  # as a device reads samples, what does not count is masked
     monkeypatch.setattr(
-        _universal_logit, "blocks", lambda chunks, _, dtype: _blocks_of_samples(chunks, dtype)
+        chunk_blocks,
+        "chunk_blocks",
+        lambda chunks, _, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
     )
     terms = universal_logit_loss(student, teacher, alignment=alignment)
     torch.testing.assert_close(terms.loss, expected.loss)

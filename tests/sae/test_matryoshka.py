@@ -216,7 +216,9 @@ def test_more_rows_than_are_taken_at_a_time(sparse):
     n, d_sae, prefixes = 701, 40, (3, 10, 11, 30)
     x, f, W_dec, b_dec = tensors(n, 5, d_sae)
     values, indices, dense = sparse_and_dense(n, 4, d_sae)
-    rows = list(inside._some_rows(values if sparse else f, indices if sparse else None, prefixes))
+    latents = (values, indices) if sparse else (f, None)
+    given = inside.Given(x, *latents, W_dec, b_dec, None, prefixes, "mean", not sparse)
+    rows = list(inside._some_rows(given))
     assert len(rows) >= 4
     assert n % (rows[0].stop - rows[0].start)
     latents = SparseLatents(values, indices) if sparse else f
@@ -642,11 +644,13 @@ def test_nothing_is_read_on_the_host(sparse):
         terms.loss.backward()
         assert [t.grad.shape for t in leaves] == [t.shape for t in leaves]
         # The operators' own code, which the above replaces by their shapes.
-        arguments = [t.detach() for t in (x, values)] + [indices]
-        arguments += [W_dec.detach(), b_dec.detach(), mask, prefixes, "mean"]
-        measured, last = inside.compute_errors(*arguments, not sparse)
+        tensors = [t.detach() for t in (x, values, W_dec, b_dec)]
+        given = inside.Given(
+            *tensors[:2], indices, *tensors[2:], mask, prefixes, "mean", not sparse
+        )
+        measured, last = inside.compute_errors(given)
         assert measured.shape == (300, 4)
-        inside.compute_gradients(torch.empty(300, 4), last, *arguments, needed)
+        inside.compute_gradients(inside.Pulled(torch.empty(300, 4), last, given, needed))
 
 
 # --- the module -----------------------------------------------------------------------------

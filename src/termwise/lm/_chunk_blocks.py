@@ -7,7 +7,7 @@ hold any part of their rows, and each block's sums are reduced as it comes.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ BLOCK = 2**19
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Rows:
+class ChunkRows:
     """The rows of one model's logits that a block reads."""
 
     index: slice | Tensor
@@ -35,11 +35,11 @@ class Rows:
     used: Tensor | None
     """[rows], False outside every chunk. None: all are used."""
 
-    def of(self, flat: Tensor) -> Tensor:
+    def read(self, flat: Tensor) -> Tensor:
         """Take the rows, lifted, with 0 in those that are not used."""
         return self._only_used(lifted(flat[self.index]))
 
-    def put(self, flat: Tensor, rows: Tensor) -> None:
+    def write(self, flat: Tensor, rows: Tensor) -> None:
         """Write the rows, with 0 in those that are not used."""
         flat[self.index] = self._only_used(rows).to(flat.dtype)
 
@@ -68,14 +68,14 @@ class Block:
     chunks: int
     counted: Tensor | None
     """[chunks], whether it counts. None: all of them do."""
-    student: Rows
-    teacher: Rows
+    student: ChunkRows
+    teacher: ChunkRows
 
 
-def blocks(chunks: Chunks, vocab: int, dtype: torch.dtype) -> Iterator[Block]:
-    """Cut the chunks that count into blocks, the same on every rank that has this vocab."""
+def chunk_blocks(chunks: Chunks, width: int, dtype: torch.dtype) -> Iterator[Block]:
+    """Cut the chunks that count into blocks, the same on every rank that has this width."""
     if chunks.valid.device.type == "cpu":
-        return _blocks_that_fit(chunks, max(1, BLOCK // max(vocab, 1)), dtype)
+        return _blocks_that_fit(chunks, max(1, BLOCK // max(width, 1)), dtype)
     return _blocks_of_samples(chunks, dtype)
 
 
@@ -83,15 +83,15 @@ def _blocks_of_samples(chunks: Chunks, dtype: torch.dtype) -> Iterator[Block]:
     if not chunks.valid.shape[1]:
         return
     for sample, valid in enumerate(chunks.valid):
-        sides: list[Rows] = []
+        sides: list[ChunkRows] = []
         for ids, sizes in (
             (chunks.student_id[sample], chunks.student_size[sample]),
             (chunks.teacher_id[sample], chunks.teacher_size[sample]),
         ):
             place = ids.clamp(min=0)
             used = valid[place] & (ids >= 0)
-            here = slice(sample * len(ids), (sample + 1) * len(ids))
-            sides.append(Rows(here, place, (1 / sizes.to(dtype)).where(valid, 0), used))
+            index = slice(sample * len(ids), (sample + 1) * len(ids))
+            sides.append(ChunkRows(index, place, (1 / sizes.to(dtype)).where(valid, 0), used))
         yield Block(len(valid), valid, *sides)
 
 
@@ -103,7 +103,7 @@ def _blocks_that_fit(chunks: Chunks, rows: int, dtype: torch.dtype) -> Iterator[
     teacher_sizes = chunks.teacher_size.reshape(-1)[counted]
     student = _InOrder.of(chunks.student_id, place, student_sizes, dtype)
     teacher = _InOrder.of(chunks.teacher_id, place, teacher_sizes, dtype)
-    both = zip(_numbers(student_sizes), _numbers(teacher_sizes), strict=True)
+    both = zip(_integers(student_sizes), _integers(teacher_sizes), strict=True)
     start = student_rows = teacher_rows = 0
     for stop, (students, teachers) in enumerate(both):
         student_rows, teacher_rows = student_rows + students, teacher_rows + teachers
@@ -133,12 +133,12 @@ class _InOrder:
         order = placed.argsort(stable=True)[int((placed < 0).sum()) :]
         chunk = placed[order]
         ends = chunk.bincount(minlength=len(sizes)).cumsum(0)
-        return cls(order, chunk, 1 / sizes.to(dtype), [0, *_numbers(ends)])
+        return cls(order, chunk, 1 / sizes.to(dtype), [0, *_integers(ends)])
 
-    def rows(self, start: int, stop: int) -> Rows:
-        here = slice(self.starts[start], self.starts[stop])
-        index = _as_slice(self.order[here])
-        return Rows(index, self.chunk[here] - start, self.inverse_size[start:stop], None)
+    def rows(self, start: int, stop: int) -> ChunkRows:
+        part = slice(self.starts[start], self.starts[stop])
+        index = _as_slice(self.order[part])
+        return ChunkRows(index, self.chunk[part] - start, self.inverse_size[start:stop], None)
 
 
 def _as_slice(index: Tensor) -> slice | Tensor:
@@ -151,12 +151,45 @@ def _as_slice(index: Tensor) -> slice | Tensor:
     return index
 
 
-def _numbers(x: Tensor) -> list[int]:
+def _integers(x: Tensor) -> list[int]:
     return cast("list[int]", x.tolist())
 
 
-def gradient_of(student: Tensor, chunks: Chunks) -> Tensor:
-    """Make room for the gradient, with 0 in the rows that no block will write."""
+# What a loss does with a block: step(block, student's rows, teacher's rows) returns sums over the
+# block's chunks, and how to compute the gradient of the first with respect to the student's rows.
+Step = Callable[[Block, Tensor, Tensor], tuple[Tensor, Callable[[], Tensor]]]
+
+
+def sum_over_chunks(
+    step: Step,
+    chunks: Chunks,
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    width: int,
+    sums: Tensor,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return sums plus those of all blocks, and the student's gradient, or an empty tensor.
+
+    A block has as many rows as fit in cache if each is `width` wide.
+    """
+    dtype = lifted(student[:0]).dtype
+    gradient = _new_gradient(student, chunks) if with_gradient else student.new_empty(0)
+    flat_student, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    with torch.autocast(student.device.type, enabled=False):
+        for block in chunk_blocks(chunks, width, dtype):
+            rows = block.student.read(flat_student), block.teacher.read(flat_teacher)
+            parts, compute_gradient = step(block, *rows)
+            sums = sums + parts
+            if with_gradient:
+                block.student.write(gradient.flatten(0, 1), compute_gradient())
+            del rows, compute_gradient  # before the next block's are made
+    return sums, gradient
+
+
+def _new_gradient(student: Tensor, chunks: Chunks) -> Tensor:
+    """Return an empty gradient, with 0 in the rows that no block will write."""
     if student.device.type != "cpu":
         return torch.zeros_like(student, memory_format=torch.contiguous_format)
     gradient = torch.empty_like(student, memory_format=torch.contiguous_format)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._groups import all_reduce
+from ._chunk_blocks import ChunkRows
 from ._rows import row_products
 
 
@@ -24,9 +25,33 @@ def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple
     return powers, 1 / all_reduce(powers.sum(1), vocab_name)
 
 
-def softmax_gradient(
-    powers: Tensor, inverse: Tensor, push: Tensor, vocab_name: str | None
-) -> Tensor:
-    """Return the gradient in x of softmax(x), from that in the softmax, which is overwritten."""
-    mean = all_reduce(row_products(powers, push), vocab_name) * inverse
-    return push.sub_(mean[:, None]).mul_(powers).mul_(inverse[:, None])
+class MeanSoftmax:
+    """The softmax of a block's rows, averaged over each of its chunks."""
+
+    def __init__(
+        self, rows: ChunkRows, x: Tensor, temperature: float, vocab_name: str | None
+    ) -> None:
+        self.rows, self.vocab_name = rows, vocab_name
+        self.powers, self.inverse = exponentials(centred(x, vocab_name), temperature, vocab_name)
+
+    def means(self) -> Tensor:
+        """Return the means over this rank's rows, as parts of those over all ranks'."""
+        return self.rows.sharing(self.inverse) @ self.powers
+
+    def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
+        """Return scale * the gradient in x / temperature, from that in the means."""
+        back = self.rows.sharing(scale).T @ push
+        mean = all_reduce(row_products(self.powers, back), self.vocab_name) * self.inverse
+        return back.sub_(mean[:, None]).mul_(self.powers).mul_(self.inverse[:, None])
+
+
+def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:
+    """Return x with the columns of all ranks; own are this rank's places among them."""
+    if own is None:
+        return x
+    return all_reduce(x.new_zeros(len(x), vocab).index_copy_(1, own, x), vocab_name)
+
+
+def own_columns(first: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return the places of x's columns among those of all ranks, from the first one's."""
+    return None if first is None else first + torch.arange(x.shape[-1], device=x.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _groups
 from .._contract import contract
-from .._groups import ProcessGroup, all_reduce
+from .._groups import ProcessGroup, all_reduce, name_of
 from .._numbers import accumulator, lifted
 from ._alignment import Alignment, chunk_sizes, out_of_range
 from ._checks import check_normalizer, check_temperature, divisor
@@ -120,7 +120,7 @@ def normalized(
     """Count the chunks over the batch, and give temperature^2 / normalizer."""
     check_temperature(name, temperature)
     check_normalizer(name, normalizer)
-    count = all_reduce(chunks.valid.sum(), None if batch_group is None else batch_group.group_name)
+    count = all_reduce(chunks.valid.sum(), name_of(batch_group))
     count = count.to(accumulator(count))
     return count, temperature**2 / divisor(normalizer, count)
 

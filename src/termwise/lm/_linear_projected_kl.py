@@ -1,20 +1,22 @@
 """Projected KL from hidden states and the head's weight: the student's logits are never whole."""
 
 import dataclasses
-from typing import Any, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function, apply, chain, link_to, wants_gradient
+from .._autograd import wants_gradient
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup, all_reduce
 from .._module import LossModule
-from .._numbers import alike, lifted, looped
+from .._numbers import alike, lifted
+from .._operators import Operator, with_gradients
 from ._alignment import Alignment
-from ._chunk_blocks import blocks
-from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunk_blocks import Block, sum_over_chunks
+from ._chunk_softmax import MeanSoftmax
 from ._chunks import Chunks, check_times
 from ._divergences import KLDivergence, TeacherMean
 from ._projected_divergence import (
@@ -126,8 +128,10 @@ def linear_projected_kl_loss(
         projection,
         student_vocab=weight.shape[0],
         temperature=temperature,
+        divergence=divergence,
         columns_top_k=columns_top_k,
         teacher_columns=teacher_columns,
+        teacher_mean=teacher_mean,
         mask=mask,
         sample_mask=sample_mask,
         exact_only=exact_only,
@@ -137,24 +141,16 @@ def linear_projected_kl_loss(
         vocab_group=vocab_group,
         sequence_group=sequence_group,
     )
-    loss, measured, _, _ = cast(
-        "tuple[Tensor, Tensor, Tensor, Tensor]",
-        apply(
-            _LinearProjectedKL,
-            hidden,
-            weight,
-            link_to(hidden),
-            link_to(weight),
-            teacher_logits.detach(),
-            *setting.tensors(),
-            temperature,
-            divergence == "reverse",
-            teacher_mean,
-            eps,
-            wants_gradient(hidden) or wants_gradient(weight),
-            *setting.group_names,
-        ),
+    inputs = _Inputs(
+        hidden,
+        weight,
+        teacher_logits.detach(),
+        setting.chunks,
+        setting.divergence,
+        setting.per_chunk,
+        wants_gradient(hidden) or wants_gradient(weight),
     )
+    loss, measured, _, _ = with_gradients(_linear_projected_kl, inputs, 2)
     loss = loss.to(lifted(hidden.new_empty(())).dtype)
     return divergence_terms(setting, loss, measured, temperature, batch_group, grad_reduction)
 
@@ -212,115 +208,55 @@ class LinearProjectedKLLoss(LossModule):
         )
 
 
-class _LinearProjectedKL(Function):
-    """Outputs the loss of this rank's samples, its measurements, and its gradients."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        hidden: Tensor, weight: Tensor, hidden_link: Tensor, weight_link: Tensor, *others: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return cast(
-            "tuple[Tensor, Tensor, Tensor, Tensor]", _linear_projected_kl(hidden, weight, *others)
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(*output[2:], *inputs[2:4])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *own, hidden_link, weight_link = ctx.saved_tensors
-        links = hidden_link, weight_link
-        chained = [
-            chain(gradient, gradients[0], link) if needed else None
-            for gradient, link, needed in zip(own, links, ctx.needs_input_grad[:2], strict=True)
-        ]
-        return *chained, *(None,) * (ctx.inputs - 2)
+class _Inputs(NamedTuple):
+    hidden: Tensor
+    weight: Tensor
+    teacher: Tensor
+    chunks: Chunks
+    divergence: Divergence
+    per_chunk: Tensor
+    with_gradient: bool
 
 
-@torch.library.custom_op("termwise::linear_projected_kl", mutates_args=())
-def _linear_projected_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher: Tensor,
-    student_id: Tensor,
-    teacher_id: Tensor,
-    student_size: Tensor,
-    teacher_size: Tensor,
-    valid: Tensor,
-    columns: Tensor | None,
-    covered: Tensor,
-    teacher_pointers: Tensor,
-    teacher_rows: Tensor,
-    teacher_weights: Tensor,
-    student_pointers: Tensor,
-    student_columns: Tensor,
-    student_weights: Tensor,
-    per_chunk: Tensor,
-    temperature: float,
-    reverse: bool,
-    teacher_mean: str,
-    eps: float,
-    with_gradient: bool,
-    vocab_name: str | None,
-    sequence_name: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hidden, weight, teacher = hidden.detach(), weight.detach(), teacher.detach()
-    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
-    wide = torch.promote_types(lifted(hidden[:0]).dtype, lifted(weight[:0]).dtype)
-    divergence = Divergence(
-        columns,
-        covered,
-        (teacher_pointers, teacher_rows, teacher_weights.to(wide)),
-        (student_pointers, student_columns, student_weights.to(wide)),
-        temperature,
-        reverse,
-        teacher_mean,
-        eps,
-        vocab_name,
-        sequence_name,
-    )
-    flat, flat_teacher = hidden.flatten(0, 1), teacher.flatten(0, 1)
-    head = weight.to(wide)
-    hidden_gradient = torch.zeros_like(flat, dtype=wide) if with_gradient else head.new_empty(0)
-    weight_gradient = torch.zeros_like(head) if with_gradient else head.new_empty(0)
-    sums = per_chunk.new_zeros(3)
-    scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(hidden.device.type, enabled=False):
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the loss of this rank's samples, what was measured, and both gradients."""
+    hidden, teacher, divergence = inputs.hidden.detach(), inputs.teacher, inputs.divergence
+    head = lifted(inputs.weight.detach())
+    head_gradient = torch.zeros_like(head) if inputs.with_gradient else head.new_empty(0)
+    scale = (inputs.per_chunk / divergence.temperature).to(head.dtype)
+
+    def step(block: Block, h: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        x = h @ head.T
+        softmax = MeanSoftmax(block.student, x, divergence.temperature, divergence.vocab_name)
+        sums, push = divergence(softmax.means(), block, y)
+
+        def compute_gradient() -> Tensor:
+            rows = softmax.gradient(push, scale)
+            head_gradient.addmm_(rows.T, h)
+            return all_reduce(rows @ head, divergence.vocab_name)
+
+        return sums, compute_gradient
+
+    sums, hidden_gradient = sum_over_chunks(
+        step,
+        inputs.chunks,
+        hidden,
+        teacher,
         # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
-        for block in blocks(chunks, max(teacher.shape[2] // 4, 1), wide):
-            h = block.student.of(flat).to(wide)
-            x = centred(h @ head.T, vocab_name)
-            powers, inverse = exponentials(x, temperature, vocab_name)
-            means = block.student.sharing(inverse) @ powers
-            parts, push = divergence(means, block, block.teacher.of(flat_teacher).to(wide))
-            sums += parts
-            if not with_gradient:
-                continue
-            back = block.student.sharing(scale).T @ push
-            rows = softmax_gradient(powers, inverse, back, vocab_name)
-            block.student.put(hidden_gradient, rows @ head)
-            weight_gradient.addmm_(rows.T, h)
-    if with_gradient:
-        hidden_gradient = all_reduce(hidden_gradient, vocab_name).view(hidden.shape)
-    return (
-        sums[0] * per_chunk,
-        sums[1:].clone(),
-        hidden_gradient.to(hidden.dtype),
-        weight_gradient.to(weight.dtype),
+        width=max(teacher.shape[2] // 4, 1),
+        sums=inputs.per_chunk.new_zeros(3),
+        with_gradient=inputs.with_gradient,
     )
+    loss, measured = sums[0] * inputs.per_chunk, sums[1:].clone()
+    return loss, measured, hidden_gradient, head_gradient.to(inputs.weight.dtype)
 
 
-@_linear_projected_kl.register_fake
-def _(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    per_chunk, with_gradient = others[14], others[19]
-    gradients = [x.new_empty(x.shape if with_gradient else 0) for x in (hidden, weight)]
-    return torch.empty_like(per_chunk), per_chunk.new_empty(2), gradients[0], gradients[1]
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    per_chunk = inputs.per_chunk
+    hidden, weight = (
+        x.new_empty(x.shape if inputs.with_gradient else 0) for x in (inputs.hidden, inputs.weight)
+    )
+    return torch.empty_like(per_chunk), per_chunk.new_empty(2), hidden, weight
 
 
-_linear_projected_kl.register_vmap(looped(_linear_projected_kl))
+_linear_projected_kl = Operator("linear_projected_kl", _Inputs, _kernel, _fake)

@@ -1,22 +1,24 @@
 """Partitioned loss: a divergence on the tokens that both vocabularies have, and L1 on the rest."""
 
 import dataclasses
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, apply, chain, link_to, wants_gradient
+from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
+from .._groups import GradReduction, ProcessGroup, first_column, name_of
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted
+from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._chunk_blocks import Block, Rows, blocks, gradient_of
-from ._chunk_softmax import centred, exponentials
+from ._chunk_blocks import Block, ChunkRows, sum_over_chunks
+from ._chunk_softmax import all_columns, centred, exponentials, own_columns
 from ._chunks import Chunks, check_times, chunks_of, normalized, padding
 from ._divergences import KLDivergence
 from ._largest_of_rows import largest_of_rows
@@ -160,28 +162,30 @@ def partitioned_loss(
         raise ValueError(f"{name} needs tail_top_k >= 1, got {tail_top_k}")
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    loss, measured, _ = cast(
-        "tuple[Tensor, Tensor, Tensor]",
-        apply(
-            _Partitioned,
-            student_logits,
-            link_to(student_logits),
-            teacher_logits.detach(),
-            *chunks,
-            *(partition.common_student, partition.common_teacher),
-            *(partition.rest_student, partition.rest_teacher),
-            first_column(student_logits, vocab_group),
-            per_chunk,
-            tail_top_k,
-            common_weight,
-            tail_weight,
-            temperature,
-            divergence == "reverse",
-            wants_gradient(student_logits),
-            vocab_group and vocab_group.group_name,
-            sequence_group and sequence_group.group_name,
-        ),
+    p = partition
+    distance = _Distance(
+        p.common_student,
+        p.common_teacher,
+        p.rest_student,
+        p.rest_teacher,
+        tail_top_k,
+        common_weight,
+        tail_weight,
+        divergence == "reverse",
     )
+    inputs = _Inputs(
+        student_logits,
+        teacher_logits.detach(),
+        chunks,
+        distance,
+        first_column(student_logits, vocab_group),
+        per_chunk,
+        temperature,
+        wants_gradient(student_logits),
+        name_of(vocab_group),
+        name_of(sequence_group),
+    )
+    loss, measured, _ = with_gradients(_partitioned, inputs)
     if batch_group is not None:
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         sums = _groups.terminal_sum(torch.cat([loss[None], measured]), batch_group, scale)
@@ -270,134 +274,38 @@ def _check_partition(
         )
 
 
-class _Partitioned(Function):
-    """Outputs the loss of this rank's samples, its measurements, and its gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return cast("tuple[Tensor, Tensor, Tensor]", _partitioned(student, *others))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(output[2], inputs[1])
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, link = ctx.saved_tensors
-        return chain(gradient, gradients[0], link), *(None,) * (ctx.inputs - 1)
-
-
-@torch.library.custom_op("termwise::partitioned", mutates_args=())
-def _partitioned(
-    student: Tensor,
-    teacher: Tensor,
-    student_id: Tensor,
-    teacher_id: Tensor,
-    student_size: Tensor,
-    teacher_size: Tensor,
-    valid: Tensor,
-    common_student: Tensor,
-    common_teacher: Tensor,
-    rest_student: Tensor,
-    rest_teacher: Tensor,
-    first_token: Tensor | None,
-    per_chunk: Tensor,
-    tail_top_k: int,
-    common_weight: float,
-    tail_weight: float,
-    temperature: float,
-    reverse: bool,
-    with_gradient: bool,
-    vocab_name: str | None,
-    sequence_name: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    student, teacher = student.detach(), teacher.detach()
-    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
-    wide = lifted(student[:0]).dtype
-    here = None
-    if first_token is not None:
-        here = first_token + torch.arange(student.shape[2], device=student.device)
-    distance = _Distance(
-        (common_student, common_teacher),
-        (rest_student, rest_teacher),
-        tail_top_k,
-        (common_weight, tail_weight),
-        reverse,
-    )
-    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
-    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
-    sums = per_chunk.new_zeros(4)
-    scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
-        # Smaller blocks than others: each of them is read by more steps at once.
-        for block in blocks(chunks, 2 * teacher.shape[2], wide):
-            x = centred(block.student.of(flat), vocab_name)
-            means = block.student.mean(x, sequence_name).div_(temperature)
-            powers, inverse = exponentials(x, temperature, vocab_name)
-            a = _log_means(means, inverse, block.student, sequence_name)
-            if here is not None:
-                whole = a.new_zeros(len(a), len(common_student) + len(rest_student))
-                a = all_reduce(whole.index_copy_(1, here, a), vocab_name)
-            y = centred(block.teacher.of(flat_teacher), None)
-            means = block.teacher.mean(y, sequence_name).div_(temperature)
-            _, norm = exponentials(y, temperature, None)
-            b = _log_means(means, norm, block.teacher, sequence_name)
-            parts, push = distance(a, b, block)
-            sums += parts
-            if not with_gradient:
-                continue
-            # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
-            shares = block.student.sharing(scale).T
-            together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
-            own = push if here is None else push[:, here]
-            block.student.put(flat_gradient, (shares @ own).addcmul_(powers, together, value=-1))
-    # A part of weight 0 is left out, for it may be infinite.
-    weighted = zip((common_weight, tail_weight), sums[:2], strict=True)
-    held = [weight * part for weight, part in weighted if weight != 0]
-    loss = sum(held, sums.new_zeros(())) * per_chunk
-    return loss, sums, gradient
-
-
-@_partitioned.register_fake
-def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    per_chunk, with_gradient = others[11], others[17]
-    gradient = student.new_empty(student.shape if with_gradient else 0)
-    return torch.empty_like(per_chunk), per_chunk.new_empty(4), gradient
-
-
-_partitioned.register_vmap(looped(_partitioned))
-
-
-def _log_means(means: Tensor, inverse: Tensor, rows: Rows, sequence_name: str | None) -> Tensor:
-    """Average log-probabilities over chunks: mean centred logits less mean log-sums of them."""
-    return means.add_(rows.mean(inverse.log()[:, None], sequence_name))
-
-
 class _Distance(NamedTuple):
     """The two parts of the loss of a block of chunks, and the gradient in the student's means."""
 
-    common: tuple[Tensor, Tensor]
-    rest: tuple[Tensor, Tensor]
+    common_student: Tensor
+    common_teacher: Tensor
+    rest_student: Tensor
+    rest_teacher: Tensor
     tail_top_k: int
-    weights: tuple[float, float]
+    common_weight: float
+    tail_weight: float
     reverse: bool
+
+    @property
+    def student_vocab(self) -> int:
+        """Tokens over all ranks."""
+        return len(self.common_student) + len(self.rest_student)
 
     def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Return sums of divergence, L1, agreement and teacher's mass; and the gradient in a."""
         push = torch.zeros_like(a)
-        kl, agree, mass = self._common(*_columns(a, b, self.common), push)
-        l1 = self._tail(*_columns(a, b, self.rest), push)
-        parts = [kl, l1, agree, mass]
+        kl, agree, mass = self._common(a[:, self.common_student], b[:, self.common_teacher], push)
+        l1 = self._tail(a[:, self.rest_student], b[:, self.rest_teacher], push)
+        measured = [kl, l1, agree, mass]
         if block.counted is not None:
-            parts = [part.where(block.counted, 0) for part in parts]
+            measured = [x.where(block.counted, 0) for x in measured]
             push = push.where(block.counted[:, None], 0)
-        return torch.stack([part.sum(dtype=accumulator(a)) for part in parts]), push
+        return torch.stack([x.sum(dtype=accumulator(a)) for x in measured]), push
+
+    def loss(self, sums: Tensor) -> Tensor:
+        """Weigh the two parts. One of weight 0 is left out, for it may be infinite."""
+        weighted = zip((self.common_weight, self.tail_weight), sums[:2], strict=True)
+        return sum((weight * x for weight, x in weighted if weight != 0), sums.new_zeros(()))
 
     def _common(self, a: Tensor, b: Tensor, push: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = b.exp()
@@ -409,8 +317,8 @@ class _Distance(NamedTuple):
         else:
             each = (p * (b - a)).where(p != 0, 0)
             gradient = -p
-        if self.weights[0] != 0:
-            push.index_copy_(1, self.common[0], gradient.mul_(self.weights[0]))
+        if self.common_weight != 0:
+            push.index_copy_(1, self.common_student, gradient.mul_(self.common_weight))
         agree = a.new_zeros(len(a))
         if a.shape[1]:
             agree = (a.argmax(1) == b.argmax(1)).to(a.dtype)
@@ -421,11 +329,74 @@ class _Distance(NamedTuple):
         most = min(p.shape[1], q.shape[1], self.tail_top_k)
         ours, place = largest_of_rows(p, most)
         difference = ours - largest_of_rows(q, most)[0]
-        if self.weights[1] != 0:
-            gradient = difference.sign().mul_(ours).mul_(self.weights[1])
-            push.scatter_(1, self.rest[0][place], gradient)
+        if self.tail_weight != 0:
+            gradient = difference.sign().mul_(ours).mul_(self.tail_weight)
+            push.scatter_(1, self.rest_student[place], gradient)
         return difference.abs_().sum(1)
 
 
-def _columns(a: Tensor, b: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return a.index_select(1, ids[0]), b.index_select(1, ids[1])
+class _Inputs(NamedTuple):
+    student: Tensor
+    teacher: Tensor
+    chunks: Chunks
+    distance: _Distance
+    first: Tensor | None
+    """Of this rank's columns, its place among those of all ranks."""
+    per_chunk: Tensor
+    temperature: float
+    with_gradient: bool
+    vocab_name: str | None
+    sequence_name: str | None
+
+
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of this rank's samples, what was measured, and the gradient."""
+    student, teacher, distance = inputs.student.detach(), inputs.teacher, inputs.distance
+    own = own_columns(inputs.first, student)
+    scale = (inputs.per_chunk / inputs.temperature).to(lifted(student[:0]).dtype)
+
+    def log_means(
+        x: Tensor, rows: ChunkRows, vocab_name: str | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Average log-probabilities over chunks: mean centred logits less mean log-sums of them."""
+        x = centred(x, vocab_name)
+        means = rows.mean(x, inputs.sequence_name).div_(inputs.temperature)
+        powers, inverse = exponentials(x, inputs.temperature, vocab_name)
+        means.add_(rows.mean(inverse.log()[:, None], inputs.sequence_name))
+        return means, powers, inverse
+
+    def step(block: Block, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        a, powers, inverse = log_means(x, block.student, inputs.vocab_name)
+        a = all_columns(a, own, distance.student_vocab, inputs.vocab_name)
+        b, _, _ = log_means(y, block.teacher, None)
+        sums, push = distance(a, b, block)
+
+        def compute_gradient() -> Tensor:
+            # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
+            shares = block.student.sharing(scale).T
+            together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
+            pushed = shares @ (push if own is None else push[:, own])
+            return pushed.addcmul_(powers, together, value=-1)
+
+        return sums, compute_gradient
+
+    sums, gradient = sum_over_chunks(
+        step,
+        inputs.chunks,
+        student,
+        teacher,
+        # Smaller blocks than others: each of them is read by more steps at once.
+        width=2 * teacher.shape[2],
+        sums=inputs.per_chunk.new_zeros(4),
+        with_gradient=inputs.with_gradient,
+    )
+    return distance.loss(sums) * inputs.per_chunk, sums, gradient
+
+
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    student, per_chunk = inputs.student, inputs.per_chunk
+    gradient = student.new_empty(student.shape if inputs.with_gradient else 0)
+    return torch.empty_like(per_chunk), per_chunk.new_empty(4), gradient
+
+
+_partitioned = Operator("partitioned", _Inputs, _kernel, _fake)

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
-from .._groups import GradReduction, ProcessGroup, all_reduce
+from .._groups import GradReduction, ProcessGroup, all_reduce, name_of
 from .._numbers import accumulator, may_look_at
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._chunk_blocks import Block, highest_logits
 from ._chunk_softmax import centred
 from ._chunks import Chunks, chunks_of, normalized, padding
+from ._divergences import KLDivergence, TeacherMean
 from ._rows import row_products
 from ._vocab_projection import VocabProjection
 
@@ -36,28 +37,118 @@ class ProjectedKLTerms(Terms):
     among the columns or that no student token is projected to; mean over those chunks; detached."""
 
 
-class Setting(NamedTuple):
-    """What a projected divergence is computed from, besides logits and numbers."""
+class SparseRows(NamedTuple):
+    """A sparse matrix, by its rows."""
 
-    chunks: Chunks
+    pointers: Tensor
+    columns: Tensor
+    weights: Tensor
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return the product with a dense matrix."""
+        return F.embedding_bag(
+            self.columns,
+            x,
+            self.pointers,
+            mode="sum",
+            per_sample_weights=self.weights.to(x.dtype),
+            include_last_offset=True,
+        )
+
+
+class Divergence(NamedTuple):
+    """The divergence of a block of chunks, and its gradient in the student's probabilities."""
+
     columns: Tensor | None
     """Teacher tokens that are compared. None: all."""
     covered: Tensor
     """[teacher_vocab], whether the token is compared and something is projected to it."""
-    projection: VocabProjection
+    by_teacher: SparseRows
+    by_student: SparseRows
+    temperature: float
+    reverse: bool
+    teacher_mean: str
+    eps: float
+    vocab_name: str | None
+    sequence_name: str | None
+
+    def __call__(self, means: Tensor, block: Block, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Take this rank's part of the student's mean probabilities, and the teacher's rows.
+
+        Returns:
+            The sums over the block's chunks of divergence, agreement and uncovered mass, in the
+            wider type; and the gradient of the first in the probabilities, on this rank's tokens.
+        """
+        projected = self.by_teacher.times(means.T.contiguous())
+        if self.columns is not None:
+            projected = projected[self.columns]
+        projected = projected.T.contiguous()
+        projected = all_reduce(all_reduce(projected, self.vocab_name), self.sequence_name)
+        log_p, uncovered = self._teacher(teacher, block)
+
+        whole = projected.sum(1, keepdim=True) + self.eps
+        share = projected / whole
+        q = share + self.eps
+        log_q = q.log()
+        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
+        if self.reverse:
+            ratio = log_q - log_p
+            kl = (q * ratio).where(q != 0, 0).sum(1)
+            push = (ratio + 1).where(q != 0, 0)
+        else:
+            p = log_p.exp()
+            if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
+                ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
+                kl = row_products(p, ratio)
+                push = -p / q
+            else:
+                kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
+                push = -(p / q).where(p != 0, 0)
+        agree = projected.argmax(1) == log_p.argmax(1)
+        push = (push - row_products(push, share)[:, None]) / whole
+        if block.counted is not None:
+            kl, agree = kl.where(block.counted, 0), agree & block.counted
+            uncovered = uncovered.where(block.counted, 0)
+            push = push.where(block.counted[:, None], 0)
+        sums = torch.stack([x.sum(dtype=accumulator(means)) for x in (kl, agree, uncovered)])
+        spread = push.T
+        if self.columns is not None:
+            spread = push.new_zeros(len(self.covered), block.chunks)
+            spread.index_copy_(0, self.columns, push.T)
+        return sums, self.by_student.times(spread.contiguous()).T
+
+    def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Return the log of the target in the columns, and the mass that is not covered."""
+        rows, columns = block.teacher, self.columns
+        logits = centred(logits, None)
+        uncovered = (~self.covered).to(logits.dtype)
+        if self.teacher_mean == "prob":
+            logits = logits / self.temperature
+            parts = [_pick(logits, columns).softmax(1), (logits.softmax(1) @ uncovered)[:, None]]
+            mean = rows.mean(torch.cat(parts, 1), self.sequence_name)
+            return mean[:, :-1].log(), mean[:, -1]
+        mean = rows.mean(logits, self.sequence_name).div_(self.temperature)
+        if self.teacher_mean == "log_normalized":
+            target = _pick(mean, columns).log_softmax(1)
+        else:
+            log_sums = (_pick(logits, columns) / self.temperature).logsumexp(1, keepdim=True)
+            target = _pick(mean, columns) - rows.mean(log_sums, self.sequence_name)
+        return target, mean.softmax(1) @ uncovered
+
+
+def _pick(x: Tensor, columns: Tensor | None) -> Tensor:
+    return x if columns is None else x.index_select(1, columns)
+
+
+class Setting(NamedTuple):
+    """What a projected divergence is computed from, besides the logits."""
+
+    chunks: Chunks
+    divergence: Divergence
     per_chunk: Tensor
     """temperature^2 / normalizer."""
     num_chunks: Tensor
     """Chunks that count, over batch_group."""
-    group_names: tuple[str | None, str | None]
-    """Of vocab_group and sequence_group."""
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return them in the order in which the operators take them."""
-        p = self.projection
-        by_column = p.teacher_pointers, p.teacher_rows, p.teacher_weights
-        by_row = p.student_pointers, p.student_columns, p.student_weights
-        return *self.chunks, self.columns, self.covered, *by_column, *by_row, self.per_chunk
 
 
 def divergence_setting(
@@ -68,8 +159,10 @@ def divergence_setting(
     *,
     student_vocab: int,
     temperature: float,
+    divergence: KLDivergence,
     columns_top_k: int | None,
     teacher_columns: Tensor | None,
+    teacher_mean: TeacherMean,
     mask: Tensor | None,
     sample_mask: Tensor | None,
     exact_only: bool,
@@ -101,10 +194,7 @@ def divergence_setting(
         raise ValueError(f"{name} needs columns_top_k >= 1, got {columns_top_k}")
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     count, per_chunk = normalized(name, chunks, temperature, normalizer, batch_group)
-    names = [
-        None if group is None else group.group_name
-        for group in (batch_group, vocab_group, sequence_group)
-    ]
+    vocab_name, sequence_name = name_of(vocab_group), name_of(sequence_group)
 
     columns = chosen = None
     if teacher_columns is not None:
@@ -114,16 +204,29 @@ def divergence_setting(
         per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
     if columns_top_k is not None and columns_top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
-        highest = all_reduce(all_reduce(highest, names[0], "max"), names[2], "max")
+        highest = all_reduce(all_reduce(highest, name_of(batch_group), "max"), sequence_name, "max")
         columns = highest.topk(columns_top_k, sorted=False).indices.sort().values
     weights = projection.student_weights.new_zeros(projection.teacher_vocab)
     weights = weights.index_add(0, projection.student_columns, projection.student_weights)
-    covered = all_reduce(weights, names[1]) > 0
+    covered = all_reduce(weights, vocab_name) > 0
     if chosen is not None:
         covered = covered & (chosen > 0)
     elif columns is not None:
         covered = covered & torch.zeros_like(covered).index_fill(0, columns, True)
-    return Setting(chunks, columns, covered, projection, per_chunk, count, (names[1], names[2]))
+    p = projection
+    compared = Divergence(
+        columns,
+        covered,
+        SparseRows(p.teacher_pointers, p.teacher_rows, p.teacher_weights),
+        SparseRows(p.student_pointers, p.student_columns, p.student_weights),
+        temperature,
+        divergence == "reverse",
+        teacher_mean,
+        eps,
+        vocab_name,
+        sequence_name,
+    )
+    return Setting(chunks, compared, per_chunk, count)
 
 
 def _times_chosen(name: str, columns: Tensor, vocab: int) -> Tensor:
@@ -165,99 +268,4 @@ def divergence_terms(
         num_chunks=setting.num_chunks.to(loss.dtype),
         top1_agreement=shares[0],
         uncovered_teacher_mass=shares[1],
-    )
-
-
-class Divergence(NamedTuple):
-    """The divergence of a block of chunks, and its gradient in the student's probabilities."""
-
-    columns: Tensor | None
-    covered: Tensor
-    by_column: tuple[Tensor, Tensor, Tensor]
-    by_row: tuple[Tensor, Tensor, Tensor]
-    temperature: float
-    reverse: bool
-    teacher_mean: str
-    eps: float
-    vocab_name: str | None
-    sequence_name: str | None
-
-    def __call__(self, means: Tensor, block: Block, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Take this rank's part of the student's mean probabilities, and the teacher's rows.
-
-        Returns:
-            The sums over the block's chunks of divergence, agreement and uncovered mass, in the
-            wider type; and the gradient of the first in the probabilities, on this rank's tokens.
-        """
-        projected = _bag(self.by_column, means.T.contiguous())
-        if self.columns is not None:
-            projected = projected[self.columns]
-        projected = projected.T.contiguous()
-        projected = all_reduce(all_reduce(projected, self.vocab_name), self.sequence_name)
-        log_p, uncovered = self._teacher(teacher, block)
-
-        whole = projected.sum(1, keepdim=True) + self.eps
-        share = projected / whole
-        q = share + self.eps
-        log_q = q.log()
-        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
-        if self.reverse:
-            ratio = log_q - log_p
-            kl = (q * ratio).where(q != 0, 0).sum(1)
-            push = (ratio + 1).where(q != 0, 0)
-        else:
-            p = log_p.exp()
-            if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
-                ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
-                kl = row_products(p, ratio)
-                push = -p / q
-            else:
-                kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
-                push = -(p / q).where(p != 0, 0)
-        agree = projected.argmax(1) == log_p.argmax(1)
-        push = (push - row_products(push, share)[:, None]) / whole
-        if block.counted is not None:
-            kl, agree = kl.where(block.counted, 0), agree & block.counted
-            uncovered = uncovered.where(block.counted, 0)
-            push = push.where(block.counted[:, None], 0)
-        sums = torch.stack([x.sum(dtype=accumulator(means)) for x in (kl, agree, uncovered)])
-        spread = push.T
-        if self.columns is not None:
-            spread = push.new_zeros(len(self.covered), block.chunks)
-            spread.index_copy_(0, self.columns, push.T)
-        return sums, _bag(self.by_row, spread.contiguous()).T
-
-    def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Return the log of the target in the columns, and the mass that is not covered."""
-        rows, columns = block.teacher, self.columns
-        logits = centred(logits, None)
-        uncovered = (~self.covered).to(logits.dtype)
-        if self.teacher_mean == "prob":
-            logits = logits / self.temperature
-            parts = [_pick(logits, columns).softmax(1), (logits.softmax(1) @ uncovered)[:, None]]
-            mean = rows.mean(torch.cat(parts, 1), self.sequence_name)
-            return mean[:, :-1].log(), mean[:, -1]
-        mean = rows.mean(logits, self.sequence_name).div_(self.temperature)
-        if self.teacher_mean == "log_normalized":
-            target = _pick(mean, columns).log_softmax(1)
-        else:
-            log_sums = (_pick(logits, columns) / self.temperature).logsumexp(1, keepdim=True)
-            target = _pick(mean, columns) - rows.mean(log_sums, self.sequence_name)
-        return target, mean.softmax(1) @ uncovered
-
-
-def _pick(x: Tensor, columns: Tensor | None) -> Tensor:
-    return x if columns is None else x.index_select(1, columns)
-
-
-def _bag(order: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
-    """Multiply a sparse matrix, given by its rows, with the dense x."""
-    pointers, indices, weights = order
-    return F.embedding_bag(
-        indices,
-        x,
-        pointers,
-        mode="sum",
-        per_sample_weights=weights,
-        include_last_offset=True,
     )

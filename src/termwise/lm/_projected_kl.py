@@ -1,20 +1,22 @@
 """Projected KL: a divergence of chunks, in the teacher's vocabulary."""
 
 import dataclasses
-from typing import Any, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function, apply, chain, link_to, wants_gradient
+from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, all_reduce
+from .._groups import GradReduction, ProcessGroup, all_reduce, name_of
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted
+from .._operators import Operator, with_gradients
 from ._alignment import Alignment
-from ._chunk_blocks import blocks, gradient_of
-from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunk_blocks import Block, sum_over_chunks
+from ._chunk_softmax import MeanSoftmax
 from ._chunks import Chunks, check_times, chunks_of
 from ._divergences import KLDivergence, TeacherMean
 from ._projected_divergence import (
@@ -166,8 +168,10 @@ def projected_kl_loss(
         projection,
         student_vocab=student_logits.shape[2],
         temperature=temperature,
+        divergence=divergence,
         columns_top_k=columns_top_k,
         teacher_columns=teacher_columns,
+        teacher_mean=teacher_mean,
         mask=mask,
         sample_mask=sample_mask,
         exact_only=exact_only,
@@ -177,22 +181,15 @@ def projected_kl_loss(
         vocab_group=vocab_group,
         sequence_group=sequence_group,
     )
-    loss, measured, _ = cast(
-        "tuple[Tensor, Tensor, Tensor]",
-        apply(
-            _ProjectedKL,
-            student_logits,
-            link_to(student_logits),
-            teacher_logits.detach(),
-            *setting.tensors(),
-            temperature,
-            divergence == "reverse",
-            teacher_mean,
-            eps,
-            wants_gradient(student_logits),
-            *setting.group_names,
-        ),
+    inputs = _Inputs(
+        student_logits,
+        teacher_logits.detach(),
+        setting.chunks,
+        setting.divergence,
+        setting.per_chunk,
+        wants_gradient(student_logits),
     )
+    loss, measured, _ = with_gradients(_projected_kl, inputs)
     loss = loss.to(lifted(student_logits.new_empty(())).dtype)
     return divergence_terms(setting, loss, measured, temperature, batch_group, grad_reduction)
 
@@ -234,8 +231,8 @@ def count_valid_chunks(
     """
     name = "count_valid_chunks"
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
-    batch_name = None if batch_group is None else batch_group.group_name
-    return all_reduce(chunks.valid.sum(), batch_name).to(accumulator(alignment.student_chunk_id))
+    count = all_reduce(chunks.valid.sum(), name_of(batch_group))
+    return count.to(accumulator(count))
 
 
 class ProjectedKLLoss(LossModule):
@@ -289,94 +286,41 @@ class ProjectedKLLoss(LossModule):
         )
 
 
-class _ProjectedKL(Function):
-    """Outputs the loss of this rank's samples, its measurements, and its gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return cast("tuple[Tensor, Tensor, Tensor]", _projected_kl(student, *others))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(output[2], inputs[1])
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, link = ctx.saved_tensors
-        return chain(gradient, gradients[0], link), *(None,) * (ctx.inputs - 1)
+class _Inputs(NamedTuple):
+    student: Tensor
+    teacher: Tensor
+    chunks: Chunks
+    divergence: Divergence
+    per_chunk: Tensor
+    with_gradient: bool
 
 
-@torch.library.custom_op("termwise::projected_kl", mutates_args=())
-def _projected_kl(
-    student: Tensor,
-    teacher: Tensor,
-    student_id: Tensor,
-    teacher_id: Tensor,
-    student_size: Tensor,
-    teacher_size: Tensor,
-    valid: Tensor,
-    columns: Tensor | None,
-    covered: Tensor,
-    teacher_pointers: Tensor,
-    teacher_rows: Tensor,
-    teacher_weights: Tensor,
-    student_pointers: Tensor,
-    student_columns: Tensor,
-    student_weights: Tensor,
-    per_chunk: Tensor,
-    temperature: float,
-    reverse: bool,
-    teacher_mean: str,
-    eps: float,
-    with_gradient: bool,
-    vocab_name: str | None,
-    sequence_name: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    student, teacher = student.detach(), teacher.detach()
-    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
-    wide = lifted(student[:0]).dtype
-    divergence = Divergence(
-        columns,
-        covered,
-        (teacher_pointers, teacher_rows, teacher_weights.to(wide)),
-        (student_pointers, student_columns, student_weights.to(wide)),
-        temperature,
-        reverse,
-        teacher_mean,
-        eps,
-        vocab_name,
-        sequence_name,
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of this rank's samples, what was measured, and the gradient."""
+    student, teacher, divergence = inputs.student.detach(), inputs.teacher, inputs.divergence
+    scale = (inputs.per_chunk / divergence.temperature).to(lifted(student[:0]).dtype)
+
+    def step(block: Block, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        softmax = MeanSoftmax(block.student, x, divergence.temperature, divergence.vocab_name)
+        sums, push = divergence(softmax.means(), block, y)
+        return sums, lambda: softmax.gradient(push, scale)
+
+    sums, gradient = sum_over_chunks(
+        step,
+        inputs.chunks,
+        student,
+        teacher,
+        width=teacher.shape[2],
+        sums=inputs.per_chunk.new_zeros(3),
+        with_gradient=inputs.with_gradient,
     )
-    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
-    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
-    sums = per_chunk.new_zeros(3)
-    scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
-        for block in blocks(chunks, teacher.shape[2], wide):
-            x = centred(block.student.of(flat), vocab_name)
-            powers, inverse = exponentials(x, temperature, vocab_name)
-            means = block.student.sharing(inverse) @ powers
-            parts, push = divergence(means, block, block.teacher.of(flat_teacher))
-            sums += parts
-            if not with_gradient:
-                continue
-            back = block.student.sharing(scale).T @ push
-            rows = softmax_gradient(powers, inverse, back, vocab_name)
-            block.student.put(flat_gradient, rows)
-    return sums[0] * per_chunk, sums[1:].clone(), gradient
+    return sums[0] * inputs.per_chunk, sums[1:].clone(), gradient
 
 
-@_projected_kl.register_fake
-def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    per_chunk, with_gradient = others[14], others[19]
-    gradient = student.new_empty(student.shape if with_gradient else 0)
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    student, per_chunk = inputs.student, inputs.per_chunk
+    gradient = student.new_empty(student.shape if inputs.with_gradient else 0)
     return torch.empty_like(per_chunk), per_chunk.new_empty(2), gradient
 
 
-_projected_kl.register_vmap(looped(_projected_kl))
+_projected_kl = Operator("projected_kl", _Inputs, _kernel, _fake)

@@ -1,22 +1,24 @@
 """Universal logit distillation: an L1 distance between sorted probabilities."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, apply, chain, link_to, wants_gradient
+from .._autograd import wants_gradient
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, all_reduce, first_column
+from .._groups import GradReduction, ProcessGroup, all_reduce, first_column, name_of
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, looped
+from .._numbers import accumulator, alike, lifted
+from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 from ._alignment import Alignment
 from ._checks import check_temperature
-from ._chunk_blocks import blocks, gradient_of
-from ._chunk_softmax import centred, exponentials, softmax_gradient
+from ._chunk_blocks import Block, sum_over_chunks
+from ._chunk_softmax import MeanSoftmax, all_columns, own_columns
 from ._chunks import Chunks, check_times, chunks_of, normalized
 from ._largest_of_rows import largest_of_rows
 
@@ -143,23 +145,19 @@ def universal_logit_loss(
         )
     chunks = chunks_of(name, alignment, mask, sample_mask, exact_only, sequence_group)
     num_chunks, per_chunk = normalized(name, chunks, 1.0, normalizer, batch_group)
-    loss, _ = cast(
-        "tuple[Tensor, Tensor]",
-        apply(
-            _UniversalLogit,
-            student_logits,
-            link_to(student_logits),
-            teacher_logits.detach(),
-            *chunks,
-            first_column(student_logits, vocab_group),
-            per_chunk,
-            width if student_vocab is None else student_vocab,
-            temperature,
-            wants_gradient(student_logits),
-            vocab_group and vocab_group.group_name,
-            sequence_group and sequence_group.group_name,
-        ),
+    inputs = _Inputs(
+        student_logits,
+        teacher_logits.detach(),
+        chunks,
+        first_column(student_logits, vocab_group),
+        per_chunk,
+        width if student_vocab is None else student_vocab,
+        temperature,
+        wants_gradient(student_logits),
+        name_of(vocab_group),
+        name_of(sequence_group),
     )
+    loss, _ = with_gradients(_universal_logit, inputs)
     scale = _groups.gradient_scale(batch_group, grad_reduction)
     loss = _groups.terminal_sum(loss, batch_group, scale)
     dtype = lifted(student_logits.new_empty(())).dtype
@@ -251,89 +249,58 @@ class UniversalLogitLoss(LossModule):
         )
 
 
-class _UniversalLogit(Function):
-    """Outputs the loss of this rank's samples, and its gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(student: Tensor, link: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return cast("tuple[Tensor, Tensor]", _universal_logit(student, *others))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(output[1], inputs[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, link = ctx.saved_tensors
-        return chain(gradient, gradients[0], link), *(None,) * (ctx.inputs - 1)
+class _Inputs(NamedTuple):
+    student: Tensor
+    teacher: Tensor
+    chunks: Chunks
+    first: Tensor | None
+    """Of this rank's columns, its place among those of all ranks."""
+    per_chunk: Tensor
+    student_vocab: int
+    temperature: float
+    with_gradient: bool
+    vocab_name: str | None
+    sequence_name: str | None
 
 
-@torch.library.custom_op("termwise::universal_logit", mutates_args=())
-def _universal_logit(
-    student: Tensor,
-    teacher: Tensor,
-    student_id: Tensor,
-    teacher_id: Tensor,
-    student_size: Tensor,
-    teacher_size: Tensor,
-    valid: Tensor,
-    first: Tensor | None,
-    per_chunk: Tensor,
-    student_vocab: int,
-    temperature: float,
-    with_gradient: bool,
-    vocab_name: str | None,
-    sequence_name: str | None,
-) -> tuple[Tensor, Tensor]:
-    student, teacher = student.detach(), teacher.detach()
-    chunks = Chunks(student_id, teacher_id, student_size, teacher_size, valid)
-    wide = lifted(student[:0]).dtype
-    here = None
-    if first is not None:
-        here = first + torch.arange(student.shape[2], device=student.device)
-    gradient = gradient_of(student, chunks) if with_gradient else student.new_empty(0)
-    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    flat_gradient = gradient.flatten(0, -2) if with_gradient else gradient
-    distance = per_chunk.new_zeros(())
-    scale = (per_chunk / temperature).to(wide)
-    with torch.autocast(student.device.type, enabled=False):
-        for block in blocks(chunks, max(student_vocab, teacher.shape[2]), wide):
-            x = centred(block.student.of(flat), vocab_name)
-            powers, inverse = exponentials(x, temperature, vocab_name)
-            ours = block.student.sharing(inverse) @ powers
-            if here is not None:
-                whole = ours.new_zeros(len(ours), student_vocab)
-                ours = all_reduce(whole.index_copy_(1, here, ours), vocab_name)
-            ours = all_reduce(ours, sequence_name)
-            y = centred(block.teacher.of(flat_teacher), None)
-            others, norm = exponentials(y, temperature, None)
-            theirs = all_reduce(block.teacher.sharing(norm) @ others.to(wide), sequence_name)
-            part, push = _sorted_distance(ours, theirs)
-            if block.counted is not None:
-                part = part.where(block.counted, 0)
-                push = push.where(block.counted[:, None], 0)
-            distance += part.sum(dtype=accumulator(part))
-            if not with_gradient:
-                continue
-            own = push if here is None else push[:, here]
-            back = block.student.sharing(scale).T @ own
-            block.student.put(flat_gradient, softmax_gradient(powers, inverse, back, vocab_name))
-    return distance * per_chunk, gradient
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    """Return the loss of this rank's samples, and its gradient."""
+    student, teacher = inputs.student.detach(), inputs.teacher
+    vocab, temperature, vocab_name = inputs.student_vocab, inputs.temperature, inputs.vocab_name
+    own = own_columns(inputs.first, student)
+    scale = (inputs.per_chunk / temperature).to(lifted(student[:0]).dtype)
+
+    def step(block: Block, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        softmax = MeanSoftmax(block.student, x, temperature, vocab_name)
+        ours = all_columns(softmax.means(), own, vocab, vocab_name)
+        ours = all_reduce(ours, inputs.sequence_name)
+        theirs = MeanSoftmax(block.teacher, y, temperature, None).means()
+        distance, push = _sorted_distance(ours, all_reduce(theirs, inputs.sequence_name))
+        if block.counted is not None:
+            distance = distance.where(block.counted, 0)
+            push = push.where(block.counted[:, None], 0)
+        push = push if own is None else push[:, own]
+        return distance.sum(dtype=accumulator(distance)), lambda: softmax.gradient(push, scale)
+
+    distance, gradient = sum_over_chunks(
+        step,
+        inputs.chunks,
+        student,
+        teacher,
+        width=max(vocab, teacher.shape[2]),
+        sums=inputs.per_chunk.new_zeros(()),
+        with_gradient=inputs.with_gradient,
+    )
+    return distance * inputs.per_chunk, gradient
 
 
-@_universal_logit.register_fake
-def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    per_chunk, with_gradient = others[7], others[10]
-    gradient = student.new_empty(student.shape if with_gradient else 0)
-    return torch.empty_like(per_chunk), gradient
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    student = inputs.student
+    gradient = student.new_empty(student.shape if inputs.with_gradient else 0)
+    return torch.empty_like(inputs.per_chunk), gradient
 
 
-_universal_logit.register_vmap(looped(_universal_logit))
+_universal_logit = Operator("universal_logit", _Inputs, _kernel, _fake)
 
 
 def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

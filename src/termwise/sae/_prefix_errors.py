@@ -6,15 +6,15 @@ the prefixes before the last decoded once more, some rows at a time, and needs n
 residual kept for that: none is held for each prefix of the whole batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import Function
-from .._numbers import accumulator, blocks, lifted, looped
+from .._numbers import accumulator, blocks, lifted
+from .._operators import Operator, differentiable
 from ._latents import SparseLatents
 from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
@@ -36,206 +36,143 @@ def errors_and_l1(
     values, indices = (f.values, f.indices) if isinstance(f, SparseLatents) else (f, None)
     # Sparse latents are decoded anew in the backward pass, all blocks at once, for little.
     keep = indices is None and torch.is_grad_enabled()
-    measured, _ = cast(
-        "tuple[Tensor, Tensor]",
-        _PrefixErrors.apply(
-            target, values, indices, W_dec, b_dec, mask, prefixes, feature_reduction, keep
-        ),
+    given = Given(
+        target, values, indices, W_dec, b_dec, mask, list(prefixes), feature_reduction, keep
     )
+    measured, _ = differentiable(_errors, _backward, given, (1,))
     return measured[:, :-1], measured[:, -1]
 
 
-class _PrefixErrors(Function):
-    """Outputs errors and L1 side by side, and the last prefix's residual, for backward."""
+class Given(NamedTuple):
+    """What errors and gradients are computed from."""
 
-    generate_vmap_rule = True
+    target: Tensor
+    values: Tensor
+    indices: Tensor | None
+    W_dec: Tensor
+    b_dec: Tensor | None
+    mask: Tensor | None
+    prefixes: Sequence[int]
+    feature_reduction: str
+    keep: bool
+    """Whether the forward pass returns the last prefix's residual, for the backward pass."""
 
-    @staticmethod
-    def forward(
-        target: Tensor,
-        values: Tensor,
-        indices: Tensor | None,
-        W_dec: Tensor,
-        b_dec: Tensor | None,
-        mask: Tensor | None,
-        prefixes: tuple[int, ...],
-        feature_reduction: str,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        outputs = _errors(
-            target, values, indices, W_dec, b_dec, mask, list(prefixes), feature_reduction, keep
-        )
-        return cast("tuple[Tensor, Tensor]", outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.prefixes, ctx.feature_reduction, _ = inputs
-        ctx.save_for_backward(output[1], *tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        last, *tensors = ctx.saved_tensors
-        if gradients[0] is None:
-            return (None,) * 9
-        needs = ctx.needs_input_grad
-        needed = [bool(needs[place]) for place in (0, 1, 3, 4)]
-        # A compiled graph has no second derivative, and Dynamo need not trace one.
-        step = _gradients if torch.compiler.is_compiling() else cast("Any", _PrefixGradients.apply)
-        found = step(
-            gradients[0], last.detach(), *tensors, list(ctx.prefixes), ctx.feature_reduction, needed
-        )
-        given = [part if need else None for part, need in zip(found, needed, strict=True)]
-        return given[0], given[1], None, given[2], given[3], *[None] * 4
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the arithmetic: float32, or float64 where an input is."""
+        tensors = (self.target, self.values, self.W_dec, self.b_dec)
+        kinds = [lifted(tensor[:0]).dtype for tensor in tensors if tensor is not None]
+        return torch.float64 if torch.float64 in kinds else torch.float32
 
 
-class _PrefixGradients(Function):
-    """The backward pass of `_PrefixErrors`; its own is the formula's, derived twice."""
+class Pulled(NamedTuple):
+    """What gradients are computed from."""
 
-    generate_vmap_rule = True
+    push: Tensor
+    last: Tensor
+    given: Given
+    needed: Sequence[bool]
+    """Whether target, values, W_dec and b_dec need a gradient."""
 
-    @staticmethod
-    def forward(
-        push: Tensor,
-        last: Tensor,
-        target: Tensor,
-        values: Tensor,
-        indices: Tensor | None,
-        W_dec: Tensor,
-        b_dec: Tensor | None,
-        mask: Tensor | None,
-        prefixes: Sequence[int],
-        feature_reduction: str,
-        needed: Sequence[bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        outputs = _gradients(
-            push,
-            last,
-            target,
-            values,
-            indices,
-            W_dec,
-            b_dec,
-            mask,
-            list(prefixes),
-            feature_reduction,
-            list(needed),
-        )
-        return cast("tuple[Tensor, Tensor, Tensor, Tensor]", outputs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        push, _, *tensors, ctx.prefixes, ctx.feature_reduction, ctx.needed = inputs
-        ctx.save_for_backward(push, *tensors)
-        ctx.set_materialize_grads(False)
+_NAMES = ("target", "values", "W_dec", "b_dec")
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        push, target, values, indices, W_dec, b_dec, mask = ctx.saved_tensors
-        inputs: list[Tensor] = [target, values, W_dec] + ([] if b_dec is None else [b_dec])
 
-        def measured(target: Tensor, values: Tensor, W_dec: Tensor, *bias: Tensor) -> Tensor:
-            b_dec = bias[0] if bias else None
-            return _as_written(
-                target, values, indices, W_dec, b_dec, mask, ctx.prefixes, ctx.feature_reduction
+def _backward(
+    given: Given,
+    saved: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    needs: Mapping[str, bool],
+) -> dict[str, Tensor]:
+    if gradients[0] is None:
+        return {}
+    needed = [needs[name] for name in _NAMES]
+    again = Pulled(gradients[0], saved[0].detach(), given, needed)
+    # A compiled graph has no second derivative, and Dynamo need not trace one.
+    if torch.compiler.is_compiling():
+        return dict(zip(_NAMES, _gradients(again), strict=True))
+    return dict(zip(_NAMES, differentiable(_gradients, _second, again), strict=True))
+
+
+def _second(
+    inputs: Pulled,
+    saved: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    needs: Mapping[str, bool],
+) -> dict[str, Tensor]:
+    """Derive the formula twice."""
+    given, push = inputs.given, inputs.push
+    bias = [] if given.b_dec is None else [given.b_dec]
+    leaves = [given.target, given.values, given.W_dec, *bias]
+
+    def measured(target: Tensor, values: Tensor, W_dec: Tensor, *bias: Tensor) -> Tensor:
+        b_dec = bias[0] if bias else None
+        return _as_written(given._replace(target=target, values=values, W_dec=W_dec, b_dec=b_dec))
+
+    def first(push: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+        pull = cast("Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(measured, *leaves)[1])
+        return pull(push)
+
+    with torch.autocast(push.device.type, enabled=False):
+        _, pull = cast("Any", torch.func.vjp)(first, push, *leaves)
+        again = pull(
+            tuple(
+                torch.zeros_like(like) if gradient is None else gradient
+                for gradient, like in zip(gradients, leaves, strict=False)
             )
-
-        def first(push: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            pull = cast(
-                "Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(measured, *inputs)[1]
-            )
-            return pull(push)
-
-        with torch.autocast(push.device.type, enabled=False):
-            _, pull = cast("Any", torch.func.vjp)(first, push, *inputs)
-            again = pull(
-                tuple(
-                    torch.zeros_like(like) if gradient is None else gradient
-                    for gradient, like in zip(gradients, inputs, strict=False)
-                )
-            )
-        for_bias = again[4] if b_dec is not None else None
-        return again[0], None, again[1], again[2], None, again[3], for_bias, *[None] * 4
+        )
+    names = ("push", *(f"given_{name}" for name in _NAMES))
+    return dict(zip(names, again, strict=False))
 
 
-def _as_written(
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    feature_reduction: FeatureReduction,
-) -> Tensor:
+def _as_written(given: Given) -> Tensor:
     """Compute what `compute_errors` does, in operations that autograd follows to any order."""
-    dtype = _dtype_of(target, values, W_dec, b_dec)
-    if indices is not None:
+    dtype, values, W_dec, prefixes = given.dtype, given.values, given.W_dec, given.prefixes
+    if given.indices is not None:
         dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
-        values = dense.scatter_add(1, indices.long(), values)
+        values = dense.scatter_add(1, given.indices.long(), values)
     l1 = magnitudes(values.to(dtype)).sum(1)
-    residual = _start(target, b_dec, mask, dtype)
+    residual = _start(given, slice(None))
     widths = [high - low for low, high in _blocks(prefixes)] + [W_dec.shape[0] - prefixes[-1]]
     columns = cast("tuple[Tensor, ...]", values.split(widths, 1))
     rows = cast("tuple[Tensor, ...]", W_dec.split(widths))
     errors: list[Tensor] = []
     for place in range(len(prefixes)):
         residual = residual - columns[place].to(dtype) @ rows[place].to(dtype)
-        errors.append(squared_norm(residual, feature_reduction))
+        errors.append(squared_norm(residual, cast("Any", given.feature_reduction)))
     return torch.stack([*errors, l1], 1)
 
 
-def compute_errors(
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    feature_reduction: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def compute_errors(given: Given) -> tuple[Tensor, Tensor]:
     """Compute the errors and L1 of each row, and the last prefix's residual (or nothing)."""
-    dtype = _dtype_of(target, values, W_dec, b_dec)
-    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
-    last = target.new_empty(target.shape if keep else 0, dtype=dtype)
+    dtype, target, values = given.dtype, given.target, given.values
+    measured, last = _errors_fake(given)
     with torch.autocast(target.device.type, enabled=False):
-        for part in _some_rows(values, indices, prefixes):
-            residuals = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes)
-            measured[part, :-1] = squared_norm(residuals, cast("Any", feature_reduction)).T
-            if keep:
+        for part in _some_rows(given):
+            residuals = _residuals(given, part)
+            measured[part, :-1] = squared_norm(residuals, cast("Any", given.feature_reduction)).T
+            if given.keep:
                 last[part] = residuals[-1]
         for part in blocks(values):
             measured[part, -1] = values[part].to(dtype).abs().sum(1)
     return measured, last
 
 
-def compute_gradients(
-    push: Tensor,
-    last: Tensor,
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    feature_reduction: str,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def compute_gradients(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of target, values, W_dec and b_dec, those that are needed.
 
     The output of a block enters the residuals of its own and of all later prefixes. So it is the
     sum of these, each with its factor, that the block's latents and decoder rows are pulled by.
     """
-    dtype = _dtype_of(target, values, W_dec, b_dec)
-    for_target, for_values, for_decoder, for_bias = _room(target, values, W_dec, b_dec, needed)
-    factor = push[:, :-1] * (2 if feature_reduction == "sum" else 2 / max(target.shape[1], 1))
-    slope = push[:, -1:]
+    push, last, given, needed = inputs
+    dtype, target, values, indices = given.dtype, given.target, given.values, given.indices
+    W_dec, prefixes = given.W_dec, given.prefixes
+    for_target, for_values, for_decoder, for_bias = _room(given, needed)
+    per_element = 2 if given.feature_reduction == "sum" else 2 / max(target.shape[1], 1)
+    factor, slope = push[:, :-1] * per_element, push[:, -1:]
     with torch.autocast(target.device.type, enabled=False):
-        for part in _some_rows(values, indices, prefixes):
-            pulls = _residuals(part, target, values, indices, W_dec, b_dec, mask, prefixes, last)
+        for part in _some_rows(given):
+            pulls = _residuals(given, part, last)
             pulls *= factor[part].T[:, :, None]
             for later in range(len(prefixes) - 1, 0, -1):
                 pulls[later - 1].add_(pulls[later])
@@ -268,27 +205,17 @@ def compute_gradients(
             if needed[1] and prefixes[-1] < values.shape[1]:
                 beyond = for_values[part, prefixes[-1] :]
                 beyond.copy_(_slopes(values[part, prefixes[-1] :].to(dtype), slope[part], beyond))
-    bias_type = target.dtype if b_dec is None else b_dec.dtype
-    return for_target, for_values, for_decoder.to(W_dec.dtype), for_bias.to(bias_type)
+    return for_target, for_values, for_decoder.to(W_dec.dtype), for_bias.to(_bias_dtype(given))
 
 
-def _residuals(
-    part: slice,
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    last: Tensor | None = None,
-) -> Tensor:
+def _residuals(given: Given, part: slice, last: Tensor | None = None) -> Tensor:
     """Decode some rows once, and return the residual of each prefix: "prefixes rows d_model".
 
     The last prefix's residual is not computed where it is known.
     """
-    dtype = _dtype_of(target, values, W_dec, b_dec)
-    start = _start(target[part], b_dec, None if mask is None else mask[part], dtype)
+    dtype, values, indices = given.dtype, given.values, given.indices
+    W_dec, prefixes = given.W_dec, given.prefixes
+    start = _start(given, part)
     if indices is not None:
         where, block = indices[part].long(), _block_of(indices[part], prefixes)
         outputs = W_dec.index_select(0, where.flatten()).to(dtype)
@@ -318,10 +245,12 @@ def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     return slopes
 
 
-def _start(target: Tensor, b_dec: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _start(given: Given, part: slice) -> Tensor:
     """Return what no latent has reconstructed yet, with 0 in rows that do not count."""
-    start = target.to(dtype) if b_dec is None else target.to(dtype) - b_dec.to(dtype)
-    return start if mask is None else start.where(mask[:, None], 0)
+    start = given.target[part].to(given.dtype)
+    if given.b_dec is not None:
+        start = start - given.b_dec.to(given.dtype)
+    return start if given.mask is None else start.where(given.mask[part, None], 0)
 
 
 def _blocks(prefixes: Sequence[int]) -> list[tuple[int, int]]:
@@ -339,9 +268,10 @@ def _block_of(indices: Tensor, prefixes: Sequence[int]) -> Tensor:
     return block * len(indices) + rows
 
 
-def _some_rows(values: Tensor, indices: Tensor | None, prefixes: Sequence[int]) -> Iterator[slice]:
+def _some_rows(given: Given) -> Iterator[slice]:
     """Cut the rows so that what is held for each prefix is as large as one residual in all."""
-    parts = len(prefixes) if indices is None else len(prefixes) + values.shape[1]
+    values, prefixes = given.values, given.prefixes
+    parts = len(prefixes) if given.indices is None else len(prefixes) + values.shape[1]
     if values.dtype not in (torch.float32, torch.float64):
         parts = max(8, parts)  # a lifted copy of so many latents stays small beside them
     step = max(128, -(-values.shape[0] // parts))  # fewer rows would waste the matrix product
@@ -349,78 +279,37 @@ def _some_rows(values: Tensor, indices: Tensor | None, prefixes: Sequence[int]) 
         yield slice(start, start + step)
 
 
-def _room(
-    target: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None, needed: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _room(given: Given, needed: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return tensors for the gradients; those that sums go into are zeros, in float32 at least."""
-    dtype = _dtype_of(target, values, W_dec, b_dec)
+    target, values, W_dec = given.target, given.values, given.W_dec
     return (
         target.new_empty(target.shape if needed[0] else 0),
         values.new_empty(values.shape if needed[1] else 0),
-        W_dec.new_zeros(W_dec.shape if needed[2] else 0, dtype=dtype),
+        W_dec.new_zeros(W_dec.shape if needed[2] else 0, dtype=given.dtype),
         target.new_zeros(target.shape[1] if needed[3] else 0, dtype=accumulator(target)),
     )
 
 
-def _dtype_of(*tensors: Tensor | None) -> torch.dtype:
-    """Return the type of the arithmetic: float32, or float64 where an input is."""
-    kinds = [lifted(tensor[:0]).dtype for tensor in tensors if tensor is not None]
-    return torch.float64 if torch.float64 in kinds else torch.float32
+def _bias_dtype(given: Given) -> torch.dtype:
+    return given.target.dtype if given.b_dec is None else given.b_dec.dtype
 
 
-def _vmapped(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the vmap rule of an operator some of whose arguments are lists of numbers."""
-    rule: Callable[..., tuple[Any, Any]] = looped(operator)
-
-    def of(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return rule(info, tuple(dim if isinstance(dim, int) else None for dim in in_dims), *args)
-
-    return of
+def _errors_fake(given: Given) -> tuple[Tensor, Tensor]:
+    target, dtype = given.target, given.dtype
+    measured = target.new_empty((target.shape[0], len(given.prefixes) + 1), dtype=dtype)
+    return measured, target.new_empty(target.shape if given.keep else 0, dtype=dtype)
 
 
-_errors = torch.library.custom_op("termwise::prefix_errors", mutates_args=())(compute_errors)
-_gradients = torch.library.custom_op("termwise::prefix_gradients", mutates_args=())(
-    compute_gradients
-)
-_errors.register_vmap(_vmapped(_errors))
-_gradients.register_vmap(_vmapped(_gradients))
-
-
-@_errors.register_fake
-def _(
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    feature_reduction: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = _dtype_of(target, values, W_dec, b_dec)
-    measured = target.new_empty((target.shape[0], len(prefixes) + 1), dtype=dtype)
-    return measured, target.new_empty(target.shape if keep else 0, dtype=dtype)
-
-
-@_gradients.register_fake
-def _(
-    push: Tensor,
-    last: Tensor,
-    target: Tensor,
-    values: Tensor,
-    indices: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    mask: Tensor | None,
-    prefixes: Sequence[int],
-    feature_reduction: str,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    room = _room(target, values, W_dec, b_dec, needed)
+def _gradients_fake(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = inputs.given
+    for_target, for_values, for_decoder, for_bias = _room(given, inputs.needed)
     return (
-        room[0],
-        room[1],
-        room[2].to(W_dec.dtype),
-        room[3].to(target.dtype if b_dec is None else b_dec.dtype),
+        for_target,
+        for_values,
+        for_decoder.to(given.W_dec.dtype),
+        for_bias.to(_bias_dtype(given)),
     )
+
+
+_errors = Operator("prefix_errors", Given, compute_errors, _errors_fake)
+_gradients = Operator("prefix_gradients", Pulled, compute_gradients, _gradients_fake)
