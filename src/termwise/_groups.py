@@ -67,6 +67,16 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return cast("Tensor", _SumOverRanks.apply(x, group.group_name))
 
 
+def replicated(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return x, which is the same on every rank, where each computes a part of the loss from it.
+
+    Backward sums the ranks' gradients; derivatives of any order are right.
+    """
+    if group is None:
+        return x
+    return cast("Tensor", _Replicated.apply(x, group.group_name))
+
+
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
     """Return each rank's number of rows as an int64 vector, the same on every rank."""
     if group is None:
@@ -218,3 +228,21 @@ class _SumOverRanks(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return cast("Tensor", _SumOverRanks.apply(*args)), in_dims[0]
+
+
+class _Replicated(Function):
+    @staticmethod
+    def forward(x: Tensor, group_name: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.group_name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return cast("Tensor", _SumOverRanks.apply(gradients[0], ctx.group_name)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return cast("Tensor", _Replicated.apply(*args)), in_dims[0]

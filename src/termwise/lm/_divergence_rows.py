@@ -27,7 +27,8 @@ Divergence = Literal["forward", "reverse", "jensen_shannon"]
 class Compared(NamedTuple):
     """What is computed of each row."""
 
-    divergence: Divergence
+    divergence: str
+    """One of Divergence."""
     beta: float
     temperature: float
 

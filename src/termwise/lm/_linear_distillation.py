@@ -10,7 +10,7 @@ from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature, divisor
 from ._cross_entropy_rows import local_targets, targets_of
 from ._divergence_rows import Compared, Divergence, check_beta
-from ._linear_rows import Head, Weighted, check_softcap, over_linear_rows, widest
+from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
 from ._rows import means_over_ranks, unused_positions
 
 
@@ -147,9 +147,13 @@ def linear_distillation_loss(
     else:
         targets = targets_of(tokens, mask, sample_mask, sequence_group)
         local, unused = local_targets(targets, weight.T, vocab_group), targets < 0
+    student, teacher = lifted_heads(
+        head_of(hidden, weight, bias, softcap),
+        head_of(teacher_hidden, teacher_weight, teacher_bias, teacher_softcap),
+    )
     sums = over_linear_rows(
-        Head(hidden.flatten(0, 1), weight, bias, softcap),
-        Head(teacher_hidden.flatten(0, 1), teacher_weight, teacher_bias, teacher_softcap),
+        student,
+        teacher,
         local,
         unused,
         Weighted(
@@ -167,7 +171,7 @@ def linear_distillation_loss(
         sequence_group,
         grad_reduction,
     )
-    kind = widest(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias)
+    kind = student.weight.dtype
     return LinearDistillationTerms(
         loss=loss.to(kind),
         divergence=(total / divisor(normalizer, count)).to(kind),

@@ -8,7 +8,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from ._checks import check_normalizer
 from ._cross_entropy_rows import NextTokenTerms, local_targets, next_token_terms, targets_of
-from ._linear_rows import Head, Weighted, check_softcap, over_linear_rows, widest
+from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
 
 
 @contract
@@ -95,8 +95,9 @@ def linear_next_token_loss(
     check_normalizer(name, normalizer)
     targets = targets_of(tokens, mask, sample_mask, sequence_group)
     unused = targets < 0
+    (student,) = lifted_heads(head_of(hidden, weight, bias, softcap))
     loss, measured = over_linear_rows(
-        Head(hidden.flatten(0, 1), weight, bias, softcap),
+        student,
         None,
         local_targets(targets, weight.T, vocab_group),
         unused,
@@ -106,7 +107,7 @@ def linear_next_token_loss(
     return next_token_terms(
         (loss, measured[2]),
         unused,
-        widest(hidden, weight, bias),
+        student.weight.dtype,
         normalizer,
         batch_group,
         sequence_group,

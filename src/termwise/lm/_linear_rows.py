@@ -6,16 +6,17 @@ weight and bias, before the next block is made: no more than one block is ever h
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .._autograd import Function, apply, chain, link_to, on_host, wants_gradient
-from .._groups import ProcessGroup, all_reduce, resolved
-from .._numbers import accumulator, looped
+from .._autograd import on_host, wants_gradient
+from .._groups import ProcessGroup, name_of, replicated, resolved
+from .._numbers import accumulator
+from .._operators import Operator, with_gradients
 from ._cross_entropy_rows import cross_entropy_by_hand
-from ._divergence_rows import Compared, Divergence, divergence_by_hand
+from ._divergence_rows import Compared, divergence_by_hand
 from ._rows import ON_DEVICE, SHARDED_ROWS, ByHand, Sums, clear, in_blocks, rows_of_a_block
 
 # Each block reads the weight and its gradient again: on the CPU fewer rows than these, or than fill
@@ -30,26 +31,21 @@ class Head(NamedTuple):
     """[rows, d_model]."""
     weight: Tensor
     """[vocab, d_model], of this rank."""
-    bias: Tensor | None
-    """[vocab]."""
+    bias: Tensor
+    """[vocab], or [0] for none."""
     softcap: float | None
     """c: a logit x becomes c tanh(x / c)."""
-
-    def to(self, dtype: torch.dtype) -> "Head":
-        """Lift all but the hidden states."""
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return self._replace(weight=self.weight.to(dtype), bias=bias)
 
     def logits(
         self, rows: slice | Tensor, left_out: Tensor | None, room: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return some hidden states, with 0 for those left out, and their logits, in room."""
-        hidden = clear(self.hidden[rows].to(room.dtype), left_out)
+        hidden = clear(self.hidden[rows], left_out)
         x = room[: len(hidden)]
-        if self.bias is None:
-            torch.mm(hidden, self.weight.T, out=x)
-        else:
+        if len(self.bias):
             torch.addmm(self.bias, hidden, self.weight.T, out=x)
+        else:
+            torch.mm(hidden, self.weight.T, out=x)
         cap = self.softcap
         return hidden, x if cap is None else x.div_(cap).tanh_().mul_(cap)
 
@@ -62,11 +58,21 @@ class Weighted(NamedTuple):
     cross_entropy_weight: float = 0.0
 
 
-def widest(*tensors: Tensor | None) -> torch.dtype:
-    """Return float64 if one of them is, else float32: the type of all that is computed."""
-    return functools.reduce(
-        torch.promote_types, [x.dtype for x in tensors if x is not None], torch.float32
+def head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Head:
+    """Return the head over batch * time rows."""
+    return Head(
+        hidden.flatten(0, 1), weight, weight.new_empty(0) if bias is None else bias, softcap
     )
+
+
+def lifted_heads(*heads: Head) -> list[Head]:
+    """Lift heads to float64 if one of their tensors is, else to float32."""
+    dtypes = [x.dtype for head in heads for x in head[:3]]
+    wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    return [
+        Head(head.hidden.to(wide), head.weight.to(wide), head.bias.to(wide), head.softcap)
+        for head in heads
+    ]
 
 
 def check_softcap(name: str, **softcaps: float | None) -> None:
@@ -89,143 +95,95 @@ def over_linear_rows(
     Without a teacher there is no divergence, without local targets no cross-entropy. Only the first
     has a gradient: with respect to the student's hidden states, weight and bias.
     """
-    asked = student[:3]
-    others = (None,) * 4 if teacher is None else teacher
-    found = apply(
-        _LinearRows,
-        *asked,
-        *[None if x is None else link_to(x) for x in asked],
-        *[x.detach() if isinstance(x, Tensor) else x for x in others],
-        student.softcap,
+    inputs = _Inputs(
+        student._replace(hidden=replicated(student.hidden, vocab_group)),
+        _constant(student if teacher is None else teacher),
+        teacher is not None,
         local,
         unused,
-        *weighted.compared,
-        *weighted[1:],
-        *[x is not None and wants_gradient(x) for x in asked],
-        None if vocab_group is None else vocab_group.group_name,
+        weighted,
+        [wants_gradient(x) for x in student[:3]],
+        name_of(vocab_group),
     )
-    return cast("tuple[Tensor, Tensor]", found[:2])
+    loss, measured, *_ = with_gradients(_linear_rows, inputs, 3)
+    return loss, measured
 
 
-class _LinearRows(Function):
-    """Outputs the sums, and the gradients of the first one."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return cast(
-            "tuple[Tensor, Tensor, Tensor, Tensor, Tensor]", _linear_rows(*inputs[:3], *inputs[6:])
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.inputs, ctx.vocab_name = len(inputs), inputs[-1]
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
-        ctx.save_for_backward(*output[2:], *inputs[3:6])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *own, hidden_link, weight_link, bias_link = ctx.saved_tensors
-        if ctx.needs_input_grad[0]:  # each rank's columns have a part in it
-            own[0] = all_reduce(own[0], ctx.vocab_name)
-        chained: list[Tensor | None] = []
-        for index, link in enumerate((hidden_link, weight_link, bias_link)):
-            gradient = None
-            if ctx.needs_input_grad[index]:
-                gradient = chain(own[index], gradients[0], link)
-            chained.append(None if gradient is None else gradient.to(ctx.dtypes[index]))
-        return *chained, *(None,) * (ctx.inputs - 3)
+def _constant(head: Head) -> Head:
+    return Head(head.hidden.detach(), head.weight.detach(), head.bias.detach(), head.softcap)
 
 
-@torch.library.custom_op("termwise::linear_rows", mutates_args=())
-def _linear_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    teacher_softcap: float | None,
-    softcap: float | None,
-    local: Tensor | None,
-    unused: Tensor,
-    divergence: str,
-    beta: float,
-    temperature: float,
-    divergence_weight: float,
-    cross_entropy_weight: float,
-    with_hidden: bool,
-    with_weight: bool,
-    with_bias: bool,
-    vocab_name: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = widest(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias)
-    student = Head(hidden, weight, bias, softcap).to(wide)
-    teacher = None
-    if teacher_hidden is not None and teacher_weight is not None:
-        teacher = Head(teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
-        teacher = teacher.to(wide)
-    compared = Compared(cast("Divergence", divergence), beta, temperature)
-    weighted = Weighted(compared, divergence_weight, cross_entropy_weight)
+class _Inputs(NamedTuple):
+    student: Head
+    teacher: Head
+    """Not read unless taught."""
+    taught: bool
+    local: Tensor | None
+    unused: Tensor
+    weighted: Weighted
+    asked: Sequence[bool]
+    """Of which of the student's tensors a gradient is wanted."""
+    vocab_name: str | None
+
+
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of the loss, those of its parts, and the gradients of the first."""
+    student, sharded = inputs.student, inputs.vocab_name is not None
     run = functools.partial(
         _of_rows,
-        weighted=weighted,
-        taught=teacher is not None,
-        vocab_group=None if vocab_name is None else resolved(vocab_name),
+        weighted=inputs.weighted,
+        taught=inputs.taught,
+        vocab_group=None if inputs.vocab_name is None else resolved(inputs.vocab_name),
     )
     of_hidden, of_weight, of_bias = (
-        torch.zeros_like(x, dtype=wide) if asked and x is not None else hidden.new_empty(0)
-        for x, asked in ((hidden, with_hidden), (weight, with_weight), (bias, with_bias))
+        torch.zeros_like(x) if asked else x.new_empty(0)
+        for x, asked in zip(student[:3], inputs.asked, strict=True)
     )
-    sums = hidden.new_zeros(4, dtype=accumulator(hidden))
-    sharded, vocab = vocab_name is not None, weight.shape[0]
-    size = _rows_at_once(unused, vocab, sharded)
+    with_gradient, capped = any(inputs.asked), student.softcap is not None
     # A block's logits, its gradient, and the teacher's logits, in the same memory for each of them.
+    size = _rows_at_once(inputs.unused, len(student.weight), sharded)
     room, slope_room, teacher_room = (
-        student.weight.new_empty(size if needed else 0, vocab)
-        for needed in (True, softcap is not None, teacher is not None)
+        student.weight.new_empty(size if needed else 0, len(student.weight))
+        for needed in (True, with_gradient and capped, inputs.taught)
     )
-    with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
-        for rows, left_out in _row_blocks(unused, size):
+    sums = room.new_zeros(4, dtype=accumulator(room))
+    with torch.autocast(room.device.type, enabled=False), torch.no_grad():
+        for rows, left_out in _row_blocks(inputs.unused, size):
             h, x = student.logits(rows, left_out, room)
             others: list[Tensor] = []
-            if teacher is not None:
-                others.append(teacher.logits(rows, left_out, teacher_room)[1])
-            if local is not None:
-                others.append(local[rows])
+            if inputs.taught:
+                others.append(inputs.teacher.logits(rows, left_out, teacher_room)[1])
+            if inputs.local is not None:
+                others.append(inputs.local[rows])
             slope = None
-            if with_hidden or with_weight or with_bias:  # in place, unless x itself is needed
-                slope = x if softcap is None else slope_room[: len(x)]
+            if with_gradient:  # in place, unless x itself is needed
+                slope = slope_room[: len(x)] if capped else x
             step = rows_of_a_block(x, sharded, False)
             sums += torch.stack(in_blocks(run, step, slope, left_out, (x, *others)))
             if slope is None:
                 continue
-            if softcap is not None:  # tanh' = 1 - tanh^2
-                slope.mul_(x.div_(softcap).square_().neg_().add_(1))
-            if with_hidden:
+            if student.softcap is not None:  # tanh' = 1 - tanh^2
+                slope.mul_(x.div_(student.softcap).square_().neg_().add_(1))
+            if len(of_hidden):
                 of_hidden[rows] = slope @ student.weight
-            if with_weight:
+            if len(of_weight):
                 of_weight.addmm_(slope.T, h)
-            if with_bias:
+            if len(of_bias):
                 of_bias.add_(slope.sum(0))
     return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
 
 
-@_linear_rows.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    wide, asked = widest(hidden, weight, bias, *others[:3]), others[12:15]
-    sums = hidden.new_empty(4, dtype=accumulator(hidden))
-    gradients = [
-        x.new_empty(x.shape, dtype=wide) if needed and x is not None else hidden.new_empty(0)
-        for x, needed in zip((hidden, weight, bias), asked, strict=True)
-    ]
-    return sums[0].clone(), sums[1:].clone(), *gradients
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    student = inputs.student
+    of_hidden, of_weight, of_bias = (
+        x.new_empty(x.shape if asked else 0)
+        for x, asked in zip(student[:3], inputs.asked, strict=True)
+    )
+    sums = student.hidden.new_empty(4, dtype=accumulator(student.hidden))
+    return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
 
 
-_linear_rows.register_vmap(looped(_linear_rows))
+_linear_rows = Operator("linear_rows", _Inputs, _kernel, _fake)
 
 
 def _rows_at_once(unused: Tensor, vocab: int, sharded: bool) -> int:
