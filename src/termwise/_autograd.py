@@ -16,7 +16,16 @@ if TYPE_CHECKING:
             """Compute the outputs."""
 
 else:
-    Function = torch.autograd.Function
+
+    class Function(torch.autograd.Function):
+        @classmethod
+        def apply(cls, *args):
+            # torch inspects the signature of forward at each call, for its defaults; ours has none,
+            # and a small loss takes less time than that. Dynamo passes this by.
+            if transformed():
+                return super().apply(*args)
+            args = torch._functorch.utils.unwrap_dead_wrappers(args)
+            return super(torch.autograd.Function, cls).apply(*args)
 
 
 def transformed() -> bool:

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from . import _groups
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import accumulator, lifted
+from ._numbers import accumulator, few, lifted, lifted_dtype
+
+# So few rows that their sum in the wider type is no other, but for what it takes to convert them.
+FEW_ROWS = 2**10
 
 
 def means_over_rows(
@@ -49,6 +52,8 @@ def weighted_means(
     Returns:
         sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
     """
+    if batch_group is None and all(weights is None for _, weights in samples):
+        return [_plain_mean(rows) for per_row, _ in samples for rows in per_row]
     sums: list[Tensor] = []
     counts: list[Tensor | int] = []
     for per_row, weights in samples:
@@ -64,9 +69,15 @@ def weighted_means(
         sums, counts = totals[: len(sums)], [*totals[len(sums) :]]
     rows_of = [(rows, n) for n, (per_row, _) in enumerate(samples) for rows in per_row]
     return [
-        (one / counts[n]).to(lifted(rows[:0]).dtype)
+        (one / counts[n]).to(lifted_dtype(rows))
         for one, (rows, n) in zip(sums, rows_of, strict=True)
     ]
+
+
+def _plain_mean(rows: Tensor) -> Tensor:
+    if few(rows) and rows.shape[0] <= FEW_ROWS:
+        return lifted(rows).mean(0)
+    return rows.mean(0, dtype=accumulator(rows)).to(lifted_dtype(rows))
 
 
 def kept_rows(rows: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from . import _groups
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import accumulator, blocks, lifted, looped
+from ._numbers import FEW, accumulator, blocks, lifted, looped, on_host, product, without_autocast
 from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
-# Rows of a strip: enough for the matrix product's full speed, few enough to keep memory small.
-_STRIP = 256
+# Rows of a strip on the CPU: enough for the matrix product's full speed, few enough to keep memory
+# small. Elsewhere a strip has so many elements, and there are no more of them than that.
+_STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
 def second_moments(
@@ -58,6 +59,8 @@ def second_moments(
         Variance " dim", and energy "" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
+    if counts is None and path != "gram" and z.shape[0] > 1 and _is_small(z):
+        return _as_written(z)
     inputs = _Inputs(
         z,
         counts,
@@ -69,6 +72,22 @@ def second_moments(
     )
     _, variance, energy, _ = differentiable(_second_moments, _backward, inputs, (0, 3))
     return variance, energy
+
+
+def _is_small(z: Tensor) -> bool:
+    """Whether few calls, and the whole covariance, take less time than what saves products."""
+    return z.numel() <= FEW and z.shape[1] <= _STRIP
+
+
+def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute variance and energy in operations that autograd follows to any order."""
+    rows = lifted(z)
+    centred = rows - rows.mean(0)
+    covariance = product((centred * (1 / (rows.shape[0] - 1))).T, centred)
+    # Of one matrix in the wider type the diagonal cancels without a loss of digits.
+    wide = covariance.to(accumulator(z))
+    energy = wide.square().sum() - wide.diagonal().square().sum()
+    return covariance.diagonal(), energy
 
 
 class _Inputs(NamedTuple):
@@ -118,13 +137,13 @@ def _backward(
 
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
     """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
-    product = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
-    with torch.autocast(v.device.type, enabled=False):
+    chain = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
+    with without_autocast(v):
         v = v * (4.0 / (centred.shape[0] - 1) ** 2)  # first, so that no sum over rows overflows
         whole = (
-            product((v, centred.T, centred))
-            + product((centred, v.T, centred))
-            + product((centred, centred.T, v))
+            chain((v, centred.T, centred))
+            + chain((centred, v.T, centred))
+            + chain((centred, centred.T, v))
         )
         change = whole - v * centred.square().sum(0) - 2 * centred * (v * centred).sum(0)
         return change - change.mean(0)
@@ -145,7 +164,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def over_ranks(x: Tensor) -> Tensor:
         return x if counts is None else _groups.all_reduce(x, inputs.group_name)
 
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
         # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and
@@ -218,8 +237,9 @@ def _triangle(
     energy = rows.new_zeros((), dtype=accumulator(rows))
     # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
     product = torch.zeros_like(rows if gradient else rows[:0])
-    for start in range(0, len(rows), _STRIP):
-        stop = min(start + _STRIP, len(rows))
+    step = _strip_rows(rows)
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         left, right = rows[start:stop], rows[start:].T
         strip = rows.new_empty(left.shape[0], right.shape[1])
         strip = over_ranks(torch.addmm(strip, left, right, beta=0, alpha=power, out=strip))
@@ -231,6 +251,12 @@ def _triangle(
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
     return energy, product
+
+
+def _strip_rows(rows: Tensor) -> int:
+    if on_host(rows):
+        return _STRIP
+    return max(_ON_DEVICE // max(len(rows), 1), -(-len(rows) // _MOST_STRIPS), _STRIP)
 
 
 def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:

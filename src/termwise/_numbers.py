@@ -1,12 +1,20 @@
 """What the arithmetic of every loss shares: its dtypes, and vmap over our own operators."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ._autograd import transformed
+from ._autograd import Function, on_host, transformed
+
+# Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
+IN_CACHE, ON_DEVICE = 2**18, 2**26
+# Elsewhere there are no more blocks than this, so that kernels do not grow with the data.
+MOST_BLOCKS = 8
+# So few elements that the calls cost more than what they do.
+FEW = 2**15
 
 
 def lifted(x: Tensor) -> Tensor:
@@ -14,9 +22,14 @@ def lifted(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def lifted_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of `lifted`."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
-    types = [lifted(x[:0]).dtype for x in tensors]
+    types = [lifted_dtype(x) for x in tensors]
     if len(set(types)) == 1:
         return tensors
     return tuple(x.double() for x in tensors)
@@ -30,16 +43,83 @@ def may_look_at(x: Tensor) -> bool:
     return plain and x.device.type == "cpu" and not transformed()
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off where it is on.
+
+    To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
+    """
+    device = x.device.type
+    if device == "meta":
+        return nullcontext()
+    # A graph that was made while it was off may run while it is on.
+    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, whatever autocast says, in the backward pass too."""
+    return cast("Tensor", _Product.apply(left, right))
+
+
+class _Product(Function):
+    """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        return _product(left, right)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
+        product = _product if torch.compiler.is_compiling() else again
+        for_left, for_right = ctx.needs_input_grad
+        return (
+            product(gradients[0], right.T) if for_left else None,
+            product(left.T, gradients[0]) if for_right else None,
+        )
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    with without_autocast(left):
+        return left @ right
+
+
 def accumulator(x: Tensor) -> torch.dtype:
     """Return the wider type, for sums of many terms."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no float64
 
 
-def blocks(x: Tensor) -> Iterator[slice]:
-    """Cut the rows into blocks of about 1 MiB in float32, which stay in cache between steps."""
-    step = max(1, 2**18 // max(x.shape[1], 1))
-    for start in range(0, x.shape[0], step):
-        yield slice(start, start + step)
+def few(x: Tensor) -> bool:
+    """Whether to make fewer calls counts for more than to pass over x fewer times."""
+    return not torch.compiler.is_compiling() and x.numel() <= FEW
+
+
+def block_rows(x: Tensor, width: int | None = None) -> int:
+    """Return how many rows of x are a block: they stay in cache on the CPU, and are many elsewhere.
+
+    Width is how many elements are held for each row. None: those of x. Compiled, a block is all
+    rows.
+    """
+    if torch.compiler.is_compiling():
+        return max(x.shape[0], 1)
+    width = max(x.shape[1] if width is None else width, 1)
+    elements = IN_CACHE if on_host(x) else max(ON_DEVICE, x.shape[0] * width // MOST_BLOCKS)
+    return max(1, -(-elements // width))
+
+
+def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
+    """Cut the rows into blocks of `block_rows`."""
+    step = block_rows(x, width)
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:

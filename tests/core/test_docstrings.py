@@ -30,7 +30,7 @@ def test_the_first_line_is_one_sentence(name):
 
 
 def fields_of(name: str) -> list[str]:
-    """Name the fields of a module: test_every_*_loss.py holds that the function has them."""
+    """Name the fields of a module: test_every_loss.py holds that the function has them."""
     return [field.name for field in dataclasses.fields(EXPORTS[name])] if is_module(name) else []
 
 

@@ -1,101 +1,350 @@
-"""Every family has its checks, and what no single case shows."""
+"""What holds for every loss as it is used: compiled, mapped, exported, copied, on any device.
 
-import ast
+From the variants that tests/losses declares; test_laws.py has what follows from signatures alone.
+"""
+
+import copy
+import dataclasses
+import functools
 import inspect
-import re
-from pathlib import Path
+import io
+import pickle
+from typing import Any
 
 import pytest
 import torch
-from every_loss import assert_same
-from functorch.compile import make_boxed_func
-from jaxtyping import Float
-from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
+from declared import VARIANTS
+from losses import Variant, kept
+from losses._energies import bowl
+from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import termwise as tw
-from termwise import energy, lm, sae
-from termwise.joint_embedding import vicreg_loss
-from termwise.lm import targeted_variance_loss
+from termwise.testing import Call
+from termwise.testing._calls import violations
 
 
-def views() -> list[Tensor]:
-    return [torch.randn(7, 3), torch.randn(7, 3)]
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A variant that is called."""
+
+    name: str
+    loss: Any
+    held: Variant
+
+    def function(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
+        return self.loss.function(*self.held.first, *inputs, **self.held.options, **extra)
+
+    def module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
+        return self.held.module(*inputs, **extra)
 
 
-def test_every_family_has_a_file_of_checks():
-    families = {
-        name
-        for name, value in vars(tw).items()
-        if inspect.ismodule(value) and any(name.endswith("_loss") for name in vars(value))
-    }
-    files = Path(__file__).parent.glob("test_every_*_loss.py")
-    named = {file.stem.removeprefix("test_every_").removesuffix("_loss") for file in files}
-    assert families == named
+@pytest.fixture(params=VARIANTS)
+def case(request):
+    return Case(request.param, *VARIANTS[request.param])
 
 
-def test_compiled_refuses_what_would_broadcast():
-    z1, z2 = views()
-    compiled = torch.compile(vicreg_loss, fullgraph=True, backend="eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="batch is 1, but it is 7 in z1"):
-        compiled(z1, z2[:1])
+def gradients(terms: tw.Terms, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(terms.loss, inputs, materialize_grads=True)
 
 
-@tw.terms
-class PoweredTerms(tw.Terms):
-    base: Float[Tensor, ""]
+def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
+    assert type(ours) is type(theirs)
+    torch.testing.assert_close(dict(ours.items()), dict(theirs.items()))
 
 
-def test_twelve_losses_compile_one_by_one():
-    # Each is a function of its own; with one shared code object the ninth would fail.
-    functions = [vicreg_loss, targeted_variance_loss]
-    for power in range(1, 11):
-
-        @tw.contract
-        def powered(x: Float[Tensor, "batch dim"], *, power: int = power) -> PoweredTerms:
-            base = targeted_variance_loss(x).loss
-            return PoweredTerms(loss=base**power, base=base)
-
-        functions.append(powered)
-    x, y = views()
-    for function in functions:
-        inputs = (x, y) if function is vicreg_loss else (x,)
-        compiled = torch.compile(function, fullgraph=True, backend="eager")
-        assert_same(compiled(*inputs), function(*inputs))
+# --- compiled -------------------------------------------------------------------------------
 
 
-def test_a_compiled_backward_pass_has_no_hessian_in_it():
-    graphs = []
+class Graphs:
+    """The backend aot_eager, counting graphs, and not what it compiles within one of them."""
 
-    def keep(graph, inputs):
-        graphs.append(graph)
-        return make_boxed_func(graph.forward)
+    def __init__(self) -> None:
+        self.count, self.within = 0, False
 
-    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
-    inputs = [x.requires_grad_() for x in views()]
-    torch.compile(vicreg_loss, fullgraph=True, backend=backend)(*inputs).loss.backward()
-    assert len(graphs) == 2
-    assert not any("mm" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+    def __call__(self, graph, inputs):
+        if self.within:
+            return lookup_backend("aot_eager")(graph, inputs)
+        self.count, self.within = self.count + 1, True
+        try:
+            return lookup_backend("aot_eager")(graph, inputs)
+        finally:
+            self.within = False
 
 
-@pytest.mark.parametrize(
-    ("family", "some"),
-    [
-        (energy, {"_score_matching", "_flow_matching"}),
-        (lm, {"_projected_kl", "_linear_projected_kl", "_cross_tokenizer"}),
-        (sae, {"_vanilla", "_auxiliary_k"}),
-    ],
-)
-def test_no_loss_imports_a_helper_from_another_one(family, some):
-    """What two losses share has a file of its own; a loss may call another as anyone may."""
-    texts = {path.stem: path.read_text() for path in Path(family.__file__).parent.glob("_*.py")}
-    public = re.compile(r"^def [a-z]\w*_loss\(", re.MULTILINE)
-    defined = {stem for stem, text in texts.items() if public.search(text)}
-    losses = defined - {"_create"}  # which makes losses by name
-    assert some < losses
-    for loss in losses:
-        for node in ast.parse(texts[loss]).body:
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in losses:
-                names = {name.name for name in node.names}
-                assert all(re.fullmatch(r"[a-z]\w*_loss", name) for name in names), (loss, names)
-                assert loss == "_cross_tokenizer", loss
+def mark_rows(values: Any, of_other_rows: Any) -> None:
+    """Mark the number of rows, the one size that differs: Dynamo raises if it is a constant."""
+    for x, other in zip(tree_leaves(values), tree_leaves(of_other_rows), strict=True):
+        for axis, size in enumerate(x.shape if isinstance(x, Tensor) else ()):
+            if size != other.shape[axis]:
+                torch._dynamo.mark_dynamic(x, axis)
+
+
+# Floats stay constants here: as symbols each of them costs a compilation of its own.
+@torch._dynamo.config.patch(specialize_float=True)
+def test_compiled(case):
+    """One graph has the terms and the gradients of eager mode at ten sizes."""
+    counter = Graphs()
+    compiled = torch.compile(case.function, fullgraph=True, backend=counter)
+    held = case.held
+    inputs, extra = [x.requires_grad_() for x in held.tensors()], held.extra()
+    mark_rows((inputs, extra), (held.tensors(8), held.extra(8)))
+    ours, theirs = (run(*inputs, **extra) for run in (compiled, case.function))
+    assert_same(ours, theirs)
+    torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
+    for rows in (8, 9, 12, 13, 16, 20, 33, 64, 65):
+        inputs = [x.requires_grad_() for x in held.tensors(rows)]
+        ours = compiled(*inputs, **held.extra(rows))
+    assert_same(ours, case.function(*inputs, **held.extra(rows)))
+    assert counter.count == 1, "sizes are constants of the graphs"
+
+
+def test_compiled_without_gradients(case):
+    """Dynamo has ways of its own where nothing has a gradient; and a wrong argument is named."""
+    compiled = torch.compile(case.function, fullgraph=True, backend="eager")
+    inputs, extra = case.held.tensors(), case.held.extra()
+    assert_same(compiled(*inputs, **extra), case.function(*inputs, **extra))
+    broken = wrongly(case)
+    with pytest.raises(Exception) as refused:  # noqa: PT011
+        torch.compile(case.loss.function, fullgraph=True, backend="eager")(**broken)
+    assert broken.argument in str(refused.value).partition("from user code")[0]
+
+
+def wrongly(case: Case) -> Any:
+    """Break one tensor of a call: another one, and otherwise, from loss to loss."""
+    names = inspect.signature(case.loss.function).bind(
+        *case.held.first, *case.held.tensors(), **case.held.options, **case.held.extra()
+    )
+    found = violations(Call(case.loss.function, names.arguments, {}))
+    found = [one for one in found if one.kind in ("axis", "dtype", "rank")]
+    return found[sum(map(ord, case.name)) % len(found)]
+
+
+# --- as a module ----------------------------------------------------------------------------
+
+
+def test_the_module_is_the_function(case):
+    inputs, extra = case.held.tensors(), case.held.extra()
+    assert_same(case.module(*inputs, **extra), case.function(*inputs, **extra))
+
+
+def test_the_fields_of_the_module_are_keywords_of_the_function(case):
+    module = case.held.module
+    if not isinstance(module, tw.LossModule):
+        pytest.skip("a module that is not made of its fields")
+    keywords = inspect.signature(case.loss.function).parameters
+    config = getattr(module, "cfg", module)
+    defaults = inspect.signature(type(config)).parameters
+    for field in dataclasses.fields(config):
+        if field.kw_only and field.name not in case.held.of_the_module:
+            assert f"{field.name}={getattr(config, field.name)!r}" in repr(module)
+            # What the function requires, such as a coefficient, a config may have.
+            if (default := keywords[field.name].default) is not inspect.Parameter.empty:
+                assert defaults[field.name].default == default, field.name
+
+
+class Trained(nn.Module):
+    """A model that returns the terms of its own loss."""
+
+    def __init__(self, held: Variant) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.held = held
+        self.loss_fn = held.module
+
+    def forward(self, *inputs: Tensor) -> tw.Terms:
+        embedded = [self.linear(x) if x.shape[-1] == 3 else x for x in inputs]
+        return self.loss_fn(*embedded, **self.held.extra(inputs[0].shape[0]))
+
+
+def test_functional_call(case):
+    model, inputs = Trained(case.held), case.held.tensors()
+    parameters = {name: p.detach() * 2 for name, p in model.named_parameters()}
+
+    def loss(parameters):
+        terms = torch.func.functional_call(model, parameters, tuple(inputs))
+        return terms.loss, terms
+
+    gradient, terms = torch.func.grad(loss, has_aux=True)(parameters)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    expected = model(*inputs)
+    assert_same(terms, expected)
+    expected.loss.backward()
+    torch.testing.assert_close(gradient["linear.weight"], model.linear.weight.grad)
+
+
+@pytest.mark.parametrize("name", {of.function: name for name, (of, _) in VARIANTS.items()}.values())
+def test_export_saves_and_loads(name):
+    case = Case(name, *VARIANTS[name])
+    model, inputs = Trained(case.held), case.held.tensors()
+    with torch.no_grad():
+        exported = torch.export.export(model, tuple(inputs))
+        saved = io.BytesIO()
+        torch.export.save(exported, saved)
+        saved.seek(0)
+        assert_same(torch.export.load(saved).module()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("copier", ["deepcopy", "pickle", "torch.save"])
+def test_a_module_copies(case, copier):
+    model = case.held.module
+    if copier == "deepcopy":
+        copied = copy.deepcopy(model)
+    elif copier == "pickle":
+        copied = pickle.loads(pickle.dumps(model))
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        copied = torch.load(buffer, weights_only=False)
+    inputs, extra = case.held.tensors(), case.held.extra()
+    assert repr(copied) == repr(model)
+    assert_same(copied(*inputs, **extra), case.module(*inputs, **extra))
+
+
+# --- mapped and differentiated --------------------------------------------------------------
+
+
+def test_vmap_is_a_loop(case):
+    each = [case.held.tensors(seed=seed) for seed in range(3)]
+    batches = [torch.stack(xs) for xs in zip(*each, strict=True)]
+    loss = functools.partial(case.function, **case.held.extra())
+    ours = torch.vmap(loss)(*batches)
+    last = torch.vmap(loss, in_dims=-1)(*[x.movedim(0, -1) for x in batches])
+    assert_same(ours, last)
+    for index in range(3):
+        expected = loss(*[x[index] for x in batches])
+        torch.testing.assert_close(
+            {name: value[index] for name, value in ours.items()}, dict(expected.items())
+        )
+
+
+def test_vmap_and_grad_in_either_order(case):
+    batch, *others = [torch.stack([x, x + 1, x * 2]) for x in case.held.tensors()]
+    extra = case.held.extra()
+
+    def loss(*inputs):
+        return case.function(*inputs, **extra).loss
+
+    inside = torch.vmap(torch.func.grad(loss))(batch, *others)
+    outside = torch.func.grad(lambda *xs: torch.vmap(loss)(*xs).sum())(batch, *others)
+    batch.requires_grad_()
+    total = sum(loss(*xs) for xs in zip(batch, *others, strict=True))
+    (expected,) = torch.autograd.grad(total, batch)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(outside, expected)
+
+
+def test_batched_gradients_through_a_retained_graph(case):
+    inputs = [x.requires_grad_() for x in case.held.tensors()]
+    terms = case.function(*inputs, **case.held.extra())
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    (batched,) = torch.autograd.grad(
+        terms.loss, inputs[:1], weights, is_grads_batched=True, retain_graph=True
+    )
+    (single,) = torch.autograd.grad(terms.loss, inputs[:1])
+    torch.testing.assert_close(batched, weights.view(-1, *[1] * single.ndim) * single)
+
+
+def test_grad_has_aux(case):
+    inputs, extra = case.held.tensors(), case.held.extra()
+
+    def loss(*inputs):
+        terms = case.function(*inputs, **extra)
+        return terms.loss, terms
+
+    gradient, terms = torch.func.grad(loss, has_aux=True)(*inputs)
+    assert isinstance(terms, tw.Terms)
+    inputs = [x.requires_grad_() for x in inputs]
+    expected = case.function(*inputs, **extra)
+    assert_same(terms, expected)
+    torch.testing.assert_close(gradient, gradients(expected, inputs)[0])
+
+
+# --- devices, modes and rows that do not count ----------------------------------------------
+
+
+def test_nothing_waits_for_the_device(case):
+    # A fake tensor has no data: .item(), a boolean index or nonzero would raise.
+    with FakeTensorMode() as mode:
+        inputs = [mode.from_tensor(x).requires_grad_() for x in case.held.tensors()]
+        extra, options = (
+            tree_map_only(Tensor, mode.from_tensor, dict(numbers))
+            for numbers in (case.held.extra(), case.held.options)
+        )
+        faked = dataclasses.replace(case, held=dataclasses.replace(case.held, options=options))
+        terms = faked.function(*inputs, **extra)
+        assert [g.shape for g in gradients(terms, inputs)] == [x.shape for x in inputs]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """An energy with a product that autocast would round."""
+    return bowl(x @ (1.1 * torch.eye(3, dtype=x.dtype)))
+
+
+def test_autocast_changes_nothing(case):
+    if case.held.first:
+        case = dataclasses.replace(case, held=dataclasses.replace(case.held, first=(rounded,)))
+    inputs, extra = [x.requires_grad_() for x in case.held.tensors()], case.held.extra()
+    plain = case.function(*inputs, **extra)
+    expected = gradients(plain, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = case.function(*inputs, **extra)
+        ours = gradients(cast, inputs) if not case.held.first else ()
+    # An energy's own backward pass is as its caller runs it.
+    ours = ours or gradients(cast, inputs)
+    assert_same(cast, plain)
+    torch.testing.assert_close(ours, expected)
+    if case.held.first:  # nor is it on where nobody asked for it
+        inputs = [x.detach().double() for x in inputs]
+        extra = {name: x.double() if isinstance(x, Tensor) else x for name, x in extra.items()}
+        torch.testing.assert_close(
+            plain.loss.double(), case.function(*inputs, **extra).loss, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_no_grad_gives_the_same_terms(case):
+    inputs, extra = [x.requires_grad_() for x in case.held.tensors()], case.held.extra()
+    with torch.no_grad():
+        quiet = case.function(*inputs, **extra)
+    assert not quiet.loss.requires_grad
+    assert_same(quiet, case.function(*inputs, **extra).detach())
+    with torch.inference_mode():
+        assert_same(quiet, case.function(*inputs, **extra))
+
+
+MASKED = [name for name, (_, held) in VARIANTS.items() if held.masks]
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", MASKED)
+def test_rows_that_do_not_count_may_hold_anything(name, poison):
+    case, rows = Case(name, *VARIANTS[name]), 7
+    left_out = ~kept(rows)
+
+    def poisoned(x: Tensor, shape: str) -> Tensor:
+        axes = shape.split()
+        if "rows" not in axes:
+            return x
+        return x.index_fill(axes.index("rows"), left_out.nonzero()[:, 0], poison)
+
+    def run(change):
+        shapes = case.held.shapes
+        inputs = [change(x, shape) for x, shape in zip(case.held.tensors(), shapes, strict=True)]
+        extra = case.held.extra()
+        for argument, shape in case.held.named.items():
+            extra[argument] = change(extra[argument], shape)
+        inputs = [x.requires_grad_() for x in inputs]
+        terms = case.function(*inputs, **extra)
+        return terms, gradients(terms, inputs)
+
+    ours, theirs = run(poisoned), run(lambda x, shape: x)
+    assert_same(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1])
+    for gradient, shape in zip(ours[1], case.held.shapes, strict=True):
+        if shape.startswith("rows"):
+            assert gradient[left_out].count_nonzero() == 0

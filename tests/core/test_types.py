@@ -1,4 +1,4 @@
-"""Nothing that is exported is missing in tests/typed, where the type checkers read it.
+"""Nothing that is exported is missing in what the type checkers read of tests/typed.
 
 Read as text: what the types are is for pyright and mypy to say, that each is asserted is said here.
 """
@@ -11,8 +11,9 @@ import types
 import typing
 from pathlib import Path
 
+import calls
 import pytest
-from exports import EXPORTS, FAMILIES
+from exports import EXPORTS
 from torch import nn
 
 import termwise
@@ -28,8 +29,9 @@ def asserted() -> dict[str, set[str]]:
     with a parameter `terms: lm.NextTokenTerms`, `terms.loss` is `lm.NextTokenTerms.loss`.
     """
     found: dict[str, set[str]] = {}
-    for path in sorted(TYPED.glob("every_*.py")):
-        for function in ast.walk(ast.parse(path.read_text())):
+    by_hand = [path.read_text() for path in sorted(TYPED.glob("*.py"))]
+    for text in (*by_hand, *map(calls.right, calls.families())):
+        for function in ast.walk(ast.parse(text)):
             if isinstance(function, ast.FunctionDef):
                 arguments = [a for a in function.args.args if a.annotation]  # not self
                 names = {a.arg: ast.unparse(a.annotation) for a in arguments}
@@ -88,11 +90,6 @@ def of_ours(value: type, member: str) -> bool:
     return owner is value or (owner is termwise.Terms and member in ("metrics", "detach"))
 
 
-def test_there_is_a_file_for_each_family():
-    files = {path.stem.removeprefix("every_") for path in TYPED.glob("every_*.py")}
-    assert files == set(FAMILIES) >= {"termwise", "energy", "testing"}
-
-
 @pytest.mark.parametrize("name", EXPORTS)
 def test_each_type_is_asserted(name):
     wanted = needed(name, EXPORTS[name])
@@ -113,7 +110,8 @@ def test_the_type_of_each_overload_is_asserted(name):
 
 
 def test_each_function_and_module_is_called_wrongly():
-    wrong = "".join(path.read_text() for path in sorted((TYPED / "wrong").glob("*.py")))
+    by_hand = [path.read_text() for path in sorted((TYPED / "wrong").glob("*.py"))]
+    wrong = "".join([*by_hand, *map(calls.wrong, calls.families())])
     called = set(re.findall(r"^ +(\w+\.\w+)\(.*# error: ", wrong, flags=re.MULTILINE))
     wanted = {
         name

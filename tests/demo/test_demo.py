@@ -108,10 +108,17 @@ def five_steps(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.fixture(scope="module")
+def all_runs(tmp_path_factory):
+    """Make all runs once, of five steps: what was printed, and the folder that they wrote to."""
+    folder = tmp_path_factory.mktemp("all")
+    return five_steps(cwd=folder), folder
+
+
 def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
-    tmp_path, monkeypatch
+    all_runs, monkeypatch
 ):
-    done = five_steps(cwd=tmp_path)
+    done, tmp_path = all_runs
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
@@ -285,10 +292,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["vicreg", "--steps", "5", "--json", "terms.json"]) == 0
-    alone = json.loads((tmp_path / "terms.json").read_text())["vicreg"]
+def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(all_runs, tmp_path):
+    alone = json.loads((all_runs[1] / "terms.json").read_text())["vicreg"]
     launcher = [
         *("-m", "torch.distributed.run", "--nproc-per-node=2"),
         *("--master-addr=127.0.0.1", f"--master-port={free_port()}"),

@@ -1,4 +1,4 @@
-"""Sparse autoencoders over ranks with different and uneven rows are one process's."""
+"""Selections, measurements and states of autoencoders over uneven ranks are one process's."""
 
 import cases
 import pytest
@@ -6,7 +6,6 @@ import torch
 from rows import rows
 
 SIZES = ([11, 5], [13, 7, 4], [4, 0])
-OBJECTIVES = ["vanilla", "topk", "jumprelu", "gated", "matryoshka", "crosscoder", "end to end"]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -16,31 +15,6 @@ def masks_of(sizes, masked):
 
 def joined(masks):
     return None if masks[0] is None else torch.cat(masks)
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("how", ["mean", "sum"])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives(ranks, name, how, masked, sizes):
-    shards, masks = rows(sizes), masks_of(sizes, masked)
-    expected, gradients = cases.sae_objective(None, torch.cat(shards), joined(masks), name, how)
-    world = len(sizes)
-    results = ranks(cases.sae_objective, shards, masks, [name] * world, [how] * world)
-    for terms, _ in results:
-        torch.testing.assert_close(terms, expected, **EXACT)
-    divisor = world if how == "mean" else 1
-    for key, whole in gradients.items():
-        combined = sum(part[key] for _, part in results) / divisor
-        torch.testing.assert_close(combined, whole, rtol=1e-11, atol=1e-11, msg=key)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_rank_without_a_graph_sends_what_the_others_send(ranks, name):
-    shards, masks = rows([11, 5]), [None, None]
-    expected = cases.sae_values(None, torch.cat(shards), None, name, False)
-    for ours in ranks(cases.sae_values, shards, masks, [name] * 2, [True, False]):
-        torch.testing.assert_close(ours, expected, **EXACT)
 
 
 @pytest.mark.parametrize("sizes", [*SIZES, [0, 0]], ids=str)

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import termwise as tw
@@ -93,52 +91,6 @@ def test_unit_vectors_would_weigh_the_curvature_by_one_over_d(make_gaussian):
     torch.testing.assert_close(terms.curvature, problem.precision.trace() / 3, **EXACT)
 
 
-def oracle(model, x, v, w, variance_reduced):
-    """The formula, row by row, with whole Hessians."""
-    square, curvature = 0, 0
-    for i in range(len(x)):
-        energy = lambda point: model(point[None])[0]  # noqa: E731
-        gradient = torch.func.grad(energy)(x[i])
-        hessian = torch.func.hessian(energy)(x[i])
-        products = (
-            [gradient @ gradient] if variance_reduced else [(u @ gradient) ** 2 for u in v[:, i]]
-        )
-        square = square + w[i] / w.sum() * sum(products) / len(products)
-        curvature = curvature + w[i] / w.sum() * sum(u @ hessian @ u for u in v[:, i]) / len(v)
-    return {"loss": 0.5 * square - curvature, "score_square": square, "curvature": curvature}
-
-
-@given(
-    n=st.integers(1, 3),
-    k=st.integers(1, 3),
-    seed=st.integers(0, 2**30),
-    variance_reduced=st.booleans(),
-    way=st.sampled_from(WAYS),
-)
-def test_terms_and_gradients_are_the_formulas(n, k, seed, variance_reduced, way):
-    model = network()
-    x, v = normal(n, 4, seed=seed).requires_grad_(), normal(k, n, 4, seed=seed + 1)
-    w = normal(n, seed=seed).abs() + 0.1
-    terms = sliced_score_matching_loss(
-        model,
-        x,
-        projections=v,
-        variance_reduced=variance_reduced,
-        weights=w,
-        differentiation=way,
-    )
-    inputs = [x, *list(model.parameters())[:-1]]
-    for name, value in oracle(model, x, v, w, variance_reduced).items():
-        ours = getattr(terms, name)
-        torch.testing.assert_close(ours, value, rtol=1e-10, atol=1e-11)
-        torch.testing.assert_close(
-            torch.autograd.grad(ours, inputs, retain_graph=True),
-            torch.autograd.grad(value, inputs, retain_graph=True),
-            rtol=1e-8,
-            atol=1e-10,
-        )
-
-
 @pytest.mark.parametrize("differentiation", WAYS)
 def test_gradients_of_norms_and_attention_are_right(differentiation):
     """Against differences of first-order values, which torch has right."""
@@ -202,6 +154,23 @@ def test_the_energy_is_called_once_and_nothing_of_the_callers_is_touched():
         model, x, projections=5, generator=torch.Generator().manual_seed(1)
     )
     assert not torch.equal(other.curvature, terms.curvature)
+
+
+FEWEST = _sliced_score_matching.FEWEST_PROJECTIONS, _sliced_score_matching.FEWEST_CARRIED
+
+
+@pytest.mark.parametrize(
+    ("projections", "rows", "forward"), [(1, 256, False), (2, 127, False), (2, 128, True)]
+)
+def test_auto_goes_forward_where_many_directions_share_its_cost(
+    monkeypatch, projections, rows, forward
+):
+    monkeypatch.setattr(_sliced_score_matching, "FEWEST_PROJECTIONS", FEWEST[0])
+    monkeypatch.setattr(_sliced_score_matching, "FEWEST_CARRIED", FEWEST[1])
+    other = "_by_autograd" if forward else "_forward_or_backward"
+    monkeypatch.setattr(_sliced_score_matching, other, None)
+    v = normal(projections, rows, 4)
+    sliced_score_matching_loss(network(), normal(rows, 4), projections=v).loss.backward()
 
 
 @pytest.mark.parametrize("make", [network, lambda: Normed().double()])

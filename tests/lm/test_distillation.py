@@ -1,44 +1,15 @@
-"""Same-tokenizer distillation against its formulas in float64, laws, and what does not count."""
+"""Same-tokenizer distillation: equal models, offsets, and what does not count."""
 
-import functools
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import termwise as tw
 from termwise import _autograd
 from termwise.lm import DistillationLoss, _rows, distillation_loss
 
 DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
-
-
-def kl(p, q):
-    return sum(a * (a.log() - b.log()) for a, b in zip(p, q, strict=True) if a > 0)
-
-
-def oracle(student, teacher, *, divergence, beta, temperature, teacher_top_k, mask):
-    total, count = torch.zeros((), dtype=student.dtype), 0
-    for b in range(student.shape[0]):
-        for t in range(student.shape[1] - 1):
-            if mask is not None and not mask[b, t + 1]:
-                continue
-            x, y = student[b, t] / temperature, teacher[b, t] / temperature
-            if teacher_top_k is not None:
-                kept = sorted(range(len(y)), key=lambda v: -float(y[v].detach()))[:teacher_top_k]
-                x, y = x[kept], y[kept]
-            q, p = x.exp() / x.exp().sum(), y.exp() / y.exp().sum()
-            if divergence == "forward":
-                value = kl(p, q)
-            elif divergence == "reverse":
-                value = kl(q, p)
-            else:
-                m = beta * p + (1 - beta) * q
-                value = beta * kl(p, m) + (1 - beta) * kl(q, m)
-            total, count = total + value, count + 1
-    return temperature**2 * total / max(count, 1), count
 
 
 def logits(batch, time, vocab, seed=0):
@@ -48,57 +19,6 @@ def logits(batch, time, vocab, seed=0):
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
         for _ in range(2)
     ]
-
-
-@given(
-    batch=st.integers(1, 3),
-    time=st.integers(2, 5),
-    vocab=st.integers(1, 6),
-    seed=st.integers(0, 2**30),
-    divergence=st.sampled_from(DIVERGENCES),
-    beta=st.sampled_from([0.1, 0.5, 0.8]),
-    temperature=st.sampled_from([1.0, 2.5]),
-    few=st.booleans(),
-    masked=st.booleans(),
-)
-def test_terms_and_gradients_are_the_formulas(
-    batch, time, vocab, seed, divergence, beta, temperature, few, masked
-):
-    student, teacher = logits(batch, time, vocab, seed)
-    mask = torch.arange(batch * time).reshape(batch, time) % 3 != 1 if masked else None
-    options = {
-        "divergence": divergence,
-        "beta": beta,
-        "temperature": temperature,
-        "teacher_top_k": (vocab + 1) // 2 if few else None,
-        "mask": mask,
-    }
-    terms = distillation_loss(student, teacher, **options)
-    loss, count = oracle(student, teacher, **options)
-    torch.testing.assert_close(terms.loss, loss, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(terms.loss, temperature**2 * terms.divergence)
-    assert terms.num_tokens.item() == count
-    if loss.requires_grad:
-        ours, theirs = (
-            torch.autograd.grad(value, student, allow_unused=True, materialize_grads=True)[0]
-            for value in (terms.loss, loss)
-        )
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_derivatives_are_those_of_finite_differences(divergence):
-    student, teacher = logits(2, 3, 4)
-    mask = torch.tensor([[True, True, True], [True, False, True]])
-    function = functools.partial(
-        lambda x, **options: distillation_loss(x, teacher, **options).loss,
-        divergence=divergence,
-        beta=0.3,
-        temperature=1.5,
-        mask=mask,
-    )
-    assert torch.autograd.gradcheck(function, student)
-    assert torch.autograd.gradgradcheck(function, student)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -261,53 +181,6 @@ HALF = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log().expand
 def test_what_is_beyond_the_top_two_tokens(tail, divergence, value):
     terms = distillation_loss(QUARTERS, HALF, teacher_top_k=2, tail=tail, divergence=divergence)
     assert terms.loss.item() == pytest.approx(value, abs=1e-6)
-
-
-def tailed(student, teacher, *, k, tail, divergence, beta, temperature):
-    """Spell out the distributions over the k tokens and the rest, a row at a time."""
-    total = torch.zeros((), dtype=student.dtype)
-    for x, y in zip(student[:, :-1].flatten(0, 1), teacher[:, :-1].flatten(0, 1), strict=True):
-        q, p = ((z / temperature).exp() / (z / temperature).exp().sum() for z in (x, y))
-        kept = sorted(range(len(y)), key=lambda v: -float(y[v]))[:k]
-        rest = [v for v in range(len(y)) if v not in kept]
-        q_kept, p_kept = q[kept], p[kept]
-        if tail == "renormalize":
-            q_kept, p_kept = q_kept / q_kept.sum(), p_kept / p_kept.sum()
-        elif tail == "bucket":
-            q_kept = torch.cat([q_kept, q[rest].sum()[None]])
-            p_kept = torch.cat([p_kept, p[rest].sum()[None]])
-        else:
-            q_kept = torch.cat([q_kept, q[rest]])
-            p_kept = torch.cat([p_kept / p_kept.sum(), torch.zeros(len(rest), dtype=p.dtype)])
-        if divergence == "jensen_shannon":
-            m = beta * p_kept + (1 - beta) * q_kept
-            total = total + beta * kl(p_kept, m) + (1 - beta) * kl(q_kept, m)
-        else:
-            total = total + (kl(p_kept, q_kept) if divergence == "forward" else kl(q_kept, p_kept))
-    return temperature**2 * total / (student.shape[0] * (student.shape[1] - 1))
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("tail", ["renormalize", "bucket", "zero"])
-def test_tails_are_their_formulas(tail, divergence):
-    if (tail, divergence) == ("zero", "reverse"):
-        return  # infinite
-    student, teacher = logits(2, 4, 6)
-    options = {"divergence": divergence, "beta": 0.3, "temperature": 1.5, "tail": tail}
-    for k in (1, 3, 6):
-        ours = distillation_loss(student, teacher, teacher_top_k=k, **options).loss
-        theirs = tailed(student, teacher.detach(), k=k, **options)
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
-        pair = [
-            torch.autograd.grad(x, student, materialize_grads=True, allow_unused=True)[0]
-            for x in (ours, theirs)
-        ]
-        torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-13)
-    function = functools.partial(
-        lambda x, **options: distillation_loss(x, teacher, teacher_top_k=3, **options).loss,
-        **options,
-    )
-    assert torch.autograd.gradgradcheck(function, student)
 
 
 def test_a_student_whose_mass_is_elsewhere_is_seen_by_the_bucket():

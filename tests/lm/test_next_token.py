@@ -1,29 +1,12 @@
-"""Next-token cross-entropy against its formula in float64, and what does not count."""
+"""Next-token cross-entropy: compiled, large logits, and what does not count."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import termwise as tw
 from termwise.lm import NextTokenLoss, NextTokenTerms, _rows, next_token_loss
-
-
-def oracle(logits, tokens, mask=None):
-    """Sum over positions one by one; the loss, the number that count, and the share right."""
-    total, count, right = torch.zeros((), dtype=logits.dtype), 0, 0
-    for b in range(tokens.shape[0]):
-        for t in range(tokens.shape[1] - 1):
-            token = int(tokens[b, t + 1])
-            if token < 0 or (mask is not None and not mask[b, t + 1]):
-                continue
-            row = logits[b, t]
-            total = total + row.exp().sum().log() - row[token]
-            count += 1
-            right += bool(row[token] == row.max())
-    return total / max(count, 1), count, right / max(count, 1)
 
 
 def inputs(batch, time, vocab, seed=0, dtype=torch.float64):
@@ -32,33 +15,6 @@ def inputs(batch, time, vocab, seed=0, dtype=torch.float64):
     tokens = torch.randint(-1, vocab, (batch, time), generator=generator)
     mask = torch.rand(batch, time, generator=generator) < 0.7
     return logits.to(dtype).requires_grad_(), tokens, mask
-
-
-@given(
-    batch=st.integers(1, 3),
-    time=st.integers(1, 5),
-    vocab=st.integers(1, 6),
-    seed=st.integers(0, 2**30),
-    masked=st.booleans(),
-)
-def test_terms_and_gradients_are_the_formulas(batch, time, vocab, seed, masked):
-    logits, tokens, mask = inputs(batch, time, vocab, seed)
-    mask = mask if masked else None
-    terms = next_token_loss(logits, tokens, mask=mask)
-    loss, count, right = oracle(logits, tokens, mask)
-    torch.testing.assert_close(terms.loss, loss, rtol=1e-12, atol=1e-12)
-    assert terms.num_tokens.item() == count
-    assert terms.accuracy.item() == pytest.approx(right)
-    if count:
-        ours, theirs = (torch.autograd.grad(value, logits)[0] for value in (terms.loss, loss))
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
-
-
-def test_derivatives_are_those_of_finite_differences():
-    logits, tokens, mask = inputs(2, 4, 5)
-    function = lambda x: next_token_loss(x, tokens, mask=mask).loss  # noqa: E731
-    assert torch.autograd.gradcheck(function, logits)
-    assert torch.autograd.gradgradcheck(function, logits)
 
 
 def test_positions_whose_token_does_not_count_may_hold_anything():

@@ -1,6 +1,6 @@
 """Losses over rows of logits compile once for all sizes, and export with a batch of any size.
 
-`tests/core/every_loss.py` compiles every loss once; these are its other ways through the rows.
+`tests/core/test_every_loss.py` compiles every loss once; these are its other ways through the rows.
 """
 
 import pytest

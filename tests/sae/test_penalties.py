@@ -1,11 +1,9 @@
-"""The penalties of single rows against their formulas in float64."""
+"""The penalties of single rows: slopes at 0, sparse latents, halves and refusals."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import termwise as tw
 from termwise import sae
@@ -18,43 +16,6 @@ def latents(n, d_sae, *, seed=0, dtype=torch.float64):
     f = torch.randn(n, d_sae, generator=generator, dtype=torch.float64) * 2
     norm = torch.rand(d_sae, generator=generator, dtype=torch.float64) + 0.5
     return f.to(dtype).requires_grad_(), norm.to(dtype).requires_grad_()
-
-
-def tanh_oracle(f, norm, scale):
-    return sum(torch.tanh(scale * f[:, j].abs() * norm[j]) for j in range(f.shape[1]))
-
-
-def lp_oracle(f, norm, p):
-    return sum(norm[j] * f[:, j].abs() ** p for j in range(f.shape[1]))
-
-
-@given(
-    n=st.integers(1, 6),
-    d_sae=st.integers(1, 9),
-    seed=st.integers(0, 2**30),
-    number=st.floats(0.25, 4),
-    weighed=st.booleans(),
-    kind=st.sampled_from(["tanh", "lp"]),
-)
-def test_rows_and_gradients_are_the_formulas(n, d_sae, seed, number, weighed, kind):
-    f, norm = latents(n, d_sae, seed=seed)
-    ones = norm if weighed else torch.ones(d_sae, dtype=f.dtype)
-    given_norm = norm if weighed else None
-    if kind == "tanh":
-        ours = tanh_penalty(f, scale=number, decoder_norm=given_norm)
-        theirs = tanh_oracle(f, ones, number)
-    else:
-        ours = lp_penalty(f, p=number, decoder_norm=given_norm)
-        theirs = lp_oracle(f, ones, number)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    weights = torch.arange(1.0, n + 1, dtype=f.dtype)
-    leaves = (f, norm) if weighed else (f,)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours @ weights, leaves),
-        torch.autograd.grad(theirs @ weights, leaves),
-        rtol=1e-10,
-        atol=1e-12,
-    )
 
 
 @pytest.mark.parametrize("weighed", [True, False])
@@ -168,16 +129,6 @@ def test_a_latent_costs_at_most_one():
     f = torch.tensor([[0.0, 1e6, -1e6, 1e-3]], dtype=torch.float64)
     assert tanh_penalty(f).item() == pytest.approx(2 + math.tanh(1e-3))
     assert lp_penalty(f, p=1).item() == pytest.approx(2e6 + 1e-3)
-
-
-def test_gradcheck_to_second_order():
-    f, norm = latents(3, 4)
-    for penalty in (
-        lambda f, norm: tanh_penalty(f, scale=0.5, decoder_norm=norm),
-        lambda f, norm: lp_penalty(f, p=1.7, decoder_norm=norm),
-    ):
-        assert torch.autograd.gradcheck(penalty, (f, norm))
-        assert torch.autograd.gradgradcheck(penalty, (f, norm))
 
 
 @pytest.mark.parametrize("number", [0, -1.0, math.nan])

@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._decisions import share_right
 from ._energies import Energy, energies_of, refuse_batch_statistics
@@ -101,7 +101,7 @@ def conditional_noise_contrastive_loss(
             f"(p is symmetric), got log_{'forward' if log_backward is None else 'backward'} alone"
         )
     refuse_batch_statistics("conditional_noise_contrastive_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         name = "conditional_noise_contrastive_loss"
         of_data = energies_of(name, energy, x)
         log_odds = torch.stack(

@@ -12,6 +12,7 @@ from .._contract import ContractError, contract, show
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import Energy, energies_of, refuse_batch_statistics
 from ._langevin import langevin
@@ -157,7 +158,7 @@ def contrastive_divergence_loss(
     if negatives is not None and sampler is not None:
         raise ValueError(f"{name} needs negatives or a sampler, got both")
     refuse_batch_statistics(name, energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         penalty = parameter_penalty(
             name, x, regularization, parameters, batch_group, grad_reduction
         )

@@ -13,7 +13,7 @@ from .._contract import contract, show
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -144,7 +144,7 @@ def denoising_score_matching_loss(
     """
     refuse_batch_statistics("denoising_score_matching_loss", energy)
     levels = _levels(x, sigma, noise, weighting)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         several = isinstance(sigma, Sequence)
         if noise is None:
             noise = normal_like(x, generator, len(levels) if several else None)

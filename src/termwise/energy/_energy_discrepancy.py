@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Energy,
@@ -121,7 +121,7 @@ def energy_discrepancy_loss(
             f"got {noise.shape[0]}"
         )
     refuse_batch_statistics("energy_discrepancy_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         name = "energy_discrepancy_loss"
         if noise is None:
             noise = normal_like(x, generator, copies + 1)

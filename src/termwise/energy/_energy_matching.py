@@ -10,6 +10,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -122,7 +123,7 @@ def energy_matching_loss(
     if not 0 <= cutoff <= 1:
         raise ValueError(f"energy_matching_loss needs cutoff in [0, 1], got {cutoff}")
     refuse_batch_statistics("energy_matching_loss", energy)
-    with torch.autocast(x1.device.type, enabled=False):
+    with without_autocast(x1):
         name = "energy_matching_loss"
         x_t, target = straight_path(x0, x1, time)
         energies, gradient = energies_and_gradients(

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -111,7 +111,7 @@ def equilibrium_matching_loss(
     if not 0 <= cutoff < 1:
         raise ValueError(f"equilibrium_matching_loss needs cutoff in [0, 1), got {cutoff}")
     refuse_batch_statistics("equilibrium_matching_loss", energy)
-    with torch.autocast(x1.device.type, enabled=False):
+    with without_autocast(x1):
         x_t, velocity = straight_path(x0, x1, time)
         energies, gradient = energies_and_gradients(
             "equilibrium_matching_loss", energy, x_t, differentiation, "x_t", higher_order_safe

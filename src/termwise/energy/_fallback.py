@@ -51,18 +51,19 @@ class Attempt:
         """Whether the same was tried before, and failed."""
         return bool(_failed) and self.key in _failed
 
+    def remember(self) -> None:
+        """Remember that this failed."""
+        _room(_failed).add(self.key)
+
     def fail(self, problem: Exception) -> None:
         """Remember that this failed and that backward worked; warn, once for each energy."""
         if isinstance(problem, NoCarrierError):
             return
-        for memory in (_failed, _warned):
-            if len(memory) >= _MOST:
-                memory.clear()
         if not isinstance(problem, torch.OutOfMemoryError):  # which another time does not happen
-            _failed.add(self.key)
+            self.remember()
         if self.key[0] in _warned:
             return
-        _warned.add(self.key[0])
+        _room(_warned).add(self.key[0])
         reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
         warnings.warn(
             f"{self.caller}: {self.way} does not go through this energy ({reason}), so that the "
@@ -71,6 +72,13 @@ class Attempt:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _room(memory: set[Any]) -> set[Any]:
+    """Return a memory that has room for one more."""
+    if len(memory) >= _MOST:
+        memory.clear()
+    return memory
 
 
 def touch_saved_tensors(results: Iterable[Tensor]) -> None:

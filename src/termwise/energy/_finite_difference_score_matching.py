@@ -11,6 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import Energy, energies_of, refuse_batch_statistics
 from ._projections import Distribution, projections_of
@@ -117,7 +118,7 @@ def finite_difference_score_matching_loss(
             f"{x.dtype}: second differences in half precision are rounding noise"
         )
     refuse_batch_statistics("finite_difference_score_matching_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         v = projections_of(
             "finite_difference_score_matching_loss", x, projections, distribution, generator
         )

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -115,7 +115,7 @@ def flow_matching_loss(
     if not 0 <= sigma_min <= 1:
         raise ValueError(f"flow_matching_loss needs sigma_min in [0, 1], got {sigma_min}")
     refuse_batch_statistics("flow_matching_loss", energy)
-    with torch.autocast(x1.device.type, enabled=False):
+    with without_autocast(x1):
         x_t, target = straight_path(x0, x1, time, sigma_min)
         energies, gradient = energies_and_gradients(
             "flow_matching_loss", energy, x_t, differentiation, "x_t", higher_order_safe

@@ -35,6 +35,7 @@ from torch.utils import _pytree
 
 from .._autograd import Function
 from ._higher_order import COMPOSITIONS
+from ._row_space import Directions, once
 
 
 class UnknownFunctionError(NotImplementedError):
@@ -45,18 +46,21 @@ class NoCarrierError(NotImplementedError):
     """The energy does not give a carrier: there is no x, or the result does not depend on it."""
 
 
-def carried(x: Tensor, directions: Tensor, create_graph: bool) -> "Carrier":
+def carried(x: Tensor, directions: Tensor | Directions, create_graph: bool) -> "Carrier":
     """Return x as a carrier of its derivatives along directions.
 
     Args:
         x: "batch *event".
         directions: what the Jacobian of x with respect to itself is made of, such as rows of the
-            identity: "directions *event" for all rows, or "directions batch *event".
+            identity: "directions *event" for all rows, or "directions batch *event". `Directions`
+            are chosen at the first use of x.
         create_graph: whether the results are in a graph. The energy itself runs with grad mode on,
             so that what it calls under no_grad can be told.
     """
-    base = directions if directions.ndim > x.ndim else directions.unsqueeze(1)
     # An energy that writes to x in place is refused, as autograd does with a leaf.
+    if isinstance(directions, Directions):
+        return Carrier(x, x[None, :0], None, None, None, create_graph, True, directions)
+    base = directions if directions.ndim > x.ndim else directions.unsqueeze(1)
     return Carrier(x, base.expand(-1, *x.shape), None, None, None, create_graph, True)
 
 
@@ -81,6 +85,8 @@ class Carrier(Tensor):
     create_graph: bool
     aliased: bool
     """Whether others may share its memory, were it a tensor with memory."""
+    directions: Directions | None = None
+    """Of x itself, whose base is made at each use, once it is known along which directions."""
 
     def __new__(cls, value: Tensor, *_: Any, **__: Any) -> "Carrier":
         made: Carrier = Tensor._make_wrapper_subclass(
@@ -114,6 +120,8 @@ class Carrier(Tensor):
                 raise _unknown(func, "under no_grad")
             if saved_tensors_hooks(True) is not None:
                 raise _unknown(func, "under saved-tensor hooks, which checkpoint uses too")
+            if rule not in (_constant, _detached):
+                _begin(func, args, kwargs or {})
         return rule(func, args, kwargs or {})
 
     @classmethod
@@ -167,6 +175,24 @@ def _like(
     squares: Tensor | None = None,
 ) -> Carrier:
     return Carrier(value, base, scale, laplacian, squares, model.create_graph, False)
+
+
+def _begin(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Make the Jacobian of x where a function reads it."""
+    carriers: list[Carrier] = []
+    _collect((args, kwargs), carriers)
+    for carrier in carriers:
+        if carrier.directions is not None and func not in _RESHAPES:
+            weight = _weight_of(func, args, kwargs)
+            carrier.base = carrier.directions.begin(carrier.value, weight)
+
+
+def _weight_of(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    if func not in _PRODUCTS or len(args) < 2 or type(args[1]) not in (Tensor, torch.nn.Parameter):
+        return None
+    return _weight(_Call(func, args, kwargs))
 
 
 class _Call:
@@ -247,6 +273,10 @@ def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         raise _unknown(func, "with other tensors")
     carrier.aliased = True
     value = call.value()
+    if carrier.directions is not None and func in _RESHAPES:
+        if value.ndim == 2 and value.shape[0] == carrier.value.shape[0]:  # still x
+            return dataclasses.replace(carrier, value=value)
+        carrier.base = carrier.directions.begin(carrier.value, None)
     with torch.set_grad_enabled(carrier.create_graph):
         parts = [
             value,
@@ -519,6 +549,8 @@ def _linear(call: _Call, value: Tensor, weight: Tensor | None, by_row: bool) -> 
         if weight is not None and carrier.scale is not None:
             base = _ScaledProduct.apply(carrier.base, carrier.scale, weight)
         elif weight is not None:
+            if carrier.directions is not None and carrier.directions.of_layer:
+                weight = once(weight)
             base = _by_row(functools.partial(F.linear, weight=weight), carrier.base)
         elif by_row:
             base = _by_row(torch.vmap(call), carrier.jacobian)
@@ -1386,6 +1418,7 @@ _set(_with_bias(2, -4), "conv3d", torch, F)
 _set(_with_bias(2, -2), "conv_transpose1d", torch, F)
 _set(_with_bias(2, -3), "conv_transpose2d", torch, F)
 _set(_with_bias(2, -4), "conv_transpose3d", torch, F)
+_RESHAPES = frozenset([torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view])
 _PRODUCTS = frozenset([F.linear, torch.matmul, Tensor.matmul, torch.mm, Tensor.mm])
 _CONVOLUTIONS = frozenset(
     getattr(F, f"conv{kind}{axes}d") for kind in ("", "_transpose") for axes in (1, 2, 3)

@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator, lifted, without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -131,7 +131,7 @@ def contrastive_divergence_kl_term(
     if neighbours is not None and neighbours.shape[0] < 1:
         raise ValueError(f"{name} needs at least 1 of neighbours, got 0")
     refuse_batch_statistics(name, energy)
-    with torch.autocast(samples.device.type, enabled=False):
+    with without_autocast(samples):
         points = lifted(samples)
         entropies = _entropies(points, None if neighbours is None else neighbours.detach())
         with torch.no_grad():

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._contract import contract
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from ._energies import (
     Energy,
     anchored,
@@ -112,7 +112,7 @@ def langevin(
     """
     scale = _checked(steps, step_size, noise_scale, adjust, noise, uniform, differentiable_steps)
     refuse_batch_statistics("langevin", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         position = lifted(x).detach()
         if adjust == "metropolis":
             with torch.no_grad():

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import Energy, energies_of, refuse_batch_statistics
 from ._parameter_penalty import Regularization, parameter_penalty
@@ -97,7 +97,7 @@ def maximum_likelihood_loss(
         {'loss': 2.5, 'energy_data': 2.5, 'energy_model': 0.0, 'gap': 2.5, 'regularization': 0.0}
     """
     refuse_batch_statistics("maximum_likelihood_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         penalty = parameter_penalty(
             "maximum_likelihood_loss", x, regularization, parameters, batch_group, grad_reduction
         )

@@ -12,7 +12,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator, lifted, without_autocast
 from .._terms import Terms, terms
 from ._decisions import share_right
 from ._energies import Energy, energies_of, refuse_batch_statistics
@@ -109,7 +109,7 @@ def noise_contrastive_loss(
         {'loss': 1.386..., 'data': 0.693..., 'noise': 0.693..., 'accuracy': 0.5, 'log_z': 1.0}
     """
     refuse_batch_statistics("noise_contrastive_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         of_data = energies_of("noise_contrastive_loss", energy, x)
         of_noise = energies_of("noise_contrastive_loss", energy, noise, "noise")
         ratio = noise_ratio(of_data, of_noise, batch_group)

@@ -11,6 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
+from .._numbers import without_autocast
 from .._terms import Terms, terms
 from ._energies import (
     Differentiation,
@@ -93,7 +94,7 @@ def energy_square_penalty(
         {'loss': 5.0, 'energy': 2.0}
     """
     refuse_batch_statistics("energy_square_penalty", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         energies = energies_of("energy_square_penalty", energy, x)
         loss, mean_energy = weighted_means(
             ([energies.square(), energies.detach()], weights),
@@ -168,7 +169,7 @@ def gradient_penalty(
     if not target >= 0:
         raise ValueError(f"gradient_penalty needs target >= 0, got {target}")
     refuse_batch_statistics("gradient_penalty", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         x = x.view_as(x)  # torch.export does not save a region of autocast that begins with a graph
         energies, gradient = energies_and_gradients(
             "gradient_penalty", energy, x, differentiation, "x", higher_order_safe

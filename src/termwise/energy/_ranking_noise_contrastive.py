@@ -10,7 +10,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._decisions import share_right
 from ._energies import Energy, energies_of, refuse_batch_statistics
@@ -106,7 +106,7 @@ def ranking_noise_contrastive_loss(
     if len(noise) == 0:
         raise ValueError("ranking_noise_contrastive_loss needs at least 1 noise for each row")
     refuse_batch_statistics("ranking_noise_contrastive_loss", energy)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         name = "ranking_noise_contrastive_loss"
         of_data = -energies_of(name, energy, x) - lifted(log_noise_x)
         of_noises = torch.stack(

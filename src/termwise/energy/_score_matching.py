@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from . import _higher_order
 from ._energies import (
@@ -34,6 +35,7 @@ from ._energies import (
 from ._fallback import Attempt, touch_saved_tensors
 from ._forward_laplacian import NoCarrierError, carried, carrier_of
 from ._hessian_products import hessian_products
+from ._row_space import Directions, ReadOtherwiseError
 
 Trace: TypeAlias = Literal["forward_laplacian", "reverse", "forward_over_reverse"]
 
@@ -57,6 +59,7 @@ def score_matching_loss(
     *,
     trace: Trace = "forward_laplacian",
     chunk_size: int | None = None,
+    row_space: bool = True,
     higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
     weights: Float[Tensor, " batch"] | None = None,
@@ -84,6 +87,12 @@ def score_matching_loss(
             cause.
         chunk_size: how many of the d axes go together, where all of them at once take too much
             memory. With "forward_laplacian" the energy is called once for each chunk.
+        row_space: where the energy first reads x by a linear layer with at most half as many rows
+            as x has axes, let "forward_laplacian" take an orthonormal basis of those rows in place
+            of the d axes: the same value and gradient, in less time and memory. It costs a QR
+            decomposition of the layer. An energy that reads x once more after that layer is called
+            again, along all axes, at the first call. Without effect if chunk_size is given, in half
+            precision, and where the energy begins otherwise.
         higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
             (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
             compositions.
@@ -109,6 +118,8 @@ def score_matching_loss(
             for each row.
         ValueError: the energy does not depend on x, or has batch normalisation in training mode;
             chunk_size below 1.
+        NotImplementedError: a second derivative with respect to the parameters is taken through
+            "forward_laplacian" along a row space: pass row_space=False.
 
     References:
         Hyvarinen, Estimation of Non-Normalized Statistical Models by Score Matching, JMLR 6 (2005),
@@ -130,10 +141,11 @@ def score_matching_loss(
         x,
         trace=trace,
         chunk_size=chunk_size,
+        row_space=row_space,
         higher_order_safe=higher_order_safe,
         differentiation=differentiation,
     )
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         squares = per_row_sum(score.square())
         score_square, mean_laplacian = weighted_means(
             ([squares, anchored(laplacian, energies)], weights),
@@ -154,6 +166,7 @@ def hessian_trace(
     *,
     trace: Trace = "forward_laplacian",
     chunk_size: int | None = None,
+    row_space: bool = True,
     higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
 ) -> Float[Tensor, " batch"]:
@@ -167,6 +180,7 @@ def hessian_trace(
         trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], and so are the
             others.
         chunk_size: how many axes of x go together. None: all.
+        row_space: of an energy that begins with a linear layer, use the layer's rows.
         higher_order_safe: swap functions without right third derivatives.
         differentiation: of "reverse": "autograd" or "func".
 
@@ -192,6 +206,7 @@ def hessian_trace(
         x,
         trace=trace,
         chunk_size=chunk_size,
+        row_space=row_space,
         higher_order_safe=higher_order_safe,
         differentiation=differentiation,
     )
@@ -205,6 +220,7 @@ def score_and_trace(
     *,
     trace: Trace,
     chunk_size: int | None,
+    row_space: bool,
     higher_order_safe: bool,
     differentiation: Differentiation,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,10 +242,14 @@ def score_and_trace(
     # The modes are outside of autocast: an autocast with nothing in it but a mode would be exported
     # as one that does not load.
     if attempt is not None and not attempt.has_failed():
-        with recording(), torch.autocast(x.device.type, enabled=False):
+        with recording(), without_autocast(x):
             try:
                 if trace == "forward_laplacian":
-                    results = _forward(caller, energy, x, chunk_size, create_graph)
+                    results = None
+                    if row_space and chunk_size is None and math.prod(x.shape[1:]) > 1:
+                        results = _forward_by_layer(caller, energy, x, create_graph)
+                    if results is None:
+                        results = _forward(caller, energy, x, chunk_size, create_graph)
                 else:
                     with _higher_order.higher_order_safe(higher_order_safe):
                         results = _forward_over_reverse(caller, energy, x, chunk_size)
@@ -242,7 +262,7 @@ def score_and_trace(
                 problem = error
     with (
         recording(),
-        torch.autocast(x.device.type, enabled=False),
+        without_autocast(x),
         _higher_order.higher_order_safe(higher_order_safe),
     ):
         try:
@@ -285,27 +305,46 @@ def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
 def _forward(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None, create_graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Carry derivatives forward."""
-    energies: Tensor | None = None
-    scores: list[Tensor] = []
-    traces: list[Tensor] = []
-    for directions in _directions(x, chunk_size):
-        carrier = carrier_of(energy(carried(x, directions, create_graph)))
-
-        def of_rows(_: Tensor, value: Tensor = carrier.value) -> Tensor:
-            return value
-
-        energies = energies_of(caller, of_rows, x)
-        if differentiation_of("auto") == "autograd":
-            refuse_static_graph(caller, energies)
-        scores.append(carrier.jacobian)
-        traces.append(
-            torch.zeros_like(carrier.value) if carrier.laplacian is None else carrier.laplacian
-        )
-    if energies is None:
+    """Carry derivatives forward along each axis of x."""
+    parts = [
+        _carry(caller, energy, x, directions, create_graph)
+        for directions in _directions(x, chunk_size)
+    ]
+    if not parts:
         raise NoCarrierError("x has no axis")
-    score = torch.cat(scores).movedim(0, -1).reshape(x.shape)
-    return energies, score, functools.reduce(torch.add, traces)
+    energies, jacobians, traces = zip(*parts, strict=True)
+    score = torch.cat(jacobians).movedim(0, -1).reshape(x.shape)
+    return energies[-1], score, functools.reduce(torch.add, traces)
+
+
+def _forward_by_layer(
+    caller: str, energy: Energy, x: Tensor, create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Carry derivatives forward along what a first layer reads; None if x is read otherwise too."""
+    attempt = Attempt(caller, energy, x, "row_space")
+    if attempt.has_failed():
+        return None
+    directions = Directions(x)
+    try:
+        energies, jacobian, laplacian = _carry(caller, energy, x, directions, create_graph)
+    except ReadOtherwiseError:
+        attempt.remember()
+        return None
+    return energies, directions.gradient(jacobian), laplacian
+
+
+def _carry(
+    caller: str, energy: Energy, x: Tensor, directions: Tensor | Directions, create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return energies, their derivatives along directions, and the sum of their second ones."""
+    carrier = carrier_of(energy(carried(x, directions, create_graph)))
+    energies = energies_of(caller, lambda _: carrier.value, x)
+    if differentiation_of("auto") == "autograd":
+        refuse_static_graph(caller, energies)
+    laplacian = carrier.laplacian
+    if laplacian is None:
+        laplacian = torch.zeros_like(carrier.value)
+    return energies, carrier.jacobian, laplacian
 
 
 def _reverse(
@@ -377,6 +416,7 @@ class ScoreMatchingLoss(LossModule):
     energy: Energy = dataclasses.field(kw_only=False)
     trace: Trace = "forward_laplacian"
     chunk_size: int | None = None
+    row_space: bool = True
     higher_order_safe: bool = True
     differentiation: Differentiation = "auto"
     grad_reduction: GradReduction = "mean"

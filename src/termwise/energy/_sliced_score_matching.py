@@ -11,7 +11,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from . import _higher_order
 from ._energies import (
@@ -33,6 +33,8 @@ from ._fallback import Attempt
 from ._forward_laplacian import carried, carrier_of
 from ._hessian_products import hessian_products
 from ._projections import Distribution, dot, projections_of
+
+FEWEST_PROJECTIONS, FEWEST_CARRIED = 2, 256  # of each row, and of all rows: measured on MLPs, convs
 
 
 @terms
@@ -87,11 +89,12 @@ def sliced_score_matching_loss(
             (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
             compositions.
             Without it gradients with respect to the parameters may be silently wrong.
-        differentiation: "auto" carries derivatives along the directions forward through the energy
-            where it knows all functions that are called. Where that fails, the gradient is
-            differentiated once more, and a warning, one for each energy, names the cause. That is
-            "autograd", or "func", which torch.func and torch.compile can follow. All give the same
-            numbers, up to rounding.
+        differentiation: "autograd" differentiates the gradient once more, and so does "func", which
+            torch.func and torch.compile can follow. "auto" does where there is one projection, or
+            fewer than 256 of all rows. Else it carries derivatives along the directions forward
+            through the energy, which is faster then; where the energy calls a function without a
+            rule for that, it goes backward, and a warning, one for each energy, names the cause.
+            All give the same numbers, up to rounding.
         generator: what draws. None: the default generator of x's device.
         weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
             equal.
@@ -129,7 +132,7 @@ def sliced_score_matching_loss(
     energy = uncompiled(energy)
     create_graph = torch.is_grad_enabled()
     # An autocast with nothing in it but this mode would be exported as one that does not load.
-    with recording(), torch.autocast(x.device.type, enabled=False):
+    with recording(), without_autocast(x):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
         # In half precision these are the directions that the energy is looked at along.
         x, v = _recordable(x), _recordable(v.to(x.dtype))
@@ -137,7 +140,7 @@ def sliced_score_matching_loss(
             with _higher_order.higher_order_safe(higher_order_safe):
                 if differentiation_of(differentiation) == "func":
                     rows = _by_func(energy, x, v, variance_reduced)
-                elif differentiation == "auto" and not torch.compiler.is_compiling():
+                elif differentiation == "auto" and _carries(v):
                     rows = _forward_or_backward(energy, x, v, variance_reduced)
                 else:
                     rows = _by_autograd(energy, x, v, variance_reduced)
@@ -148,7 +151,7 @@ def sliced_score_matching_loss(
             if in_words is None:
                 raise
             raise in_words from error
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         score_square, curvature = weighted_means(
             ([part if create_graph else part.detach() for part in rows], weights),
             batch_group=batch_group,
@@ -159,6 +162,13 @@ def sliced_score_matching_loss(
             score_square=score_square,
             curvature=curvature,
         )
+
+
+def _carries(v: Tensor) -> bool:
+    """Whether to carry derivatives forward, which costs more than backward for few projections."""
+    projections, rows, *_ = v.shape
+    enough = projections >= FEWEST_PROJECTIONS and projections * rows >= FEWEST_CARRIED
+    return enough and not torch.compiler.is_compiling()
 
 
 def _recordable(x: Tensor) -> Tensor:

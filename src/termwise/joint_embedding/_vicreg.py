@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._moments import CovariancePath
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import accumulator, blocks, few, lifted
 from .._terms import Terms, terms
 
 Views = Literal["sum", "mean"]
@@ -204,7 +204,7 @@ class VICRegLoss(LossModule):
 
 def _squared_distance(z1: Tensor, z2: Tensor) -> Tensor:
     """Sum the squared difference, without a tensor of its size in the forward pass."""
-    if torch.compiler.is_compiling():  # a compiler fuses it
+    if few(z1) or torch.compiler.is_compiling():  # a compiler fuses it
         return F.mse_loss(lifted(z1), lifted(z2), reduction="sum")
     return cast("Tensor", _SquaredDistance.apply(z1, z2))
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._groups import all_reduce
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from ._chunks import Chunks
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
@@ -177,7 +177,7 @@ def sum_over_chunks(
     dtype = lifted(student[:0]).dtype
     gradient = _new_gradient(student, chunks) if with_gradient else student.new_empty(0)
     flat_student, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         for block in chunk_blocks(chunks, width, dtype):
             rows = block.student.read(flat_student), block.teacher.read(flat_teacher)
             parts, compute_gradient = step(block, *rows)

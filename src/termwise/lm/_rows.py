@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from ._checks import divisor
 from ._chunks import logit_chunks
 
@@ -257,7 +257,7 @@ def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Return the inner product of each row of x with that of y."""
-    with torch.autocast(x.device.type, enabled=False):  # which would round to half precision
+    with without_autocast(x):  # which would round to half precision
         return cast("Tensor", torch.linalg.vecdot(x, y))
 
 

@@ -11,7 +11,7 @@ from .._autograd import Function
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, blocks, lifted, looped
+from .._numbers import accumulator, blocks, few, lifted, looped
 from .._terms import Terms, terms
 
 
@@ -84,7 +84,10 @@ def targeted_variance_loss(
     if vocab_group is None and weight.shape[0] == 0:
         raise ValueError("targeted_variance_loss needs at least 1 row, got 0")
 
-    total, _ = cast("tuple[Tensor, Tensor]", _SumOfVariances.apply(weight, valid_rows))
+    if few(weight) or torch.compiler.is_compiling():  # a compiler fuses it
+        total = _as_written(weight, valid_rows)
+    else:
+        total, _ = cast("tuple[Tensor, Tensor]", _SumOfVariances.apply(weight, valid_rows))
     count = total.new_full((), weight.shape[0]) if valid_rows is None else valid_rows.sum()
     sums = torch.stack([total, count.to(total.dtype)])
     sums = _groups.terminal_sum(sums, vocab_group, 1.0)
@@ -123,6 +126,15 @@ class TargetedVarianceLoss(LossModule):
             vocab_group=vocab_group,
             **self.hyperparameters(),
         )
+
+
+def _as_written(weight: Tensor, valid_rows: Tensor | None) -> Tensor:
+    rows = lifted(weight)
+    if valid_rows is not None:
+        rows = rows.where(valid_rows[:, None], 0)
+    if rows.shape[1] == 0:
+        return rows.sum(dtype=accumulator(rows))
+    return rows.var(1, correction=0).sum(dtype=accumulator(rows))
 
 
 class _SumOfVariances(Function):

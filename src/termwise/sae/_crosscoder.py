@@ -12,7 +12,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted, decode
 from ._penalties import magnitudes, penalty
@@ -146,7 +146,7 @@ def crosscoder_loss(
         tensor(5.)
     """
     check_latents("crosscoder_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         goal = x if target is None else target
         error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)
         f = counted(f, mask)

@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import blocks, lifted
+from .._numbers import blocks, lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, check_latents, counted
 from ._penalties import penalty
@@ -143,7 +143,7 @@ def end_to_end_loss(
     pairs = _pairs(x, x_hat, logits.shape[0])
     if f is not None:
         check_latents("end_to_end_loss", f, logits.shape[0], mask=mask)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         divergence = _divergence(logits, original_logits.detach(), mask)
         nothing = torch.zeros_like(divergence).detach()
         errors = [

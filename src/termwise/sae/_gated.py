@@ -3,7 +3,6 @@
 import dataclasses
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,7 +12,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import lifted
+from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted, decode
 from ._squared_errors import FeatureReduction, residual, squared_norm
@@ -131,7 +130,7 @@ def gated_loss(
         {'loss': 4.375, 'mse': 2.0, 'sparsity': 0.25, 'aux': 2.125, 'l0': 1.0}
     """
     check_latents("gated_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         goal = x if target is None else target
         gate = F.relu(lifted(cast("Tensor", counted(f_gate, mask))))
         if stop_decoder:

@@ -14,7 +14,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import lifted
+from .._numbers import lifted, lifted_dtype, without_autocast
 from .._terms import Terms, terms
 from ._latents import counted, decode
 from ._penalties import tanh_penalty
@@ -319,7 +319,7 @@ def jumprelu_loss(
             'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
         )
 
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         pre = cast("Tensor", counted(pre, mask))
         if f is None:
             f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
@@ -437,8 +437,14 @@ def _below_threshold(
 
 
 def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Return where the kernel is 1."""
-    return (lifted(pre) - lifted(threshold)).abs() < bandwidth / 2
+    """Return the kernel, 1 or 0."""
+    distance = (lifted(pre) - lifted(threshold)).abs_()
+    return (bandwidth / 2 - distance).sign_().relu_()
+
+
+def _above(pre: Tensor, threshold: Tensor) -> Tensor:
+    """Return the gate, 1 or 0. In place, as floats: booleans take several times as long."""
+    return (pre - threshold).sign_().relu_()
 
 
 class _JumpReLU(Function):
@@ -448,10 +454,9 @@ class _JumpReLU(Function):
     def forward(
         pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, lift: bool
     ) -> Tensor:
-        # Not a product with the gate: that of -inf and 0 is NaN. And a NaN must stay one.
-        f = (lifted(pre) if lift else pre).masked_fill(pre <= threshold, 0)
-        # The loss, which lifts, marks a threshold that is NaN by itself, without this pass over f.
-        return f if lift else f.masked_fill_(threshold.isnan(), torch.nan)
+        # What the gate stops is not pre, for -inf times 0 is NaN. And a NaN must stay one.
+        kept = torch.maximum(pre, threshold.clamp(max=torch.finfo(threshold.dtype).max))
+        return (kept * _above(pre, threshold)).to(lifted_dtype(pre) if lift else pre.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -462,9 +467,9 @@ class _JumpReLU(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
         felt = lifted(gradients[0])
-        through = felt.masked_fill(pre <= threshold, 0)
+        through = felt * _above(pre, threshold)
         slope = lifted(threshold) * (1 / ctx.bandwidth)
-        felt = felt.where(_near(pre, threshold, ctx.bandwidth), 0)
+        felt = felt * _near(pre, threshold, ctx.bandwidth)
         if ctx.input_gradient:
             through = through + felt * slope
         for_threshold = -slope * felt.sum(0)
@@ -478,7 +483,7 @@ class _ActiveCount(Function):
     def forward(
         pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, look_for_nan: bool
     ) -> Tensor:
-        count = (pre > threshold).sum(1).to(lifted(pre[:0]).dtype)
+        count = _above(pre, threshold).sum(1, dtype=lifted_dtype(pre))
         if look_for_nan:
             count.masked_fill_((pre.isnan() | threshold.isnan()).any(1), torch.nan)
         return count
@@ -492,7 +497,7 @@ class _ActiveCount(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
         density = gradients[0][:, None] * (1 / ctx.bandwidth)
-        felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
+        felt = density * _near(pre, threshold, ctx.bandwidth)
         for_pre = felt.to(pre.dtype) if ctx.input_gradient else None
         return for_pre, -felt.sum(0).to(threshold.dtype), None, None, None
 
@@ -521,7 +526,7 @@ class _TanhJump(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold, slopes = ctx.saved_tensors
         density = gradients[0][:, None] * (1 / ctx.bandwidth)
-        felt = density.where(_near(pre, threshold, ctx.bandwidth), 0)
+        felt = density * _near(pre, threshold, ctx.bandwidth)
         height = torch.tanh(lifted(threshold).abs() * slopes)
         for_pre = (felt * height).to(pre.dtype) if ctx.input_gradient else None
         return for_pre, (-felt.sum(0) * height).to(threshold.dtype), None, None, None

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function, transformed
+from .._autograd import Function, on_host, transformed
 from .._means import kept_rows
-from .._numbers import blocks, lifted, may_look_at
+from .._numbers import block_rows, blocks, lifted, lifted_dtype, may_look_at, product
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -160,11 +160,30 @@ def counted(f: Latents, mask: Tensor | None) -> Latents:
 def active(f: Latents) -> Tensor:
     """Count the latents of each row that are not zero: " batch", float, without a gradient."""
     values = (f.values if isinstance(f, SparseLatents) else f).detach()
-    kind = lifted(values[:0]).dtype
+    return row_norms(values, 0)
+
+
+def row_norms(values: Tensor, order: int) -> Tensor:
+    """Sum |f| over each row (order 1), or count what is not 0 (order 0), in float32 at least.
+
+    Nothing is differentiated, and nothing as large as f is made.
+    """
+    dtype = lifted_dtype(values)
     if torch.compiler.is_compiling() or transformed():  # a compiler fuses it
-        return (values != 0).sum(1, dtype=kind)
+        return lifted(values).abs().sum(1) if order else (values != 0).sum(1, dtype=dtype)
+    if not on_host(values):  # in one pass
+        return cast("Tensor", torch.linalg.vector_norm(values, order, dim=1, dtype=dtype))
+    # On the CPU that takes many times as long as this does in cache.
+    return by_blocks(values, _sum_of_sizes if order else _count)
+
+
+def _sum_of_sizes(rows: Tensor) -> Tensor:
+    return lifted(rows).abs().sum(1)
+
+
+def _count(rows: Tensor) -> Tensor:
     # In place, in the dtype of f: to sum booleans takes 3 times as long.
-    return by_blocks(values, lambda rows: rows.clone().ne_(0).sum(1, dtype=kind))
+    return rows.clone().ne_(0).sum(1, dtype=lifted_dtype(rows))
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
@@ -173,12 +192,12 @@ def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     Where f is sparse, only the active rows of W_dec are read.
     """
     values = f.values if isinstance(f, SparseLatents) else f
-    dtype = torch.promote_types(lifted(values[:0]).dtype, lifted(W_dec[:0]).dtype)
+    dtype = torch.promote_types(lifted_dtype(values), lifted_dtype(W_dec))
     if isinstance(f, SparseLatents):
-        product = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
+        decoded = _weighted_sum(f.values.to(dtype), W_dec.to(dtype), f.indices)
     else:
-        product = cast("Tensor", _Product.apply(f.to(dtype), W_dec.to(dtype)))
-    return product if b_dec is None else product + b_dec
+        decoded = product(f.to(dtype), W_dec.to(dtype))
+    return decoded if b_dec is None else decoded + b_dec
 
 
 def _weighted_sum(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
@@ -261,37 +280,6 @@ def _filled(
     return first, second
 
 
-class _Product(Function):
-    """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(left: Tensor, right: Tensor) -> Tensor:
-        return _product(left, right)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        left, right = ctx.saved_tensors
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
-        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
-        product = _product if torch.compiler.is_compiling() else again
-        for_left, for_right = ctx.needs_input_grad
-        return (
-            product(gradients[0], right.T) if for_left else None,
-            product(left.T, gradients[0]) if for_right else None,
-        )
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    with torch.autocast(left.device.type, enabled=False):
-        return left @ right
-
-
 def _check_indices(
     caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
 ) -> None:
@@ -316,7 +304,6 @@ def _kind(value: object) -> str:
 
 def by_blocks(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """Reduce each row, in blocks, so that no temporary is as large as x."""
-    parts = [of(x[block]) for block in blocks(x)]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts) if parts else lifted(x).sum(1)
+    if x.shape[0] <= block_rows(x):
+        return of(x)
+    return torch.cat([of(x[block]) for block in blocks(x)])

@@ -3,13 +3,14 @@
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from .._autograd import Function, transformed
 from .._contract import contract
-from .._numbers import lifted
-from ._latents import Latents, SparseLatents, by_blocks, check_indices, decode
+from .._numbers import few, lifted, without_autocast
+from ._latents import Latents, SparseLatents, check_indices, decode, row_norms
 
 
 @contract
@@ -103,14 +104,14 @@ def lp_penalty(
         raise ValueError(f"lp_penalty needs p > 0, got {p}")
     check_indices("lp_penalty", f, decoder_norm)
     values = f.values if isinstance(f, SparseLatents) else f
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         return penalty(f, decoder_norm, p)
 
 
 def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
     """Return sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
     values = f.values if isinstance(f, SparseLatents) else f
-    if decoder_norm is None and p == 1.0 and not torch.compiler.is_compiling():
+    if decoder_norm is None and p == 1.0 and not (few(values) or torch.compiler.is_compiling()):
         return cast("Tensor", _RowsL1.apply(values))
     powered = _powers(magnitudes(lifted(values)), p)
     if decoder_norm is None:
@@ -130,6 +131,8 @@ def magnitudes(f: Tensor) -> Tensor:
     the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
     threshold. With the derivative 0 that half would be lost.
     """
+    if few(f):  # -f is kept, for fewer calls
+        return F.leaky_relu(-f, -1.0)
     return cast("Tensor", _Magnitudes.apply(f))
 
 
@@ -155,7 +158,7 @@ class _RowsL1(Function):
 
     @staticmethod
     def forward(f: Tensor) -> Tensor:
-        return by_blocks(f, lambda rows: lifted(rows).abs().sum(1))
+        return row_norms(f, 1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

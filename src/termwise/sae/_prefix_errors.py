@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import accumulator, blocks, lifted_dtype, on_host, without_autocast
 from .._operators import Operator, differentiable
-from ._latents import SparseLatents
+from ._latents import SparseLatents, row_norms
 from ._penalties import magnitudes, upward_sign
 from ._squared_errors import FeatureReduction, squared_norm
 
@@ -61,7 +61,7 @@ class Given(NamedTuple):
     def dtype(self) -> torch.dtype:
         """The type of the arithmetic: float32, or float64 where an input is."""
         tensors = (self.target, self.values, self.W_dec, self.b_dec)
-        kinds = [lifted(tensor[:0]).dtype for tensor in tensors if tensor is not None]
+        kinds = [lifted_dtype(tensor) for tensor in tensors if tensor is not None]
         return torch.float64 if torch.float64 in kinds else torch.float32
 
 
@@ -113,7 +113,7 @@ def _second(
         pull = cast("Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(measured, *leaves)[1])
         return pull(push)
 
-    with torch.autocast(push.device.type, enabled=False):
+    with without_autocast(push):
         _, pull = cast("Any", torch.func.vjp)(first, push, *leaves)
         again = pull(
             tuple(
@@ -145,16 +145,15 @@ def _as_written(given: Given) -> Tensor:
 
 def compute_errors(given: Given) -> tuple[Tensor, Tensor]:
     """Compute the errors and L1 of each row, and the last prefix's residual (or nothing)."""
-    dtype, target, values = given.dtype, given.target, given.values
+    target, values = given.target, given.values
     measured, last = _errors_fake(given)
-    with torch.autocast(target.device.type, enabled=False):
+    with without_autocast(target):
         for part in _some_rows(given):
             residuals = _residuals(given, part)
             measured[part, :-1] = squared_norm(residuals, cast("Any", given.feature_reduction)).T
             if given.keep:
                 last[part] = residuals[-1]
-        for part in blocks(values):
-            measured[part, -1] = values[part].to(dtype).abs().sum(1)
+        measured[:, -1] = row_norms(values, 1)
     return measured, last
 
 
@@ -170,7 +169,7 @@ def compute_gradients(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for_target, for_values, for_decoder, for_bias = _room(given, needed)
     per_element = 2 if given.feature_reduction == "sum" else 2 / max(target.shape[1], 1)
     factor, slope = push[:, :-1] * per_element, push[:, -1:]
-    with torch.autocast(target.device.type, enabled=False):
+    with without_autocast(target):
         for part in _some_rows(given):
             pulls = _residuals(given, part, last)
             pulls *= factor[part].T[:, :, None]
@@ -239,7 +238,7 @@ def _residuals(given: Given, part: slice, last: Tensor | None = None) -> Tensor:
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
     """Return slope * upward_sign(values), in the room if its type fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
-    for part in blocks(values):
+    for part in blocks(values) if on_host(values) else (slice(None),):
         signs = torch.sign(values[part], out=slopes[part])
         signs.add_(0.5).sign_().mul_(slope[part])  # as upward_sign
     return slopes
@@ -272,11 +271,12 @@ def _some_rows(given: Given) -> Iterator[slice]:
     """Cut the rows so that what is held for each prefix is as large as one residual in all."""
     values, prefixes = given.values, given.prefixes
     parts = len(prefixes) if given.indices is None else len(prefixes) + values.shape[1]
+    if not on_host(values):
+        return blocks(values, parts * given.target.shape[1])
     if values.dtype not in (torch.float32, torch.float64):
         parts = max(8, parts)  # a lifted copy of so many latents stays small beside them
     step = max(128, -(-values.shape[0] // parts))  # fewer rows would waste the matrix product
-    for start in range(0, values.shape[0], step):
-        yield slice(start, start + step)
+    return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
 
 def _room(given: Given, needed: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

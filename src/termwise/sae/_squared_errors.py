@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _groups
 from .._groups import ProcessGroup
 from .._means import kept_rows
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator, lifted, without_autocast
 
 FeatureReduction = Literal["mean", "sum"]
 
@@ -76,5 +76,5 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _dot(rows: Tensor) -> Tensor:
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows):
         return cast("Tensor", torch.linalg.vecdot(rows, rows))

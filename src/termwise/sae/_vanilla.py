@@ -97,8 +97,8 @@ def vanilla_loss(
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        rows. Communication: one all-reduce of 5 float64 elements. Does not synchronize with the
-        device.
+        rows. Communication: one all-reduce of 4 or 5 float64 elements. Does not synchronize with
+        the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -126,19 +126,17 @@ def vanilla_loss(
     error = residual(x if target is None else target, x_hat, mask)
     paid = penalty(f, decoder_norm, p)
     plain = paid if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
-    mse, price, l0, l1 = means_over_rows(
-        [squared_norm(error, feature_reduction), paid, active(f), plain],
-        mask,
-        batch_group,
-        grad_reduction,
-    )
+    per_row = [squared_norm(error, feature_reduction), paid, active(f)]
+    if plain is not paid:
+        per_row.append(plain)
+    mse, price, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
     sparsity = weighted(sparsity_coeff, price)
     return VanillaTerms(
         loss=mse + sparsity,
         mse=mse,
         sparsity=sparsity,
         l0=l0.detach(),
-        l1=l1 if plain is paid else l1.detach(),
+        l1=others[0].detach() if others else price,
     )
 
 

@@ -1,0 +1,122 @@
+"""The directions along which derivatives are carried: all axes of x, or fewer where those suffice.
+
+An energy that reads x through one layer W x alone, with fewer rows than x has axes, is constant
+along what is orthogonal to the rows of W. Its gradient and its trace are whole along an orthonormal
+basis of the row space. The basis is held constant: all that is left out is quadratic in W v = 0, so
+that the value and every first derivative are exact. A second derivative with respect to W would not
+be, and is refused.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .._autograd import Function
+from .._numbers import accumulator
+
+
+class ReadOtherwiseError(NotImplementedError):
+    """The energy reads x by more than the layer that its directions were chosen for."""
+
+
+class Directions:
+    """Orthonormal directions of the events of x, chosen when x is first used."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._axes = math.prod(x.shape[1:])
+        self._undecided = x.dtype in (torch.float32, torch.float64)  # else a basis is too coarse
+        self._weight: Tensor | None = None
+        self._basis: Tensor | None = None
+        self._jacobians: dict[torch.Size, Tensor] = {}
+
+    @property
+    def of_layer(self) -> bool:
+        """Whether they are those of a layer, and not all axes."""
+        return self._basis is not None
+
+    def begin(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the Jacobian of x, "directions batch *event", for a function that reads x.
+
+        Args:
+            x: x, or "batch axes" of the same elements in the same order.
+            weight: of the layer, where that is all that the function does with x.
+
+        Raises:
+            ReadOtherwiseError: the directions are those of another layer.
+        """
+        if self._undecided and weight is not None and self._suits(x, weight):
+            self._weight, self._basis = weight, _basis(weight)
+        self._undecided = False
+        if self._weight is not None and weight is not self._weight:
+            raise ReadOtherwiseError
+        if x.shape not in self._jacobians:  # the same tensor at each use, for carriers tell by it
+            along = self._basis
+            if along is None:
+                along = torch.eye(self._axes, dtype=x.dtype, device=x.device)
+            shaped = along.reshape(-1, 1, *x.shape[1:])
+            self._jacobians[x.shape] = shaped.expand(-1, *x.shape)
+        return self._jacobians[x.shape]
+
+    def _suits(self, x: Tensor, weight: Tensor) -> bool:
+        # A basis of half of the axes costs about as much as the layer does for two samples.
+        rows, axes = weight.shape
+        return x.shape[1:] == (axes,) and weight.dtype == x.dtype and 2 * rows <= axes
+
+    def gradient(self, jacobian: Tensor) -> Tensor:
+        """Return the gradient with respect to x from the derivatives along each direction."""
+        score = jacobian.movedim(0, -1)
+        if self._basis is not None:
+            score = score @ self._basis.to(score.dtype)
+        shaped: Tensor = score.reshape(self._x.shape)
+        return shaped
+
+
+def _basis(weight: Tensor) -> Tensor:
+    """Return an orthonormal basis of the rows, "rows axes"."""
+    matrix = weight.detach().mT.to(accumulator(weight))
+    linalg: Any = torch.linalg  # without types
+    basis: Tensor = linalg.qr(matrix).Q.mT.to(weight.dtype)
+    return basis
+
+
+def once(weight: Tensor) -> Tensor:
+    """Return the weight of the layer, whose second derivative is refused."""
+    return cast("Tensor", _Once.apply(weight))
+
+
+class _Once(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return cast("Tensor", _NoMore.apply(gradients[0]))
+
+
+class _NoMore(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a loss along the row space of an energy's first layer has no second derivative with "
+            "respect to the parameters: pass row_space=False"
+        )

@@ -1,0 +1,118 @@
+"""Kernels on an accelerator: they do not grow with the data, and are not many more than needed."""
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from exports import EXPORTS, FUNCTIONS
+from test_every_joint_embedding_loss import CASES as JOINT_EMBEDDING
+from test_every_lm_loss import CASES as LM
+from test_every_sae_loss import CASES as SAE
+
+import termwise as tw
+
+PATH = Path(__file__).parents[1] / "bench" / "launches.py"
+SPEC = importlib.util.spec_from_file_location("launches", PATH)
+launches = sys.modules["launches"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(launches)
+
+COMPILED = {**SAE, **JOINT_EMBEDDING, **LM}
+# Of more than four times as many kernels as the plain formula.
+MANY = {
+    "lm.next_token_loss": "masks, counts and accuracies are 37 kernels on small tensors",
+}
+# Blocks of 2^26 elements, however many there are.
+GROWING = {
+    "lm.next_token_loss",
+    "lm.distillation_loss",
+    "lm.distillation_loss, reverse",
+    "lm.distillation_loss, Jensen-Shannon",
+}
+OVER_CHUNKS = "chunks are read sample by sample, and its plain formula has sparse products"
+DRAWS = "as many kernels as its energy asks for, in a plan of its own"
+NOT_COUNTED = {
+    "lm.projected_kl_loss": OVER_CHUNKS,
+    "lm.linear_projected_kl_loss": OVER_CHUNKS,
+    "lm.universal_logit_loss": OVER_CHUNKS,
+    "lm.cross_tokenizer_loss": OVER_CHUNKS,
+    "lm.partitioned_loss": OVER_CHUNKS,
+    "energy.conditional_noise_contrastive_loss": DRAWS,
+    "energy.contrastive_divergence_kl_term": DRAWS,
+    "energy.contrastive_divergence_loss": DRAWS,
+    "energy.energy_discrepancy_loss": DRAWS,
+    "energy.energy_matching_loss": DRAWS,
+    "energy.equilibrium_matching_loss": DRAWS,
+    "energy.finite_difference_score_matching_loss": DRAWS,
+    "energy.noise_contrastive_loss": DRAWS,
+    "energy.ranking_noise_contrastive_loss": DRAWS,
+    "energy.score_matching_loss": "its directions come in chunks, whose size is an argument",
+    "energy.sliced_score_matching_loss": DRAWS,
+}
+
+
+def kernels(build, rows):
+    ours, plain, leaves = build(rows)
+    return [launches.counted(loss, leaves).kernels.total() for loss in (ours, plain)]
+
+
+def cases(failing):
+    strict = pytest.mark.xfail(strict=True)
+    return [pytest.param(name, marks=strict if name in failing else ()) for name in launches.CASES]
+
+
+@pytest.mark.parametrize("name", cases(MANY))
+def test_kernels_are_at_most_four_times_the_plain_formulas(name):
+    case = launches.CASES[name]
+    ours, plain = kernels(case.build, case.rows)
+    assert ours <= 4 * plain
+
+
+@pytest.mark.parametrize("name", cases(GROWING))
+def test_kernels_do_not_grow_with_the_data(name):
+    case = launches.CASES[name]
+    # Up to 2^26 elements all are read at once, and from 2^29 on in eighths.
+    few, more = (kernels(case.build, int(case.rows * times))[0] for times in (1 / 16, 1 / 2))
+    assert more <= few
+    many, most = (kernels(case.build, int(case.rows * times))[0] for times in (128, 512))
+    assert most <= many
+
+
+def test_every_loss_is_counted():
+    returned = {name: inspect.signature(EXPORTS[name]).return_annotation for name in FUNCTIONS}
+    losses = {
+        name
+        for name, kind in returned.items()
+        if isinstance(kind, type) and issubclass(kind, tw.Terms)
+    }
+    counted = {name.partition(",")[0] for name in launches.CASES}
+    assert losses - {name for name in losses if name.startswith("termwise.")} == {
+        *counted,
+        *NOT_COUNTED,
+    }
+
+
+class TracedError(Exception):
+    """Raised instead of running a graph, with the number of its nodes."""
+
+
+def nodes(case, rows):
+    def backend(graph, _):
+        def stop(*_):
+            raise TracedError(len(graph.graph.nodes))
+
+        return stop
+
+    torch.compiler.reset()
+    inputs = [x.requires_grad_() for x in case.tensors(rows)]
+    compiled = torch.compile(case.call_function, fullgraph=True, dynamic=False, backend=backend)
+    with pytest.raises(TracedError) as traced:
+        compiled(*inputs, **case.extra(rows))
+    return traced.value.args[0]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_graphs_do_not_grow_with_the_data(name):
+    assert nodes(COMPILED[name], 2**18) <= nodes(COMPILED[name], 7)

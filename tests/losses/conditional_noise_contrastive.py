@@ -1,0 +1,30 @@
+"""Conditional noise-contrastive estimation."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from losses._energies import NOISES, bowl, mean, of_all, of_energy, right, variant
+from termwise.energy import ConditionalNoiseContrastiveLoss, conditional_noise_contrastive_loss
+
+
+def formula(energy, x, noise, *, log_forward, log_backward, weights, **_):
+    towards = (-energy(x) + log_forward).exp()
+    back = (-of_all(energy, noise) + log_backward).exp()
+    right_way_round = towards / (towards + back)
+    classification = -mean(right_way_round.log().mean(0), weights)
+    return {
+        "loss": 2 * classification,
+        "classification": classification,
+        "accuracy": mean(right((towards / back).log()).mean(0), weights),
+        "log_odds": mean((towards / back).log().mean(0), weights),
+    }
+
+
+CONDITIONAL = of_energy(
+    function=conditional_noise_contrastive_loss,
+    formula=formula,
+    variants={"": variant(ConditionalNoiseContrastiveLoss(bowl), shapes=NOISES)},
+    weights={"classification": 2.0},
+    overrides=dict.fromkeys(("log_forward", "log_backward"), Float[Tensor, "noises batch"]),
+    permuted=("batch", "noises"),
+)

@@ -1,0 +1,78 @@
+"""Distillation from a teacher with the same tokenizer."""
+
+import torch
+
+from losses import Declaration, Variant
+from losses._chunks import (
+    LOGITS,
+    LOGITS_GROUPS,
+    NORMALIZER,
+    SMALL_AND_LARGE,
+    TEXT,
+    counted_tokens,
+    divided,
+    marked,
+    nothing,
+    relative_entropy,
+    squared_temperature,
+)
+from termwise import lm
+
+
+def formula(student_logits, teacher_logits, *, divergence, beta, temperature, mask, **options):
+    k, total, count = options["teacher_top_k"], nothing(student_logits), 0
+    everywhere = torch.zeros(student_logits.shape[:2])
+    for b, t, _ in counted_tokens(everywhere, mask):
+        q = (student_logits[b, t] / temperature).softmax(0)
+        p = (teacher_logits[b, t].detach() / temperature).softmax(0)
+        if k is not None:
+            order = sorted(range(len(p)), key=lambda v: -float(p[v]))
+            q, p = q[order], p[order]
+            if options["tail"] == "bucket":
+                q, p = (torch.cat([x[:k], x[k:].sum()[None]]) for x in (q, p))
+            elif options["tail"] == "zero":
+                p = torch.cat([p[:k] / p[:k].sum(), 0 * p[k:]])
+            else:
+                q, p = (x[:k] / x[:k].sum() for x in (q, p))
+        m = beta * p + (1 - beta) * q
+        total = (
+            total
+            + {
+                "forward": lambda: relative_entropy(p, q),  # noqa: B023
+                "reverse": lambda: relative_entropy(q, p),  # noqa: B023
+                "jensen_shannon": lambda: (
+                    beta * relative_entropy(p, m) + (1 - beta) * relative_entropy(q, m)  # noqa: B023
+                ),
+            }[divergence]()
+        )
+        count += 1
+    mean = divided(total, options["normalizer"], count)
+    loss = temperature**2 * mean
+    return {"loss": loss, "divergence": mean, "num_tokens": mean.new_tensor(count)}
+
+
+SOFT = {"divergence": "jensen_shannon", "temperature": 2.0}
+DISTILLATION = Declaration(
+    function=lm.distillation_loss,
+    formula=formula,
+    formula_at=(
+        {},
+        {"teacher_top_k": 2},
+        {"teacher_top_k": 1, "tail": "bucket"},
+        {"teacher_top_k": 2, "tail": "zero", "divergence": "forward"},
+    ),
+    paths=SMALL_AND_LARGE,
+    variants={
+        "": Variant(module=lm.DistillationLoss(**SOFT), options=SOFT, shapes=LOGITS, made=marked)
+    },
+    sizes=TEXT,
+    # A tail is of teacher_top_k only.
+    overrides={**NORMALIZER, "teacher_top_k": None, "tail": "renormalize", "beta": 0.25},
+    weights={"divergence": squared_temperature},
+    shifted={"vocab": ("student_logits", "teacher_logits")},
+    optimum=lambda call: {"teacher_logits": call["student_logits"].detach() + 3},
+    permuted=("batch", "vocab"),
+    shards=LOGITS_GROUPS,
+    by={"assert_gradients": ("student_logits",)},  # the teacher has none
+    second=True,
+)

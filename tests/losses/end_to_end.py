@@ -1,0 +1,58 @@
+"""The end-to-end objective."""
+
+import torch
+
+from losses import Variant
+from losses._latents import counted, dense, of_latents, size, squared_error
+from termwise.sae import EndToEnd, EndToEndObjective, end_to_end_loss
+
+
+def formula(logits, original_logits, *, x, f, x_hat, mask, feature_reduction, **weights):
+    logits, original = counted(mask, logits, original_logits.detach())
+    log_p, log_q = (y - y.exp().sum(1, keepdim=True).log() for y in (original, logits))
+    terms = {
+        "kl": (log_p.exp() * (log_p - log_q)).sum(1).mean(),
+        "reconstruction": logits.new_zeros(()),
+        "sparsity": logits.new_zeros(()),
+    }
+    for true, guess in zip(x or (), x_hat or (), strict=True):
+        error = squared_error(*counted(mask, true.detach(), guess), feature_reduction)
+        terms["reconstruction"] = terms["reconstruction"] + error
+    if f is not None:
+        (latents,) = counted(mask, dense(f))
+        terms["sparsity"] = weights["sparsity_coeff"] * size(latents).sum(1).mean()
+    downstream = weights["kl_coeff"] * terms["kl"]
+    upstream = weights["reconstruction_coeff"] * terms["reconstruction"]
+    return {"loss": downstream + upstream + terms["sparsity"], **terms}
+
+
+def waves(phase: float):
+    """Make activations of two places in the model."""
+    return lambda sizes: [
+        torch.sin(torch.arange(sizes["batch"] * d) + phase).double().reshape(-1, d) for d in (2, 3)
+    ]
+
+
+KL_AND_F = {"kl_coeff": 0.7, "sparsity_coeff": 0.3}
+END_TO_END = of_latents(
+    function=end_to_end_loss,
+    formula=formula,
+    formula_at=({}, {"x": waves(0.0), "x_hat": waves(1.0)}),
+    variants={
+        "": Variant(
+            module=EndToEndObjective(EndToEnd(**KL_AND_F)),
+            options=KL_AND_F,
+            shapes=("rows columns", "rows columns"),
+            named={"f": "rows latents"},
+            masks=("mask",),
+            of_the_module=("sparsity_coeff",),
+        )
+    },
+    overrides={"x": None, "x_hat": None},
+    weights={"kl": "kl_coeff", "reconstruction": "reconstruction_coeff", "sparsity": 1.0},
+    by={"assert_gradients": ("logits", "f", "f.values")},  # the original model has none
+    permuted=("batch", "vocab"),
+    shifted={"vocab": ("logits", "original_logits")},
+    optimum=lambda call: {"logits": call["original_logits"], "f": None, "mask": None},
+    second=True,
+)

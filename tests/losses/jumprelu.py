@@ -1,0 +1,121 @@
+"""The JumpReLU objective, its latents and their number."""
+
+import torch
+from hypothesis import strategies as st
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from losses import Variant
+from losses._latents import DECODED, SPLIT, counted, mean_count, of_latents, size, squared_error
+from termwise.sae import JumpReLU, JumpReLUObjective, jumprelu, jumprelu_l0, jumprelu_loss
+
+
+class Step(torch.autograd.Function):
+    """[h > theta], whose derivative is estimated by a rectangle about theta."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth, input_gradient):
+        near = ((pre - threshold) / bandwidth).abs() < 0.5
+        ctx.save_for_backward(near.to(pre.dtype) / bandwidth)
+        ctx.input_gradient = input_gradient
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        near = gradient * ctx.saved_tensors[0]
+        return near if ctx.input_gradient else None, -near.sum(0), None, None
+
+
+def latents(pre, threshold, *, bandwidth, input_gradient):
+    step = Step.apply(pre, threshold, bandwidth, input_gradient)
+    jump = step - step.detach()  # nothing, but for its gradient
+    return pre * step.detach() + threshold.detach() * jump
+
+
+def active(pre, threshold, *, bandwidth, input_gradient):
+    return Step.apply(pre, threshold, bandwidth, input_gradient).sum(1)
+
+
+def formula(x, pre, W_dec, b_dec, *, threshold, sparsity_coeff, penalty, dead, mask, **options):
+    if threshold is None:
+        threshold = options["log_threshold"].exp()
+    x, pre = counted(mask, x if options["target"] is None else options["target"], pre)
+    estimate = {name: options[name] for name in ("bandwidth", "input_gradient")}
+    f = latents(pre, threshold, **estimate)
+    l0 = active(pre, threshold, **estimate).mean()
+    x_hat = f @ W_dec + (0 if b_dec is None else b_dec)
+    mse = squared_error(x, x_hat, options["feature_reduction"])
+    norm = W_dec.norm(dim=1)
+    if penalty == "l0":
+        cost = l0
+    elif penalty == "l0_relative":
+        cost = (l0 / options["l0_target"] - 1) ** 2
+    elif options["threshold_gradient"] == "latents":
+        cost = torch.tanh(options["tanh_scale"] * size(f) * norm).sum(1).mean()
+    else:  # the height of the jump times the step's gradient
+        step = Step.apply(pre, threshold, *estimate.values())
+        slopes = torch.tanh(options["tanh_scale"] * size(pre * step.detach()) * norm)
+        height = torch.tanh(options["tanh_scale"] * threshold.abs() * norm).detach()
+        cost = (slopes + height * (step - step.detach())).sum(1).mean()
+    pushed = 0 if dead is None else 1 if isinstance(dead, str) else dead
+    gap = (threshold - pre) * (threshold > pre)
+    pre_act = (gap * norm * pushed).sum(1).mean()
+    sparsity = sparsity_coeff * cost
+    return {
+        "loss": mse + sparsity + options["pre_act_coeff"] * pre_act,
+        "mse": mse,
+        "sparsity": sparsity,
+        "pre_act": pre_act,
+        "l0": mean_count((pre > threshold).to(pre.dtype)),
+        "threshold_mean": threshold.mean(),
+    }
+
+
+NUMBERS = {"sparsity_coeff": 0.3, "bandwidth": 0.5}
+JUMPRELU_LOSS = of_latents(
+    function=jumprelu_loss,
+    formula=formula,
+    formula_at=(
+        {},
+        {"penalty": "l0_relative", "l0_target": 1.5, "dead": "all"},
+        {"penalty": "tanh", "log_threshold": Float[Tensor, " d_sae"], "threshold": None},
+    ),
+    variants={
+        "": Variant(
+            module=JumpReLUObjective(JumpReLU(**NUMBERS)),
+            options=NUMBERS,
+            shapes=DECODED,
+            named={"log_threshold": "latents"},
+            masks=("mask",),
+        )
+    },
+    overrides={
+        "penalty": st.sampled_from(("l0", "tanh")),
+        "l0_target": None,
+        "dead": Bool[Tensor, " d_sae"],
+        "log_threshold": None,
+        "threshold": Float[Tensor, " d_sae"],
+        "f": None,  # which have to go together; test_jumprelu.py gives them
+        "x_hat": None,
+    },
+    # Its square comes after the mean over all ranks.
+    more={"assert_sharding": {"penalty": "l0_relative", "l0_target": 1.5, "dead": "all"}},
+    weights={**SPLIT, "pre_act": "pre_act_coeff"},
+    # A kernel estimates those by pre and threshold.
+    by={"assert_gradients": ("x", "W_dec", "b_dec", "target")},
+)
+LATENTS = of_latents(
+    function=jumprelu,
+    formula=latents,
+    shards={},
+    by={"assert_gradients": ("pre",)},
+    more={"assert_gradients": {"input_gradient": False}},
+)
+# A count, whose only gradient is the kernel's estimate; here every element is in its window.
+ACTIVE = of_latents(
+    function=jumprelu_l0,
+    formula=active,
+    shards={},
+    more={"assert_gradients": {"bandwidth": 64.0}},
+    not_held={"assert_gradients": r"gradient by (pre|threshold) is"},
+)

@@ -1,0 +1,74 @@
+"""The partitioned loss: paired tokens by divergence, others by their sorted probabilities."""
+
+import torch
+from hypothesis import strategies as st
+
+from losses import Variant
+from losses._chunks import (
+    LOGITS,
+    NARROW,
+    aligned,
+    counted_chunks,
+    divided,
+    nothing,
+    of_chunks,
+    share,
+)
+from termwise import lm
+
+
+def formula(student_logits, teacher_logits, *, alignment, partition, temperature, **options):
+    counts = (options[name] for name in ("mask", "sample_mask", "exact_only"))
+    kl = distance = nothing(student_logits)
+    agreements, masses = [], []
+    for b, ours, theirs in counted_chunks(alignment, *counts):
+        s, t = [
+            torch.stack([(x[b, t] / temperature).log_softmax(0) for t in rows]).mean(0)
+            for x, rows in ((student_logits, ours), (teacher_logits.detach(), theirs))
+        ]
+        a, q = s[partition.common_student], t[partition.common_teacher]
+        first, second = (q, a) if options["divergence"] == "forward" else (a, q)
+        kl = kl + (first.exp() * (first - second)).sum()
+        agreements.append(float(len(a) > 0 and a.argmax() == q.argmax()))
+        masses.append(q.exp().sum().item())
+        tails = [s[partition.rest_student].exp(), t[partition.rest_teacher].exp()]
+        k = min(options["tail_top_k"], *map(len, tails))
+        tails = [tail.sort(descending=True).values[:k] for tail in tails]
+        distance = distance + (tails[0] - tails[1]).abs().sum()
+    n = len(agreements)
+    kl, distance = (divided(x, options["normalizer"], n) for x in (kl, distance))
+    both = options["common_weight"] * kl + options["tail_weight"] * distance
+    return {
+        "loss": temperature**2 * both,
+        "kl_common": kl,
+        "l1_tail": distance,
+        "num_chunks": kl.new_tensor(n),
+        "top1_agreement": share(agreements, kl),
+        "common_teacher_mass": share(masses, kl),
+    }
+
+
+# Two tokens of either side have no partner.
+SOME_PAIRED = lm.VocabPartition(
+    *(torch.tensor(ids) for ids in ([1, 3, 4], [0, 1, 4], [0, 2], [2, 3]))
+)
+PARTITION = lm.vocab_partition(NARROW, rule="strict")
+PARTITIONED = of_chunks(
+    function=lm.partitioned_loss,
+    formula=formula,
+    formula_at=({}, {"partition": SOME_PAIRED, "tail_top_k": st.sampled_from((1, 8192))}),
+    variants={
+        "": Variant(
+            module=lm.PartitionedLoss(PARTITION, tail_top_k=2),
+            options={"partition": PARTITION, "tail_top_k": 2},
+            shapes=LOGITS,
+            made=aligned,
+            masks=("sample_mask",),
+        )
+    },
+    weights={
+        "kl_common": lambda call: call["temperature"] ** 2 * call["common_weight"],
+        "l1_tail": lambda call: call["temperature"] ** 2 * call["tail_weight"],
+    },
+    detached=True,
+)

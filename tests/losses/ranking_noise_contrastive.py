@@ -1,0 +1,34 @@
+"""Ranking noise-contrastive estimation."""
+
+import torch
+
+from losses._energies import NOISES, bowl, mean, of_all, of_energy, right, variant
+from termwise.energy import RankingNoiseContrastiveLoss, ranking_noise_contrastive_loss
+
+
+def formula(energy, x, noise, *, log_noise_x, log_noise_noise, weights, **_):
+    of_data = (-energy(x) - log_noise_x).exp()
+    of_noise = (-of_all(energy, noise) - log_noise_noise).exp()
+    p = torch.cat([of_data[None], of_noise]) / (of_data + of_noise.sum(0))
+    return {
+        "loss": -mean(p[0].log(), weights),
+        "data": mean(energy(x) + log_noise_x, weights),
+        "normalizer": mean((of_data + of_noise.sum(0)).log(), weights),
+        "accuracy": mean(right((of_data / of_noise.amax(0)).log()), weights),
+        "effective_candidates": mean(1 / p.square().sum(0), weights),
+    }
+
+
+RANKING = of_energy(
+    function=ranking_noise_contrastive_loss,
+    formula=formula,
+    variants={
+        "": variant(
+            RankingNoiseContrastiveLoss(bowl),
+            shapes=NOISES,
+            named={"log_noise_x": "rows", "log_noise_noise": "noises rows"},
+        )
+    },
+    weights={"data": 1.0, "normalizer": 1.0},
+    permuted=("batch", "noises"),
+)

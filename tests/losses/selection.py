@@ -1,0 +1,23 @@
+"""Choices of latents."""
+
+from hypothesis import strategies as st
+
+from losses._latents import of_latents
+from termwise.sae import batch_topk, threshold_gate, topk
+
+BATCH_TOPK = of_latents(
+    function=batch_topk,
+    overrides={"k": 1},
+    ignores=("pre", "score"),
+    # The latents are each rank's own part, whose gradient a sum over parts cannot compare.
+    shards={"batch_group": None},
+)
+TOPK = of_latents(
+    function=topk, overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre", "score")
+)
+GATE = of_latents(
+    function=threshold_gate,
+    formula=lambda pre, threshold: pre.clamp(min=0) * (pre > threshold),
+    shards={},
+    by={"assert_gradients": ("pre",)},
+)
