@@ -118,11 +118,10 @@ def of_chunks(
 # --- parts of formulas ----------------------------------------------------------------------
 
 
-def of_samples(mask, sample_mask):
+def of_samples(mask, sample_mask, logits):
     """Return the mask of tokens in samples that count."""
-    if sample_mask is None:
-        return mask
-    return sample_mask[:, None] if mask is None else mask & sample_mask[:, None]
+    mask = torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask
+    return mask if sample_mask is None else mask & sample_mask[:, None]
 
 
 def counted_tokens(tokens: Tensor, mask: Tensor | None):

@@ -1,6 +1,7 @@
 """Distillation from a teacher with the same tokenizer."""
 
 import torch
+from hypothesis import strategies as st
 
 from losses import Declaration, Variant
 from losses._chunks import (
@@ -25,7 +26,7 @@ from termwise import lm
 def formula(student_logits, teacher_logits, *, divergence, beta, temperature, mask, **options):
     k, total, count = options["teacher_top_k"], nothing(student_logits), 0
     everywhere = torch.zeros(student_logits.shape[:2])
-    mask = of_samples(mask, options["sample_mask"])
+    mask = of_samples(mask, options["sample_mask"], student_logits)
     for b, t, _ in counted_tokens(everywhere, mask):
         q = (student_logits[b, t] / temperature).softmax(0)
         p = (teacher_logits[b, t].detach() / temperature).softmax(0)
@@ -69,7 +70,7 @@ DISTILLATION = Declaration(
     variants={
         "": Variant(module=lm.DistillationLoss(**SOFT), options=SOFT, shapes=LOGITS, made=marked)
     },
-    sizes=TEXT,
+    sizes={**TEXT, "batch": st.integers(2, 3)},
     # A tail is of teacher_top_k only.
     overrides={**NORMALIZER, "teacher_top_k": None, "tail": "renormalize", "beta": 0.25},
     weights={"divergence": squared_temperature},
@@ -111,7 +112,7 @@ LINEAR_DISTILLATION = Declaration(
             made=marked,
         )
     },
-    sizes=TEXT,
+    sizes={**TEXT, "batch": st.integers(2, 3)},
     overrides={
         **NORMALIZER,
         "tokens": None,

@@ -1,5 +1,7 @@
 """Next-token cross-entropy."""
 
+from hypothesis import strategies as st
+
 from losses import Declaration, Variant
 from losses._chunks import (
     LOGITS_GROUPS,
@@ -20,7 +22,7 @@ from termwise import lm
 
 
 def formula(logits, tokens, *, mask, sample_mask, normalizer, **_):
-    mask = of_samples(mask, sample_mask)
+    mask = of_samples(mask, sample_mask, logits)
     total, right = nothing(logits), []
     for b, t, token in counted_tokens(tokens, mask):
         row = logits[b, t]
@@ -38,7 +40,7 @@ NEXT_TOKEN = Declaration(
     formula=formula,
     paths=SMALL_AND_LARGE,
     variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
-    sizes=TEXT,
+    sizes={**TEXT, "batch": st.integers(1, 3)},
     elements={"tokens": some_tokens("vocab")},
     overrides=NORMALIZER,
     weights={},
@@ -64,7 +66,7 @@ LINEAR_NEXT_TOKEN = Declaration(
             made=tokens,
         )
     },
-    sizes=TEXT,
+    sizes={**TEXT, "batch": st.integers(1, 3)},
     elements={"tokens": some_tokens("vocab")},
     overrides={**NORMALIZER, "softcap": SOFTCAPS},
     weights={},
