@@ -90,8 +90,8 @@ def linear_distillation_loss(
         teacher_bias (Float[Tensor, " vocab"] | None): of the teacher's head. None: 0.
         teacher_softcap: c of the teacher. None: its logits are not bounded.
         mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever their positions hold. None: all. A position counts if the
-            token that it predicts does.
+            and no gradient, whatever they hold. None: all. A position counts if the token that it
+            predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, of divergence and
             cross-entropy, as in distillation_loss. None: the number of positions that count, over

@@ -46,8 +46,8 @@ def linear_next_token_loss(
         softcap: c, positive and finite: the bound of the logits of models that have one (Gemma 2's
             `final_logit_softcapping`). None: the logits are not bounded.
         mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever their positions hold. None: all. A position counts if the
-            token that it predicts does.
+            and no gradient, whatever they hold. None: all. A position counts if the token that it
+            predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, as in next_token_loss.
             None: the number of tokens that count, over batch_group and sequence_group.
