@@ -67,6 +67,16 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return cast("Tensor", _SumOverRanks.apply(x, group.group_name))
 
 
+def replicated(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return x, which is the same on every rank, where each computes a part of the loss from it.
+
+    Backward sums the ranks' gradients; derivatives of any order are right.
+    """
+    if group is None:
+        return x
+    return cast("Tensor", _Replicated.apply(x, group.group_name))
+
+
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
     """Return each rank's number of rows as an int64 vector, the same on every rank."""
     if group is None:
@@ -119,7 +129,7 @@ def all_reduce(
 
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
     """Trade rows of all columns for a share of the columns with all rows, in the order of ranks."""
-    group = _resolved(group_name)
+    group = resolved(group_name)
     shares = _column_shares(rows.shape[1], len(counts))
     parts = cast("tuple[Tensor, ...]", rows.split(shares, dim=1))
     sent = torch.cat([part.reshape(-1) for part in parts])
@@ -137,7 +147,7 @@ def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
 
 def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: str) -> Tensor:
     """Undo `rows_to_columns`: width is the number of columns over all ranks."""
-    group = _resolved(group_name)
+    group = resolved(group_name)
     shares = _column_shares(width, len(counts))
     own = counts[group.rank()]
     received = columns.new_empty(own * width)
@@ -158,7 +168,8 @@ def _column_shares(width: int, ranks: int) -> list[int]:
     return [width // ranks + (rank < width % ranks) for rank in range(ranks)]
 
 
-def _resolved(group_name: str) -> ProcessGroup:
+def resolved(group_name: str) -> ProcessGroup:
+    """Return the process group of a name, as operators take it."""
     return c10d._resolve_process_group(cast("Any", group_name))  # type: ignore[attr-defined]
 
 
@@ -217,3 +228,21 @@ class _SumOverRanks(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return cast("Tensor", _SumOverRanks.apply(*args)), in_dims[0]
+
+
+class _Replicated(Function):
+    @staticmethod
+    def forward(x: Tensor, group_name: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.group_name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return cast("Tensor", _SumOverRanks.apply(gradients[0], ctx.group_name)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return cast("Tensor", _Replicated.apply(*args)), in_dims[0]

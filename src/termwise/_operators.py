@@ -22,6 +22,7 @@ _SCHEMA: dict[Any, str] = {
     bool: "bool",
     int: "SymInt",
     float: "float",
+    float | None: "float?",
     str: "str",
     str | None: "str?",
     Sequence[bool]: "bool[]",

@@ -121,3 +121,15 @@ def every_teacher(place, groups, options) -> tuple[Numbers, Tensor]:
 def every_teacher_at_once(group, options) -> tuple[Numbers, Tensor]:
     place = distill_cases.Place(*[int(bit) for bit in f"{group.rank():03b}"])
     return every_teacher(place, distill_cases.groups_of(group), options)
+
+
+def linear(group, sharded, hidden, weight, bias, teacher_hidden, teacher_weight, tokens, mask):
+    """Run both losses of a linear head: terms, and the gradients of hidden, weight and bias."""
+    student = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    more = {"mask": mask, "softcap": 3.0, "bias": student[2], sharded: group}
+    text = lm.linear_next_token_loss(*student[:2], tokens, **more)
+    taught = lm.linear_distillation_loss(
+        *student[:2], teacher_hidden, teacher_weight, tokens=tokens, temperature=1.5, **more
+    )
+    found = {**values(text), **{f"kd {name}": x for name, x in values(taught).items()}}
+    return found, torch.autograd.grad(text.loss + taught.loss, student)

@@ -183,3 +183,35 @@ def test_second_derivatives_over_shards_are_refused_by_name(ranks):
     arguments = [shared(x, [3, 2], 2) for x in (logits, teacher)]
     for said in ranks(lm_cases.distillation_second_derivative, *arguments):
         assert "a loss over a process group has no second derivative" in said
+
+
+@pytest.mark.parametrize("sharded", AXES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_losses_of_a_linear_head(ranks, sharded, sizes):
+    axis, world = AXES[sharded], len(sizes)
+    logits, _, tokens, mask = whole(axis, sum(sizes))
+    generator = torch.Generator().manual_seed(5)
+    batch, time, vocab = logits.shape
+    hidden, weight, bias, other, other_weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((batch, time, 3), (vocab, 3), (vocab,), (batch, time, 2), (vocab, 2))
+    )
+    given = hidden, weight, bias, other, other_weight, tokens, mask
+    expected, gradients = lm_cases.linear(None, sharded, *given)
+    of_vocab = (1, 2, 4)
+    cuts = [
+        (0 if i in of_vocab else 9) if axis == 2 else (9 if i in of_vocab else axis)
+        for i in range(7)
+    ]
+    parts = [shared(x, sizes, cut) for x, cut in zip(given, cuts, strict=True)]
+    results = ranks(lm_cases.linear, [sharded] * world, *parts)
+    factor = world if axis == 0 else 1  # what averaging over batch_group divides out
+    for place, (gradient, cut) in enumerate(zip(gradients, cuts[:3], strict=True)):
+        own = [found[1][place] for found in results]
+        if cut == 9 and axis < 2:  # a share of the weight's, to be summed
+            torch.testing.assert_close(sum(own), factor * gradient, **EXACT)
+            continue
+        for one, like in zip(own, shared(gradient, sizes, cut), strict=True):
+            torch.testing.assert_close(one, factor * like, **EXACT)
+    for terms, _ in results:
+        torch.testing.assert_close(terms, expected, **EXACT)

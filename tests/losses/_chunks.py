@@ -118,6 +118,12 @@ def of_chunks(
 # --- parts of formulas ----------------------------------------------------------------------
 
 
+def of_samples(mask, sample_mask, logits):
+    """Return the mask of tokens in samples that count."""
+    mask = torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask
+    return mask if sample_mask is None else mask & sample_mask[:, None]
+
+
 def counted_tokens(tokens: Tensor, mask: Tensor | None):
     """Yield the sample and the position of each logit whose token counts, and the token."""
     for b in range(tokens.shape[0]):

@@ -1,6 +1,7 @@
 """Distillation from a teacher with the same tokenizer."""
 
 import torch
+from hypothesis import strategies as st
 
 from losses import Declaration, Variant
 from losses._chunks import (
@@ -13,15 +14,19 @@ from losses._chunks import (
     divided,
     marked,
     nothing,
+    of_samples,
     relative_entropy,
     squared_temperature,
 )
+from losses._linear import HEAD_GROUPS, SOFTCAPS, head
+from losses.next_token import formula as cross_entropy
 from termwise import lm
 
 
 def formula(student_logits, teacher_logits, *, divergence, beta, temperature, mask, **options):
     k, total, count = options["teacher_top_k"], nothing(student_logits), 0
     everywhere = torch.zeros(student_logits.shape[:2])
+    mask = of_samples(mask, options["sample_mask"], student_logits)
     for b, t, _ in counted_tokens(everywhere, mask):
         q = (student_logits[b, t] / temperature).softmax(0)
         p = (teacher_logits[b, t].detach() / temperature).softmax(0)
@@ -74,5 +79,50 @@ DISTILLATION = Declaration(
     permuted=("batch", "vocab"),
     shards=LOGITS_GROUPS,
     by={"assert_gradients": ("student_logits",)},  # the teacher has none
+    more={"assert_permutation_invariant": {"mask": None, "sample_mask": None}},
     second=True,
+)
+
+
+def of_heads(hidden, weight, teacher_hidden, teacher_weight, *, tokens, **options):
+    x = head(hidden, weight, options["bias"], options["softcap"])
+    y = head(teacher_hidden, teacher_weight, options["teacher_bias"], options["teacher_softcap"])
+    mask = options.pop("mask")
+    if tokens is not None:
+        mask = tokens >= 0 if mask is None else mask & (tokens >= 0)
+    found = formula(x, y, **options, mask=mask, teacher_top_k=None)
+    found["loss"] = options["kd_weight"] * found["loss"]
+    found["cross_entropy"] = found["accuracy"] = None
+    if tokens is not None:
+        text = cross_entropy(
+            x, tokens, mask=mask, **{name: options[name] for name in ("sample_mask", "normalizer")}
+        )
+        found["loss"] = found["loss"] + options["ce_weight"] * text["loss"]
+        found |= {"cross_entropy": text["loss"], "accuracy": text["accuracy"]}
+    return found
+
+
+LINEAR_DISTILLATION = Declaration(
+    function=lm.linear_distillation_loss,
+    formula=of_heads,
+    variants={
+        "": Variant(
+            module=lm.LinearDistillationLoss(**SOFT),
+            options=SOFT,
+            shapes=("rows time columns", "columns columns") * 2,
+            made=marked,
+        )
+    },
+    sizes={**TEXT, "batch": st.integers(2, 3)},
+    overrides={
+        **NORMALIZER,
+        "tokens": None,
+        "beta": 0.25,
+        "softcap": SOFTCAPS,
+        "teacher_softcap": SOFTCAPS,
+    },
+    weights={"divergence": lambda call: squared_temperature(call) * call["kd_weight"]},
+    detached=True,
+    shards=HEAD_GROUPS,
+    by={"assert_gradients": ("hidden", "weight")},  # the teacher has none
 )

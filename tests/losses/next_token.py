@@ -1,5 +1,7 @@
 """Next-token cross-entropy."""
 
+from hypothesis import strategies as st
+
 from losses import Declaration, Variant
 from losses._chunks import (
     LOGITS_GROUPS,
@@ -9,15 +11,18 @@ from losses._chunks import (
     counted_tokens,
     divided,
     nothing,
+    of_samples,
     share,
     some_tokens,
     tokens,
     zeros,
 )
+from losses._linear import HEAD_GROUPS, SOFTCAPS, head
 from termwise import lm
 
 
-def formula(logits, tokens, *, mask, normalizer, **_):
+def formula(logits, tokens, *, mask, sample_mask, normalizer, **_):
+    mask = of_samples(mask, sample_mask, logits)
     total, right = nothing(logits), []
     for b, t, token in counted_tokens(tokens, mask):
         row = logits[b, t]
@@ -35,7 +40,7 @@ NEXT_TOKEN = Declaration(
     formula=formula,
     paths=SMALL_AND_LARGE,
     variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
-    sizes=TEXT,
+    sizes={**TEXT, "batch": st.integers(1, 3)},
     elements={"tokens": some_tokens("vocab")},
     overrides=NORMALIZER,
     weights={},
@@ -43,4 +48,28 @@ NEXT_TOKEN = Declaration(
     shards=LOGITS_GROUPS,
     more={"assert_finite": {"tokens": zeros}},
     second=True,
+)
+
+
+def of_a_head(hidden, weight, tokens, *, bias, softcap, **options):
+    return formula(head(hidden, weight, bias, softcap), tokens, **options)
+
+
+LINEAR_NEXT_TOKEN = Declaration(
+    function=lm.linear_next_token_loss,
+    formula=of_a_head,
+    variants={
+        "": Variant(
+            module=lm.LinearNextTokenLoss(softcap=2.0),
+            options={"softcap": 2.0},
+            shapes=("rows time columns", "columns columns"),
+            made=tokens,
+        )
+    },
+    sizes={**TEXT, "batch": st.integers(1, 3)},
+    elements={"tokens": some_tokens("vocab")},
+    overrides={**NORMALIZER, "softcap": SOFTCAPS},
+    weights={},
+    shards=HEAD_GROUPS,
+    more={"assert_finite": {"tokens": zeros}},
 )

@@ -512,7 +512,7 @@ def _score(
             sequence_group=groups.sequence_group,
         )
         return -found.loss, found.num_tokens
-    unused = unused_positions(logits, counted >= 0, groups.sequence_group)
+    unused = unused_positions(logits, counted >= 0, None, groups.sequence_group)
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
     sums = over_rows(
         functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)

@@ -1,8 +1,7 @@
 """Distillation between models of one tokenizer."""
 
 import functools
-import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,21 +13,16 @@ from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
-from ._rows import (
-    Sums,
-    centred,
-    clear,
-    log_softmax,
-    means_over_ranks,
-    over_columns,
-    over_rows,
-    put,
-    times,
-    unused_positions,
-    without_nan,
+from ._divergence_rows import (
+    Compared,
+    Divergence,
+    check_beta,
+    divergence_by_hand,
+    divergence_of_logs,
+    finite,
 )
+from ._rows import Sums, clear, log_softmax, means_over_ranks, over_rows, unused_positions
 
-Divergence = Literal["forward", "reverse", "jensen_shannon"]
 Tail = Literal["renormalize", "bucket", "zero"]
 
 
@@ -55,6 +49,7 @@ def distillation_loss(
     teacher_top_k: int | None = None,
     tail: Tail = "renormalize",
     mask: Bool[Tensor, "batch time"] | None = None,
+    sample_mask: Bool[Tensor, " batch"] | None = None,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -96,6 +91,7 @@ def distillation_loss(
         mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
             and no gradient, whatever they hold. None: all. A position counts if the token that it
             predicts does.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
@@ -142,8 +138,7 @@ def distillation_loss(
     check_temperature(name, temperature)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)
     check_normalizer(name, normalizer)
-    if not 0 < beta < 1:
-        raise ValueError(f"{name} needs beta in (0, 1), got {beta}")
+    check_beta(name, beta)
     if teacher_top_k is not None and (vocab_group is not None or not 1 <= teacher_top_k <= vocab):
         raise ValueError(
             f"{name} needs teacher_top_k in 1..{vocab} and no vocab_group, got teacher_top_k "
@@ -153,16 +148,11 @@ def distillation_loss(
         raise ValueError(
             f"{name} needs teacher_top_k with tail {tail!r}, got None: it compares all tokens"
         )
-    unused = unused_positions(student_logits, mask, sequence_group)
-    compared = _Compared(temperature, divergence, beta, teacher_top_k, tail)
-    by_hand = functools.partial(
-        _mixed_by_hand if divergence == "jensen_shannon" else _by_hand,
-        compared=compared,
-        vocab_group=vocab_group,
-    )
+    unused = unused_positions(student_logits, mask, sample_mask, sequence_group)
+    compared = Compared(divergence, beta, temperature)
     sums = over_rows(
-        functools.partial(_sums, compared=compared),
-        by_hand if teacher_top_k is None else None,
+        functools.partial(_sums, compared=compared, teacher_top_k=teacher_top_k, tail=tail),
+        divergence_by_hand(compared, vocab_group) if teacher_top_k is None else None,
         vocab_group,
         unused,
         student_logits.flatten(0, 1),
@@ -201,6 +191,7 @@ class DistillationLoss(LossModule):
         teacher_logits: Float[Tensor, "batch time vocab"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
+        sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
@@ -211,6 +202,7 @@ class DistillationLoss(LossModule):
             student_logits,
             teacher_logits,
             mask=mask,
+            sample_mask=sample_mask,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
@@ -219,101 +211,21 @@ class DistillationLoss(LossModule):
         )
 
 
-class _Compared(NamedTuple):
-    """What is computed of each row."""
-
-    temperature: float
-    divergence: Divergence
-    beta: float
-    teacher_top_k: int | None
-    tail: Tail
-
-
-def _sums(unused: Tensor | None, x: Tensor, y: Tensor, *, compared: _Compared) -> Sums:
+def _sums(
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: Compared,
+    teacher_top_k: int | None,
+    tail: Tail,
+) -> Sums:
     """Sum the divergence of the rows that count."""
     q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
-    if compared.teacher_top_k is not None:
-        q, p = _cut(q, p, compared.teacher_top_k, compared.tail)
-    if compared.divergence == "forward":
-        parts = times(p.exp(), p - q)
-    elif compared.divergence == "reverse":
-        parts = times(q.exp(), q - p)
-    else:
-        # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
-        beta, mixed = compared.beta, _mixed(_finite(p), _finite(q), compared.beta)
-        parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
-    per_row = clear(parts.sum(1), unused)
+    if teacher_top_k is not None:
+        q, p = _cut(q, p, teacher_top_k, tail)
+    per_row = clear(divergence_of_logs(q, p, compared), unused)
     return (per_row.sum(dtype=accumulator(per_row)),)
-
-
-def _by_hand(
-    out: Tensor | None,
-    unused: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    *,
-    compared: _Compared,
-    vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
-
-    With a and b the centred logits of the model that the mean is over and of the other:
-    KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
-    """
-    forward = compared.divergence == "forward"
-    a = centred(x, unused, compared.temperature, vocab_group, out)
-    b = centred(y, unused, compared.temperature, vocab_group)
-    other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
-    own = a.exp_()
-    if not forward:
-        difference.neg_()
-    gap = without_nan(other if forward else own, difference)
-    gap, own_sum, other_sum = over_columns(
-        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
-    )
-    gap = gap / (other_sum if forward else own_sum)
-    logs = own_sum.log() - other_sum.log()
-    per_row = clear(gap + logs if forward else gap - logs, unused)
-    if out is not None:
-        own.div_(own_sum[:, None])
-        if forward:
-            own.sub_(other.div_(other_sum[:, None]))
-        else:
-            own.mul_(difference.sub_(gap[:, None]))
-        _put(out, own, unused, compared.temperature)
-    return (per_row.sum(dtype=accumulator(per_row)),)
-
-
-def _mixed_by_hand(
-    out: Tensor | None,
-    unused: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    *,
-    compared: _Compared,
-    vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
-    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
-    mixed = _mixed(p, q, compared.beta)
-    student = (1 - compared.beta) * times(q.exp(), q - mixed)
-    sums = [student.sum(1), compared.beta * times(p.exp(), p - mixed).sum(1)]
-    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
-    if out is not None:
-        student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
-        _put(out, student, unused, compared.temperature)
-    per_row = clear(student_sum + teacher_sum, unused)
-    return (per_row.sum(dtype=accumulator(per_row)),)
-
-
-def _put(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:
-    if temperature != 1:
-        gradient.div_(temperature)
-    put(out, gradient if unused is None else gradient.masked_fill_(unused[:, None], 0))
-
-
-def _mixed(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    return torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
 
 
 def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
@@ -334,10 +246,5 @@ def _log_sum_of_others(logs: Tensor, chosen: Tensor) -> Tensor:
     """Return the log of the probability of the tokens that are not chosen."""
     # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
     lowest = torch.finfo(logs.dtype).min
-    rest = _finite(logs).scatter(1, chosen, lowest).logsumexp(1, keepdim=True)
+    rest = finite(logs).scatter(1, chosen, lowest).logsumexp(1, keepdim=True)
     return rest.masked_fill(rest <= lowest, -torch.inf)
-
-
-def _finite(logs: Tensor) -> Tensor:
-    """Replace -inf by the lowest finite number: sums of e^-inf alone have a NaN for a gradient."""
-    return logs.clamp_min(torch.finfo(logs.dtype).min)

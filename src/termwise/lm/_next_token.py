@@ -2,40 +2,23 @@
 
 import functools
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._contract import contract
-from .._groups import GradReduction, ProcessGroup, first_column
+from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, lifted
-from .._terms import Terms, terms
+from .._numbers import lifted
 from ._checks import check_normalizer
-from ._chunks import logit_chunks
-from ._rows import (
-    Sums,
-    centred,
-    clear,
-    highest,
-    means_over_ranks,
-    over_columns,
-    over_rows,
-    put,
-    read,
+from ._cross_entropy_rows import (
+    NextTokenTerms,
+    cross_entropy,
+    cross_entropy_by_hand,
+    local_targets,
+    next_token_terms,
+    targets_of,
 )
-
-
-@terms
-class NextTokenTerms(Terms):
-    """Terms of [`next_token_loss`][termwise.lm.next_token_loss]."""
-
-    loss: Float[Tensor, ""]
-    """Cross-entropy of the next token in nats: sum over the tokens that count, over normalizer."""
-    num_tokens: Float[Tensor, ""]
-    """Tokens that count, on all ranks; detached."""
-    accuracy: Float[Tensor, ""]
-    """Share of them whose logit is the highest, a tie among it; 0 where none counts; detached."""
+from ._rows import over_rows
 
 
 @contract
@@ -44,6 +27,7 @@ def next_token_loss(
     tokens: Int[Tensor, "batch time"],
     *,
     mask: Bool[Tensor, "batch time"] | None = None,
+    sample_mask: Bool[Tensor, " batch"] | None = None,
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
     batch_group: ProcessGroup | None = None,
     vocab_group: ProcessGroup | None = None,
@@ -64,6 +48,7 @@ def next_token_loss(
         mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
             and no gradient, whatever they hold. None: all. A position counts if the token that it
             predicts does.
+        sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
             batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
@@ -106,23 +91,19 @@ def next_token_loss(
         {'loss': 0.503..., 'num_tokens': 2.0, 'accuracy': 1.0}
     """
     check_normalizer("next_token_loss", normalizer)
-    counted = tokens if mask is None else tokens.where(mask, -1)
-    if sequence_group is not None:
-        counted = counted.clamp_min(-1)
-    targets = logit_chunks(counted, sequence_group).reshape(-1)
+    targets = targets_of(tokens, mask, sample_mask, sequence_group)
     unused = targets < 0
-    first = first_column(logits, vocab_group)
-    local = targets if first is None else targets - first
-    by_hand = functools.partial(_by_hand, vocab_group=vocab_group)
-    sums = over_rows(_sums, by_hand, vocab_group, unused, logits.flatten(0, 1), local)
-    loss, (hits,), count = means_over_ranks(
-        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
+    sums = over_rows(
+        cross_entropy,
+        functools.partial(cross_entropy_by_hand, vocab_group=vocab_group),
+        vocab_group,
+        unused,
+        logits.flatten(0, 1),
+        local_targets(targets, logits, vocab_group),
     )
     kind = lifted(logits.new_empty(())).dtype
-    return NextTokenTerms(
-        loss=loss.to(kind),
-        num_tokens=count.to(kind),
-        accuracy=(hits / count.clamp_min(1)).to(kind),
+    return next_token_terms(
+        sums, unused, kind, normalizer, batch_group, sequence_group, grad_reduction
     )
 
 
@@ -145,6 +126,7 @@ class NextTokenLoss(LossModule):
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
+        sample_mask: Bool[Tensor, " batch"] | None = None,
         normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None,
         batch_group: ProcessGroup | None = None,
         vocab_group: ProcessGroup | None = None,
@@ -155,55 +137,10 @@ class NextTokenLoss(LossModule):
             logits,
             tokens,
             mask=mask,
+            sample_mask=sample_mask,
             normalizer=normalizer,
             batch_group=batch_group,
             vocab_group=vocab_group,
             sequence_group=sequence_group,
             **self.hyperparameters(),
         )
-
-
-def _sums(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
-    """Sum -log softmax at each row's target over the rows that count, and the targets on top."""
-    x = read(rows, unused)
-    beyond = local >= x.shape[1]
-    place = local.clamp(0, x.shape[1] - 1)[:, None]
-    # A target beyond the vocabulary makes its row's gradient NaN too.
-    nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
-    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
-    return _both(nats, right, unused)
-
-
-def _by_hand(
-    out: Tensor | None,
-    unused: Tensor | None,
-    rows: Tensor,
-    local: Tensor,
-    *,
-    vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Compute the same with e^(x - highest) alone, which turns into the gradient in place."""
-    powers = centred(rows, unused, 1.0, vocab_group, out)
-    width = rows.shape[1]
-    beyond = local >= width
-    place = local.clamp(0, width - 1)[:, None]
-    on_rank = torch.ones_like(powers[:, :1]) if width else powers.new_zeros(len(powers), 1)
-    at_target = powers.gather(1, place)[:, 0] if width else on_rank[:, 0]
-    if vocab_group is not None:
-        here = (local >= 0) & ~beyond
-        on_rank, at_target = here.to(powers.dtype)[:, None], at_target.where(here, 0)
-    total = powers.exp_().sum(1)
-    if vocab_group is not None:
-        sums = torch.stack([total, at_target, on_rank[:, 0]])
-        total, at_target, found = over_columns(sums, vocab_group)
-        beyond = found == 0
-    total = total.masked_fill_(beyond, torch.nan)  # a target beyond the vocabulary
-    if out is not None and width:
-        powers.div_(total[:, None]).scatter_add_(1, place, on_rank.neg_())
-        put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
-    return _both(total.log() - at_target, (at_target >= 0) & ~beyond, unused)
-
-
-def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
-    wide = accumulator(nats)
-    return clear(nats, unused).sum(dtype=wide), clear(right, unused).sum(dtype=wide)

@@ -59,10 +59,10 @@ def over_rows(
     if vocab_group is None and x.numel() <= SMALL:
         return formula(_or_none(unused), *rows)
     run = by_hand or differentiated(formula)
-    step = _rows_of_a_block(x, vocab_group is not None, compiling)
+    step = rows_of_a_block(x, vocab_group is not None, compiling)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
-            return _in_blocks(run, step, None, unused, rows)
+            return in_blocks(run, step, None, unused, rows)
     again = formula if vocab_group is None else None
     return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
 
@@ -71,10 +71,11 @@ def row_blocks(x: Tensor) -> Iterator[slice]:
     """Cut rows into blocks for a pass that sends nothing."""
     if torch.compiler.is_compiling():
         return iter((slice(None),))
-    return _blocks(x.shape[0], _rows_of_a_block(x, False, False))
+    return _blocks(x.shape[0], rows_of_a_block(x, False, False))
 
 
-def _rows_of_a_block(x: Tensor, sharded: bool, compiling: bool) -> int:
+def rows_of_a_block(x: Tensor, sharded: bool, compiling: bool) -> int:
+    """Return how many rows a formula by hand takes at a time."""
     if compiling:
         return max(x.shape[0], 1)
     if sharded:
@@ -87,15 +88,20 @@ def _blocks(rows: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 
-def _in_blocks(
-    run: ByHand, step: int, gradient: Tensor | None, unused: Tensor, rows: tuple[Tensor, ...]
+def in_blocks(
+    run: ByHand,
+    step: int,
+    gradient: Tensor | None,
+    unused: Tensor | None,
+    rows: tuple[Tensor, ...],
 ) -> Sums:
+    """Run a formula by hand on so many rows at a time. Gradient may be the first of rows."""
     if rows[0].shape[0] <= step:
         return run(gradient, unused, *rows)
     parts = [
         run(
             None if gradient is None else gradient[part],
-            _or_none(unused[part]),
+            None if unused is None else _or_none(unused[part]),
             *[x[part] for x in rows],
         )
         for part in _blocks(rows[0].shape[0], step)
@@ -143,7 +149,7 @@ class _Blocks(Function):
         *rows: Tensor,
     ) -> Sums:
         gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        sums = _in_blocks(run, step, gradient, unused, rows)
+        sums = in_blocks(run, step, gradient, unused, rows)
         ctx.again = again
         ctx.save_for_backward(gradient, unused, *rows)
         ctx.mark_non_differentiable(*sums[1:])
@@ -223,11 +229,16 @@ def log_softmax(
 
 
 def unused_positions(
-    logits: Tensor, mask: Tensor | None, sequence_group: ProcessGroup | None
+    positions: Tensor,
+    mask: Tensor | None,
+    sample_mask: Tensor | None,
+    sequence_group: ProcessGroup | None,
 ) -> Tensor:
-    """Return which of the batch * time logits predict no token that counts."""
+    """Return which of the batch * time positions predict no token that counts."""
     if mask is None:
-        mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        mask = torch.ones(positions.shape[:2], dtype=torch.bool, device=positions.device)
+    if sample_mask is not None:
+        mask = mask & sample_mask[:, None]
     return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
 
 

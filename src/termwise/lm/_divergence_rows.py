@@ -1,0 +1,133 @@
+"""Divergences between rows of two models' logits: as an expression, and by hand."""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._groups import ProcessGroup
+from .._numbers import accumulator
+from ._rows import (
+    ByHand,
+    Sums,
+    centred,
+    clear,
+    log_softmax,
+    over_columns,
+    put,
+    times,
+    without_nan,
+)
+
+Divergence = Literal["forward", "reverse", "jensen_shannon"]
+
+
+class Compared(NamedTuple):
+    """What is computed of each row."""
+
+    divergence: str
+    """One of Divergence."""
+    beta: float
+    temperature: float
+
+
+def check_beta(name: str, beta: float) -> None:
+    """Refuse a share of the Jensen-Shannon mixture that leaves one side out."""
+    if not 0 < beta < 1:
+        raise ValueError(f"{name} needs beta in (0, 1), got {beta}")
+
+
+def divergence_of_logs(q: Tensor, p: Tensor, compared: Compared) -> Tensor:
+    """Return the divergence of each row of the student's log-probabilities q, the teacher's p."""
+    if compared.divergence == "forward":
+        parts = times(p.exp(), p - q)
+    elif compared.divergence == "reverse":
+        parts = times(q.exp(), q - p)
+    else:
+        # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
+        beta, mixed = compared.beta, mixture(finite(p), finite(q), compared.beta)
+        parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
+    return parts.sum(1)
+
+
+def divergence_by_hand(compared: Compared, vocab_group: ProcessGroup | None) -> ByHand:
+    """Return the formula of rows of logits x of the student and y of the teacher."""
+    kind = _jensen_shannon_by_hand if compared.divergence == "jensen_shannon" else _kl_by_hand
+    return functools.partial(kind, compared=compared, vocab_group=vocab_group)
+
+
+def _kl_by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: Compared,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
+
+    With a and b the centred logits of the model that the mean is over and of the other:
+    KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
+    """
+    forward = compared.divergence == "forward"
+    a = centred(x, unused, compared.temperature, vocab_group, out)
+    b = centred(y, unused, compared.temperature, vocab_group)
+    other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
+    own = a.exp_()
+    if not forward:
+        difference.neg_()
+    gap = without_nan(other if forward else own, difference)
+    gap, own_sum, other_sum = over_columns(
+        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
+    )
+    gap = gap / (other_sum if forward else own_sum)
+    logs = own_sum.log() - other_sum.log()
+    per_row = clear(gap + logs if forward else gap - logs, unused)
+    if out is not None:
+        own.div_(own_sum[:, None])
+        if forward:
+            own.sub_(other.div_(other_sum[:, None]))
+        else:
+            own.mul_(difference.sub_(gap[:, None]))
+        _write(out, own, unused, compared.temperature)
+    return (per_row.sum(dtype=accumulator(per_row)),)
+
+
+def _jensen_shannon_by_hand(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    compared: Compared,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
+    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
+    mixed = mixture(p, q, compared.beta)
+    student = (1 - compared.beta) * times(q.exp(), q - mixed)
+    sums = [student.sum(1), compared.beta * times(p.exp(), p - mixed).sum(1)]
+    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
+    if out is not None:
+        student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
+        _write(out, student, unused, compared.temperature)
+    per_row = clear(student_sum + teacher_sum, unused)
+    return (per_row.sum(dtype=accumulator(per_row)),)
+
+
+def _write(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:
+    if temperature != 1:
+        gradient.div_(temperature)
+    put(out, gradient if unused is None else gradient.masked_fill_(unused[:, None], 0))
+
+
+def mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
+
+
+def finite(logs: Tensor) -> Tensor:
+    """Replace -inf by the lowest finite number: sums of e^-inf alone have a NaN for a gradient."""
+    return logs.clamp_min(torch.finfo(logs.dtype).min)

@@ -1,0 +1,249 @@
+"""Sums over the rows of logits that a linear head makes, a block of rows at a time.
+
+A block's logits are turned into their gradient, and that into the gradients of hidden states,
+weight and bias, before the next block is made: no more than one block is ever held.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .._autograd import on_host, wants_gradient
+from .._groups import ProcessGroup, name_of, replicated, resolved
+from .._numbers import accumulator
+from .._operators import Operator, with_gradients
+from ._cross_entropy_rows import cross_entropy_by_hand
+from ._divergence_rows import Compared, divergence_by_hand
+from ._rows import ON_DEVICE, SHARDED_ROWS, ByHand, Sums, clear, in_blocks, rows_of_a_block
+
+# Each block reads the weight and its gradient again: on the CPU fewer rows than these, or than fill
+# 16 MiB in float32, take more time, and more only memory.
+HOST_ROWS, ON_HOST = 128, 2**22
+
+
+class Head(NamedTuple):
+    """Hidden states and what makes logits of them."""
+
+    hidden: Tensor
+    """[rows, d_model]."""
+    weight: Tensor
+    """[vocab, d_model], of this rank."""
+    bias: Tensor
+    """[vocab], or [0] for none."""
+    softcap: float | None
+    """c: a logit x becomes c tanh(x / c)."""
+
+    def logits(
+        self, rows: slice | Tensor, left_out: Tensor | None, room: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return some hidden states, with 0 for those left out, and their logits, in room."""
+        hidden = clear(self.hidden[rows], left_out)
+        x = room[: len(hidden)]
+        if len(self.bias):
+            torch.addmm(self.bias, hidden, self.weight.T, out=x)
+        else:
+            torch.mm(hidden, self.weight.T, out=x)
+        cap = self.softcap
+        return hidden, x if cap is None else x.div_(cap).tanh_().mul_(cap)
+
+
+class Weighted(NamedTuple):
+    """What a row adds to the loss: its divergence and its cross-entropy, each times a number."""
+
+    compared: Compared = Compared("forward", 0.5, 1.0)
+    divergence_weight: float = 0.0
+    cross_entropy_weight: float = 0.0
+
+
+def head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Head:
+    """Return the head over batch * time rows."""
+    return Head(
+        hidden.flatten(0, 1), weight, weight.new_empty(0) if bias is None else bias, softcap
+    )
+
+
+def lifted_heads(*heads: Head) -> list[Head]:
+    """Lift heads to float64 if one of their tensors is, else to float32."""
+    dtypes = [x.dtype for head in heads for x in head[:3]]
+    wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    return [
+        Head(head.hidden.to(wide), head.weight.to(wide), head.bias.to(wide), head.softcap)
+        for head in heads
+    ]
+
+
+def check_softcap(name: str, **softcaps: float | None) -> None:
+    """Refuse a bound of logits that is not positive and finite."""
+    for argument, softcap in softcaps.items():
+        if softcap is not None and not 0 < softcap < float("inf"):
+            raise ValueError(f"{name} needs {argument} positive and finite, got {softcap}")
+
+
+def over_linear_rows(
+    student: Head,
+    teacher: Head | None,
+    local: Tensor | None,
+    unused: Tensor,
+    weighted: Weighted,
+    vocab_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the loss over rows, and those of divergence, cross-entropy, and right ones.
+
+    Without a teacher there is no divergence, without local targets no cross-entropy. Only the first
+    has a gradient: with respect to the student's hidden states, weight and bias.
+    """
+    inputs = _Inputs(
+        student._replace(hidden=replicated(student.hidden, vocab_group)),
+        _constant(student if teacher is None else teacher),
+        teacher is not None,
+        local,
+        unused,
+        weighted,
+        [wants_gradient(x) for x in student[:3]],
+        name_of(vocab_group),
+    )
+    loss, measured, *_ = with_gradients(_linear_rows, inputs, 3)
+    return loss, measured
+
+
+def _constant(head: Head) -> Head:
+    return Head(head.hidden.detach(), head.weight.detach(), head.bias.detach(), head.softcap)
+
+
+class _Inputs(NamedTuple):
+    student: Head
+    teacher: Head
+    """Not read unless taught."""
+    taught: bool
+    local: Tensor | None
+    unused: Tensor
+    weighted: Weighted
+    asked: Sequence[bool]
+    """Of which of the student's tensors a gradient is wanted."""
+    vocab_name: str | None
+
+
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of the loss, those of its parts, and the gradients of the first."""
+    student, sharded = inputs.student, inputs.vocab_name is not None
+    run = functools.partial(
+        _of_rows,
+        weighted=inputs.weighted,
+        taught=inputs.taught,
+        vocab_group=None if inputs.vocab_name is None else resolved(inputs.vocab_name),
+    )
+    of_hidden, of_weight, of_bias = (
+        torch.zeros_like(x) if asked else x.new_empty(0)
+        for x, asked in zip(student[:3], inputs.asked, strict=True)
+    )
+    with_gradient, capped = any(inputs.asked), student.softcap is not None
+    # A block's logits, its gradient, and the teacher's logits, in the same memory for each of them.
+    size = _rows_at_once(inputs.unused, len(student.weight), sharded)
+    room, slope_room, teacher_room = (
+        student.weight.new_empty(size if needed else 0, len(student.weight))
+        for needed in (True, with_gradient and capped, inputs.taught)
+    )
+    sums = room.new_zeros(4, dtype=accumulator(room))
+    with torch.autocast(room.device.type, enabled=False), torch.no_grad():
+        for rows, left_out in _row_blocks(inputs.unused, size):
+            h, x = student.logits(rows, left_out, room)
+            others: list[Tensor] = []
+            if inputs.taught:
+                others.append(inputs.teacher.logits(rows, left_out, teacher_room)[1])
+            if inputs.local is not None:
+                others.append(inputs.local[rows])
+            slope = None
+            if with_gradient:  # in place, unless x itself is needed
+                slope = slope_room[: len(x)] if capped else x
+            step = rows_of_a_block(x, sharded, False)
+            sums += torch.stack(in_blocks(run, step, slope, left_out, (x, *others)))
+            if slope is None:
+                continue
+            if student.softcap is not None:  # tanh' = 1 - tanh^2
+                slope.mul_(x.div_(student.softcap).square_().neg_().add_(1))
+            if len(of_hidden):
+                of_hidden[rows] = slope @ student.weight
+            if len(of_weight):
+                of_weight.addmm_(slope.T, h)
+            if len(of_bias):
+                of_bias.add_(slope.sum(0))
+    return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
+
+
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    student = inputs.student
+    of_hidden, of_weight, of_bias = (
+        x.new_empty(x.shape if asked else 0)
+        for x, asked in zip(student[:3], inputs.asked, strict=True)
+    )
+    sums = student.hidden.new_empty(4, dtype=accumulator(student.hidden))
+    return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
+
+
+_linear_rows = Operator("linear_rows", _Inputs, _kernel, _fake)
+
+
+def _rows_at_once(unused: Tensor, vocab: int, sharded: bool) -> int:
+    """Return how many rows a block has, the same on every rank."""
+    if sharded:
+        return min(SHARDED_ROWS, len(unused))
+    if on_host(unused):
+        return min(max(HOST_ROWS, ON_HOST // max(vocab, 1)), len(unused))
+    return min(max(1, ON_DEVICE // max(vocab, 1)), len(unused))
+
+
+def _row_blocks(unused: Tensor, size: int) -> Iterator[tuple[slice | Tensor, Tensor | None]]:
+    """Cut the rows into blocks, with those of each that do not count.
+
+    On the CPU, where to look does not wait, only the others are in a block.
+    """
+    if on_host(unused):
+        for index in cast("Sequence[Tensor]", (~unused).nonzero()[:, 0].split(max(size, 1))):
+            if len(index):
+                yield index, None
+        return
+    for start in range(0, len(unused), max(size, 1)):
+        yield slice(start, start + size), unused[start : start + size]
+
+
+def _of_rows(
+    out: Tensor | None,
+    unused: Tensor | None,
+    x: Tensor,
+    *others: Tensor,
+    weighted: Weighted,
+    taught: bool,
+    vocab_group: ProcessGroup | None,
+) -> Sums:
+    """Sum the loss of some rows, and its parts; write the gradient of the loss into out."""
+    parts: list[tuple[float, ByHand, tuple[Tensor, ...]]] = []
+    if taught:
+        by_hand = divergence_by_hand(weighted.compared, vocab_group)
+        parts.append((weighted.divergence_weight, by_hand, others[:1]))
+    if len(others) > taught:
+        by_hand = functools.partial(cross_entropy_by_hand, vocab_group=vocab_group)
+        parts.append((weighted.cross_entropy_weight, by_hand, others[-1:]))
+    total = x.new_zeros((), dtype=accumulator(x))
+    found: list[Sums] = []
+    slopes: list[Tensor] = []
+    for weight, by_hand, rest in parts:
+        # A part of weight 0 is left out, even if it is not finite.
+        slope = None
+        if out is not None and weight:  # in place, unless another part reads x
+            slope = out if len(parts) == 1 else torch.empty_like(x)
+        found.append(by_hand(slope, unused, x, *rest))
+        if weight:
+            total = total + weight * found[-1][0]
+        if slope is not None:
+            slopes.append(slope.mul_(weight) if weight != 1 else slope)
+    if out is not None and not (len(slopes) == 1 and slopes[0] is out):
+        out.zero_()
+        for slope in slopes:
+            out.add_(slope)
+    zero = torch.zeros_like(total)
+    divergence = found[0][0] if taught else zero
+    nats, right = found[-1] if len(others) > taught else (zero, zero)
+    return total, divergence, nats, right
