@@ -86,8 +86,8 @@ def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
     centred = rows - rows.mean(0)
     covariance = product((centred * (1 / (rows.shape[0] - 1))).T, centred)
     # Of one matrix in the wider type the diagonal cancels without a loss of digits.
-    wide = covariance.to(accumulator(z))
-    energy = wide.square().sum() - wide.diagonal().square().sum()
+    squares = covariance.to(accumulator(z)).square()
+    energy = squares.sum() - squares.diagonal().sum()
     return covariance.diagonal(), energy
 
 
@@ -209,12 +209,12 @@ _second_moments = Operator("second_moments", _Inputs, _kernel, _fake)
 def _combined(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
     """Return (z - mean) * factor + gradient * push, with nothing else so large."""
     total = torch.empty_like(z, memory_format=torch.contiguous_format)
-    for here in blocks(z):
-        rows = lifted(z[here])
-        own = total[here] if rows.dtype == z.dtype else torch.empty_like(rows)
-        torch.sub(rows, mean, out=own).mul_(factor).addcmul_(gradient[here], push)
+    for block in blocks(z):
+        rows = lifted(z[block])
+        own = total[block] if rows.dtype == z.dtype else torch.empty_like(rows)
+        torch.sub(rows, mean, out=own).mul_(factor).addcmul_(gradient[block], push)
         if rows.dtype != z.dtype:
-            total[here] = own
+            total[block] = own
     return total
 
 
@@ -266,8 +266,8 @@ def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     `x.sum(0, dtype=...)` would copy all of x into the wider type first.
     """
     total = x.new_zeros(x.shape[1], dtype=accumulator(x))
-    for here in blocks(x):
-        total += of(x[here]).sum(0)
+    for block in blocks(x):
+        total += of(x[block]).sum(0)
     return total
 
 

@@ -52,66 +52,72 @@ _GUIDE = {
 
 
 @overload
-def create_loss(name: Literal["mle"], energy: Energy, **numbers: Any) -> MaximumLikelihoodLoss: ...
+def create_loss(
+    name: Literal["mle"], energy: Energy, **hyperparameters: Any
+) -> MaximumLikelihoodLoss: ...
 @overload
 def create_loss(
-    name: Literal["cd"], energy: Energy, **numbers: Any
+    name: Literal["cd"], energy: Energy, **hyperparameters: Any
 ) -> ContrastiveDivergenceLoss: ...
 @overload
-def create_loss(name: Literal["nce"], energy: Energy, **numbers: Any) -> NoiseContrastiveLoss: ...
-@overload
-def create_loss(name: Literal["sm"], energy: Energy, **numbers: Any) -> ScoreMatchingLoss: ...
+def create_loss(
+    name: Literal["nce"], energy: Energy, **hyperparameters: Any
+) -> NoiseContrastiveLoss: ...
 @overload
 def create_loss(
-    name: Literal["dsm"], energy: Energy, **numbers: Any
+    name: Literal["sm"], energy: Energy, **hyperparameters: Any
+) -> ScoreMatchingLoss: ...
+@overload
+def create_loss(
+    name: Literal["dsm"], energy: Energy, **hyperparameters: Any
 ) -> DenoisingScoreMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["ssm"], energy: Energy, **numbers: Any
+    name: Literal["ssm"], energy: Energy, **hyperparameters: Any
 ) -> SlicedScoreMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["cd_kl_term"], energy: Energy, **numbers: Any
+    name: Literal["cd_kl_term"], energy: Energy, **hyperparameters: Any
 ) -> ContrastiveDivergenceKLTerm: ...
 @overload
 def create_loss(
-    name: Literal["ranking_nce"], energy: Energy, **numbers: Any
+    name: Literal["ranking_nce"], energy: Energy, **hyperparameters: Any
 ) -> RankingNoiseContrastiveLoss: ...
 @overload
 def create_loss(
-    name: Literal["conditional_nce"], energy: Energy, **numbers: Any
+    name: Literal["conditional_nce"], energy: Energy, **hyperparameters: Any
 ) -> ConditionalNoiseContrastiveLoss: ...
 @overload
 def create_loss(
-    name: Literal["energy_discrepancy"], energy: Energy, **numbers: Any
+    name: Literal["energy_discrepancy"], energy: Energy, **hyperparameters: Any
 ) -> EnergyDiscrepancyLoss: ...
 @overload
 def create_loss(
-    name: Literal["finite_difference_sm"], energy: Energy, **numbers: Any
+    name: Literal["finite_difference_sm"], energy: Energy, **hyperparameters: Any
 ) -> FiniteDifferenceScoreMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["flow_matching"], energy: TimedEnergy, **numbers: Any
+    name: Literal["flow_matching"], energy: TimedEnergy, **hyperparameters: Any
 ) -> FlowMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["equilibrium_matching"], energy: Energy, **numbers: Any
+    name: Literal["equilibrium_matching"], energy: Energy, **hyperparameters: Any
 ) -> EquilibriumMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["energy_matching"], energy: Energy, **numbers: Any
+    name: Literal["energy_matching"], energy: Energy, **hyperparameters: Any
 ) -> EnergyMatchingLoss: ...
 @overload
 def create_loss(
-    name: Literal["energy_square"], energy: Energy, **numbers: Any
+    name: Literal["energy_square"], energy: Energy, **hyperparameters: Any
 ) -> EnergySquarePenalty: ...
 @overload
 def create_loss(
-    name: Literal["gradient_penalty"], energy: Energy, **numbers: Any
+    name: Literal["gradient_penalty"], energy: Energy, **hyperparameters: Any
 ) -> GradientPenalty: ...
 @overload
-def create_loss(name: str, energy: Energy, **numbers: Any) -> nn.Module: ...
-def create_loss(name: str, energy: Energy | TimedEnergy, **numbers: Any) -> nn.Module:
+def create_loss(name: str, energy: Energy, **hyperparameters: Any) -> nn.Module: ...
+def create_loss(name: str, energy: Energy | TimedEnergy, **hyperparameters: Any) -> nn.Module:
     """Return the module of a loss by the short name that papers call it by.
 
     Args:
@@ -121,8 +127,8 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **numbers: Any) -> nn.M
             finite differences); "flow_matching", "equilibrium_matching", "energy_matching";
             "energy_square" and "gradient_penalty" (penalties). Case does not matter.
         energy: returns the energy of each row; for "flow_matching" at its time, `energy(x, time)`.
-        numbers: keywords of the module's own. Those of TorchEBM's guide that mean the same are
-            taken too: `alpha` for `negative_weight`, `reg_strength` for `regularization_weight`,
+        hyperparameters: of the module. Those of TorchEBM's guide that mean the same are taken
+            too: `alpha` for `negative_weight`, `reg_strength` for `regularization_weight`,
             `n_steps` for `steps`, `log_partition` for `log_z`, `learn_partition` for `learn_log_z`,
             `n_projections` for `projections`, and `implicit=False`, which is "sm" itself.
 
@@ -151,24 +157,24 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **numbers: Any) -> nn.M
     kind = _LOSSES.get(short)
     if kind is None:
         raise ValueError(f"create_loss needs one of {', '.join(_LOSSES)}, got {name!r}")
-    numbers = _ours(short, numbers)
+    hyperparameters = _ours(short, hyperparameters)
     parameters = inspect.signature(kind).parameters
     known = [number for number in parameters if number != "energy"]
-    for number in numbers:
+    for number in hyperparameters:
         if number not in known:
             raise TypeError(f'create_loss("{name}") takes {", ".join(known)}, got {number}')
     for number in known:
-        if parameters[number].default is inspect.Parameter.empty and number not in numbers:
+        if parameters[number].default is inspect.Parameter.empty and number not in hyperparameters:
             guide = "; that of TorchEBM's guide is 0.01" if number == "sigma" else ""
             raise TypeError(f'create_loss("{name}") needs {number}, got no such number{guide}')
-    return kind(energy, **numbers)
+    return kind(energy, **hyperparameters)
 
 
-def _ours(name: str, numbers: dict[str, Any]) -> dict[str, Any]:
+def _ours(name: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
     """Translate the guide's keywords to ours."""
     ours: dict[str, Any] = {}
     names = _GUIDE.get(name, {})
-    for given, number in numbers.items():
+    for given, number in hyperparameters.items():
         if name == "sm" and given == "implicit":
             if number is not False:
                 raise TypeError(
@@ -184,7 +190,7 @@ def _ours(name: str, numbers: dict[str, Any]) -> dict[str, Any]:
                 "and give steps and step_size of the built-in Langevin dynamics"
             )
         our = names.get(given, given)
-        if our in ours or (our != given and our in numbers):
+        if our in ours or (our != given and our in hyperparameters):
             raise TypeError(f'create_loss("{name}") takes {our} once, got {given} too')
         ours[our] = number
     return ours

@@ -150,10 +150,10 @@ def contrastive_divergence_kl_term(
 
 def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
     """Return what each row adds to the mean that is the entropy."""
-    wide = accumulator(points)
+    dtype = accumulator(points)
     points = points.flatten(1) if points.ndim != 1 else points[:, None]
-    points = points.to(wide)
-    others = points if neighbours is None else neighbours.to(wide).reshape(-1, points.shape[1])
+    points = points.to(dtype)
+    others = points if neighbours is None else neighbours.to(dtype).reshape(-1, points.shape[1])
     with torch.no_grad():
         # Distances from differences: from products, those of close rows would be lost to rounding.
         distances = torch.cdist(

@@ -31,7 +31,7 @@ class Alignment:
     chunk of each *token*. Logit t predicts token t + 1, so a loss on logits shifts them by one
     itself; a chunk that holds only token 0 becomes empty by that and does not count.
 
-    Construction compares shapes, dtypes and devices, and never waits for the device; what the
+    Construction compares shapes, dtypes and devices, and does not synchronize; what the
     tensors hold is looked at by [`check`][termwise.lm.Alignment.check] alone.
     """
 
@@ -79,7 +79,7 @@ class Alignment:
     def check(self) -> Self:
         """Refuse ids below -1 or from `max_chunks` up; give the alignment itself back.
 
-        This waits for the device: call it where batches are made, not in the training step.
+        Synchronizes with the device: call it where batches are made, not in the training step.
 
         Raises:
             ValueError: an id is out of range.
@@ -101,7 +101,7 @@ class Alignment:
         """Keep the chunks of which every token counts: the others are no longer `pair_valid`.
 
         A chunk that straddles a completion's first token holds a token of the prompt, and goes.
-        Nothing waits for the device.
+        Does not synchronize with the device.
 
         Args:
             student_mask (Bool[Tensor, "batch student_time"] | None): student tokens that count.
@@ -176,8 +176,8 @@ torch.export.register_dataclass(Alignment, serialized_type_name="termwise.lm.Ali
 def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
     """Count the tokens of each chunk, [batch, max_chunks]; name ids that are out of range.
 
-    They are found by the failure of the count, which on the CPU is no crash, so that nothing waits
-    for a device to learn of them.
+    They are found by the failure of the count, which on the CPU is no crash, so that no device has
+    to be asked for them.
     """
     counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
     try:

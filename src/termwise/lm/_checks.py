@@ -31,12 +31,12 @@ def divisor(normalizer: Tensor | float | None, count: Tensor) -> Tensor:
 
     It is 1 where nothing counts and the normalizer is 0, and NaN for a tensor that is negative.
     """
-    wide = accumulator(count)
+    dtype = accumulator(count)
     if normalizer is None:
         return count.clamp_min(1)
     if isinstance(normalizer, Tensor):
-        given = normalizer.detach().to(wide)
+        given = normalizer.detach().to(dtype)
         given = given.where(given >= 0, torch.nan)
     else:
-        given = torch.full_like(count, normalizer, dtype=wide)
+        given = torch.full_like(count, normalizer, dtype=dtype)
     return given.where((given != 0) | (count != 0), 1)

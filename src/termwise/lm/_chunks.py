@@ -188,7 +188,7 @@ def chunk_average_log_probs(
     bucket = torch.where(within, sample + ids + 1, batch * (max_chunks + 1)).reshape(-1)
     try:
         sums = rows.new_zeros(batch * (max_chunks + 1), vocab).index_add(0, bucket, rows)
-    except (IndexError, RuntimeError) as error:  # on the CPU; so nothing waits for a device
+    except (IndexError, RuntimeError) as error:  # on the CPU; no device is asked
         raise IndexError(
             f"chunk_average_log_probs needs {out_of_range('chunk_id', ids, max_chunks)}, "
             "which is out of range"

@@ -107,5 +107,5 @@ def cross_entropy_by_hand(
 
 
 def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
-    wide = accumulator(nats)
-    return clear(nats, unused).sum(dtype=wide), clear(right, unused).sum(dtype=wide)
+    dtype = accumulator(nats)
+    return clear(nats, unused).sum(dtype=dtype), clear(right, unused).sum(dtype=dtype)

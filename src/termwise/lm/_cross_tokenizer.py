@@ -129,7 +129,7 @@ def cross_tokenizer_loss(
         temperature: T, of every divergence.
         divergence: of every divergence: "forward", KL(teacher || student), or "reverse".
         teacher_top_k: of `distillation_loss`: of a teacher of the student's tokenizer, how many
-            tokens are compared at each position. None, here and below, or more than there are: all.
+            tokens are compared at each position. None, or more than there are: all.
         columns_top_k: of `projected_kl_loss`: of a teacher with a projection, how many of its
             tokens are compared, the same at all positions.
         tail_top_k: of `partitioned_loss`.
@@ -146,7 +146,7 @@ def cross_tokenizer_loss(
             exactly, unless their scales, scores or choice differ.
         student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
             an alignment is held in the same parts, one with an alignment whole on each rank.
         sequence_group: ranks that hold other positions of all models, in the order of ranks.
@@ -159,8 +159,8 @@ def cross_tokenizer_loss(
         `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no token and
         no chunk counts, loss and gradient are 0. Every teacher is compared whatever is chosen, so
-        each rank sends the same and nothing waits for the device. Kept for the backward pass: the
-        logits, and for each teacher with an alignment a gradient of the student's logits.
+        each rank sends the same without synchronizing with the device. Kept for the backward pass:
+        the logits, and for each teacher with an alignment a gradient of the student's logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -482,8 +482,8 @@ def _scores(
 ) -> Tensor:
     """Return each teacher's score, -inf for those of which no token counts, unless none does."""
     pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
-    wide = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
-    scores, counts = (torch.stack([pair[i].to(wide) for pair in pairs]) for i in (0, 1))
+    dtype = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
+    scores, counts = (torch.stack([pair[i].to(dtype) for pair in pairs]) for i in (0, 1))
     known = counts > 0
     return scores.where(known | ~known.any(), -torch.inf)
 

@@ -97,7 +97,7 @@ def distillation_loss(
             batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
             up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other columns of both logits, in any numbers.
         sequence_group: ranks that hold other positions, in the order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -111,8 +111,8 @@ def distillation_loss(
         with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
         position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
         elements over the last two groups. Kept for the backward pass: both logits as given, and the
-        student's gradient, which is made with the value. Nothing waits for the device. The number
-        of kernels grows by a block of about 2^26 logits; compiled, it does not grow.
+        student's gradient, which is made with the value. Does not synchronize with the device. The
+        number of kernels grows by a block of about 2^26 logits; compiled, it does not grow.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -97,7 +97,7 @@ def linear_distillation_loss(
             cross-entropy, as in distillation_loss. None: the number of positions that count, over
             batch_group and sequence_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other rows of both weights and biases, in the order of ranks;
             each has the same hidden states. Tokens are numbered over all of them.
         sequence_group: ranks that hold other positions, in the order of ranks; each has the same
@@ -115,8 +115,8 @@ def linear_distillation_loss(
         loss NaN. Second derivatives are refused (`NotImplementedError`). Sent by each rank: as in
         distillation_loss and, with tokens, in next_token_loss, and over vocab_group the gradient of
         hidden. Kept for the backward pass: the gradients of hidden, weight and bias, in float32.
-        Nothing waits for the device. The number of kernels grows by a block of about 2^26 logits;
-        compiled, the loss is one operator.
+        Does not synchronize with the device. The number of kernels grows by a block of about 2^26
+        logits; compiled, the loss is one operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

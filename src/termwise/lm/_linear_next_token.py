@@ -52,7 +52,7 @@ def linear_next_token_loss(
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, as in next_token_loss.
             None: the number of tokens that count, over batch_group and sequence_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other rows of weight and bias, in the order of ranks; each has
             the same hidden states. Tokens are numbered over all of them.
         sequence_group: ranks that hold other positions, in the order of ranks; each has the same
@@ -69,8 +69,9 @@ def linear_next_token_loss(
         Where no token counts, loss and gradient are 0. A token beyond the vocabulary makes the loss
         NaN. Second derivatives are refused (`NotImplementedError`). Sent by each rank: as in
         next_token_loss, and over vocab_group the gradient of hidden. Kept for the backward pass:
-        the gradients of hidden, weight and bias, in float32. Nothing waits for the device. The
-        number of kernels grows by a block of about 2^26 logits; compiled, the loss is one operator.
+        the gradients of hidden, weight and bias, in float32. Does not synchronize with the device.
+        The number of kernels grows by a block of about 2^26 logits; compiled, the loss is one
+        operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -84,7 +84,7 @@ def linear_projected_kl_loss(
             chunks that count, over batch_group.
         eps: epsilon, not negative.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other rows of weight; each has the same hidden states.
         sequence_group: ranks that hold other positions; each has the same weight.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -95,8 +95,8 @@ def linear_projected_kl_loss(
         `grad_reduction` says. Over vocab_group that of weight is of this rank's rows, and that of
         hidden, which is summed over the group, is whole on every rank. Over sequence_group that of
         hidden is of this rank's positions, and that of weight is their share, to be *summed* over
-        the group by the trainer. Second derivatives are refused (`NotImplementedError`). Nothing
-        waits for the device.
+        the group by the trainer. Second derivatives are refused (`NotImplementedError`). Does not
+        synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -68,9 +68,9 @@ def head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float 
 def lifted_heads(*heads: Head) -> list[Head]:
     """Lift heads to float64 if one of their tensors is, else to float32."""
     dtypes = [x.dtype for head in heads for x in head[:3]]
-    wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
     return [
-        Head(head.hidden.to(wide), head.weight.to(wide), head.bias.to(wide), head.softcap)
+        Head(head.hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype), head.softcap)
         for head in heads
     ]
 

@@ -54,7 +54,7 @@ def next_token_loss(
             batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
             add up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
             ranks; tokens are numbered over all of them.
         sequence_group: ranks that hold other positions, in the order of ranks.
@@ -70,8 +70,8 @@ def next_token_loss(
         refused with one (`NotImplementedError`). Sent by each rank: over vocab_group 4 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
         the last two groups. Kept for the backward pass: the logits as given and their gradient,
-        which is made with the value. Nothing waits for the device. The number of kernels grows by
-        a block of about 2^26 logits; compiled, it does not grow.
+        which is made with the value. Does not synchronize with the device. The number of kernels
+        grows by a block of about 2^26 logits; compiled, it does not grow.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

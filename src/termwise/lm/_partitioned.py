@@ -115,7 +115,7 @@ def partitioned_loss(
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
             Each has all of the teacher's logits and the partition of the whole vocabularies.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
@@ -129,7 +129,7 @@ def partitioned_loss(
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
         counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
         Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
-        over sequence_group the teacher's. Nothing waits for the device.
+        over sequence_group the teacher's. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -117,7 +117,7 @@ def projected_kl_loss(
             step, and their losses add up to that of the whole.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
@@ -132,7 +132,7 @@ def projected_kl_loss(
         counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
         Sent for each chunk: over vocab_group and sequence_group the columns once, and over
         sequence_group the teacher's vocabulary once; for each position over vocab_group 3 numbers.
-        Nothing waits for the device.
+        Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

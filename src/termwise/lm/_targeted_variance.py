@@ -58,11 +58,11 @@ def targeted_variance_loss(
             this rank alone, nothing is sent.
 
     Returns:
-        The terms of the whole matrix, the same on every rank. Gradient: each rank's is its shard
-        of the whole matrix's gradient; nothing is to be averaged. Second derivatives, in eager and
-        in reverse mode, are right without a group and refused with one (`NotImplementedError`);
-        PyTorch refuses forward mode. Sent by each rank: one sum of 2 float64 elements. Nothing
-        waits for the device.
+        The terms of the whole matrix, the same on every rank. Gradient: each rank's is its shard of
+        the whole matrix's gradient; nothing is to be averaged. Second derivatives, in eager and in
+        reverse mode, are right without a group and refused with one (`NotImplementedError`);
+        PyTorch refuses forward mode. Sent by each rank: one sum of 2 float64 elements. Does not
+        synchronize with the device.
 
     Raises:
         ContractError: weight is not a floating "vocab dim" tensor, or valid_rows not a mask of it.

@@ -87,9 +87,9 @@ def universal_logit_loss(
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
-            is needed, so that nothing waits to learn it.
+            is needed, so that no rank synchronizes to learn it.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None, here and below: no communication.
+            None: no communication.
         vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
             each has all of the teacher's logits.
         sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
@@ -103,7 +103,7 @@ def universal_logit_loss(
         rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
         counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
         Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
-        over sequence_group the teacher's. Nothing waits for the device.
+        over sequence_group the teacher's. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -177,7 +177,7 @@ def align_in_order(
 
     Returns:
         An alignment whose chunks are one token on each side, as many as the side with fewer has.
-        None is `pair_exact`, for nobody compared their texts. Nothing waits for the device.
+        None is `pair_exact`, for nobody compared their texts. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -354,7 +354,7 @@ class VocabProjection:
     def rows(self, lo: int, hi: int) -> Self:
         """Return the part for student tokens lo to hi - 1, renumbered from 0: a shard's.
 
-        It may have no entries. This waits for the device: cut once, not in the training step.
+        It may have no entries. Synchronizes with the device: cut once, not in the training step.
         """
         if not 0 <= lo <= hi <= self.student_vocab:
             raise ValueError(
@@ -372,7 +372,7 @@ class VocabProjection:
     def columns(self, ids: Int[Tensor, " kept"]) -> Self:
         """Return the part for these teacher tokens, renumbered in the order of ids.
 
-        It may have no entries. This waits for the device.
+        It may have no entries. Synchronizes with the device.
         """
         ids = ids.long()
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.teacher_vocab:
@@ -396,7 +396,7 @@ class VocabProjection:
         """Return the arrays that [`from_topk`][termwise.lm.VocabProjection.from_topk] takes.
 
         Each row has its entries from the largest weight down, of equal ones the lowest teacher
-        token first, then -1 of weight 0. This waits for the device.
+        token first, then -1 of weight 0. Synchronizes with the device.
 
         Args:
             k: how many entries to keep of each row, the largest. None: as many as the row with the
