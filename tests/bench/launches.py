@@ -268,6 +268,35 @@ def next_token(n: int) -> Built:
     return lambda: lm.next_token_loss(logits, tokens).loss, plain, [logits]
 
 
+HIDDEN = 2048
+
+
+def linear_next_token(n: int) -> Built:
+    hidden, head = leaf(1, n + 1, HIDDEN, dtype=BFLOAT16), leaf(VOCAB, HIDDEN, dtype=BFLOAT16)
+    tokens = meta(1, n + 1, dtype=torch.int64)
+
+    def plain() -> Tensor:
+        logits = hidden[0, :-1] @ head.mT
+        return F.cross_entropy(logits.float(), tokens[0, 1:])
+
+    return lambda: lm.linear_next_token_loss(hidden, head, tokens).loss, plain, [hidden, head]
+
+
+def linear_distillation(n: int) -> Built:
+    hidden, head = leaf(1, n + 1, HIDDEN, dtype=BFLOAT16), leaf(VOCAB, HIDDEN, dtype=BFLOAT16)
+    teacher = meta(1, n + 1, HIDDEN), meta(VOCAB, HIDDEN)
+
+    def plain() -> Tensor:
+        logits = [hidden[0, :-1] @ head.mT, teacher[0][0, :-1] @ teacher[1].mT]
+        q, p = (x.float().log_softmax(1) for x in logits)
+        return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+    def ours() -> Tensor:
+        return lm.linear_distillation_loss(hidden, head, *teacher).loss
+
+    return ours, plain, [hidden, head]
+
+
 def distillation(divergence: Any) -> Callable[[int], Built]:
     def build(n: int) -> Built:
         student, teacher = leaf(1, n + 1, VOCAB, dtype=BFLOAT16), meta(1, n + 1, VOCAB)
@@ -349,6 +378,8 @@ CASES = {
     "joint_embedding.vicreg_loss": Case(4096, vicreg),
     "lm.targeted_variance_loss": Case(8192, variance),
     "lm.next_token_loss": Case(256, next_token),
+    "lm.linear_next_token_loss": Case(256, linear_next_token),
+    "lm.linear_distillation_loss": Case(256, linear_distillation),
     "lm.distillation_loss": Case(256, distillation("forward")),
     "lm.distillation_loss, reverse": Case(256, distillation("reverse")),
     "lm.distillation_loss, Jensen-Shannon": Case(256, distillation("jensen_shannon")),

@@ -21,14 +21,10 @@ COMPILED = {name: case for name, case in CASES.items() if not name.startswith("e
 # Of more than four times as many kernels as the plain formula.
 MANY = {
     "lm.next_token_loss": "masks, counts and accuracies are 37 kernels on small tensors",
+    "lm.linear_next_token_loss": "the same, and rooms for a block's logits",
 }
-# Blocks of 2^26 elements, however many there are.
-GROWING = {
-    "lm.next_token_loss",
-    "lm.distillation_loss",
-    "lm.distillation_loss, reverse",
-    "lm.distillation_loss, Jensen-Shannon",
-}
+# Blocks of 2^26 logits, however many there are, for logits that are never held.
+GROWING = {"lm.linear_next_token_loss", "lm.linear_distillation_loss"}
 OVER_CHUNKS = "chunks are read sample by sample, and its plain formula has sparse products"
 DRAWS = "as many kernels as its energy asks for, in a plan of its own"
 NOT_COUNTED = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import termwise as tw
-from termwise import _autograd
+from termwise import _autograd, _numbers
 from termwise.lm import DistillationLoss, _rows, distillation_loss
 
 DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
@@ -219,9 +219,9 @@ def test_blocks_are_the_formula(monkeypatch, divergence):
         found = []
         # The CPU's blocks of 3 rows, all at once, and an accelerator's of 5.
         for name, size in (("IN_CACHE", 21), ("IN_CACHE", 2**18), ("ON_DEVICE", 35)):
-            monkeypatch.setattr(_rows, name, size)
+            monkeypatch.setattr(_numbers, name, size)
             if name == "ON_DEVICE":
-                for module in (_autograd, _rows):
+                for module in (_autograd, _numbers, _rows):
                     monkeypatch.setattr(module, "on_host", lambda x: False)
             loss = distillation_loss(student, teacher, **options).loss
             found.append((loss, *torch.autograd.grad(loss, student)))

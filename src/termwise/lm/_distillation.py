@@ -111,8 +111,8 @@ def distillation_loss(
         with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
         position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
         elements over the last two groups. Kept for the backward pass: both logits as given, and the
-        student's gradient, which is made with the value. Does not synchronize with the device. The
-        number of kernels grows by a block of about 2^26 logits; compiled, it does not grow.
+        student's gradient, which is made with the value. Does not synchronize with the device. On
+        an accelerator the logits are read in 8 blocks at most, of at least 2^26 logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

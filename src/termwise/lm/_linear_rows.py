@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .._autograd import on_host, wants_gradient
 from .._groups import ProcessGroup, name_of, replicated, resolved
-from .._numbers import accumulator
+from .._numbers import ON_DEVICE, accumulator, block_rows, without_autocast
 from .._operators import Operator, with_gradients
 from ._cross_entropy_rows import cross_entropy_by_hand
 from ._divergence_rows import Compared, divergence_by_hand
-from ._rows import ON_DEVICE, SHARDED_ROWS, ByHand, Sums, clear, in_blocks, rows_of_a_block
+from ._rows import SHARDED_ROWS, ByHand, Sums, clear, in_blocks
 
 # Each block reads the weight and its gradient again: on the CPU fewer rows than these, or than fill
 # 16 MiB in float32, take more time, and more only memory.
@@ -147,7 +147,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         for needed in (True, with_gradient and capped, inputs.taught)
     )
     sums = room.new_zeros(4, dtype=accumulator(room))
-    with torch.autocast(room.device.type, enabled=False), torch.no_grad():
+    with without_autocast(room), torch.no_grad():
         for rows, left_out in _row_blocks(inputs.unused, size):
             h, x = student.logits(rows, left_out, room)
             others: list[Tensor] = []
@@ -158,7 +158,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             slope = None
             if with_gradient:  # in place, unless x itself is needed
                 slope = slope_room[: len(x)] if capped else x
-            step = rows_of_a_block(x, sharded, False)
+            step = SHARDED_ROWS if sharded else block_rows(x)
             sums += torch.stack(in_blocks(run, step, slope, left_out, (x, *others)))
             if slope is None:
                 continue

@@ -70,8 +70,8 @@ def next_token_loss(
         refused with one (`NotImplementedError`). Sent by each rank: over vocab_group 4 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
         the last two groups. Kept for the backward pass: the logits as given and their gradient,
-        which is made with the value. Does not synchronize with the device. The number of kernels
-        grows by a block of about 2^26 logits; compiled, it does not grow.
+        which is made with the value. Does not synchronize with the device. On an accelerator the
+        logits are read in 8 blocks at most, of at least 2^26 logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -3,9 +3,9 @@
 A loss writes its formula once as a plain expression over all rows, and once by hand: the value of
 some rows, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
 the expression is what runs: a compiler fuses it, and the graph does not grow with the data. So it
-does for few logits, where the number of calls is what costs. Eagerly
-the rows are read in blocks, each of which gives value and gradient in one pass: blocks that stay
-in cache on the CPU, and of about 2^26 elements elsewhere.
+does for few logits, where the number of calls is what costs. Eagerly the rows are read in blocks,
+each of which gives value and gradient in one pass: blocks that stay in cache on the CPU, and
+elsewhere of at least 2^26 elements, eight of them at most.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +17,10 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import lifted, without_autocast
+from .._numbers import block_rows, lifted, without_autocast
 from ._checks import divisor
 from ._chunks import logit_chunks
 
-# Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
-IN_CACHE, ON_DEVICE = 2**18, 2**26
 # So few logits that the calls cost more than they do: the expression makes fewer of them.
 SMALL = 2**14
 # Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
@@ -59,7 +57,7 @@ def over_rows(
     if vocab_group is None and x.numel() <= SMALL:
         return formula(_or_none(unused), *rows)
     run = by_hand or differentiated(formula)
-    step = rows_of_a_block(x, vocab_group is not None, compiling)
+    step = SHARDED_ROWS if vocab_group is not None and not compiling else block_rows(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
             return in_blocks(run, step, None, unused, rows)
@@ -71,17 +69,7 @@ def row_blocks(x: Tensor) -> Iterator[slice]:
     """Cut rows into blocks for a pass that sends nothing."""
     if torch.compiler.is_compiling():
         return iter((slice(None),))
-    return _blocks(x.shape[0], rows_of_a_block(x, False, False))
-
-
-def rows_of_a_block(x: Tensor, sharded: bool, compiling: bool) -> int:
-    """Return how many rows a formula by hand takes at a time."""
-    if compiling:
-        return max(x.shape[0], 1)
-    if sharded:
-        return SHARDED_ROWS
-    elements = IN_CACHE if on_host(x) else ON_DEVICE
-    return max(1, elements // max(x.shape[1], 1))
+    return _blocks(x.shape[0], block_rows(x))
 
 
 def _blocks(rows: int, step: int) -> Iterator[slice]:
