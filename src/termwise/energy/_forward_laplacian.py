@@ -34,6 +34,7 @@ from torch import Tensor, overrides
 from torch.utils import _pytree
 
 from .._autograd import Function
+from .._numbers import block_rows
 from ._higher_order import COMPOSITIONS
 from ._row_space import Directions, once
 
@@ -739,8 +740,8 @@ def _by_row(function: Callable[..., Tensor], *bases: Tensor) -> Tensor:
 
 
 def _steps(base: Tensor) -> int:
-    """Return how many directions make about 1 MiB, which stays in cache."""
-    return max(1, 2**18 // max(1, math.prod(base.shape[1:])))
+    """Return how many directions go together."""
+    return block_rows(base, math.prod(base.shape[1:]))
 
 
 class _SquareSum(Function):
