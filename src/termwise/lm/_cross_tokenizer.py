@@ -26,8 +26,8 @@ from ._rows import (
     over_columns,
     over_rows,
     row_blocks,
-    times,
     unused_positions,
+    weighted_logs,
 )
 from ._teachers import Comparison, Groups, Teacher
 
@@ -203,7 +203,12 @@ def cross_tokenizer_loss(
     counted = tokens if mask is None else tokens.where(mask, -1)
     if sample_mask is not None:
         counted = counted.where(sample_mask[:, None], -1)
-    groups = Groups(batch_group, vocab_group, sequence_group, grad_reduction)
+    groups: Groups = {
+        "batch_group": batch_group,
+        "vocab_group": vocab_group,
+        "sequence_group": sequence_group,
+        "grad_reduction": grad_reduction,
+    }
     student = next_token_loss(
         student_logits,
         counted,
@@ -438,7 +443,7 @@ def _log_vocab_ratios(
 ) -> list[float]:
     if not log_vocab:
         return [1.0] * len(teachers)
-    if groups.vocab_group is not None and any(_same(teacher) for teacher in teachers):
+    if groups["vocab_group"] is not None and any(_same(teacher) for teacher in teachers):
         raise ValueError(
             "cross_tokenizer_loss needs whole vocabularies for log_vocab, got a teacher that is in "
             "parts over vocab_group"
@@ -496,7 +501,7 @@ def _score(
     groups: Groups,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean score and the number of tokens that it is of, over all ranks."""
-    logits, vocab_group = teacher.logits.detach(), groups.vocab_group
+    logits, vocab_group = teacher.logits.detach(), groups["vocab_group"]
     if teacher.tokens is not None:
         counted = teacher.tokens.long()
         if sample_mask is not None:
@@ -507,18 +512,18 @@ def _score(
         found = next_token_loss(
             logits,
             counted,
-            batch_group=groups.batch_group,
+            batch_group=groups["batch_group"],
             vocab_group=vocab_group,
-            sequence_group=groups.sequence_group,
+            sequence_group=groups["sequence_group"],
         )
         return -found.loss, found.num_tokens
-    unused = unused_positions(logits, counted >= 0, None, groups.sequence_group)
+    unused = unused_positions(logits, counted >= 0, None, groups["sequence_group"])
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
     sums = over_rows(
         functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)
     )
     mean, _, count = means_over_ranks(
-        sums, unused, None, groups.batch_group, groups.sequence_group, "sum"
+        sums, unused, None, groups["batch_group"], groups["sequence_group"], "sum"
     )
     kind = lifted(logits.new_empty(())).dtype
     return mean.to(kind), count.to(kind)
@@ -535,7 +540,7 @@ def _sureness(
     """Sum -entropy or the highest probability of rows; out is None, for there is no gradient."""
     x = log_softmax(rows, unused, 1.0, vocab_group)
     if score == "entropy":
-        per_row = over_columns(times(x.exp(), x).sum(1), vocab_group)
+        per_row = over_columns(weighted_logs(x.exp(), x).sum(1), vocab_group)
     else:
         per_row = highest(x, vocab_group).exp()
     per_row = clear(per_row, unused)

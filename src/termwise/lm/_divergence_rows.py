@@ -17,8 +17,8 @@ from ._rows import (
     log_softmax,
     over_columns,
     put,
-    times,
-    without_nan,
+    weighted_log_sums,
+    weighted_logs,
 )
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -42,13 +42,15 @@ def check_beta(name: str, beta: float) -> None:
 def divergence_of_logs(q: Tensor, p: Tensor, compared: Compared) -> Tensor:
     """Return the divergence of each row of the student's log-probabilities q, the teacher's p."""
     if compared.divergence == "forward":
-        parts = times(p.exp(), p - q)
+        parts = weighted_logs(p.exp(), p - q)
     elif compared.divergence == "reverse":
-        parts = times(q.exp(), q - p)
+        parts = weighted_logs(q.exp(), q - p)
     else:
         # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
         beta, mixed = compared.beta, mixture(finite(p), finite(q), compared.beta)
-        parts = beta * times(p.exp(), p - mixed) + (1 - beta) * times(q.exp(), q - mixed)
+        parts = beta * weighted_logs(p.exp(), p - mixed) + (1 - beta) * weighted_logs(
+            q.exp(), q - mixed
+        )
     return parts.sum(1)
 
 
@@ -79,7 +81,7 @@ def _kl_by_hand(
     own = a.exp_()
     if not forward:
         difference.neg_()
-    gap = without_nan(other if forward else own, difference)
+    gap = weighted_log_sums(other if forward else own, difference)
     gap, own_sum, other_sum = over_columns(
         torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
     )
@@ -108,8 +110,8 @@ def _jensen_shannon_by_hand(
     """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
     q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
     mixed = mixture(p, q, compared.beta)
-    student = (1 - compared.beta) * times(q.exp(), q - mixed)
-    sums = [student.sum(1), compared.beta * times(p.exp(), p - mixed).sum(1)]
+    student = (1 - compared.beta) * weighted_logs(q.exp(), q - mixed)
+    sums = [student.sum(1), compared.beta * weighted_logs(p.exp(), p - mixed).sum(1)]
     student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
     if out is not None:
         student.addcmul_(q.exp_(), student_sum[:, None], value=-1)

@@ -44,7 +44,7 @@ class SparseRows(NamedTuple):
     columns: Tensor
     weights: Tensor
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return the product with a dense matrix."""
         return F.embedding_bag(
             self.columns,
@@ -79,7 +79,7 @@ class Divergence(NamedTuple):
             The sums over the block's chunks of divergence, agreement and uncovered mass, in the
             wider type; and the gradient of the first in the probabilities, on this rank's tokens.
         """
-        projected = self.by_teacher.times(means.T.contiguous())
+        projected = self.by_teacher.matmul(means.T.contiguous())
         if self.columns is not None:
             projected = projected[self.columns]
         projected = projected.T.contiguous()
@@ -115,7 +115,7 @@ class Divergence(NamedTuple):
         if self.columns is not None:
             spread = push.new_zeros(len(self.covered), block.chunks)
             spread.index_copy_(0, self.columns, push.T)
-        return sums, self.by_student.times(spread.contiguous()).T
+        return sums, self.by_student.matmul(spread.contiguous()).T
 
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Return the log of the target in the columns, and the mass that is not covered."""

@@ -230,12 +230,12 @@ def unused_positions(
     return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
 
 
-def times(mass: Tensor, logs: Tensor) -> Tensor:
+def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
     """Multiply, with 0 log 0 = 0."""
     return mass * logs.masked_fill(mass == 0, 0)
 
 
-def without_nan(mass: Tensor, logs: Tensor) -> Tensor:
+def weighted_log_sums(mass: Tensor, logs: Tensor) -> Tensor:
     """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
     found = row_products(mass, logs)
     if not on_host(found) or bool(found.isnan().any()):

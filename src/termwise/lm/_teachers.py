@@ -1,7 +1,7 @@
 """Teachers, and the comparison of a student with one, by the loss that its kind asks for."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -76,13 +76,23 @@ class Teacher:
 torch.export.register_dataclass(Teacher, serialized_type_name="termwise.lm.Teacher")
 
 
-class Groups(NamedTuple):
+class Groups(TypedDict):
     """The process groups of a loss, and how gradients are combined over them."""
 
     batch_group: ProcessGroup | None
     vocab_group: ProcessGroup | None
     sequence_group: ProcessGroup | None
     grad_reduction: GradReduction
+
+
+class _OverChunks(TypedDict):
+    """What every loss over chunks takes."""
+
+    alignment: Alignment
+    temperature: float
+    mask: Tensor
+    exact_only: bool
+    normalizer: Tensor | float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +126,14 @@ class Comparison:
                 teacher_top_k=None if few is None or few >= student_logits.shape[2] else few,
                 mask=self.mask,
                 normalizer=self.normalizer,
-                **self.groups._asdict(),
+                **self.groups,
             ).loss
-        # What every loss over chunks takes.
-        shared: dict[str, Any] = {
+        shared: _OverChunks = {
             "alignment": alignment,
             "temperature": self.temperature,
             "mask": self.mask,
             "exact_only": self.exact_only,
             "normalizer": teacher.normalizer,
-            **self.groups._asdict(),
         }
         if teacher.projection is not None:
             return projected_kl_loss(
@@ -136,6 +144,7 @@ class Comparison:
                 columns_top_k=self.columns_top_k,
                 teacher_mean=self.teacher_mean,
                 **shared,
+                **self.groups,
             ).loss
         if teacher.partition is not None:
             return partitioned_loss(
@@ -145,7 +154,8 @@ class Comparison:
                 tail_top_k=self.tail_top_k,
                 divergence=self.divergence,
                 **shared,
+                **self.groups,
             ).loss
         return universal_logit_loss(
-            student_logits, logits, student_vocab=self.student_vocab, **shared
+            student_logits, logits, student_vocab=self.student_vocab, **shared, **self.groups
         ).loss
