@@ -80,6 +80,15 @@ def plain_jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     return (of_teacher + F.kl_div(mean, q, log_target=True, reduction="batchmean")) / 2
 
 
+def patched_and_original(rows: int, vocab: int) -> list[Tensor]:
+    return [normal(rows, vocab).requires_grad_(), normal(rows, vocab)]
+
+
+def plain_end_to_end(patched: Tensor, original: Tensor) -> Tensor:
+    q, p = (x.float().log_softmax(1) for x in (patched, original))
+    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
 def trl_at(beta: float) -> Callable[[], Loss]:
     def load() -> Loss:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -373,6 +382,12 @@ CASES = {
         plain_jensen_shannon,
         lambda *x: lm.distillation_loss(*x, divergence="jensen_shannon").loss,
         ("TRL", trl_at(0.5)),
+    ),
+    "end_to_end": Case(
+        ((32, 100), (256, 1000), (64, 32_000)),
+        patched_and_original,
+        plain_end_to_end,
+        lambda *x: sae.end_to_end_loss(*x).loss,
     ),
     "linear_next_token": Case(
         HEADS,

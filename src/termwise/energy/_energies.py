@@ -264,10 +264,10 @@ def modules_of(energy: Energy) -> Iterator[nn.Module]:
         if isinstance(held, nn.Module):
             yield from held.modules()
         else:
-            front += _parts(held, named_globals=held is energy)
+            front += _members(held, named_globals=held is energy)
 
 
-def _parts(held: Any, named_globals: bool) -> Sequence[Any]:
+def _members(held: Any, named_globals: bool) -> Sequence[Any]:
     if isinstance(held, Tensor | str | bytes | type | ModuleType):
         return ()
     if isinstance(held, functools.partial):
