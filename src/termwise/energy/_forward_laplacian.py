@@ -773,7 +773,7 @@ class _ScaledProduct(Function):
 
     @staticmethod
     def forward(base: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-        step = _steps(scale[None])
+        step = _steps(scale.expand(len(base), *scale.shape))
         return torch.cat([F.linear(part * scale, weight) for part in torch.split(base, step)])
 
     @staticmethod
@@ -784,7 +784,7 @@ class _ScaledProduct(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (gradient,) = gradients
         base, scale, weight = ctx.saved_tensors
-        step = _steps(scale[None])
+        step = _steps(scale.expand(len(base), *scale.shape))
         of_base: list[Tensor] = []
         of_scale, of_weight = torch.zeros_like(scale), torch.zeros_like(weight)
         for part, outer in zip(torch.split(base, step), torch.split(gradient, step), strict=True):
