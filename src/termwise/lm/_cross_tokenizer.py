@@ -13,7 +13,7 @@ from .._autograd import Function
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, lifted
+from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
 from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
@@ -25,7 +25,6 @@ from ._rows import (
     means_over_ranks,
     over_columns,
     over_rows,
-    row_blocks,
     unused_positions,
     weighted_logs,
 )
@@ -467,7 +466,7 @@ def _averaged(
     dtype = functools.reduce(torch.promote_types, [teacher.logits.dtype for teacher in teachers])
     tops = [highest(x, vocab_group)[:, None] for _, x in pairs]
     mean = torch.empty_like(pairs[0][1], dtype=dtype)
-    for part in row_blocks(mean):
+    for part in blocks(mean):
         mean[part] = functools.reduce(
             torch.add,
             [

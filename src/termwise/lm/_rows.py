@@ -8,7 +8,7 @@ each of which gives value and gradient in one pass: blocks that stay in cache on
 elsewhere of at least 2^26 elements, eight of them at most.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -65,17 +65,6 @@ def over_rows(
     return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
 
 
-def row_blocks(x: Tensor) -> Iterator[slice]:
-    """Cut rows into blocks for a pass that sends nothing."""
-    if torch.compiler.is_compiling():
-        return iter((slice(None),))
-    return _blocks(x.shape[0], block_rows(x))
-
-
-def _blocks(rows: int, step: int) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, max(rows, 1), step))
-
-
 def in_blocks(
     run: ByHand,
     step: int,
@@ -92,7 +81,7 @@ def in_blocks(
             None if unused is None else _or_none(unused[part]),
             *[x[part] for x in rows],
         )
-        for part in _blocks(rows[0].shape[0], step)
+        for part in (slice(start, start + step) for start in range(0, len(rows[0]), step))
     ]
     return tuple(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
 
