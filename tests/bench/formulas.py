@@ -90,9 +90,22 @@ def plain_end_to_end(patched: Tensor, original: Tensor) -> Tensor:
     return F.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
+def import_torchvision() -> None:
+    """Import what peers import, also one built for CUDA beside a torch for CPU: none is called."""
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{name}", "(Tensor d, Tensor s, float iou) -> Tensor"
+            )
+        import torchvision  # noqa: F401
+
+
 def trl_at(beta: float) -> Callable[[], Loss]:
     def load() -> Loss:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        import_torchvision()
         from trl.experimental.gkd import GKDTrainer
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -302,13 +315,7 @@ def plain_vicreg(z1: Tensor, z2: Tensor) -> Tensor:
 
 def lightly() -> Loss:
     os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # one built for CUDA beside a torch for CPU: none of it is called
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor d, Tensor s, float iou) -> Tensor"
-            )
+    import_torchvision()
     from lightly.loss import VICRegLoss
 
     return VICRegLoss(mu_param=50.0, eps=1e-4)

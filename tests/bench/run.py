@@ -140,7 +140,8 @@ def rows_of(name: str, case: Case, options: argparse.Namespace) -> Iterator[str]
                 )
                 for which in ("plain", "ours")
             )
-            cells += [f"{of_ours / 2**20:.3g} MiB", f"{of_ours / max(of_plain, 1):.2f}"]
+            share = f"{of_ours / of_plain:.2f}" if of_plain > 2**20 else ""  # else it is noise
+            cells += [f"{of_ours / 2**20:.3g} MiB", share]
         else:
             cells += ["", ""]
         row = f"| {name} | {' x '.join(map(str, size))} | {' | '.join(cells)} |"
