@@ -2,7 +2,7 @@
 
 import pytest
 
-from termwise.lm import _rows
+from termwise.lm import _linear_rows, _rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -10,4 +10,16 @@ def no_size_is_small():
     """Take the path of large logits at any size; `tests/core` takes that of small ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "SMALL", 0)
+        yield
+
+
+@pytest.fixture(params=["host", "device"], scope="module")
+def path_of_a_head(request):
+    """Take the path of the CPU, then that of other devices, in blocks of 3 rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linear_rows, "HOST_ROWS", 3)
+        patch.setattr(_linear_rows, "ON_HOST", 1)
+        patch.setattr(_linear_rows, "ON_DEVICE", 16)
+        if request.param == "device":
+            patch.setattr(_linear_rows, "on_host", lambda x: False)
         yield

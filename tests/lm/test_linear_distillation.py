@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import termwise as tw
-from termwise.lm import LinearDistillationLoss, _linear_rows, linear_distillation_loss
+from termwise.lm import LinearDistillationLoss, linear_distillation_loss
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
@@ -61,16 +61,7 @@ def oracle(x, y, tokens, counted, *, divergence, beta, temperature, kd_weight, c
     return kd_weight * temperature**2 * total + ce_weight * nats, total, nats, count
 
 
-@pytest.fixture(params=["host", "device"], autouse=True, scope="module")
-def path(request):
-    """Take the path of the CPU, then that of other devices, in blocks of 3 rows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_linear_rows, "HOST_ROWS", 3)
-        patch.setattr(_linear_rows, "ON_HOST", 1)
-        patch.setattr(_linear_rows, "ON_DEVICE", 16)
-        if request.param == "device":
-            patch.setattr(_linear_rows, "on_host", lambda x: False)
-        yield
+pytestmark = pytest.mark.usefixtures("path_of_a_head")
 
 
 @given(

@@ -39,16 +39,7 @@ def oracle(hidden, weight, bias, tokens, softcap, counted):
     return total / max(count, 1), count
 
 
-@pytest.fixture(params=["host", "device"], autouse=True, scope="module")
-def path(request):
-    """Take the path of the CPU, then that of other devices, in blocks of 3 rows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_linear_rows, "HOST_ROWS", 3)
-        patch.setattr(_linear_rows, "ON_HOST", 1)
-        patch.setattr(_linear_rows, "ON_DEVICE", 16)
-        if request.param == "device":
-            patch.setattr(_linear_rows, "on_host", lambda x: False)
-        yield
+pytestmark = pytest.mark.usefixtures("path_of_a_head")
 
 
 @given(

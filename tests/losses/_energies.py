@@ -59,7 +59,7 @@ def per_row(x: Tensor) -> Tensor:
 
 
 def each(per_row: Tensor, of: Tensor) -> Tensor:
-    """Give one number of each row the axes of an event."""
+    """Return one number of each row with the axes of an event."""
     return per_row.view(-1, *[1] * (of.ndim - 1))
 
 
