@@ -394,7 +394,8 @@ class Shape:
         needed = self.before + self.after
         if len(sizes) < needed or (len(sizes) > needed and not self.variadic):
             least = "at least " if self.variadic else ""
-            return f"{len(sizes)} {'axis' if len(sizes) == 1 else 'axes'}, not {least}{needed}"
+            said = f"{len(sizes)} {'axis' if len(sizes) == 1 else 'axes'}, not {least}{needed}"
+            return said + self._of_positions(sizes, owner)
         middle = len(sizes) - self.after
         parts: list[Any] = [*sizes[: self.before]]
         if self.variadic:
@@ -418,6 +419,23 @@ class Shape:
         known.axes = found
         known.later.extend(waiting)
         return ""
+
+    def _of_positions(self, sizes: list[Any], owner: str) -> str:
+        """Return what to write where rows are asked for and come with positions beside them.
+
+        A feature map or a row of tokens goes in as one of two things, and only the user knows.
+        """
+        named = [axis.name for axis in self.axes]
+        first = "".join(f"{name} " for name in named[:-2])
+        given = {3: "b t d", 4: "b d h w"}.get(len(sizes) - len(named) + 2)
+        if named[-2:] != ["batch", "dim"] or given is None:
+            return ""
+        positions = "t" if given == "b t d" else "h w"
+        as_samples, as_features = (
+            f'einops.rearrange({owner}, "{first}{given} -> {first}{axes}")'
+            for axes in (f"(b {positions}) d", f"b ({given[2:]})")
+        )
+        return f"; positions as samples: {as_samples}; as features: {as_features}"
 
     def _is_bearable(self, value: Any) -> bool:
         """Ask jaxtyping for the class and the dtype of what is no tensor, and for them alone."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Annotated, Literal, NamedTuple, NotRequired, Self, TypedDict
 
+import einops
 import jaxtyping
 import numpy
 import pytest
@@ -1171,3 +1172,32 @@ def test_the_kit_breaks_fields_of_records():
         testing.assert_contract(fn, compiled=False, max_examples=5)
     with pytest.raises(AssertionError, match="assert_contract: unchecked: b is broken"):
         testing.assert_contract(unchecked, compiled=False, max_examples=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((8, 4, 3), '"views b t d -> views (b t) d"'),
+        ((8, 4, 3), '"views b t d -> views b (t d)"'),
+        ((8, 3, 4, 4), '"views b d h w -> views (b h w) d"'),
+        ((8, 3, 4, 4), '"views b d h w -> views b (d h w)"'),
+    ],
+)
+def test_a_map_is_refused_with_both_ways_to_write_it(sizes, said):
+    @tw.contract
+    def of_one(z: Float[Tensor, "batch dim"]):
+        return z
+
+    @tw.contract
+    def of_views(z: Float[Tensor, "views batch dim"]):
+        return z
+
+    for function, first, shape in ((of_one, "", sizes), (of_views, "views ", (2, *sizes))):
+        z = torch.zeros(shape)
+        written = said.replace("views ", first)
+        with pytest.raises(tw.ContractError, match=re.escape(f"einops.rearrange(z, {written})")):
+            function(z)
+        pattern = written.strip('"')
+        assert einops.rearrange(z, pattern).ndim == len(shape) - len(sizes) + 2
+    with pytest.raises(tw.ContractError, match="1 axis, not 2$"):
+        of_one(torch.zeros(3))
