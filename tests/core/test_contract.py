@@ -70,7 +70,9 @@ WRONG = {
     "rank three": (
         (x, x[None]),
         {},
-        'pair_loss: y needs Float[Tensor, "batch dim"], got float32[1, 8, 4]: 3 axes, not 2',
+        'pair_loss: y needs Float[Tensor, "batch dim"], got float32[1, 8, 4]: 3 axes, not 2; '
+        'positions as samples: einops.rearrange(y, "b t d -> (b t) d"); '
+        'as features: einops.rearrange(y, "b t d -> b (t d)")',
     ),
     "integers": (
         (x.long(), x),
