@@ -3,3 +3,6 @@
 from ._vicreg import VICRegLoss as VICRegLoss
 from ._vicreg import VICRegTerms as VICRegTerms
 from ._vicreg import vicreg_loss as vicreg_loss
+from ._sigmoid_contrastive import SigmoidContrastiveLoss as SigmoidContrastiveLoss
+from ._sigmoid_contrastive import SigmoidContrastiveTerms as SigmoidContrastiveTerms
+from ._sigmoid_contrastive import sigmoid_contrastive_loss as sigmoid_contrastive_loss
