@@ -32,9 +32,7 @@ SIGMOID_CONTRASTIVE = Declaration(
     formula=formula,
     paths=({}, {"termwise.joint_embedding._sigmoid_contrastive._FEW_LOGITS": 0}),
     variants={
-        "": Variant(
-            module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}
-        ),
+        "": Variant(module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}),
     },
     sizes={"batch": st.integers(1, 4)},
     weights={"positive": 1, "negative": 1},

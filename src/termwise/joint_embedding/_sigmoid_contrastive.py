@@ -8,18 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import on_host
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, alike, blocks, lifted, product, without_autocast
+from .._numbers import accumulator, alike, lifted, product, tiles, without_autocast
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 
 # Up to so many logits, holding them all takes less time than the calls that save it.
 _FEW_LOGITS = 2**18
-# Columns of a tile on the CPU; elsewhere a strip has all of them.
-_TILE = 1024
 
 
 @terms
@@ -149,9 +146,9 @@ def _as_written(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tens
     n = a.shape[0]
     logits = product(a * scale, b.T) + bias
     own = logits.diagonal()
-    others = logits.diagonal_scatter(own.new_full((n,), -torch.inf))
-    accuracy = (own > others.amax(1)).to(a.dtype).mean()
-    return softplus(-own).sum() / n, softplus(others).sum() / n, accuracy
+    others = logits + torch.diag(a.new_full((n,), -torch.inf))
+    accuracy = (own.detach() > others.detach().amax(1)).mean(dtype=a.dtype)
+    return softplus(-own).mean(), softplus(others).sum() / n, accuracy
 
 
 class _Inputs(NamedTuple):
@@ -184,22 +181,20 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         total, of_bias = a.new_zeros(2, dtype=accumulator(a)).unbind()
         columns, of_columns = b, torch.zeros_like(b)
         for step in range(len(each)):
-            width = min(_TILE, len(columns)) if on_host(a) else len(columns)
-            for start in range(0, len(columns), max(width, 1)):
-                tile = columns[start : start + width]
-                for rows in blocks(scaled, width):
-                    logits = torch.addmm(bias, scaled[rows], tile.T)
-                    if step == 0:  # this rank's own rows: leave the positives out
-                        diagonal, place = logits.diagonal(rows.start - start), max(rows.start, start)
-                        own[place : place + len(diagonal)] = diagonal
-                        diagonal.fill_(-torch.inf)
-                    torch.maximum(hardest[rows], logits.amax(1), out=hardest[rows])
-                    total += softplus(logits).sum(1).sum(dtype=total.dtype)
-                    if ascending:
-                        push = logits.sigmoid_()
-                        of_bias += push.sum(1).sum(dtype=total.dtype)
-                        of_scaled[rows].addmm_(push, tile)
-                        of_columns[start : start + width].addmm_(push.T, scaled[rows])
+            for rows, tile in tiles(a, len(columns)):
+                logits = torch.addmm(bias, scaled[rows], columns[tile].T)
+                if step == 0:  # this rank's own rows: leave the positives out
+                    diagonal = logits.diagonal(rows.start - tile.start)
+                    first = max(rows.start, tile.start)
+                    own[first : first + len(diagonal)] = diagonal
+                    diagonal.fill_(-torch.inf)
+                torch.maximum(hardest[rows], logits.amax(1), out=hardest[rows])
+                total += softplus(logits).sum(1).sum(dtype=total.dtype)
+                if ascending:
+                    push = logits.sigmoid_()
+                    of_bias += push.sum(1).sum(dtype=total.dtype)
+                    of_scaled[rows].addmm_(push, columns[tile])
+                    of_columns[tile].addmm_(push.T, scaled[rows])
             if counts is not None:  # after the last step they are at home again
                 visiting = torch.cat((columns, of_columns), 1)
                 arriving = each[(rank - step - 1) % len(each)]
