@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from losses import Declaration, Variant
+from losses import GROUPS, Declaration, Variant
 from termwise.joint_embedding import KoLeoLoss, koleo_loss
 
 
@@ -31,5 +31,6 @@ KOLEO = Declaration(
     sizes={"batch": st.just(6), "dim": st.integers(2, 3)},
     overrides={"group_size": None, "top_k": st.integers(1, 2)},
     weights={},
-    shards={"batch_group": ("batch", {})},
+    shards=GROUPS,
+    second=True,
 )

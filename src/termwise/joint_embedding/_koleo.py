@@ -109,18 +109,28 @@ def koleo_loss(
     if batch_group is None:
         _refuse(z.shape[0], top_k, group_size)
     unit = F.normalize(lifted(z), dim=1)
-    inputs = _Inputs(
-        unit,
-        _groups.row_counts(z, batch_group),
-        top_k,
-        group_size or 0,
-        eps,
-        torch.is_grad_enabled(),
-        "" if batch_group is None else batch_group.group_name,
-        _groups.gradient_scale(batch_group, grad_reduction),
-    )
-    loss, nearest_distance, min_distance, _ = with_gradients(_koleo, inputs)
+    if batch_group is None:
+        _, nearest = _search(_Search(unit.detach(), top_k, group_size or 0))
+        distance = _distances(unit, unit[nearest])
+        loss = -(distance + eps).log().mean()
+        nearest_distance, min_distance = distance.detach()[:, 0].mean(), distance.detach().amin()
+    else:
+        inputs = _Inputs(
+            unit,
+            _groups.row_counts(z, batch_group),
+            top_k,
+            group_size or 0,
+            eps,
+            torch.is_grad_enabled(),
+            batch_group.group_name,
+            _groups.gradient_scale(batch_group, grad_reduction),
+        )
+        loss, nearest_distance, min_distance, _ = with_gradients(_over_ranks, inputs)
     return KoLeoTerms(loss=loss, nearest_distance=nearest_distance, min_distance=min_distance)
+
+
+def _distances(unit: Tensor, neighbours: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(unit.unsqueeze(1) - neighbours, dim=2)
 
 
 def _refuse(samples: int, top_k: int, group_size: int | None) -> None:
@@ -137,7 +147,7 @@ def _refuse(samples: int, top_k: int, group_size: int | None) -> None:
 class _Inputs(NamedTuple):
     unit: Tensor
     """Rows of length 1."""
-    counts: Tensor | None
+    counts: Tensor
     top_k: int
     group_size: int
     """0: all samples are one group."""
@@ -145,24 +155,22 @@ class _Inputs(NamedTuple):
     gradient: bool
     group_name: str
     weight: float
-    """Of the gradient, over ranks."""
+    """Of the gradient."""
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute loss, nearest and smallest distance, and the gradient of the first (or nothing)."""
-    unit, counts, top_k = inputs.unit.detach(), inputs.counts, inputs.top_k
-    each = [unit.shape[0]] if counts is None else cast("list[int]", counts.tolist())
-    samples, ranks = sum(each), len(each)
-    if counts is not None:
-        _refuse(samples, top_k, inputs.group_size or None)
-    rank = 0 if counts is None else _groups.resolved(inputs.group_name).rank()
+    unit, top_k, name = inputs.unit.detach(), inputs.top_k, inputs.group_name
+    each = cast("list[int]", inputs.counts.tolist())
+    samples, ranks, rank = sum(each), len(each), _groups.resolved(name).rank()
+    _refuse(samples, top_k, inputs.group_size or None)
     first = [sum(each[:one]) for one in range(ranks)]
+    owners = [(rank - step) % ranks for step in range(ranks)]  # of the rows that visit this rank
 
     with without_autocast(unit):
         visiting, best = unit, _none(unit, top_k)
         neighbours = unit.new_zeros(unit.shape[0], top_k, unit.shape[1])
-        for step in range(ranks):
-            owner = (rank - step) % ranks
+        for owner in owners:
             if len(visiting):
                 size = inputs.group_size or samples
                 found = _nearest(unit, first[rank], visiting, first[owner], top_k, size)
@@ -170,36 +178,63 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 best, chosen = _best(best, found)
                 neighbours = torch.cat((neighbours, rows), 1)
                 neighbours = neighbours.take_along_dim(chosen.unsqueeze(2), 1)
-            if step + 1 < ranks:
-                arriving = each[(owner - 1) % ranks]
-                visiting = _groups.passed_on(visiting, arriving, inputs.group_name)
-        difference = neighbours.neg_().add_(unit.unsqueeze(1))
-        distance = torch.linalg.vector_norm(difference, dim=2)
+            if owner != owners[-1]:
+                visiting = _groups.passed_on(visiting, each[owner - 1], name)
+        distance = _distances(unit, neighbours)
         logs = (distance + inputs.eps).log().sum(dtype=accumulator(unit))
         sums = torch.stack((-logs / top_k, distance[:, 0].sum(dtype=logs.dtype)))
+        loss, nearest = ((x / samples).to(unit.dtype) for x in _groups.all_reduce(sums, name))
         least = distance.amin() if len(unit) else unit.new_full((), torch.inf)
-        if counts is not None:
-            sums = _groups.all_reduce(sums, inputs.group_name)
-            least = _groups.all_reduce(least, inputs.group_name, "min")
-        loss, nearest = ((x / samples).to(unit.dtype) for x in sums)
-        # What a rank sends may not depend on its own grad mode, which may differ over ranks.
-        if not inputs.gradient and counts is None:
-            return loss, nearest, least, unit.new_empty(0)
-        slope = distance.add(inputs.eps).mul_(distance).reciprocal_().masked_fill_(distance == 0, 0)
-        push = difference.mul_(slope.mul_(inputs.weight / (samples * top_k)).unsqueeze(2))
-        of_visiting = torch.zeros_like(unit)
-        for step in range(ranks):
-            owner = (rank - step) % ranks
-            if len(of_visiting):
+        least = _groups.all_reduce(least, name, "min")
+
+        # Even without a gradient here: ranks may differ in grad mode.
+        factor = inputs.weight / (samples * top_k)
+        slope = factor / ((distance + inputs.eps) * distance)
+        slope = slope.masked_fill_(distance == 0, 0).unsqueeze(2)
+        push = (unit.unsqueeze(1) - neighbours).mul_(slope)
+        pulled = torch.zeros_like(unit)
+        for owner in owners:
+            if len(pulled):
                 at = best.places - first[owner]
-                pulled = push.where(((at >= 0) & (at < each[owner])).unsqueeze(2), 0)
-                at = at.clamp_(0, each[owner] - 1)
-                of_visiting.index_add_(0, at.flatten(), pulled.flatten(0, 1))
-            if counts is not None:  # after the last step they are at home again
-                arriving = each[(owner - 1) % ranks]
-                of_visiting = _groups.passed_on(of_visiting, arriving, inputs.group_name)
-        gradient = of_visiting.sub_(push.sum(1)) if inputs.gradient else unit.new_empty(0)
+                inside = (at >= 0) & (at < each[owner])
+                at = at.clamp_(0, each[owner] - 1).flatten()
+                pulled.index_add_(0, at, push.where(inside.unsqueeze(2), 0).flatten(0, 1))
+            pulled = _groups.passed_on(pulled, each[owner - 1], name)
+        # These are at home again.
+        gradient = pulled.sub_(push.sum(1)) if inputs.gradient else unit.new_empty(0)
         return loss, nearest, least, gradient
+
+
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    unit = inputs.unit
+    gradient = unit.new_empty(unit.shape if inputs.gradient else 0)
+    return unit.new_empty(()), unit.new_empty(()), unit.new_empty(()), gradient
+
+
+_over_ranks = Operator("koleo", _Inputs, _kernel, _fake)
+
+
+class _Search(NamedTuple):
+    unit: Tensor
+    top_k: int
+    group_size: int
+
+
+def _search_kernel(inputs: _Search) -> tuple[Tensor, Tensor]:
+    """Find the nearest neighbours of each row: their cosines and places."""
+    unit = inputs.unit
+    with without_autocast(unit):
+        size = inputs.group_size or len(unit)
+        found = _nearest(unit, 0, unit, 0, inputs.top_k, size)
+    return found.cosines, found.places
+
+
+def _search_fake(inputs: _Search) -> tuple[Tensor, Tensor]:
+    cosines = inputs.unit.new_empty(inputs.unit.shape[0], inputs.top_k)
+    return cosines, torch.empty_like(cosines, dtype=torch.int64)
+
+
+_search = Operator("nearest_neighbours", _Search, _search_kernel, _search_fake)
 
 
 class _Nearest(NamedTuple):
@@ -244,21 +279,13 @@ def _nearest(
                 for one, count in zip((start, others_start), cosines.shape, strict=True)
             )
             cosines.masked_fill_(own.unsqueeze(1) != places, -torch.inf)
-        found, at = cosines.topk(min(top_k, cosines.shape[1]), dim=1)
+        found = _Nearest(*cosines.topk(min(top_k, cosines.shape[1]), dim=1))
+        found.places.add_(others_start)
+        if cosines.shape == (len(unit), len(others)) and top_k <= len(others):
+            return found  # all at once
         before = _Nearest(best.cosines[rows], best.places[rows])
-        (best.cosines[rows], best.places[rows]), _ = _best(
-            before, _Nearest(found, at + others_start)
-        )
+        (best.cosines[rows], best.places[rows]), _ = _best(before, found)
     return best
-
-
-def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    unit = inputs.unit
-    gradient = unit.new_empty(unit.shape if inputs.gradient else 0)
-    return unit.new_empty(()), unit.new_empty(()), unit.new_empty(()), gradient
-
-
-_koleo = Operator("koleo", _Inputs, _kernel, _fake)
 
 
 class KoLeoLoss(LossModule):
