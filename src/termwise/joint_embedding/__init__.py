@@ -1,5 +1,8 @@
 """Losses on two embedded views of each sample."""
 
+from ._gram_anchor import GramAnchorLoss as GramAnchorLoss
+from ._gram_anchor import GramAnchorTerms as GramAnchorTerms
+from ._gram_anchor import gram_anchor_loss as gram_anchor_loss
 from ._koleo import KoLeoLoss as KoLeoLoss
 from ._koleo import KoLeoTerms as KoLeoTerms
 from ._koleo import koleo_loss as koleo_loss
