@@ -86,8 +86,8 @@ class _Product(Function):
         product = _product if once else again
         for_left, for_right = ctx.needs_input_grad
         return (
-            product(gradients[0], right.T) if for_left else None,
-            product(left.T, gradients[0]) if for_right else None,
+            product(gradients[0], right.mT) if for_left else None,
+            product(left.mT, gradients[0]) if for_right else None,
         )
 
 

@@ -16,9 +16,9 @@ def formula(student, teacher, *, normalize, negatives, level, **_):
         grams.append(x @ x.mT)
     own, wanted = grams
     if negatives == "both":
-        own = own.where(own >= 0, 0)
+        own = own.relu()
     elif negatives == "teacher":
-        own = own.where((own >= 0) | (wanted >= 0), 0)
+        own = own.where((own > 0) | (wanted > 0), 0)
     if negatives != "keep":
         wanted = wanted.clamp(min=0)
     norms = own.detach().norm() * wanted.norm()
@@ -35,6 +35,7 @@ GRAM_ANCHOR = Declaration(
     function=gram_anchor_loss,
     formula=formula,
     formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
+    paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
     variants={
         "": Variant(module=GramAnchorLoss(), shapes=PAIR),
         "batch": Variant(module=GramAnchorLoss(**BATCH), options=BATCH, shapes=PAIR),

@@ -11,9 +11,12 @@ from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, alike, blocks, lifted, tiles, without_autocast
+from .._numbers import accumulator, alike, blocks, lifted, product, tiles, without_autocast
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
+
+# Up to so many pairs, holding them all takes less time than the calls that save it.
+_FEW_PAIRS = 2**16
 
 Negatives = Literal["both", "teacher", "keep"]
 Level = Literal["image", "batch"]
@@ -114,18 +117,38 @@ def gram_anchor_loss(
     student, teacher = (lifted(x) for x in alike(student, teacher.detach()))
     if normalize:
         student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
-    inputs = _Inputs(
-        student,
-        teacher,
-        _groups.row_counts(student, batch_group),
-        negatives,
-        level,
-        torch.is_grad_enabled(),
-        "" if batch_group is None else batch_group.group_name,
-        _groups.gradient_scale(batch_group, grad_reduction),
-    )
-    loss, agreement, _ = with_gradients(_gram_anchor, inputs)
+    if batch_group is None and student.shape[0] * student.shape[1] ** 2 <= _FEW_PAIRS:
+        loss, agreement = _as_written(student, teacher, negatives, level)
+    else:
+        inputs = _Inputs(
+            student,
+            teacher,
+            _groups.row_counts(student, batch_group),
+            negatives,
+            level,
+            torch.is_grad_enabled(),
+            "" if batch_group is None else batch_group.group_name,
+            _groups.gradient_scale(batch_group, grad_reduction),
+        )
+        loss, agreement, _ = with_gradients(_gram_anchor, inputs)
     return GramAnchorTerms(loss=loss, agreement=agreement)
+
+
+def _as_written(
+    student: Tensor, teacher: Tensor, negatives: Negatives, level: Level
+) -> tuple[Tensor, Tensor]:
+    """Compute loss and agreement in operations that autograd follows to any order."""
+    if level == "batch":
+        student, teacher = (x.flatten(0, 1).unsqueeze(0) for x in (student, teacher))
+    own, wanted = product(student, student.mT), product(teacher, teacher.mT)
+    if negatives == "both":
+        own, wanted = own.relu(), wanted.relu()
+    elif negatives == "teacher":
+        own, wanted = own.where((own > 0) | (wanted > 0), 0), wanted.relu()
+    one, other = own.detach().flatten(), wanted.flatten()
+    norms = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
+    agreement = torch.linalg.vecdot(one, other) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return F.mse_loss(own, wanted), agreement
 
 
 class _Inputs(NamedTuple):
@@ -208,14 +231,16 @@ def _by_patches(
             for rows, tile in tiles(s[0], count):
                 own = s[:, rows] @ others[0][:, tile].mT
                 wanted = t[:, rows] @ others[1][:, tile].mT
-                flat = _without_negatives(own, wanted, inputs.negatives)
+                gate = _gate(own, wanted, inputs.negatives)
+                if gate is not None:
+                    own, wanted = _opened(own, gate), wanted.clamp_(min=0)
                 sums[1] += _squares(own)
                 sums[2] += _squares(wanted)
-                difference = own.sub_(wanted)
+                difference = own.sub(wanted)
                 sums[0] += _squares(difference)
                 if inputs.gradient:
-                    if flat is not None:
-                        difference.masked_fill_(flat, 0)
+                    if gate is not None:
+                        difference = _opened(difference, gate)
                     gradient[images][:, rows].baddbmm_(difference, others[0][:, tile])
         if owner != owners[-1]:
             moved = _groups.passed_on(torch.cat(columns, 2)[0], each[owner - 1], name)
@@ -223,14 +248,16 @@ def _by_patches(
     return _groups.all_reduce(sums, name or None), gradient
 
 
-def _without_negatives(own: Tensor, wanted: Tensor, negatives: str) -> Tensor | None:
-    """Set negative similarities to 0, in place; return where the student's are, or None."""
+def _gate(own: Tensor, wanted: Tensor, negatives: str) -> Tensor | None:
+    """Return what is positive where the student's similarities are compared; None: everywhere."""
     if negatives == "keep":
         return None
-    flat = own < 0 if negatives == "both" else (own < 0) & (wanted < 0)
-    own.masked_fill_(flat, 0)
-    wanted.clamp_(min=0)
-    return flat
+    return own if negatives == "both" else torch.maximum(own, wanted)
+
+
+def _opened(x: Tensor, gate: Tensor) -> Tensor:
+    """Return x, and 0 where gate <= 0; a tenth of the time of `where` on a CPU."""
+    return cast("Tensor", torch.ops.aten.threshold_backward(x, gate, 0))
 
 
 def _squares(x: Tensor) -> Tensor:
