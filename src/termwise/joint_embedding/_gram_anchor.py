@@ -51,7 +51,8 @@ def gram_anchor_loss(
     features themselves are free: any rotation of the student's leaves the loss as it is. Of
     negative similarities `negatives` says what is compared.
 
-    The patches x patches matrices are formed in tiles, with the gradient, and never held whole.
+    Beyond 2^16 pairs the patches x patches matrices are formed in tiles, with the gradient, and
+    never held whole.
     Inputs in half precision are converted to float32, with or without autocast; the terms of
     float64 inputs are float64. A non-finite value gives non-finite terms.
 
@@ -75,8 +76,9 @@ def gram_anchor_loss(
 
     Returns:
         The terms of the whole batch, the same on every rank. The student's gradients, combined over
-        ranks as `grad_reduction` says, equal those of one process that holds all images. A second
-        derivative raises NotImplementedError.
+        ranks as `grad_reduction` says, equal those of one process that holds all images. Second
+        derivatives are correct for up to 2^16 pairs (images * patches^2) without a group, and raise
+        NotImplementedError otherwise.
 
         With "keep" and more patches than features, of each kind, both norms are taken from products
         of features x features (of three terms that cancel: an error of about 1e-7 of the mean

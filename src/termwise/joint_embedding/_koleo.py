@@ -61,7 +61,8 @@ def koleo_loss(
             `"b c h w -> (b h w) c"` positions of one image are neighbours of each other.
         top_k: nearest neighbours of each sample; 1 in the paper and in DINOv2 and DINOv3.
         eps: added to a distance before the logarithm; 1e-8 in DINOv2. The loss of two exact
-            duplicates is -log(eps) and their gradient 0, for no direction leads apart.
+            duplicates is -log(eps) and their gradient 0, for no direction leads apart. At 0 it is
+            infinite.
         group_size: neighbours are searched among so many consecutive samples, in the order of
             ranks. None: among all. The number of samples over all ranks must be a multiple of it.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
@@ -73,8 +74,8 @@ def koleo_loss(
         The terms of the whole batch, the same on every rank. A sample's gradient has two parts: of
         its own neighbours, and of those that it is a neighbour of, on other ranks too. Which
         samples are neighbours is constant. Gradients, combined over ranks as `grad_reduction` says,
-        equal those of one process that holds all rows. A second derivative raises
-        NotImplementedError.
+        equal those of one process that holds all rows. Second derivatives are correct without a
+        group and raise NotImplementedError with one.
 
         Communication of each rank, for d = dim, N = rows over all ranks, W = ranks, in elements of
         that dtype (float32 for half precision): the rows go around a ring once and their gradients
