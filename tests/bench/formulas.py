@@ -580,7 +580,7 @@ CASES = {
         pairs,
         plain_sigmoid,
         our_sigmoid,
-        rows=8192,
+        rows=16_384,
         size_of=lambda rows: (rows, 512),
     ),
     "joint_embedding.koleo_loss": Case(

@@ -17,7 +17,7 @@ def formula(a, b, *, scale, bias, normalize, **_):
     cost = -F.logsigmoid(logits.where(own, -logits))
     positive, negative = cost[own].sum() / n, cost[~own].sum() / n
     hardest = logits.masked_fill(own, -torch.inf).amax(1)
-    accuracy = (logits.diagonal() > hardest).to(logits.dtype).mean()
+    accuracy = (logits.diagonal() >= hardest).to(logits.dtype).mean()
     return {
         "loss": positive + negative,
         "positive": positive,

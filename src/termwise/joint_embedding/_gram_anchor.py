@@ -69,7 +69,7 @@ def gram_anchor_loss(
             compares them as they are.
         level: "image" compares patches of one image; "batch" those of all images with each other,
             and divides by (b p)^2.
-        batch_group: process group whose ranks hold different images, in any numbers, 0 included.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.

@@ -30,7 +30,7 @@ class SigmoidContrastiveTerms(Terms):
     negative: Float[Tensor, ""]
     """softplus(logit) of the pairs of different samples, summed over all, divided by the batch."""
     accuracy: Float[Tensor, ""]
-    """Share of rows of a whose own row of b has a larger logit than every other; detached."""
+    """Share of rows of a whose own row of b has the largest logit, a tie among them; detached."""
 
 
 @contract
@@ -44,7 +44,7 @@ def sigmoid_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> SigmoidContrastiveTerms:
-    r"""Tell the pairs (a_i, b_i) from all other pairs (a_i, b_j), each by a logistic regression.
+    r"""Classify each pair (a_i, b_j) as that of one sample or not, by logistic regression.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_{i,j} \mathrm{softplus}(-l_{ij} L_{ij}), \qquad
     L_{ij} = s \, a_i^\top b_j + t, \qquad l_{ij} = \begin{cases} 1 & i = j \\ -1 & i \ne j
@@ -147,7 +147,7 @@ def _as_written(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tens
     logits = product(a * scale, b.T) + bias
     own = logits.diagonal()
     others = logits + torch.diag(a.new_full((n,), -torch.inf))
-    accuracy = (own.detach() > others.detach().amax(1)).mean(dtype=a.dtype)
+    accuracy = (own.detach() >= others.detach().amax(1)).mean(dtype=a.dtype)
     return softplus(-own).mean(), softplus(others).sum() / n, accuracy
 
 
@@ -200,7 +200,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 arriving = each[(rank - step - 1) % len(each)]
                 visiting = _groups.passed_on(visiting, arriving, inputs.group_name)
                 columns, of_columns = visiting.tensor_split(2, 1)
-        sums = torch.stack((total, (own > hardest).sum().to(total.dtype)))
+        sums = torch.stack((total, (own >= hardest).sum().to(total.dtype)))
         if counts is not None:
             sums = _groups.all_reduce(sums, inputs.group_name)
         negative, accuracy = ((x / n).to(a.dtype) for x in sums)
