@@ -148,8 +148,8 @@ def _as_written(
     elif negatives == "teacher":
         own, wanted = own.where((own > 0) | (wanted > 0), 0), wanted.relu()
     one, other = own.detach().flatten(), wanted.flatten()
-    norms = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
-    agreement = torch.linalg.vecdot(one, other) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    norms = one.square().sum().sqrt() * other.square().sum().sqrt()
+    agreement = (one * other).sum() / norms.clamp(min=torch.finfo(norms.dtype).tiny)
     return F.mse_loss(own, wanted), agreement
 
 
@@ -225,14 +225,13 @@ def _by_patches(
     owners = [(rank - step) % len(each) for step in range(len(each) if visits else 1)]
 
     sums = student.new_zeros(3, dtype=accumulator(student))
-    gradient, columns = torch.zeros_like(student), (student, teacher)
+    gradient, students, teachers = torch.zeros_like(student), student, teacher
     for owner in owners:  # of the patches that this rank's are compared with
-        count = columns[0].shape[1]
+        count = students.shape[1]
         for images in blocks(student, student.shape[1] * count):
-            (s, t), others = (student[images], teacher[images]), [x[images] for x in columns]
-            for rows, tile in tiles(s[0], count):
-                own = s[:, rows] @ others[0][:, tile].mT
-                wanted = t[:, rows] @ others[1][:, tile].mT
+            for rows, tile in tiles(student[0], count):
+                own = student[images, rows] @ students[images, tile].mT
+                wanted = teacher[images, rows] @ teachers[images, tile].mT
                 gate = _gate(own, wanted, inputs.negatives)
                 if gate is not None:
                     own, wanted = _opened(own, gate), wanted.clamp_(min=0)
@@ -243,10 +242,11 @@ def _by_patches(
                 if inputs.gradient:
                     if gate is not None:
                         difference = _opened(difference, gate)
-                    gradient[images][:, rows].baddbmm_(difference, others[0][:, tile])
+                    gradient[images, rows].baddbmm_(difference, students[images, tile])
         if owner != owners[-1]:
-            moved = _groups.passed_on(torch.cat(columns, 2)[0], each[owner - 1], name)
-            columns = moved.unsqueeze(0).split([student.shape[2], teacher.shape[2]], 2)
+            moved = torch.cat((students, teachers), 2)[0]
+            moved = _groups.passed_on(moved, each[owner - 1], name).unsqueeze(0)
+            students, teachers = moved[..., : student.shape[2]], moved[..., student.shape[2] :]
     return _groups.all_reduce(sums, name or None), gradient
 
 

@@ -110,7 +110,8 @@ def koleo_loss(
     if batch_group is None:
         _refuse(z.shape[0], top_k, group_size)
     unit = F.normalize(lifted(z), dim=1)
-    if batch_group is None:
+    counts = _groups.row_counts(z, batch_group)
+    if batch_group is None or counts is None:
         _, nearest = _search(_Search(unit.detach(), top_k, group_size or 0))
         distance = _distances(unit, unit[nearest])
         loss = -(distance + eps).log().mean()
@@ -118,7 +119,7 @@ def koleo_loss(
     else:
         inputs = _Inputs(
             unit,
-            _groups.row_counts(z, batch_group),
+            counts,
             top_k,
             group_size or 0,
             eps,
@@ -131,7 +132,7 @@ def koleo_loss(
 
 
 def _distances(unit: Tensor, neighbours: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(unit.unsqueeze(1) - neighbours, dim=2)
+    return cast("Tensor", torch.linalg.vector_norm(unit.unsqueeze(1) - neighbours, dim=2))
 
 
 def _refuse(samples: int, top_k: int, group_size: int | None) -> None:

@@ -205,8 +205,8 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             sums = _groups.all_reduce(sums, inputs.group_name)
         negative, accuracy = ((x / n).to(a.dtype) for x in sums)
         if not inputs.gradient:
-            return negative, accuracy, *(a.new_empty(0) for _ in range(3))
-        of_scale = torch.linalg.vecdot(of_scaled, a).sum(dtype=total.dtype)
+            return negative, accuracy, a.new_empty(0), a.new_empty(0), a.new_empty(0)
+        of_scale = (of_scaled * a).sum(1).sum(dtype=total.dtype)
         of_numbers = torch.stack((of_scale, of_bias)).mul_(inputs.weight / n).to(a.dtype)
         of_a = of_scaled.mul_(scale * (inputs.weight / n))
         of_b = of_columns.mul_(inputs.weight / n).contiguous()
@@ -215,8 +215,8 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     a, numbers = inputs.a, inputs.numbers
-    shapes = (a.shape, a.shape, numbers.shape) if inputs.gradient else ((0,),) * 3
-    return a.new_empty(()), a.new_empty(()), *(a.new_empty(shape) for shape in shapes)
+    of_a, of_numbers = (x.new_empty(x.shape if inputs.gradient else 0) for x in (a, numbers))
+    return a.new_empty(()), a.new_empty(()), of_a, torch.empty_like(of_a), of_numbers
 
 
 _negatives = Operator("sigmoid_contrastive", _Inputs, _kernel, _fake)
