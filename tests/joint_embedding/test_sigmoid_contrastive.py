@@ -100,6 +100,14 @@ def test_float32_is_float64_near_convergence(scale, bias, noise):
         assert (one.double() - other).norm() <= 1e-5 * other.norm()
 
 
+@pytest.mark.parametrize("scale", [59.0, 61.0, 200.0])
+def test_hard_negatives_do_not_overflow(path, scale):
+    z = torch.ones(3, 2, requires_grad=True)
+    terms = sigmoid_contrastive_loss(z, z, scale=scale, bias=0.0)
+    assert terms.negative.item() == pytest.approx(2 * scale, rel=1e-6)
+    assert torch.autograd.grad(terms.loss, z)[0].isfinite().all()
+
+
 def test_float64_keeps_what_the_threshold_of_softplus_drops(path):
     z = torch.eye(2, dtype=torch.float64)
     terms = sigmoid_contrastive_loss(z, z, scale=60.0, bias=-25.0)

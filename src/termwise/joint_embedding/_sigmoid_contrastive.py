@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import on_host
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
@@ -17,6 +18,8 @@ from .._terms import Terms, terms
 
 # Up to so many logits, holding them all takes less time than the calls that save it.
 _FEW_LOGITS = 2**18
+# Logits whose exponential is far from the largest float32.
+_NO_OVERFLOW = 60
 
 
 @terms
@@ -188,10 +191,11 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                     first = max(rows.start, tile.start)
                     own[first : first + len(diagonal)] = diagonal
                     diagonal.fill_(-torch.inf)
-                torch.maximum(hardest[rows], logits.amax(1), out=hardest[rows])
-                total += softplus(logits).sum(1).sum(dtype=total.dtype)
+                largest = logits.amax(1)
+                torch.maximum(hardest[rows], largest, out=hardest[rows])
+                cost, push = _softplus_and_sigmoid(logits, largest)
+                total += cost.sum(1).sum(dtype=total.dtype)
                 if ascending:
-                    push = logits.sigmoid_()
                     of_bias += push.sum(1).sum(dtype=total.dtype)
                     of_scaled[rows].addmm_(push, columns[tile])
                     of_columns[tile].addmm_(push.T, scaled[rows])
@@ -211,6 +215,14 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         of_a = of_scaled.mul_(scale * (inputs.weight / n))
         of_b = of_columns.mul_(inputs.weight / n).contiguous()
         return negative, accuracy, of_a, of_b, of_numbers
+
+
+def _softplus_and_sigmoid(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute both, the second in place of the logits, whose largest are these."""
+    if on_host(logits) and bool(largest.max() < _NO_OVERFLOW):  # one exponential serves both
+        exp = logits.exp_()
+        return exp.log1p(), exp.div_(exp + 1)
+    return softplus(logits), logits.sigmoid_()
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
