@@ -169,6 +169,9 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
     elif words[:2] in (["mkdocs", "serve"], ["mkdocs", "build"]):
         assert words[2:] == ["-f", "docs/mkdocs.yml"]
         assert "mkdocs build --quiet --strict --config-file docs/mkdocs.yml" in CI
+    elif words[0] == ".ci/release":
+        assert (ROOT / words[0]).is_file()
+        assert words[1:] in ([], ["--dry-run"])
     elif words[0] in ("ruff", "pyright"):
         assert f"\n{command}\n" in CI
     else:
