@@ -90,9 +90,12 @@ def test_doctest_sees_every_line_of_a_pycon_fence_and_nothing_else(page):
 
 
 def scripts_run() -> set[str]:
-    return {
-        str(path.relative_to(ROOT)) for path in (ROOT / "docs/pages/distributed").glob("*.py")
-    }  # what test_scripts.py runs
+    """List what test_scripts.py runs, and on request tests/peers/test_examples.py."""
+    on_request = (ROOT / "tests/peers/test_examples.py").read_text()
+    examples = (ROOT / "docs/pages/examples").glob("*.py")
+    paths = [*(ROOT / "docs/pages/distributed").glob("*.py")]
+    paths += [path for path in examples if f"\nimport {path.stem}\n" in on_request]
+    return {str(path.relative_to(ROOT)) for path in paths}
 
 
 @pytest.fixture
