@@ -60,8 +60,8 @@ def visreg_loss(
     \qquad \hat{z}_j = \frac{z_j - \mu_j}{\mathrm{sg}(\sigma_j) + \epsilon}$$
 
     for n rows, S unit directions a (slices), the mean and the biased standard deviation (over n) of
-    each column, the i-th smallest of the n projections, and no gradient through sg; each a mean over
-    views. `invariance` is that of [`lejepa_loss`][termwise.joint_embedding.lejepa_loss] with
+    each column, the i-th smallest of the n projections, and no gradient through sg; each term is a
+    mean over views. `invariance` is that of [`lejepa_loss`][termwise.joint_embedding.lejepa_loss] with
     `centre="global"`. `loss = (1 - weight) * invariance + weight * (center_weight * center +
     scale_weight * scale + shape_weight * shape)`.
 
