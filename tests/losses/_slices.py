@@ -21,7 +21,7 @@ SLICES = {"slices": "columns latents"}
 def distances(z, slices, t_max, knots):
     """The integral for each slice of a sample, knot by knot, from -t_max to t_max."""
     step, found = t_max / (knots - 1), []
-    for a in slices.T:
+    for a in slices.detach().T:
         x, total = z @ a, 0.0
         for k in range(1 - knots, knots):
             t = k * step
@@ -43,7 +43,7 @@ def quantile_distance(z, slices, eps):
     mean = z.sum(0) / n
     std = (((z - mean) ** 2).sum(0) / n).sqrt().detach()
     normal = torch.distributions.Normal(z.new_tensor(0.0), z.new_tensor(1.0))
-    for a in slices.T:
+    for a in slices.detach().T:
         x, _ = (((z - mean) / (std + eps)) @ a).sort()
         for i in range(n):
             found.append((x[i] - normal.icdf(z.new_tensor((i + 1) / (n + 1)))) ** 2)

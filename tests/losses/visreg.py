@@ -10,11 +10,12 @@ from termwise.joint_embedding import VISRegLoss, visreg_loss
 def formula(z, *, num_global, weight, slices, eps, **options):
     views, n, dim = z.shape
     means = [view.sum(0) / n for view in z]
-    spreads = [((view - m) ** 2).sum(0) / n for view, m in zip(z, means, strict=True)]
+    # At 0 its derivative is 0, where that of a root is infinite.
+    deviations = [view.std(0, correction=0) for view in z]
     terms = {
         "invariance": apart(z, views if num_global is None else num_global),
         "center": sum((m**2).sum() for m in means) / (views * dim),
-        "scale": sum(((1 - v.sqrt()) ** 2).sum() for v in spreads) / (views * dim),
+        "scale": sum(((1 - std) ** 2).sum() for std in deviations) / (views * dim),
         "shape": sum(quantile_distance(view, slices, eps) for view in z) / views,
     }
     loss = (1 - weight) * terms["invariance"]

@@ -118,7 +118,8 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
     """
     rows = lifted(views).movedim(0, 1)
     x = product(rows.reshape(-1, rows.shape[2]), slices)
-    return _cosine_sums(x.view(rows.shape[0], -1), t_max / (knots - 1), knots)
+    columns = rows.shape[1] * slices.shape[1]
+    return _cosine_sums(x.view(rows.shape[0], columns), t_max / (knots - 1), knots)
 
 
 def epps_pulley(sums: Tensor, rows: Tensor | int, t_max: float, knots: int) -> Tensor:
@@ -347,7 +348,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
                 width = len(views) * directions.shape[1]
                 push = _groups.columns_to_rows(push.T, each, width, inputs.group_name).T
             if inputs.gradient:
-                ascent += push.reshape(len(views), -1, views.shape[1]).mT @ directions.T
+                ascent += (
+                    push.reshape(len(views), directions.shape[1], views.shape[1]).mT @ directions.T
+                )
         terms = len(views) * slices.shape[1] * n
         if counts is not None:
             total = _groups.all_reduce(total, inputs.group_name)
