@@ -2,10 +2,23 @@
 
 from typing import assert_type
 
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributed import ProcessGroup
 
-from termwise.joint_embedding import VICRegLoss, VICRegTerms, vicreg_loss
+from termwise.joint_embedding import (
+    LeJEPALoss,
+    LeJEPATerms,
+    SIGRegLoss,
+    SIGRegTerms,
+    VICRegLoss,
+    VICRegTerms,
+    VISRegLoss,
+    VISRegTerms,
+    lejepa_loss,
+    sigreg_loss,
+    vicreg_loss,
+    visreg_loss,
+)
 
 
 def functions(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
@@ -25,3 +38,21 @@ def modules(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
     assert_type(loss_fn(z1, z2), VICRegTerms)
     assert_type(loss_fn(z1, z2, batch_group=group), VICRegTerms)
     assert_type(loss_fn.gamma, float)
+
+
+def slices(z: Tensor, a: Tensor, generator: Generator, group: ProcessGroup) -> None:
+    terms = sigreg_loss(z, slices=a, per_sample=True, batch_group=group)
+    assert_type(terms, SIGRegTerms)
+    for field in (terms.loss, terms.mean_square, terms.std, terms.worst_slice):
+        assert_type(field, Tensor)
+    assert_type(SIGRegLoss(knots=9)(z, generator=generator, batch_group=group), SIGRegTerms)
+    views = lejepa_loss(z, num_global=2, centre="global", generator=generator)
+    assert_type(views, LeJEPATerms)
+    assert_type(views.invariance, Tensor)
+    assert_type(LeJEPALoss(convex=False)(z, slices=a), LeJEPATerms)
+    of_quantiles = visreg_loss(z, num_slices=64, grad_reduction="sum")
+    assert_type(of_quantiles, VISRegTerms)
+    for field in (of_quantiles.center, of_quantiles.scale, of_quantiles.shape):
+        assert_type(field, Tensor)
+    assert_type(VISRegLoss(weight=0.6)(z, batch_group=group), VISRegTerms)
+    assert_type(VISRegLoss().eps, float)

@@ -61,9 +61,10 @@ def visreg_loss(
 
     for n rows, S unit directions a (slices), the mean and the biased standard deviation (over n) of
     each column, the i-th smallest of the n projections, and no gradient through sg; each term is a
-    mean over views. `invariance` is that of [`lejepa_loss`][termwise.joint_embedding.lejepa_loss] with
-    `centre="global"`. `loss = (1 - weight) * invariance + weight * (center_weight * center +
-    scale_weight * scale + shape_weight * shape)`.
+    mean over views. `invariance` is that of
+    [`lejepa_loss`][termwise.joint_embedding.lejepa_loss] with `centre="global"`. `loss = (1 -
+    weight) * invariance + weight * (center_weight * center + scale_weight * scale + shape_weight *
+    shape)`.
 
     Inputs in half precision are converted to float32 before anything is subtracted or multiplied,
     with or without autocast; the terms of float64 inputs are float64. A non-finite value gives
