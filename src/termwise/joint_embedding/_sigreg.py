@@ -8,7 +8,7 @@ from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, lifted, lifted_dtype
+from .._numbers import lifted, lifted_dtype
 from .._terms import Terms, terms
 from . import _slices
 
@@ -112,35 +112,34 @@ def sigreg_loss(
     slices = _slices.slices_of("sigreg_loss", z, slices, num_slices, generator)
     _, rows = _slices.counted_rows("sigreg_loss", z, slices, batch_group)
     views = z if z.ndim == 3 else z[None]
-    sums, columns = _groups.terminal_sums(
-        [_slices.characteristic_sums(views, slices, t_max, knots), _column_sums(views)],
-        batch_group,
-        _groups.gradient_scale(batch_group, grad_reduction),
-    )
+    sums = _slices.characteristic_sums(views, slices, t_max, knots)
+    mean, variance = _column_moments(views)
+    if batch_group is not None:
+        squares = torch.stack((mean, variance + mean.square())) * z.shape[-2]
+        scale = _groups.gradient_scale(batch_group, grad_reduction)
+        sums, squares = _groups.terminal_sums([sums, squares.to(sums.dtype)], batch_group, scale)
+        mean, mean_square = (squares / rows).unbind(0)
+        variance = (mean_square - mean.square()).clamp(min=0)  # of a rounding error
     distances = _slices.epps_pulley(sums, rows, t_max, knots)
     if not per_sample:
         distances = distances * rows
-    mean, mean_square = (columns / rows).unbind(0)
     dtype = lifted_dtype(z)
     return SIGRegTerms(
         loss=distances.mean().to(dtype),
-        mean_square=mean_square.mean().to(dtype),
-        std=(mean_square - mean.square()).clamp(min=0).sqrt().mean().to(dtype),
+        mean_square=(variance + mean.square()).mean().to(dtype),
+        std=variance.sqrt().mean().to(dtype),
         worst_slice=distances.detach().max().to(dtype),
     )
 
 
-def _column_sums(views: Tensor) -> Tensor:
-    """Return sums of columns and of their squares, "2 views dim", from their means and variances.
-
-    So that the variance of a collapsed column does not cancel.
-    """
+def _column_moments(views: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of this rank's columns, "views dim", or 0 without a row."""
+    if views.shape[1] == 0:
+        zero = lifted(views).sum(1).detach()
+        return zero, zero
     z = lifted(views.detach())
-    count = z.shape[1]
-    mean = z.sum(1, keepdim=True) / max(count, 1)
-    spread = (z - mean).square().sum(1).to(accumulator(z))
-    mean = mean[:, 0].to(accumulator(z))
-    return torch.stack((mean * count, spread + mean.square() * count))
+    mean = z.mean(1, keepdim=True)
+    return mean[:, 0], (z - mean).square().mean(1)
 
 
 class SIGRegLoss(LossModule):

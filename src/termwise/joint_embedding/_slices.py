@@ -146,7 +146,8 @@ def _times(like: Tensor, step: float, knots: int) -> Tensor:
 def _cosine_sums(x: Tensor, step: float, knots: int) -> Tensor:
     # Compiled for an accelerator, the plain formula is one kernel that stores no angles.
     compiled = torch.compiler.is_compiling() and x.device.type != "cpu"
-    if compiled or (not torch.compiler.is_compiling() and x.numel() * knots <= FEW):
+    few_angles = not torch.compiler.is_compiling() and x.numel() * knots <= 4 * FEW
+    if compiled or few_angles:
         return _sums_as_written(x, None, step, knots).to(accumulator(x))
     return cast("Tensor", _Sums.apply(x, None, step, knots))
 
@@ -176,10 +177,10 @@ def _sums(x: Tensor, weights: Tensor | None, step: float, knots: int) -> Tensor:
             continue
         first = _first_power(x[block], step)
         power = first.clone() if own is None else first * own
-        for k in range(knots - 1):
-            if k:
-                power.mul_(first)
-            total[k] += torch.view_as_real(power.sum(0))
+        sums = [power.sum(0)]
+        for _ in range(knots - 2):
+            sums.append(power.mul_(first).sum(0))
+        total += torch.view_as_real(torch.stack(sums))
     return total
 
 
@@ -203,7 +204,7 @@ def _series(x: Tensor, coefficients: Tensor, step: float) -> Tensor:
             continue
         first = _first_power(x[block], step)
         value = first * factors[-1]
-        for factor in factors[:-1].flip(0):
+        for factor in reversed(factors[:-1].unbind()):
             value.add_(factor).mul_(first)
         result[block] = value.real
     return result
