@@ -21,8 +21,8 @@ def distances(z, slices, t_max, knots):
     t = torch.linspace(-t_max, t_max, 2 * knots - 1, dtype=z.dtype)
     target = torch.exp(-(t**2) / 2)
     waves = torch.exp(1j * t[:, None, None] * (z @ slices.detach()))  # knots, batch, slices
-    squares = (waves.mean(1) - target[:, None]).abs() ** 2 * target[:, None]
-    return torch.trapezoid(squares, t, dim=0)
+    apart = waves.mean(1) - target[:, None]
+    return torch.trapezoid((apart.real**2 + apart.imag**2) * target[:, None], t, dim=0)
 
 
 def apart(z, num_global):
@@ -32,12 +32,9 @@ def apart(z, num_global):
 
 
 def quantile_distance(z, slices, eps):
-    n, found = len(z), []
-    mean = z.sum(0) / n
+    n, mean = len(z), z.sum(0) / len(z)
     std = (((z - mean) ** 2).sum(0) / n).sqrt().detach()
-    normal = torch.distributions.Normal(z.new_tensor(0.0), z.new_tensor(1.0))
-    for a in slices.detach().T:
-        x, _ = (((z - mean) / (std + eps)) @ a).sort()
-        for i in range(n):
-            found.append((x[i] - normal.icdf(z.new_tensor((i + 1) / (n + 1)))) ** 2)
-    return sum(found) / len(found)
+    ordered, _ = (((z - mean) / (std + eps)) @ slices.detach()).sort(dim=0)
+    places = torch.arange(1, n + 1, dtype=z.dtype) / (n + 1)
+    quantiles = torch.distributions.Normal(z.new_tensor(0.0), z.new_tensor(1.0)).icdf(places)
+    return ((ordered - quantiles[:, None]) ** 2).mean()

@@ -93,7 +93,7 @@ def lejepa_loss(
 
         Communication of each rank, for S slices, V views, K knots and W ranks: one sum of 2 W int64
         (numbers of rows, and fingerprints of the slices), one of 2 V S (K - 1) float64, and one of
-        2 elements of z's dtype (float32 for half precision); no row leaves its rank. Does not
+        1 or 2 elements of z's dtype (float32 for half precision); no row leaves its rank. Does not
         synchronize with the device. Ranks whose slices differ by a bit are refused on the CPU in
         eager mode; on an accelerator, or compiled, all terms are NaN.
 
