@@ -1,4 +1,4 @@
-"""Losses on two embedded views of each sample."""
+"""Losses on embedded views of each sample."""
 
 from ._lejepa import LeJEPALoss as LeJEPALoss
 from ._lejepa import LeJEPATerms as LeJEPATerms

@@ -224,7 +224,7 @@ class _Sums(Function):
 
     @staticmethod
     def forward(x: Tensor, weights: Tensor | None, step: float, knots: int) -> Tensor:
-        return _sums(x, weights, step, knots)
+        return cast("Tensor", _sums(x, weights, step, knots))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -247,7 +247,7 @@ class _Series(Function):
 
     @staticmethod
     def forward(x: Tensor, coefficients: Tensor, step: float) -> Tensor:
-        return _series(x, coefficients, step)
+        return cast("Tensor", _series(x, coefficients, step))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -294,7 +294,8 @@ def quantile_distance(
             N over W ranks each rank sends n V S numbers and gets N V S / W of them, a share of the
             slices with all rows, and as many the other way for the gradient. None: no
             communication.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
     """
     if counts is None and few(views) and views.shape[0] * views.shape[1] * slices.shape[1] <= FEW:
         x = product(views.flatten(0, 1), slices).view(*views.shape[:2], -1)
@@ -313,7 +314,7 @@ def quantile_distance(
 
 def _quantiles(n: int, like: Tensor) -> Tensor:
     places = torch.arange(1, n + 1, dtype=accumulator(like), device=like.device)
-    return torch.special.ndtri(places / (n + 1)).to(like.dtype)
+    return cast("Tensor", torch.special.ndtri(places / (n + 1))).to(like.dtype)
 
 
 class _Inputs(NamedTuple):
@@ -342,7 +343,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
                 x = _groups.rows_to_columns(x.T, each, inputs.group_name).T.contiguous()
             ordered, places = x.sort(1)
             apart = ordered.sub_(quantiles)
-            total += torch.linalg.vecdot(apart, apart).sum(dtype=total.dtype)
+            total += cast("Tensor", torch.linalg.vecdot(apart, apart)).sum(dtype=total.dtype)
             push = x.scatter_(1, places, apart)
             # What a rank sends may not depend on its own grad mode, which may differ over ranks.
             if counts is not None:
