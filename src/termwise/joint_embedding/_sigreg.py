@@ -74,7 +74,8 @@ def sigreg_loss(
             distance. All authors have the factor.
         generator: what draws the slices, in float32. None: the default generator of z's device.
             Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks.
+            nothing that differs between ranks. torch.compile cannot trace a generator: pass
+            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

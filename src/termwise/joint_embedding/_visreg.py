@@ -89,7 +89,8 @@ def visreg_loss(
         eps: added to the standard deviation that columns are divided by, in units of z.
         generator: what draws the slices, in float32. None: the default generator of z's device.
             Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks.
+            nothing that differs between ranks. torch.compile cannot trace a generator: pass
+            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -104,11 +105,11 @@ def visreg_loss(
 
         Communication of each rank, for S slices, V views, d = dim, n rows here and N over W ranks,
         in elements of that dtype (float32 for half precision) where nothing else is said: one sum
-        of 2 W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of
-        1 or 2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and
-        back, under `torch.no_grad()` too. No rank holds the whole batch, but for its share of the slices.
-        The numbers of rows are read on the host: with a group a call synchronizes with the device
-        once. Ranks whose slices differ by a bit are refused on the CPU in eager mode; on an
+        of 2 W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1
+        or 2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and
+        back, under `torch.no_grad()` too. No rank holds the whole batch, but for its share of the
+        slices. The numbers of rows are read on the host: with a group a call synchronizes with the
+        device once. Ranks whose slices differ by a bit are refused on the CPU in eager mode; on an
         accelerator, or compiled, all terms are NaN.
 
     Raises:
