@@ -69,8 +69,9 @@ def lejepa_loss(
             views have to show at the same place; with `"v b c h w -> v b (c h w)"` an image is one.
         num_global: how many views, from the first one, are global. None: all. Read with
             `centre="global"` alone.
-        sigreg_weight: weight of `sigreg` (lambda); 0.05 in the paper. A weight of exactly 0 leaves
-            its term out of the loss and of the gradient, even if the term is infinite.
+        sigreg_weight: weight of `sigreg` (lambda); 0.05 as in lightly, 0.02 in the authors' minimal
+            example. A weight of exactly 0 leaves its term out of the loss and of the gradient, even
+            if the term is infinite.
         convex: weigh `invariance` with 1 - sigreg_weight as the paper does, or (False) with 1.
         centre: compare each view with the mean of all views ("all"), or of the global ones.
         slices (Float[Tensor, "dim slices"] | None): as in `sigreg_loss`.

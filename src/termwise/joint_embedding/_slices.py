@@ -196,8 +196,8 @@ def _series(x: Tensor, coefficients: Tensor, step: float) -> Tensor:
     for block in blocks(x, (_HELD if host else 2 * knots) * x.shape[1]):
         if not host:
             angles = x[block] * _times(x, step, knots)[:, None, None]
-            waves = torch.stack((angles.cos(), angles.sin()), -1)
-            result[block] = (waves * own[:, None]).sum((0, 3))
+            of_cos, of_sin = own[:, None].unbind(-1)
+            result[block] = torch.addcmul(angles.cos() * of_cos, angles.sin(), of_sin).sum(0)
             continue
         first = _first_power(x[block], step)
         value = first * factors[-1]
