@@ -19,8 +19,11 @@ from termwise import energy, lm, sae
 from termwise.joint_embedding import (
     gram_anchor_loss,
     koleo_loss,
+    lejepa_loss,
     sigmoid_contrastive_loss,
+    sigreg_loss,
     vicreg_loss,
+    visreg_loss,
 )
 
 Loss = Callable[..., Tensor]
@@ -382,6 +385,49 @@ def view_products(*views: Tensor) -> None:
             z @ (z.mT @ z)
 
 
+# Slices.
+
+
+def along_slices(batch: int, dim: int, slices: int) -> list[Tensor]:
+    a = normal(dim, slices)
+    return [normal(batch, dim).requires_grad_(), a / a.norm(dim=0)]
+
+
+def views_along_slices(batch: int, dim: int, slices: int) -> list[Tensor]:
+    _, a = along_slices(1, dim, slices)
+    return [normal(2, batch, dim).requires_grad_(), a]
+
+
+def plain_sigreg(z: Tensor, a: Tensor) -> Tensor:
+    t = torch.linspace(0, 3, 17, device=z.device)
+    target = (-0.5 * t.square()).exp()
+    weights = torch.cat([t.new_full((1,), 0.5), t.new_ones(15), t.new_full((1,), 0.5)]) * 3 / 8
+    angles = (z @ a)[..., None] * t
+    squares = (angles.cos().mean(-3) - target).square() + angles.sin().mean(-3).square()
+    return (squares @ (weights * target)).mean() * z.shape[-2]
+
+
+def plain_lejepa(z: Tensor, a: Tensor) -> Tensor:
+    return 0.95 * (z - z.mean(0)).square().mean() + 0.05 * plain_sigreg(z, a)
+
+
+def plain_visreg(z: Tensor, a: Tensor) -> Tensor:
+    n, mean = z.shape[1], z.mean(1)
+    centred = z - mean[:, None]
+    std = centred.square().mean(1).sqrt()
+    projected = (centred / (std.detach() + 1e-4)[:, None]) @ a
+    places = torch.arange(1, n + 1, device=z.device, dtype=torch.float64) / (n + 1)
+    quantiles = torch.special.ndtri(places).to(z.dtype)
+    shape = (projected.mT.sort(2).values - quantiles).square().mean()
+    spread = mean.square().mean() + (1 - std).square().mean() + shape
+    return 0.1 * (z - z.mean(0)).square().mean() + 0.9 * spread
+
+
+def projections(z: Tensor, a: Tensor) -> None:
+    z = z.detach()
+    (z @ a) @ a.mT
+
+
 def embeddings(rows: int, dim: int) -> list[Tensor]:
     return [normal(rows, dim, scale=0.02).requires_grad_()]
 
@@ -599,6 +645,33 @@ CASES = {
         lambda *x: gram_anchor_loss(*x).loss,
         rows=128,
         size_of=lambda rows: (rows, 512, 512),
+    ),
+    "joint_embedding.sigreg_loss": Case(
+        ((64, 128, 64), (256, 128, 256), (1024, 512, 1024)),
+        along_slices,
+        plain_sigreg,
+        lambda z, a: sigreg_loss(z, slices=a).loss,
+        rows=2048,
+        size_of=lambda rows: (rows, 512, 1024),
+        products=projections,
+    ),
+    "joint_embedding.lejepa_loss": Case(
+        ((64, 128, 64), (256, 128, 256), (512, 512, 1024)),
+        views_along_slices,
+        plain_lejepa,
+        lambda z, a: lejepa_loss(z, slices=a).loss,
+        rows=1024,
+        size_of=lambda rows: (rows, 512, 1024),
+        products=projections,
+    ),
+    "joint_embedding.visreg_loss": Case(
+        ((64, 128, 64), (256, 128, 256), (512, 512, 4096)),
+        views_along_slices,
+        plain_visreg,
+        lambda z, a: visreg_loss(z, slices=a).loss,
+        rows=2048,
+        size_of=lambda rows: (rows, 512, 4096),
+        products=projections,
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),
     "energy.sliced_score_matching_loss": of_energy(plain_sliced, our_sliced, *BATCHES),

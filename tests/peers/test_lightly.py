@@ -1,15 +1,17 @@
-"""lightly's VICReg beside ours, and its VICRegL where the two coincide."""
+"""lightly's VICReg, SIGReg, LeJEPA and VISReg beside ours, and its VICRegL where they coincide."""
 
 from functools import partial
 
 import pytest
 import torch
 from lightly.loss import VICRegLLoss, VICRegLoss
+from lightly.loss.lejepa_loss import LeJEPALoss, SIGReg
 from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
+from lightly.loss.visreg_loss import VISRegLoss
 from over_ranks import lightly_over_ranks
 from torch.testing import assert_close
 
-from termwise.joint_embedding import vicreg_loss
+from termwise.joint_embedding import lejepa_loss, sigreg_loss, vicreg_loss, visreg_loss
 
 
 def views(*shape, seed=0, scale=0.5):
@@ -99,3 +101,55 @@ def test_over_ranks_without_gathering_theirs_is_another_loss(ranks):
     weight = torch.randn(5, 4, dtype=torch.float64)
     for (_, theirs), (_, ours) in shared(ranks, z, weight, gather=False):
         assert (theirs - ours).abs().max() > 0.01
+
+
+# --- along slices ---------------------------------------------------------------------------
+
+
+def crops(views=5):
+    return torch.randn(views, 16, 6, dtype=torch.float64, requires_grad=True)
+
+
+def drawn_by(call, count=64):
+    """Return what they return, and the slices that they draw: normal columns, scaled to 1."""
+    torch.manual_seed(3)
+    theirs = call()
+    torch.manual_seed(3)
+    slices = torch.randn(6, count, dtype=torch.float64)
+    return theirs, slices / slices.norm(dim=0)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"knots": 9, "t_max": 5.0}])
+def test_sigreg_is_theirs(numbers):
+    z = crops()
+    theirs, slices = drawn_by(lambda: SIGReg(num_vectors=64, **numbers).double()(z))
+    ours = sigreg_loss(z, slices=slices, **numbers).loss
+    tolerance = {"rtol": 1e-6, "atol": 1e-8}  # their knots are float32
+    assert_close(ours, theirs, **tolerance)
+    assert_close(gradients(ours, z), gradients(theirs, z), **tolerance)
+
+
+@pytest.mark.parametrize("num_global", [1, 2, 4])
+def test_lejepa_is_theirs_with_the_centre_of_global_views(num_global):
+    z, count = crops(), num_global
+    theirs, slices = drawn_by(
+        lambda: LeJEPALoss(lambda_param=0.2, sigreg_num_vectors=64).double()(
+            local_proj=z[count:], global_proj=z[:count]
+        )
+    )
+    ours = lejepa_loss(z, num_global=count, centre="global", sigreg_weight=0.2, slices=slices).loss
+    assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    assert_close(gradients(ours, z), gradients(theirs, z), rtol=1e-6, atol=1e-8)
+
+
+def test_visreg_is_theirs_with_the_biased_standard_deviation_of_the_paper():
+    z = crops()
+    theirs, slices = drawn_by(
+        lambda: VISRegLoss(
+            lambda_param=0.6, num_slices=64, lambda_shape=2.0, lambda_center=3.0, lambda_scale=4.0
+        )(local_proj=z[2:], global_proj=z[:2])
+    )
+    weights = {"shape_weight": 2.0, "center_weight": 3.0, "scale_weight": 4.0}
+    ours = visreg_loss(z, num_global=2, weight=0.6, slices=slices, **weights).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, z), gradients(theirs, z))

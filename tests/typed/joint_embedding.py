@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributed import ProcessGroup
 
 from termwise.joint_embedding import (
@@ -10,14 +10,23 @@ from termwise.joint_embedding import (
     GramAnchorTerms,
     KoLeoLoss,
     KoLeoTerms,
+    LeJEPALoss,
+    LeJEPATerms,
     SigmoidContrastiveLoss,
     SigmoidContrastiveTerms,
+    SIGRegLoss,
+    SIGRegTerms,
     VICRegLoss,
     VICRegTerms,
+    VISRegLoss,
+    VISRegTerms,
     gram_anchor_loss,
     koleo_loss,
+    lejepa_loss,
     sigmoid_contrastive_loss,
+    sigreg_loss,
     vicreg_loss,
+    visreg_loss,
 )
 
 
@@ -59,3 +68,21 @@ def pairs_and_patches(a: Tensor, b: Tensor, bias: Tensor, group: ProcessGroup) -
     assert_type(of_pairs.normalize, bool)
     assert_type(KoLeoLoss(eps=1e-6)(a, batch_group=group), KoLeoTerms)
     assert_type(GramAnchorLoss(negatives="teacher")(a, b), GramAnchorTerms)
+
+
+def slices(z: Tensor, a: Tensor, generator: Generator, group: ProcessGroup) -> None:
+    terms = sigreg_loss(z, slices=a, per_sample=True, batch_group=group)
+    assert_type(terms, SIGRegTerms)
+    for field in (terms.loss, terms.mean_square, terms.std, terms.worst_slice):
+        assert_type(field, Tensor)
+    assert_type(SIGRegLoss(knots=9)(z, generator=generator, batch_group=group), SIGRegTerms)
+    views = lejepa_loss(z, num_global=2, centre="global", generator=generator)
+    assert_type(views, LeJEPATerms)
+    assert_type(views.invariance, Tensor)
+    assert_type(LeJEPALoss(convex=False)(z, slices=a), LeJEPATerms)
+    of_quantiles = visreg_loss(z, num_slices=64, grad_reduction="sum")
+    assert_type(of_quantiles, VISRegTerms)
+    for field in (of_quantiles.center, of_quantiles.scale, of_quantiles.shape):
+        assert_type(field, Tensor)
+    assert_type(VISRegLoss(weight=0.6)(z, batch_group=group), VISRegTerms)
+    assert_type(VISRegLoss().eps, float)
