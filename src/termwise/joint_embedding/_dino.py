@@ -113,7 +113,7 @@ def dino_loss(
         pairs -= min(views, len(teacher_probs))
     if pairs == 0:
         raise ValueError(
-            f'dino_loss needs a pair of views, got {views} of the student and {len(teacher_probs)} '
+            f"dino_loss needs a pair of views, got {views} of the student and {len(teacher_probs)} "
             f'of the teacher with same_view="{same_view}"'
         )
     if prototypes == 0:
@@ -122,7 +122,7 @@ def dino_loss(
         student_logits,
         teacher_probs,
         None,
-        pairs * over_ranks(rows, student_logits, batch_group),
+        pairs * over_ranks((rows,), student_logits, batch_group)[0],
         temperature=temperature,
         skip_same_view=same_view == "skip",
         group=batch_group,

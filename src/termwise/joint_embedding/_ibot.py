@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import _groups
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, lifted_dtype, may_look_at
+from .._numbers import accumulator, may_look_at
 from .._terms import Terms, terms
 from ._assignments import check_temperature
 from ._prototypes import cross_entropy_of_views, over_ranks
@@ -122,10 +121,14 @@ def ibot_loss(
                 f"ibot_loss needs image_index in 0..{images - 1} for images={images}, "
                 f"got {least}..{most}"
             )
-    n_masked = over_ranks(rows, student_logits, batch_group)
-    weights = None
+    n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
     if over == "images":
-        ...
+        ones = torch.ones_like(image_index, dtype=torch.int64)
+        of_image = ones.new_zeros(images).index_add(0, image_index, ones)
+        weights = of_image[image_index].to(accumulator(student_logits)).reciprocal()
+        divisor = n_images
+    else:
+        weights, divisor = None, n_masked.clamp_min(1)
     means = cross_entropy_of_views(
         student_logits[None],
         teacher_probs[None],
@@ -136,4 +139,43 @@ def ibot_loss(
         group=batch_group,
         grad_reduction=grad_reduction,
     )
+    n_masked = n_masked.to(means.kl.dtype)
     return IBOTTerms(loss=means.cross_entropy, **means._asdict(), n_masked=n_masked)
+
+
+class IBOTLoss(LossModule):
+    """[`ibot_loss`][termwise.joint_embedding.ibot_loss] as a module.
+
+    Has no parameters and no center: the teacher's probabilities come with each call.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.joint_embedding import IBOTLoss
+        >>> loss_fn = IBOTLoss(over="patches")
+        >>> patches = torch.zeros(3, 16), torch.full((3, 16), 1 / 16)
+        >>> loss_fn(*patches, torch.tensor([0, 0, 1]), images=4).loss  # log 16
+        tensor(2.7726)
+    """
+
+    temperature: float = 0.1
+    over: Over = "images"
+    grad_reduction: GradReduction = "mean"
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "masked prototypes"],
+        teacher_probs: Float[Tensor, "masked prototypes"],
+        image_index: Int[Tensor, " masked"],
+        *,
+        images: int,
+        batch_group: ProcessGroup | None = None,
+    ) -> IBOTTerms:
+        """Compute the terms of the loss of masked patches."""
+        return ibot_loss(
+            student_logits,
+            teacher_probs,
+            image_index,
+            images=images,
+            batch_group=batch_group,
+            **self.hyperparameters(),
+        )

@@ -8,6 +8,7 @@ less the pairs that are left out. Each view is read once, in blocks of samples t
 and the gradient, softmax less targets, is made with the value and in its place.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -22,6 +23,7 @@ from .._operators import Operator, with_gradients
 # Tensors of a view's block that are in use at a time.
 _HELD = 2
 
+
 class CrossEntropy(NamedTuple):
     """What losses over prototypes return beside `loss`, in its order and by its names."""
 
@@ -35,7 +37,7 @@ def cross_entropy_of_views(
     student: Tensor,
     teacher: Tensor,
     weights: Tensor | None,
-    divisor: Tensor | int,
+    divisor: Tensor,
     *,
     temperature: float,
     skip_same_view: bool,
@@ -48,7 +50,7 @@ def cross_entropy_of_views(
         student: logits of this rank, "student_views batch prototypes".
         teacher: probabilities, "teacher_views batch prototypes", without a gradient.
         weights: of the samples, " batch". None: all 1.
-        divisor: what the sums over all ranks are divided by, in whatever dtype.
+        divisor: what the sums over all ranks are divided by.
         temperature: what the logits are divided by.
         skip_same_view: whether view i of the student and view i of the teacher are no pair.
         group: process group whose ranks hold different samples; one sum of prototypes + 2 numbers
@@ -71,11 +73,10 @@ def cross_entropy_of_views(
     return CrossEntropy(*[x.to(lifted_dtype(student)) for x in found])
 
 
-def over_ranks(number: int, like: Tensor, group: ProcessGroup | None) -> Tensor | int:
-    """Sum a count over ranks, as an integer; without a group it is as it came."""
-    if group is None:
-        return number
-    return _groups.all_reduce(like.new_full((), number, dtype=torch.int64), group.group_name)
+def over_ranks(numbers: Sequence[int], like: Tensor, group: ProcessGroup | None) -> list[Tensor]:
+    """Sum counts over ranks, as integers on the device of `like`."""
+    counts = torch.stack([like.new_full((), n, dtype=torch.int64) for n in numbers])
+    return list(_groups.all_reduce(counts, _groups.name_of(group)).unbind())
 
 
 class _Inputs(NamedTuple):
