@@ -9,7 +9,11 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import accumulator, blocks, lifted, product
+
+# Of a logarithm, in sums that are no less than 1 / prototypes: arithmetic on float32's numbers
+# below e^-87 takes a hundred times as long.
+_LEAST = -60.0
 
 
 @contract
@@ -77,7 +81,7 @@ def sinkhorn(
         raise ValueError("sinkhorn needs at least 1 prototype, got 0")
     name, count = _groups.name_of(batch_group), logits.shape[0]
     with torch.no_grad():
-        powers = torch.empty_like(lifted(logits[:0])).new_empty(logits.shape)
+        powers = lifted(logits[:0]).new_empty(logits.shape)
         top = lifted(logits.amax(0)) if count else powers.new_full(logits.shape[1:], -torch.inf)
         top = _groups.all_reduce(top, name, "max")
         of_prototypes = torch.zeros_like(top)
@@ -85,13 +89,14 @@ def sinkhorn(
         of_samples, own = powers.new_zeros(count), powers.new_zeros(count)
         for block in blocks(logits):
             of_samples[block] = (lifted(logits[block]) - top).amax(1) / temperature
-        weights = of_samples.exp()
+        weights = of_samples.clamp_min(_LEAST).exp()
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
             for block in blocks(logits):
                 rows = (lifted(logits[block]) - top).div_(temperature).sub_(of_prototypes)
-                powers[block] = rows.sub_(of_samples[block, None]).exp_()
-                sums = sums + (powers[block] * weights[block, None]).sum(0)
+                rows = rows.sub_(of_samples[block, None]).clamp_min_(_LEAST).exp_()
+                powers[block] = rows
+                sums = sums + product(weights[block], rows)
             sums = _groups.all_reduce(sums, name).to(top.dtype)
             for block in blocks(logits):
                 own[block] = powers[block].div_(sums).sum(1)

@@ -83,8 +83,7 @@ def dino_loss(
     Returns:
         The terms of the whole batch, the same on every rank; NaN without a sample. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        samples. Second derivatives are correct for up to 32,768 logits without a group, and raise
-        NotImplementedError otherwise.
+        samples. Second derivatives raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of an
         integer, under `torch.no_grad()` too. Does not synchronize with the device.

@@ -81,8 +81,7 @@ def ibot_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Without a masked patch loss and
         gradient are 0. Gradients, combined over ranks as `grad_reduction` says, equal those of one
-        process that holds all images. Second derivatives are correct for up to 32,768 logits
-        without a group, and raise NotImplementedError otherwise.
+        process that holds all images. Second derivatives raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of two
         integers, under `torch.no_grad()` too. Does not synchronize with the device. No argument is
@@ -123,12 +122,12 @@ def ibot_loss(
             )
     n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
     if over == "images":
-        ones = torch.ones_like(image_index, dtype=torch.int64)
-        of_image = ones.new_zeros(images).index_add(0, image_index, ones)
-        weights = of_image[image_index].to(accumulator(student_logits)).reciprocal()
+        ones = torch.ones_like(image_index, dtype=accumulator(student_logits))
+        weights = ones / ones.new_zeros(images).index_add_(0, image_index, ones)[image_index]
         divisor = n_images
     else:
-        weights, divisor = None, n_masked.clamp_min(1)
+        weights = None
+        divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
     means = cross_entropy_of_views(
         student_logits[None],
         teacher_probs[None],
@@ -139,8 +138,8 @@ def ibot_loss(
         group=batch_group,
         grad_reduction=grad_reduction,
     )
-    n_masked = n_masked.to(means.kl.dtype)
-    return IBOTTerms(loss=means.cross_entropy, **means._asdict(), n_masked=n_masked)
+    counted = torch.full_like(means.kl, n_masked) if isinstance(n_masked, int) else n_masked
+    return IBOTTerms(loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype))
 
 
 class IBOTLoss(LossModule):

@@ -9,7 +9,7 @@ and the gradient, softmax less targets, is made with the value and in its place.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import wants_gradient
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, alike, blocks, few, lifted, lifted_dtype, without_autocast
+from .._numbers import accumulator, alike, blocks, lifted, lifted_dtype
 from .._operators import Operator, with_gradients
 
 # Tensors of a view's block that are in use at a time.
 _HELD = 2
+# So few logits that calls of kernels cost more than what a second pass over them does.
+_SMALL = 2**18
 
 
 class CrossEntropy(NamedTuple):
@@ -37,7 +39,7 @@ def cross_entropy_of_views(
     student: Tensor,
     teacher: Tensor,
     weights: Tensor | None,
-    divisor: Tensor,
+    divisor: Tensor | int,
     *,
     temperature: float,
     skip_same_view: bool,
@@ -60,23 +62,27 @@ def cross_entropy_of_views(
     student, teacher = alike(student, teacher.detach())
     gradient = wants_gradient(student)
     inputs = _Inputs(student, teacher, weights, temperature, skip_same_view, gradient)
-    sums = _as_written(inputs) if few(student) else with_gradients(_cross_entropy, inputs)[:3]
+    if student.numel() <= _SMALL and not torch.compiler.is_compiling():
+        # Ranks may take different paths, and send one dtype.
+        sums = _as_written(inputs, None if group is None else accumulator(student))
+    else:
+        sums = with_gradients(_cross_entropy, inputs)[:3]
     scale = _groups.gradient_scale(group, grad_reduction)
     value, entropy, marginal = _groups.terminal_sums(sums, group, scale)
-    value, entropy, marginal = value / divisor, entropy.detach() / divisor, marginal.detach()
-    found = CrossEntropy(
-        value,
-        entropy,
-        value.detach() - entropy,
-        torch.special.entr(marginal / marginal.sum()).sum(),
-    )
+    value, entropy = value / divisor, entropy.detach() / divisor
+    kl, marginal_entropy = value.detach() - entropy, _entropy(marginal.detach() / marginal.sum())
+    found = value, entropy, kl, marginal_entropy
     return CrossEntropy(*[x.to(lifted_dtype(student)) for x in found])
 
 
-def over_ranks(numbers: Sequence[int], like: Tensor, group: ProcessGroup | None) -> list[Tensor]:
-    """Sum counts over ranks, as integers on the device of `like`."""
+def over_ranks(
+    numbers: Sequence[int], like: Tensor, group: ProcessGroup | None
+) -> Sequence[int | Tensor]:
+    """Sum counts over ranks, as integers on the device of `like`; as they came without a group."""
+    if group is None:
+        return numbers
     counts = torch.stack([like.new_full((), n, dtype=torch.int64) for n in numbers])
-    return list(_groups.all_reduce(counts, _groups.name_of(group)).unbind())
+    return _groups.all_reduce(counts, group.group_name).unbind()
 
 
 class _Inputs(NamedTuple):
@@ -88,71 +94,70 @@ class _Inputs(NamedTuple):
     gradient: bool
 
 
-def _as_written(inputs: _Inputs) -> list[Tensor]:
-    """Compute the sums in operations that autograd follows to any order."""
-    dtype = accumulator(inputs.student)
-    teacher = lifted(inputs.teacher)
-    logs = (lifted(inputs.student) / inputs.temperature).log_softmax(2)
-    target = teacher.sum(0)
-    per_sample = -(logs.sum(0) * target).sum(1)
-    entropy = torch.special.entr(teacher).sum(2)
-    same = min(len(logs), len(teacher)) if inputs.skip else 0
-    entropies = entropy.sum(0) * len(logs)
-    if same:
-        per_sample = per_sample + (logs[:same] * teacher[:same]).sum((0, 2))
-        entropies = entropies - entropy[:same].sum(0)
-    if inputs.weights is not None:
-        weights = inputs.weights.to(target.dtype)
-        per_sample, entropies = per_sample * weights, entropies * weights
-        target = target * weights[:, None]
-    return [x.sum(0, dtype=dtype) for x in (per_sample, entropies, target)]
+def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
+    """Compute the sums, in this dtype, in operations that autograd follows to any order."""
+    student, p, weights, temperature, skip, _ = inputs
+    logs, p = (lifted(student) / temperature).log_softmax(2), lifted(p)
+    of_p = _finite_logs(p)
+    if weights is not None:
+        p = p * weights[:, None].to(p.dtype)
+    target, entropy = _summed(p), of_p.mul_(p).sum(dtype=dtype) * -len(logs)
+    value = -(_summed(logs) * target).sum(dtype=dtype)
+    if skip:
+        same = min(len(logs), len(p))
+        value = value + (logs[:same] * p[:same]).sum(dtype=dtype)
+        entropy = entropy + of_p[:same].sum(dtype=dtype)
+    return value, entropy, target.sum(0, dtype=dtype)
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    student, teacher, all_weights, temperature, skip, _ = inputs
+    student, teacher, weights, temperature, skip, _ = inputs
     count, _, width = student.shape
-    same = min(count, len(teacher)) if skip else 0
+    same, slope = min(count, len(teacher)) if skip else 0, 1 / temperature
     value, entropy, marginal, gradient = _fake(inputs)
     for total in (value, entropy, marginal):
         total.zero_()
     for samples in blocks(student.movedim(1, 0), _HELD * width):
         p = lifted(teacher[:, samples])
-        weights = p.new_ones(p.shape[1]) if all_weights is None else all_weights[samples]
-        target, masses = p.sum(0), p.sum(2)
+        logs = _finite_logs(p)
+        if weights is not None:  # all that follows is linear in p
+            p = p * weights[samples, None].to(p.dtype)
+        negatives = logs.mul_(p)
+        entropy -= negatives.sum() * count - negatives[:same].sum()
+        target, masses = _summed(p), p.sum(2)
+        marginal += target.sum(0)
         mass = masses.sum(0).repeat(count, 1)
         mass[:same] -= masses[:same]
-        entropies = -_dot(p, p.clamp_min(torch.finfo(p.dtype).tiny).log_())
-        entropies = entropies.sum(0) * count - entropies[:same].sum(0)
-        slopes = weights.to(p.dtype)[:, None] / temperature
-        pull, own_pull = target * slopes, p[:same] * slopes
-        x_sum, nats = torch.zeros_like(target), torch.zeros_like(entropies)
         for views in blocks(student, _HELD * target.numel()):
             logits = lifted(student[views, samples])
             out = gradient[views, samples] if inputs.gradient else None
             room = out if out is not None and out.dtype == logits.dtype else None
-            x = torch.sub(logits, logits.amax(2, keepdim=True), out=room).div_(temperature)
-            for view in x:
-                x_sum += view
-            own = p[:same][views]  # of which x has the same views first
-            nats += _dot(x[: len(own)], own).sum(0)
+            x = torch.sub(logits, logits.amax(2, keepdim=True), out=room).mul_(slope)
+            own = p[:same][views]  # which the first of x are no pairs with
+            nats = (x[: len(own)] * own).sum() - (_summed(x) * target).sum()
             powers = x.exp_()
             total = powers.sum(2)
-            nats += (mass[views] * total.log()).sum(0)
+            value += nats + (mass[views] * total.log()).sum()
             if out is not None:
-                powers.mul_((mass[views] / total)[:, :, None] * slopes).sub_(pull)
-                powers[: len(own)] += own_pull[views]
+                powers.mul_((mass[views] / total).mul_(slope)[:, :, None])
+                powers.sub_(target, alpha=slope)
+                powers[: len(own)].add_(own, alpha=slope)
                 if powers is not out:
                     out.copy_(powers)
-        nats -= _dot(x_sum, target)
-        value += (nats * weights).sum(dtype=value.dtype)
-        entropy += (entropies * weights).sum(dtype=value.dtype)
-        marginal += pull.sum(0)
-    return value, entropy, marginal.mul_(temperature), gradient
+    return value, entropy, marginal, gradient
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    with without_autocast(x):
-        return cast("Tensor", torch.linalg.vecdot(x, y))
+def _summed(views: Tensor) -> Tensor:
+    return views.squeeze(0) if len(views) == 1 else views.sum(0)
+
+
+def _finite_logs(p: Tensor) -> Tensor:
+    """Return log p, finite at 0, so that 0 log 0 = 0. A third of the time of torch.special.entr."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * _finite_logs(p)).sum()
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:

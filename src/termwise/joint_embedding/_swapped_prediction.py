@@ -74,8 +74,7 @@ def swapped_prediction_loss(
     Returns:
         The terms of the whole batch, the same on every rank; NaN without a sample. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        samples. Second derivatives are correct for up to 32,768 logits without a group, and raise
-        NotImplementedError otherwise.
+        samples. Second derivatives raise NotImplementedError.
 
         Communication of each rank: for each global view what `sinkhorn` sends, one maximum and
         `iterations` sums of `prototypes` elements; and one sum of prototypes + 2 elements in
