@@ -79,30 +79,40 @@ def sinkhorn(
         raise ValueError(f"sinkhorn needs iterations >= 1, got {iterations}")
     if logits.shape[1] == 0:
         raise ValueError("sinkhorn needs at least 1 prototype, got 0")
-    name, count = _groups.name_of(batch_group), logits.shape[0]
+    return assigned(logits[None], temperature, iterations, batch_group)[0]
+
+
+def assigned(
+    logits: Tensor, temperature: float, iterations: int, group: ProcessGroup | None
+) -> Tensor:
+    """Return the assignments of each view by itself, "views batch prototypes", all at a time."""
+    name, (views, count, prototypes) = _groups.name_of(group), logits.shape
     with torch.no_grad():
-        powers = lifted(logits[:0]).new_empty(logits.shape)
-        top = lifted(logits.amax(0)) if count else powers.new_full(logits.shape[1:], -torch.inf)
-        top = _groups.all_reduce(top, name, "max")
+        powers = lifted(logits[:, :0]).new_empty(logits.shape)
+        top = lifted(logits.amax(1)) if count else powers.new_full((views, prototypes), -torch.inf)
+        top = _groups.all_reduce(top, name, "max")[:, None]
         of_prototypes = torch.zeros_like(top)
         # Each row's maximum: how much the sample weighs until it is first normalised.
-        of_samples, own = powers.new_zeros(count), powers.new_zeros(count)
-        for block in blocks(logits):
-            of_samples[block] = (lifted(logits[block]) - top).amax(1) / temperature
-        weights = of_samples.clamp_min(_LEAST).exp()
+        of_samples = powers.new_zeros(views, count, 1)
+        own = torch.zeros_like(of_samples)
+        samples = list(blocks(logits.movedim(1, 0), views * prototypes))
+        for block in samples:
+            x = lifted(logits[:, block]) - top
+            of_samples[:, block] = x.amax(2, keepdim=True) / temperature
+        weights = of_samples.clamp_min(_LEAST).exp_().mT
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
-            for block in blocks(logits):
-                rows = (lifted(logits[block]) - top).div_(temperature).sub_(of_prototypes)
-                rows = rows.sub_(of_samples[block, None]).clamp_min_(_LEAST).exp_()
-                powers[block] = rows
-                sums = sums + product(weights[block], rows)
+            for block in samples:
+                x = (lifted(logits[:, block]) - top).div_(temperature).sub_(of_prototypes)
+                x = x.sub_(of_samples[:, block]).clamp_min_(_LEAST).exp_()
+                sums += product(weights[:, :, block], x)
+                powers[:, block] = x
             sums = _groups.all_reduce(sums, name).to(top.dtype)
-            for block in blocks(logits):
-                own[block] = powers[block].div_(sums).sum(1)
-            of_prototypes = of_prototypes + sums.log()
-            of_samples, weights = of_samples + own.log(), torch.ones_like(weights)
-        return powers.div_(own[:, None])
+            for block in samples:
+                own[:, block] = powers[:, block].div_(sums).sum(2, keepdim=True)
+            of_prototypes, of_samples = of_prototypes + sums.log(), of_samples + own.log()
+            weights = torch.ones_like(weights)
+        return powers.div_(own)
 
 
 @contract

@@ -139,7 +139,9 @@ def ibot_loss(
         grad_reduction=grad_reduction,
     )
     counted = torch.full_like(means.kl, n_masked) if isinstance(n_masked, int) else n_masked
-    return IBOTTerms(loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype))
+    return IBOTTerms(
+        loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype)
+    )
 
 
 class IBOTLoss(LossModule):

@@ -8,7 +8,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._terms import Terms, terms
-from ._assignments import check_temperature, sinkhorn
+from ._assignments import assigned, check_temperature
 from ._prototypes import cross_entropy_of_views, over_ranks
 from ._views import refuse_views
 
@@ -76,9 +76,9 @@ def swapped_prediction_loss(
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
         samples. Second derivatives raise NotImplementedError.
 
-        Communication of each rank: for each global view what `sinkhorn` sends, one maximum and
-        `iterations` sums of `prototypes` elements; and one sum of prototypes + 2 elements in
-        float64, and one of an integer. Does not synchronize with the device.
+        Communication of each rank: one maximum and `iterations` sums of num_global * prototypes
+        elements, the sums in float64; one sum of prototypes + 2 elements in float64, and one of an
+        integer. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -109,18 +109,14 @@ def swapped_prediction_loss(
     count = views if num_global is None else num_global
     if queue is not None and len(queue) != count:
         raise ValueError(f"{name} needs a queue of the {count} global views, got {len(queue)}")
-    targets = [
-        sinkhorn(
-            view if queue is None else torch.cat((view, queue[index].to(view.dtype))),
-            temperature=sinkhorn_temperature,
-            iterations=iterations,
-            batch_group=batch_group,
-        )[:rows]
-        for index, view in enumerate(logits.detach()[:count])
-    ]
+    with torch.no_grad():
+        scores = logits[:count]
+        if queue is not None:
+            scores = torch.cat((scores, queue.to(scores.dtype)), 1)
+        targets = assigned(scores, sinkhorn_temperature, iterations, batch_group)[:, :rows]
     means = cross_entropy_of_views(
         logits,
-        torch.stack(targets),
+        targets,
         None,
         count * (views - 1) * over_ranks((rows,), logits, batch_group)[0],
         temperature=temperature,
