@@ -158,8 +158,8 @@ SWAPPED = Declaration(
     formula_at=({}, {"num_global": 1, "queue": None}),
     variants={
         "": Variant(
-            module=SwappedPredictionLoss(iterations=2),
-            options={"iterations": 2},
+            module=SwappedPredictionLoss(iterations=1),
+            options={"iterations": 1},
             shapes=("layers rows columns",),
         )
     },
