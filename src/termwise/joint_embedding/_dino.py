@@ -83,7 +83,8 @@ def dino_loss(
     Returns:
         The terms of the whole batch, the same on every rank; NaN without a sample. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        samples. Second derivatives raise NotImplementedError.
+        samples. Second derivatives of up to 262,144 logits are correct without a group; otherwise
+        they raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of an
         integer, under `torch.no_grad()` too. Does not synchronize with the device.

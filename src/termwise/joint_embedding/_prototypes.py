@@ -128,22 +128,27 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         marginal += target.sum(0)
         mass = masses.sum(0).repeat(count, 1)
         mass[:same] -= masses[:same]
+        x_sum = torch.zeros_like(target)
         for views in blocks(student, _HELD * target.numel()):
             logits = lifted(student[views, samples])
             out = gradient[views, samples] if inputs.gradient else None
             room = out if out is not None and out.dtype == logits.dtype else None
             x = torch.sub(logits, logits.amax(2, keepdim=True), out=room).mul_(slope)
             own = p[:same][views]  # which the first of x are no pairs with
-            nats = (x[: len(own)] * own).sum() - (_summed(x) * target).sum()
+            x_sum += _summed(x)
+            if len(own):
+                value += (x[: len(own)] * own).sum()
             powers = x.exp_()
             total = powers.sum(2)
-            value += nats + (mass[views] * total.log()).sum()
+            value += (mass[views] * total.log()).sum()
             if out is not None:
                 powers.mul_((mass[views] / total).mul_(slope)[:, :, None])
                 powers.sub_(target, alpha=slope)
-                powers[: len(own)].add_(own, alpha=slope)
+                if len(own):
+                    powers[: len(own)].add_(own, alpha=slope)
                 if powers is not out:
                     out.copy_(powers)
+        value -= (x_sum * target).sum()
     return value, entropy, marginal, gradient
 
 
