@@ -57,7 +57,8 @@ def cross_entropy_of_views(
         skip_same_view: whether view i of the student and view i of the teacher are no pair.
         group: process group whose ranks hold different samples; one sum of prototypes + 2 numbers
             is sent. None: no communication.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
     """
     student, teacher = alike(student, teacher.detach())
     gradient = wants_gradient(student)
