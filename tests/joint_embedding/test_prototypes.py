@@ -339,6 +339,14 @@ def test_without_a_mask_the_loss_is_0(path, over):
     assert torch.autograd.grad(terms.loss, student)[0].shape == (0, 5)
 
 
+def test_images_may_be_mapped_over(path):
+    student, teacher = drawn(6, 5), drawn(6, 5, seed=1).softmax(1)
+    indices = torch.stack([MASK.nonzero()[:, 0], torch.arange(6) % 2])
+    mapped = torch.vmap(lambda index: ibot_loss(student, teacher, index, images=4).loss)(indices)
+    each = [ibot_loss(student, teacher, index, images=4).loss for index in indices]
+    torch.testing.assert_close(mapped, torch.stack(each))
+
+
 def test_what_the_caller_counts_is_left_alone(path):
     student, teacher = drawn(6, 5).requires_grad_(), drawn(6, 5).softmax(1)
     index = MASK.nonzero()[:, 0]

@@ -100,9 +100,10 @@ def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
     student, p, weights, temperature, skip, _ = inputs
     logs, p = (lifted(student) / temperature).log_softmax(2), lifted(p)
     of_p = _finite_logs(p)
-    if weights is not None:
+    if weights is not None:  # all that follows is linear in p
         p = p * weights[:, None].to(p.dtype)
-    target, entropy = _summed(p), of_p.mul_(p).sum(dtype=dtype) * -len(logs)
+    of_p = of_p * p
+    target, entropy = _summed(p), of_p.sum(dtype=dtype) * -len(logs)
     value = -(_summed(logs) * target).sum(dtype=dtype)
     if skip:
         same = min(len(logs), len(p))
