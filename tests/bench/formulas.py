@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from termwise import energy, lm, sae
 from termwise.joint_embedding import (
+    dino_loss,
     gram_anchor_loss,
+    ibot_loss,
     koleo_loss,
     lejepa_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
+    swapped_prediction_loss,
     vicreg_loss,
     visreg_loss,
 )
@@ -428,6 +431,51 @@ def projections(z: Tensor, a: Tensor) -> None:
     (z @ a) @ a.mT
 
 
+# Prototypes.
+
+
+def of_views(batch: int, prototypes: int) -> list[Tensor]:
+    """Logits of 4 views of a student, and probabilities of 2 of its teacher."""
+    teacher = normal(2, batch, prototypes).div(0.5).softmax(2)
+    return [normal(4, batch, prototypes, scale=0.3).requires_grad_(), teacher]
+
+
+def plain_dino(student: Tensor, teacher: Tensor) -> Tensor:
+    logs, same = (student / 0.1).log_softmax(2), min(len(student), len(teacher))
+    total = (logs.sum(0) * teacher.sum(0)).sum() - (logs[:same] * teacher[:same]).sum()
+    return -total / (student.shape[1] * (len(student) * len(teacher) - same))
+
+
+def masked_patches(masked: int, prototypes: int) -> list[Tensor]:
+    """Four of each image."""
+    student, teacher = of_views(masked, prototypes)
+    return [student[0].detach().requires_grad_(), teacher[0], torch.arange(masked) // 4]
+
+
+def plain_ibot(student: Tensor, teacher: Tensor, image: Tensor) -> Tensor:
+    nats = -(teacher * (student / 0.1).log_softmax(1)).sum(1)
+    images = len(student) // 4
+    counts = torch.zeros(images, device=image.device).index_add(0, image, torch.ones_like(nats))
+    return (nats / counts[image]).sum() / images
+
+
+def our_ibot(student: Tensor, teacher: Tensor, image: Tensor) -> Tensor:
+    return ibot_loss(student, teacher, image, images=len(student) // 4).loss
+
+
+def logits_of_views(batch: int, prototypes: int) -> list[Tensor]:
+    return of_views(batch, prototypes)[:1]
+
+
+def plain_swapped(logits: Tensor) -> Tensor:
+    with torch.no_grad():
+        q = (logits[:2] / 0.05).exp()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True)
+            q = q / q.sum(2, keepdim=True)
+    return plain_dino(logits, q)
+
+
 def embeddings(rows: int, dim: int) -> list[Tensor]:
     return [normal(rows, dim, scale=0.02).requires_grad_()]
 
@@ -532,6 +580,8 @@ BATCHES = (32, 64), (256, 128), (128, 784)
 over_logits = functools.partial(Case, LOGITS, two_logits, size_of=over_vocab, rows=256)
 over_head = functools.partial(Case, HEADS, size_of=over_vocab, rows=256, products=head_products)
 over_latents = functools.partial(Case, LATENTS, rows=1024)
+ASSIGNED = (64, 128), (128, 1024), (64, 65_536)
+over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 32_768))
 CASES = {
     "lm.next_token_loss": Case(
         LOGITS, logits_and_tokens, plain_next_token, lambda *x: lm.next_token_loss(*x).loss
@@ -672,6 +722,16 @@ CASES = {
         rows=2048,
         size_of=lambda rows: (rows, 512, 4096),
         products=projections,
+    ),
+    "joint_embedding.dino_loss": over_prototypes(
+        of_views, plain_dino, lambda *x: dino_loss(*x).loss, rows=256
+    ),
+    "joint_embedding.ibot_loss": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024),
+    "joint_embedding.swapped_prediction_loss": over_prototypes(
+        logits_of_views,
+        plain_swapped,
+        lambda x: swapped_prediction_loss(x, num_global=2).loss,
+        rows=256,
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),
     "energy.sliced_score_matching_loss": of_energy(plain_sliced, our_sliced, *BATCHES),

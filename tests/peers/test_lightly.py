@@ -1,17 +1,27 @@
-"""lightly's VICReg, SIGReg, LeJEPA and VISReg beside ours, and its VICRegL where they coincide."""
-
 from functools import partial
 
 import pytest
 import torch
-from lightly.loss import VICRegLLoss, VICRegLoss
+from lightly.loss import DINOLoss, IBOTPatchLoss, SwaVLoss, VICRegLLoss, VICRegLoss
 from lightly.loss.lejepa_loss import LeJEPALoss, SIGReg
+from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
 from lightly.loss.visreg_loss import VISRegLoss
 from over_ranks import lightly_over_ranks
 from torch.testing import assert_close
 
-from termwise.joint_embedding import lejepa_loss, sigreg_loss, vicreg_loss, visreg_loss
+from termwise.joint_embedding import (
+    centered_softmax,
+    dino_loss,
+    ibot_loss,
+    lejepa_loss,
+    sigreg_loss,
+    sinkhorn,
+    swapped_prediction_loss,
+    updated_center,
+    vicreg_loss,
+    visreg_loss,
+)
 
 
 def views(*shape, seed=0, scale=0.5):
@@ -153,3 +163,57 @@ def test_visreg_is_theirs_with_the_biased_standard_deviation_of_the_paper():
     ours = visreg_loss(z, num_global=2, weight=0.6, slices=slices, **weights).loss
     assert_close(ours, theirs)
     assert_close(gradients(ours, z), gradients(theirs, z))
+
+
+def logits(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator) / 3
+
+
+def test_two_steps_of_dino_and_its_center():
+    theirs, center = DINOLoss(16).double(), torch.zeros(16, dtype=torch.float64)
+    for step in range(2):
+        student, teacher = logits(4, 6, 16, seed=step).requires_grad_(), logits(2, 6, 16, seed=9)
+        expected = theirs([*teacher], [*student])
+        rows = teacher.flatten(0, 1)
+        probs = centered_softmax(rows, center, temperature=0.04).view_as(teacher)
+        ours = dino_loss(student, probs).loss
+        center = updated_center(center, rows)
+        assert_close(ours, expected)
+        assert_close(gradients(ours, [student]), gradients(expected, [student]))
+        assert_close(center, theirs.center.flatten())
+
+
+@pytest.mark.parametrize("unmasked", [False, True])
+def test_ibot_with_and_without_an_image_without_a_mask(unmasked):
+    mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4
+    mask[1] &= not unmasked
+    masked = int(mask.sum())
+    student, teacher = logits(masked, 16).requires_grad_(), logits(masked, 16, seed=1)
+    center = torch.zeros(16, dtype=torch.float64)
+    expected = IBOTPatchLoss(16).double()(teacher, student, mask)
+    probs = centered_softmax(teacher, center, temperature=0.04)
+    ours = ibot_loss(student, probs, mask.nonzero()[:, 0], images=3).loss
+    assert_close(ours, expected)
+    assert_close(gradients(ours, [student]), gradients(expected, [student]))
+
+
+def test_sinkhorn_is_theirs_where_theirs_is_finite():
+    scores = logits(64, 300)
+    ours = sinkhorn(scores, temperature=0.05)
+    assert (ours - lightly_sinkhorn(scores)).abs().max() < 4e-16
+    high = scores.float()
+    high[0, 0] = 4.0
+    assert lightly_sinkhorn(high, epsilon=0.04).isnan().any()
+    expected = lightly_sinkhorn(high.double(), epsilon=0.04)
+    assert (sinkhorn(high, temperature=0.04) - expected).abs().max() < 4e-7
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_swav_with_two_high_resolution_views(queued):
+    views = logits(5, 8, 16).requires_grad_()
+    queue = logits(2, 10, 16, seed=1) if queued else None
+    expected = SwaVLoss()([*views[:2]], [*views[2:]], None if queue is None else [*queue])
+    ours = swapped_prediction_loss(views, num_global=2, queue=queue).loss
+    assert_close(ours, expected.squeeze())
+    assert_close(gradients(ours, [views]), gradients(expected, [views]))

@@ -6,8 +6,12 @@ from torch import Generator, Tensor
 from torch.distributed import ProcessGroup
 
 from termwise.joint_embedding import (
+    DINOLoss,
+    DINOTerms,
     GramAnchorLoss,
     GramAnchorTerms,
+    IBOTLoss,
+    IBOTTerms,
     KoLeoLoss,
     KoLeoTerms,
     LeJEPALoss,
@@ -16,15 +20,23 @@ from termwise.joint_embedding import (
     SigmoidContrastiveTerms,
     SIGRegLoss,
     SIGRegTerms,
+    SwappedPredictionLoss,
+    SwappedPredictionTerms,
     VICRegLoss,
     VICRegTerms,
     VISRegLoss,
     VISRegTerms,
+    centered_softmax,
+    dino_loss,
     gram_anchor_loss,
+    ibot_loss,
     koleo_loss,
     lejepa_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
+    sinkhorn,
+    swapped_prediction_loss,
+    updated_center,
     vicreg_loss,
     visreg_loss,
 )
@@ -86,3 +98,18 @@ def slices(z: Tensor, a: Tensor, generator: Generator, group: ProcessGroup) -> N
         assert_type(field, Tensor)
     assert_type(VISRegLoss(weight=0.6)(z, batch_group=group), VISRegTerms)
     assert_type(VISRegLoss().eps, float)
+
+
+def prototypes(logits: Tensor, index: Tensor, center: Tensor, group: ProcessGroup) -> None:
+    probs = sinkhorn(logits, temperature=0.05, batch_group=group)
+    assert_type(probs, Tensor)
+    assert_type(centered_softmax(logits, center, temperature=0.04), Tensor)
+    assert_type(updated_center(center, logits, batch_group=group), Tensor)
+    terms = dino_loss(logits, probs, same_view="keep", over_pairs="sum", batch_group=group)
+    assert_type(terms, DINOTerms)
+    assert_type(terms.marginal_entropy, Tensor)
+    assert_type(DINOLoss(temperature=0.2)(logits, probs, batch_group=group), DINOTerms)
+    assert_type(ibot_loss(logits, probs, index, images=4, over="patches"), IBOTTerms)
+    assert_type(IBOTLoss()(logits, probs, index, images=4, batch_group=group), IBOTTerms)
+    assert_type(swapped_prediction_loss(logits, queue=logits), SwappedPredictionTerms)
+    assert_type(SwappedPredictionLoss(num_global=2)(logits), SwappedPredictionTerms)
