@@ -17,6 +17,7 @@ from torch import Tensor
 from .._groups import all_reduce
 from .._numbers import lifted, without_autocast
 from ._chunks import Chunks
+from ._sparse_rows import SparseRows
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
@@ -30,6 +31,11 @@ class ChunkRows:
     """Which of the batch * time rows."""
     chunk: Tensor
     """[rows], the place of the row's chunk in the block."""
+    order: Tensor
+    """[rows], their places in the order of chunks, the rows that are not used last."""
+    starts: Tensor
+    """[chunks + 1], where each chunk begins in this order, and where the last one ends; behind
+    that, where some rows are not used, the number of rows."""
     inverse_size: Tensor
     """[chunks], 1 / the number of rows of the chunk, over the sequence's ranks."""
     used: Tensor | None
@@ -43,17 +49,22 @@ class ChunkRows:
         """Write the rows, with 0 in those that are not used."""
         flat[self.index] = self._only_used(rows).to(flat.dtype)
 
-    def sharing(self, factor: Tensor) -> Tensor:
-        """Return the matrix [chunks, rows] of the rows' shares in their chunks, times a factor."""
-        share = self._only_used(self.inverse_size[self.chunk])
-        matrix = share.new_zeros(len(self.inverse_size), len(self.chunk))
-        return matrix.scatter_(0, self.chunk[None], (share * factor)[None])
+    def share(self) -> Tensor:
+        """Return each row's share in its chunk."""
+        return self.inverse_size[self.chunk]
+
+    def sums(self, rows: Tensor, factor: Tensor) -> Tensor:
+        """Sum the rows of each chunk, times a factor for each row."""
+        sums = SparseRows(self.starts, self.order, factor[self.order]).matmul(rows)
+        return sums[: len(self.inverse_size)]
 
     def mean(self, rows: Tensor, sequence_name: str | None) -> Tensor:
-        """Average rows over chunks, where a matrix product would let -inf into other chunks."""
-        sums = rows.new_zeros(len(self.inverse_size), rows.shape[1])
-        sums.index_add_(0, self.chunk, self._only_used(rows))
-        return all_reduce(sums, sequence_name).mul_(self.inverse_size[:, None])
+        """Average rows over chunks."""
+        return all_reduce(self.sums(rows, self.share()), sequence_name)
+
+    def spread(self, chunks: Tensor) -> Tensor:
+        """Return for each row what there is for its chunk."""
+        return chunks.index_select(0, self.chunk)
 
     def _only_used(self, rows: Tensor) -> Tensor:
         if self.used is None:
@@ -82,17 +93,22 @@ def chunk_blocks(chunks: Chunks, width: int, dtype: torch.dtype) -> Iterator[Blo
 def _blocks_of_samples(chunks: Chunks, dtype: torch.dtype) -> Iterator[Block]:
     if not chunks.valid.shape[1]:
         return
-    for sample, valid in enumerate(chunks.valid):
-        sides: list[ChunkRows] = []
-        for ids, sizes in (
-            (chunks.student_id[sample], chunks.student_size[sample]),
-            (chunks.teacher_id[sample], chunks.teacher_size[sample]),
-        ):
-            place = ids.clamp(min=0)
-            used = valid[place] & (ids >= 0)
-            index = slice(sample * len(ids), (sample + 1) * len(ids))
-            sides.append(ChunkRows(index, place, (1 / sizes.to(dtype)).where(valid, 0), used))
+    student = _samples(chunks.student_id, chunks.student_size, chunks.valid, dtype)
+    teacher = _samples(chunks.teacher_id, chunks.teacher_size, chunks.valid, dtype)
+    for valid, *sides in zip(chunks.valid, student, teacher, strict=True):
         yield Block(len(valid), valid, *sides)
+
+
+def _samples(ids: Tensor, sizes: Tensor, valid: Tensor, dtype: torch.dtype) -> Iterator[ChunkRows]:
+    time, number = ids.shape[1], valid.shape[1]
+    chunk, used = ids.clamp(min=0), _used(ids, valid)
+    place = chunk.where(used, number)
+    order = place.argsort(dim=1, stable=True)
+    starts = place.new_zeros(len(ids), number + 2)
+    starts = starts.scatter_add_(1, place + 1, torch.ones_like(place)).cumsum(1)
+    inverse_size = (1 / sizes.to(dtype)).where(valid, 0)
+    for sample, parts in enumerate(zip(chunk, order, starts, inverse_size, used, strict=True)):
+        yield ChunkRows(slice(sample * time, (sample + 1) * time), *parts)
 
 
 def _blocks_that_fit(chunks: Chunks, rows: int, dtype: torch.dtype) -> Iterator[Block]:
@@ -122,7 +138,8 @@ class _InOrder:
     order: Tensor
     chunk: Tensor
     inverse_size: Tensor
-    starts: list[int]
+    starts: Tensor
+    ends: list[int]
 
     @classmethod
     def of(cls, ids: Tensor, place: Tensor, sizes: Tensor, dtype: torch.dtype) -> "_InOrder":
@@ -132,13 +149,16 @@ class _InOrder:
         placed = place[torch.where(ids >= 0, first + ids, -1)].reshape(-1)
         order = placed.argsort(stable=True)[int((placed < 0).sum()) :]
         chunk = placed[order]
-        ends = chunk.bincount(minlength=len(sizes)).cumsum(0)
-        return cls(order, chunk, 1 / sizes.to(dtype), [0, *_integers(ends)])
+        starts = F.pad(chunk.bincount(minlength=len(sizes)).cumsum(0), (1, 0))
+        return cls(order, chunk, 1 / sizes.to(dtype), starts, _integers(starts))
 
     def rows(self, start: int, stop: int) -> ChunkRows:
-        part = slice(self.starts[start], self.starts[stop])
-        index = _as_slice(self.order[part])
-        return ChunkRows(index, self.chunk[part] - start, self.inverse_size[start:stop], None)
+        first, last = self.ends[start], self.ends[stop]
+        starts = self.starts[start : stop + 1] - first
+        index = _as_slice(self.order[first:last])
+        order = torch.arange(last - first)
+        chunk = self.chunk[first:last] - start
+        return ChunkRows(index, chunk, order, starts, self.inverse_size[start:stop], None)
 
 
 def _as_slice(index: Tensor) -> slice | Tensor:

@@ -33,16 +33,17 @@ class MeanSoftmax:
     ) -> None:
         self.rows, self.vocab_name = rows, vocab_name
         self.powers, self.inverse = exponentials(centred(x, vocab_name), temperature, vocab_name)
+        self.factor = self.inverse * rows.share()
 
     def means(self) -> Tensor:
         """Return the means over this rank's rows, as parts of those over all ranks'."""
-        return self.rows.sharing(self.inverse) @ self.powers
+        return self.rows.sums(self.powers, self.factor)
 
     def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
         """Return scale * the gradient in x / temperature, from that in the means."""
-        back = self.rows.sharing(scale).T @ push
+        back = self.rows.spread(push)
         mean = all_reduce(row_products(self.powers, back), self.vocab_name) * self.inverse
-        return back.sub_(mean[:, None]).mul_(self.powers).mul_(self.inverse[:, None])
+        return back.sub_(mean[:, None]).mul_(self.powers).mul_((self.factor * scale)[:, None])
 
 
 def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:

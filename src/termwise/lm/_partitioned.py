@@ -372,10 +372,10 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
         def compute_gradient() -> Tensor:
             # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
-            shares = block.student.sharing(scale).T
-            together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
-            pushed = shares @ (push if own is None else push[:, own])
-            return pushed.addcmul_(powers, together, value=-1)
+            pushed = push.mul_((block.student.inverse_size * scale)[:, None])
+            together = block.student.spread(pushed.sum(1)) * inverse
+            pushed = block.student.spread(pushed if own is None else pushed[:, own])
+            return pushed.addcmul_(powers, together[:, None], value=-1)
 
         return sums, compute_gradient
 
