@@ -1,9 +1,10 @@
 """Blocks of chunks that stay in cache, so that no copy of the logits is ever kept.
 
 The kernels of the losses over chunks are loops over these blocks. On the CPU a block is as many
-whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a sample,
-and rows outside every chunk are masked. Over ranks the blocks are the same on every rank, which may
-hold any part of their rows, and each block's sums are reduced as it comes.
+whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a few
+samples, of 2^26 logits or an eighth of all, and rows outside every chunk are masked. Over ranks the
+blocks are the same on every rank, which may hold any part of their rows, and each block's sums are
+reduced as it comes.
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import on_host
 from .._groups import all_reduce
-from .._numbers import lifted, without_autocast
+from .._numbers import MOST_BLOCKS, block_rows, blocks, lifted, without_autocast
 from ._chunks import Chunks
 from ._sparse_rows import SparseRows
 
@@ -83,32 +85,40 @@ class Block:
     teacher: ChunkRows
 
 
-def chunk_blocks(chunks: Chunks, width: int, dtype: torch.dtype) -> Iterator[Block]:
+def chunk_blocks(
+    chunks: Chunks, width: int, dtype: torch.dtype, sequence_name: str | None
+) -> Iterator[Block]:
     """Cut the chunks that count into blocks, the same on every rank that has this width."""
-    if chunks.valid.device.type == "cpu":
+    if on_host(chunks.valid):
         return _blocks_that_fit(chunks, max(1, BLOCK // max(width, 1)), dtype)
-    return _blocks_of_samples(chunks, dtype)
+    if sequence_name is not None:  # ranks may hold different numbers of positions
+        return _blocks_of_samples(chunks, -(-len(chunks.valid) // MOST_BLOCKS), dtype)
+    time = max(chunks.student_id.shape[1], chunks.teacher_id.shape[1])
+    return _blocks_of_samples(chunks, block_rows(chunks.valid, time * width), dtype)
 
 
-def _blocks_of_samples(chunks: Chunks, dtype: torch.dtype) -> Iterator[Block]:
-    if not chunks.valid.shape[1]:
+def _blocks_of_samples(chunks: Chunks, samples: int, dtype: torch.dtype) -> Iterator[Block]:
+    batch, number = chunks.valid.shape
+    if not number:
         return
-    student = _samples(chunks.student_id, chunks.student_size, chunks.valid, dtype)
-    teacher = _samples(chunks.teacher_id, chunks.teacher_size, chunks.valid, dtype)
-    for valid, *sides in zip(chunks.valid, student, teacher, strict=True):
+    for start in range(0, batch, samples):
+        part = Chunks(*(x[start : start + samples] for x in chunks))
+        valid = part.valid.reshape(-1)
+        sides: list[ChunkRows] = []
+        for ids, sizes in (
+            (part.student_id, part.student_size),
+            (part.teacher_id, part.teacher_size),
+        ):
+            first = number * torch.arange(len(ids), device=ids.device)
+            chunk = (ids.clamp(min=0) + first[:, None]).reshape(-1)
+            used = _used(ids, part.valid).reshape(-1)
+            in_order = chunk.where(used, len(valid)).sort(stable=True)
+            ends = torch.arange(len(valid) + 2, device=ids.device)
+            starts = torch.searchsorted(in_order.values, ends)
+            index = slice(start * ids.shape[1], (start + len(ids)) * ids.shape[1])
+            inverse_size = (1 / sizes.reshape(-1).to(dtype)).where(valid, 0)
+            sides.append(ChunkRows(index, chunk, in_order.indices, starts, inverse_size, used))
         yield Block(len(valid), valid, *sides)
-
-
-def _samples(ids: Tensor, sizes: Tensor, valid: Tensor, dtype: torch.dtype) -> Iterator[ChunkRows]:
-    time, number = ids.shape[1], valid.shape[1]
-    chunk, used = ids.clamp(min=0), _used(ids, valid)
-    place = chunk.where(used, number)
-    order = place.argsort(dim=1, stable=True)
-    starts = place.new_zeros(len(ids), number + 2)
-    starts = starts.scatter_add_(1, place + 1, torch.ones_like(place)).cumsum(1)
-    inverse_size = (1 / sizes.to(dtype)).where(valid, 0)
-    for sample, parts in enumerate(zip(chunk, order, starts, inverse_size, used, strict=True)):
-        yield ChunkRows(slice(sample * time, (sample + 1) * time), *parts)
 
 
 def _blocks_that_fit(chunks: Chunks, rows: int, dtype: torch.dtype) -> Iterator[Block]:
@@ -187,18 +197,20 @@ def sum_over_chunks(
     teacher: Tensor,
     *,
     width: int,
+    sequence_name: str | None,
     sums: Tensor,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return sums plus those of all blocks, and the student's gradient, or an empty tensor.
 
-    A block has as many rows as fit in cache if each is `width` wide.
+    A block has as many rows as fit in cache if each is `width` wide. sequence_name is of the ranks
+    that hold other positions.
     """
     dtype = lifted(student[:0]).dtype
     gradient = _new_gradient(student, chunks) if with_gradient else student.new_empty(0)
     flat_student, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
     with without_autocast(student):
-        for block in chunk_blocks(chunks, width, dtype):
+        for block in chunk_blocks(chunks, width, dtype, sequence_name):
             rows = block.student.read(flat_student), block.teacher.read(flat_teacher)
             parts, compute_gradient = step(block, *rows)
             sums = sums + parts
@@ -210,7 +222,7 @@ def sum_over_chunks(
 
 def _new_gradient(student: Tensor, chunks: Chunks) -> Tensor:
     """Return an empty gradient, with 0 in the rows that no block will write."""
-    if student.device.type != "cpu":
+    if not on_host(student):
         return torch.zeros_like(student, memory_format=torch.contiguous_format)
     gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
     unused = ~_used(chunks.student_id, chunks.valid)
@@ -231,15 +243,16 @@ def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
 @torch.library.custom_op("termwise::highest_logits", mutates_args=())
 def _highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
     highest = logits.new_full(logits.shape[2:], -torch.inf)
-    for rows, used in zip(logits, _used(ids, valid), strict=True):
-        if rows.device.type == "cpu":
-            step = max(1, BLOCK // max(rows.shape[1], 1))
-            for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):
-                if len(index):
-                    torch.maximum(highest, rows[_as_slice(index)].amax(0), out=highest)
-        elif len(rows):
-            rows = rows.masked_fill(~used[:, None], -torch.inf)
-            torch.maximum(highest, rows.amax(0), out=highest)
+    rows, used = logits.flatten(0, 1), _used(ids, valid).reshape(-1)
+    if on_host(logits):
+        step = max(1, BLOCK // max(rows.shape[1], 1))
+        for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):
+            if len(index):
+                torch.maximum(highest, rows[_as_slice(index)].amax(0), out=highest)
+        return highest
+    for part in blocks(rows):
+        read = rows[part].masked_fill(~used[part, None], -torch.inf)
+        torch.maximum(highest, read.amax(0), out=highest)
     return highest
 
 

@@ -386,6 +386,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         teacher,
         # Smaller blocks than others: each of them is read by more steps at once.
         width=2 * teacher.shape[2],
+        sequence_name=inputs.sequence_name,
         sums=inputs.per_chunk.new_zeros(4),
         with_gradient=inputs.with_gradient,
     )
