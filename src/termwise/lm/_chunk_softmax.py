@@ -5,7 +5,6 @@ from torch import Tensor
 
 from .._groups import all_reduce
 from ._chunk_blocks import ChunkRows
-from ._rows import row_products
 
 
 def centred(x: Tensor, vocab_name: str | None) -> Tensor:
@@ -41,9 +40,10 @@ class MeanSoftmax:
 
     def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
         """Return scale * the gradient in x / temperature, from that in the means."""
-        back = self.rows.spread(push)
-        mean = all_reduce(row_products(self.powers, back), self.vocab_name) * self.inverse
-        return back.sub_(mean[:, None]).mul_(self.powers).mul_((self.factor * scale)[:, None])
+        back = self.rows.spread(push).mul_(self.powers)
+        mean = all_reduce(back.sum(1), self.vocab_name) * self.inverse
+        back.addcmul_(self.powers, mean[:, None], value=-1)
+        return back.mul_((self.factor * scale)[:, None])
 
 
 def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:

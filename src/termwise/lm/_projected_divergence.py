@@ -81,12 +81,12 @@ class Divergence(NamedTuple):
             if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
                 ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
                 kl = row_products(p, ratio)
-                push = -p / q
+                push = (p / q).neg_()
             else:
                 kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
                 push = -(p / q).where(p != 0, 0)
         agree = projected.argmax(1) == log_p.argmax(1)
-        push = (push - row_products(push, share)[:, None]) / whole
+        push = push.sub_(row_products(push, share)[:, None]).div_(whole)
         if block.counted is not None:
             kl, agree = kl.where(block.counted, 0), agree & block.counted
             uncovered = uncovered.where(block.counted, 0)
