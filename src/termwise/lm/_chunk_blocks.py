@@ -64,9 +64,10 @@ class ChunkRows:
         """Average rows over chunks."""
         return all_reduce(self.sums(rows, self.share()), sequence_name)
 
-    def spread(self, chunks: Tensor) -> Tensor:
-        """Return for each row what there is for its chunk."""
-        return chunks.index_select(0, self.chunk)
+    def spread(self, chunks: Tensor, factor: Tensor) -> Tensor:
+        """Return for each row what there is for its chunk, times a factor for each row."""
+        starts = torch.arange(len(self.chunk) + 1, device=chunks.device)
+        return SparseRows(starts, self.chunk, factor).matmul(chunks)
 
     def _only_used(self, rows: Tensor) -> Tensor:
         if self.used is None:

@@ -40,10 +40,9 @@ class MeanSoftmax:
 
     def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
         """Return scale * the gradient in x / temperature, from that in the means."""
-        back = self.rows.spread(push).mul_(self.powers)
+        back = self.rows.spread(push, self.factor * scale).mul_(self.powers)
         mean = all_reduce(back.sum(1), self.vocab_name) * self.inverse
-        back.addcmul_(self.powers, mean[:, None], value=-1)
-        return back.mul_((self.factor * scale)[:, None])
+        return back.addcmul_(self.powers, mean[:, None], value=-1)
 
 
 def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:

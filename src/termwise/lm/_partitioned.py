@@ -372,9 +372,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
         def compute_gradient() -> Tensor:
             # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
-            pushed = push.mul_((block.student.inverse_size * scale)[:, None])
-            together = block.student.spread(pushed.sum(1)) * inverse
-            pushed = block.student.spread(pushed if own is None else pushed[:, own])
+            factor = block.student.share() * scale
+            together = push.sum(1)[block.student.chunk] * factor * inverse
+            pushed = block.student.spread(push if own is None else push[:, own], factor)
             return pushed.addcmul_(powers, together[:, None], value=-1)
 
         return sums, compute_gradient
