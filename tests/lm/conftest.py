@@ -2,14 +2,15 @@
 
 import pytest
 
-from termwise.lm import _linear_rows, _rows
+from termwise import _numbers
+from termwise.lm import _linear_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_size_is_small():
     """Take the path of large logits at any size; `tests/core` takes that of small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_rows, "SMALL", 0)
+        patch.setattr(_numbers, "FEW", 0)
         yield
 
 
