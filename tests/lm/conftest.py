@@ -3,7 +3,7 @@
 import pytest
 
 from termwise import _numbers
-from termwise.lm import _linear_rows
+from termwise.lm import _linear_rows, _rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -11,6 +11,7 @@ def no_size_is_small():
     """Take the path of large logits at any size; `tests/core` takes that of small ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_numbers, "FEW", 0)
+        patch.setattr(_rows, "FUSED", 0)
         yield
 
 

@@ -36,7 +36,7 @@ LOGITS_GROUPS = {
 TEXT = {"time": st.integers(2, 3), "vocab": st.integers(2, 4)}
 LOGITS = ("rows time columns", "rows time columns")
 # Few logits are taken whole, more in blocks.
-SMALL_AND_LARGE = ({}, {"termwise._numbers.FEW": 0})
+SMALL_AND_LARGE = ({}, {"termwise._numbers.FEW": 0, "termwise.lm._rows.FUSED": 0})
 ELSEWHERE = {"termwise.lm._chunk_blocks.on_host": lambda x: False}
 # On the CPU blocks of chunks; on other devices of all samples, and of one.
 BLOCKS = (

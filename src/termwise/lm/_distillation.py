@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .. import _numbers
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
@@ -160,7 +161,7 @@ def distillation_loss(
     logits = student_logits, teacher_logits.detach()
     compared = Compared(divergence, beta, temperature)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
-    if few_that_count(student_logits, *limits):
+    if few_that_count(student_logits, _numbers.FEW, *limits):
         rows = [x[:, :-1].flatten(0, 1) for x in logits]
         per_row = _per_row(None, *rows, compared=compared, teacher_top_k=teacher_top_k, tail=tail)
         mean, count = mean_of_few(per_row, normalizer)

@@ -9,6 +9,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._numbers import lifted_dtype
+from . import _rows
 from ._checks import check_normalizer
 from ._cross_entropy_rows import (
     NextTokenTerms,
@@ -93,7 +94,7 @@ def next_token_loss(
     """
     check_normalizer("next_token_loss", normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
-    if few_that_count(logits, *limits):
+    if few_that_count(logits, _rows.FUSED, *limits):
         found = terms_of_few(logits, tokens, normalizer)
         if found is not None:
             return found

@@ -22,6 +22,8 @@ from .._numbers import block_rows, few, lifted, may_look_at, without_autocast
 from ._checks import divisor
 from ._chunks import logit_chunks
 
+# So few logits that a fused kernel, which reads them more often, has them in cache.
+FUSED = 2**18
 # Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
 SHARDED_ROWS = 512
 # A gradient in float16 is kept times this, until the incoming one is known, lest it underflow.
@@ -90,15 +92,16 @@ def _or_none(unused: Tensor) -> Tensor | None:
     return None if on_host(unused) and not bool(unused.any()) else unused
 
 
-def few_that_count(x: Tensor, *limits: object) -> bool:
-    """Whether x [batch, time, columns] is small, and all of it counts but the last of each sample.
+def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
+    """Whether x [batch, time, columns] has few elements, all of which count but for the last time.
 
-    A loss on the CPU, of whose masks and groups (limits) none is given, then leaves out those that
-    predict nothing, which is a copy, and with them all masks, each of which is a call or two.
+    A loss on the CPU, of whose masks and groups (limits) none is given, then leaves out the
+    positions that predict nothing, which is a copy, and with them all masks, of some calls each.
     """
-    if any(limit is not None for limit in limits) or not (x.shape[0] and x.shape[1] > 1):
+    if torch.compiler.is_compiling() or any(limit is not None for limit in limits):
         return False
-    return few(x) and on_host(x) and not transformed()
+    few = x.numel() <= most and x.shape[0] > 0 and x.shape[1] > 1
+    return few and on_host(x) and not transformed()
 
 
 def differentiated(formula: Callable[..., Sums]) -> ByHand:
