@@ -110,14 +110,14 @@ def _blocks_of_samples(chunks: Chunks, samples: int, dtype: torch.dtype) -> Iter
             (part.student_id, part.student_size),
             (part.teacher_id, part.teacher_size),
         ):
-            first = number * torch.arange(len(ids), device=ids.device)
+            first = torch.arange(0, len(valid), number, device=ids.device)
             chunk = (ids.clamp(min=0) + first[:, None]).reshape(-1)
             used = _used(ids, part.valid).reshape(-1)
             in_order = chunk.where(used, len(valid)).sort(stable=True)
             ends = torch.arange(len(valid) + 2, device=ids.device)
             starts = torch.searchsorted(in_order.values, ends)
             index = slice(start * ids.shape[1], (start + len(ids)) * ids.shape[1])
-            inverse_size = (1 / sizes.reshape(-1).to(dtype)).where(valid, 0)
+            inverse_size = sizes.reshape(-1).to(dtype).reciprocal_().where(valid, 0)
             sides.append(ChunkRows(index, chunk, in_order.indices, starts, inverse_size, used))
         yield Block(len(valid), valid, *sides)
 

@@ -21,7 +21,7 @@ def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple
     if temperature != 1:
         x.div_(temperature)
     powers = x.exp_()
-    return powers, 1 / all_reduce(powers.sum(1), vocab_name)
+    return powers, all_reduce(powers.sum(1), vocab_name).reciprocal()
 
 
 class MeanSoftmax:
