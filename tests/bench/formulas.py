@@ -517,6 +517,90 @@ def our_flow(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
     return energy.flow_matching_loss(model(x), x, other, time).loss
 
 
+# Energies that see no derivative of x, beside noise whose log-density is -|x|^2.
+
+
+def log_density(x: Tensor) -> Tensor:
+    return -x.square().sum(-1)
+
+
+def plain_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    of_data, of_noise = (model(y)(y) + log_density(y) for y in (x, noise))
+    return F.softplus(of_data).mean() + F.softplus(-of_noise).mean()
+
+
+def our_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)}
+    return energy.noise_contrastive_loss(model(x), x, noise, log_z=x.new_zeros(()), **logs).loss
+
+
+def plain_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    both = torch.stack([-model(y)(y) - log_density(y) for y in (x, noise)])
+    return -both.log_softmax(0)[0].mean()
+
+
+def our_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)[None]}
+    return energy.ranking_noise_contrastive_loss(model(x), x, noise[None], **logs).loss
+
+
+def plain_conditional(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    return 2 * F.softplus(model(x)(x) - model(x)(noise)).mean()
+
+
+def our_conditional(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    return energy.conditional_noise_contrastive_loss(model(x), x, noise[None]).loss
+
+
+def plain_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return model(x)(x).mean() - model(x)(other).mean()
+
+
+def our_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return energy.contrastive_divergence_loss(model(x), x, other).loss
+
+
+def plain_discrepancy(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    moved = x + SIGMA * noise
+    copies = torch.stack([moved + SIGMA * noise, moved - SIGMA * noise])
+    gaps = model(x)(x) - model(x)(copies.flatten(0, 1)).view(2, -1)
+    return (F.pad(gaps, (0, 0, 1, 0)).logsumexp(0) - math.log(2)).mean()
+
+
+def our_discrepancy(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    draws = torch.stack([noise, noise, -noise])
+    return energy.energy_discrepancy_loss(model(x), x, t=SIGMA**2, copies=2, noise=draws).loss
+
+
+def plain_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    up, here, down = (model(x)(y) for y in (x + SIGMA * v, x, x - SIGMA * v))
+    slope, bend = (up - down) / (2 * SIGMA), (up + down - 2 * here) / SIGMA**2
+    return (0.5 * slope.square() - bend).mean()
+
+
+def our_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    return energy.finite_difference_score_matching_loss(
+        model(x), x, step=SIGMA, projections=v[None]
+    ).loss
+
+
+def plain_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), 1, device=x.device)
+    _, score = slopes(x * (1 - time) + other * time)
+    weight = 4 * ((1 - time) / 0.2).clamp(max=1)
+    return (score - weight * (x - other)).square().sum(1).mean()
+
+
+def our_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy.equilibrium_matching_loss(model(x), x, other, time).loss
+
+
+def our_energy_matching(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy.energy_matching_loss(model(x), x, other, time).loss
+
+
 def over_vocab(rows: int) -> tuple[int, ...]:
     return 1, rows + 1, 128_256
 
@@ -661,4 +745,12 @@ CASES = {
         lambda x, *_: energy.gradient_penalty(model(x), x).loss,
     ),
     "energy.flow_matching_loss": of_energy(plain_flow, our_flow),
+    "energy.energy_matching_loss": of_energy(plain_flow, our_energy_matching),
+    "energy.equilibrium_matching_loss": of_energy(plain_equilibrium, our_equilibrium),
+    "energy.contrastive_divergence_loss": of_energy(plain_contrastive, our_contrastive),
+    "energy.noise_contrastive_loss": of_energy(plain_noise_contrastive, our_noise_contrastive),
+    "energy.ranking_noise_contrastive_loss": of_energy(plain_ranking, our_ranking),
+    "energy.conditional_noise_contrastive_loss": of_energy(plain_conditional, our_conditional),
+    "energy.energy_discrepancy_loss": of_energy(plain_discrepancy, our_discrepancy),
+    "energy.finite_difference_score_matching_loss": of_energy(plain_differences, our_differences),
 }
