@@ -159,6 +159,113 @@ def head_products(hidden: Tensor, weight: Tensor, *teacher: Tensor) -> None:
         teacher[0] @ teacher[1].mT
 
 
+# Chunks of two tokenizers.
+
+
+def chunked(time: int, vocab: int, hidden: int = 0) -> list[Tensor]:
+    """Logits of two models, chunks of two tokens, and a projection with two entries a token."""
+    student = normal(1, time, hidden or vocab).requires_grad_()
+    ids = (torch.arange(time) // 2)[None]
+    entries = torch.arange(2 * vocab) // 2
+    pointers = 2 * torch.arange(vocab + 1)
+    projection = [pointers, entries, torch.full((2 * vocab,), 0.5)]
+    return [student, normal(1, time, vocab), ids, ids[:, ::2] >= 0, *projection]
+
+
+def chunked_head(time: int, vocab: int) -> list[Tensor]:
+    hidden, *others = chunked(time, vocab, 256)
+    return [hidden, *others, normal(vocab, 256, scale=0.06).requires_grad_()]
+
+
+def aligned(ids: Tensor, valid: Tensor) -> lm.Alignment:
+    return lm.Alignment(ids, ids, valid, valid)
+
+
+def projection_of(pointers: Tensor, entries: Tensor, weights: Tensor) -> lm.VocabProjection:
+    vocab = len(pointers) - 1
+    one_way = pointers, entries, weights
+    return lm.VocabProjection(vocab, vocab, *one_way, *one_way)
+
+
+def partition_of(vocab: int, like: Tensor) -> lm.VocabPartition:
+    common, rest = torch.arange(vocab, device=like.device).chunk(2)
+    return lm.VocabPartition(common, common, rest, rest)
+
+
+def chunk_means(x: Tensor, ids: Tensor) -> Tensor:
+    chunk, rows = ids[0, 1:], x[0, :-1]
+    sizes = rows.new_zeros(ids.shape[1] // 2).index_add(0, chunk, rows.new_ones(len(rows)))
+    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add(0, chunk, rows)
+    return sums / sizes[:, None]
+
+
+def plain_projected_kl(student: Tensor, teacher: Tensor, ids: Tensor, *others: Tensor) -> Tensor:
+    _, _, entries, weights = others
+    p = chunk_means(student.softmax(2), ids)
+    q = torch.zeros_like(p).index_add(1, entries, p.index_select(1, entries) * weights)
+    q = q / (q.sum(1, keepdim=True) + 1e-10) + 1e-10
+    target = chunk_means(teacher, ids).log_softmax(1)
+    return F.kl_div(q.log(), target, log_target=True, reduction="batchmean")
+
+
+def our_projected_kl(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection = others
+    return lm.projected_kl_loss(
+        student, teacher, alignment=aligned(ids, valid), projection=projection_of(*projection)
+    ).loss
+
+
+def plain_linear_projected_kl(hidden: Tensor, *others: Tensor) -> Tensor:
+    *chunks, weight = others
+    return plain_projected_kl(hidden @ weight.mT, *chunks)
+
+
+def our_linear_projected_kl(hidden: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection, weight = others
+    return lm.linear_projected_kl_loss(
+        hidden,
+        weight,
+        teacher,
+        alignment=aligned(ids, valid),
+        projection=projection_of(*projection),
+    ).loss
+
+
+def plain_universal_logit(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    p, q = (chunk_means(x.softmax(2), ids).sort(1, descending=True)[0] for x in (student, teacher))
+    return (p - q).abs().sum(1).mean()
+
+
+def our_universal_logit(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    return lm.universal_logit_loss(student, teacher, alignment=aligned(*others[:2])).loss
+
+
+def plain_partitioned(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    a, b = (chunk_means(x.log_softmax(2), ids).chunk(2, dim=1) for x in (student, teacher))
+    p, q = (x[1].exp().topk(min(8192, x[1].shape[1]), dim=1)[0] for x in (a, b))
+    kl = F.kl_div(a[0], b[0], log_target=True, reduction="batchmean")
+    return kl + (p - q).abs().sum(1).mean()
+
+
+def our_partitioned(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    return lm.partitioned_loss(
+        student,
+        teacher,
+        alignment=aligned(*others[:2]),
+        partition=partition_of(student.shape[2], student),
+    ).loss
+
+
+def our_cross_tokenizer(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection = others
+    of_teacher = lm.Teacher(teacher, aligned(ids, valid), projection=projection_of(*projection))
+    return lm.cross_tokenizer_loss(student, ids, of_teacher).loss
+
+
+def plain_cross_tokenizer(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    return plain_next_token(student, ids) + plain_projected_kl(student, teacher, ids, *_)
+
+
 # Latents.
 
 
@@ -556,6 +663,90 @@ def our_flow(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
     return energy.flow_matching_loss(model(x), x, other, time).loss
 
 
+# Energies that see no derivative of x, beside noise whose log-density is -|x|^2.
+
+
+def log_density(x: Tensor) -> Tensor:
+    return -x.square().sum(-1)
+
+
+def plain_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    of_data, of_noise = (model(y)(y) + log_density(y) for y in (x, noise))
+    return F.softplus(of_data).mean() + F.softplus(-of_noise).mean()
+
+
+def our_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)}
+    return energy.noise_contrastive_loss(model(x), x, noise, log_z=x.new_zeros(()), **logs).loss
+
+
+def plain_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    both = torch.stack([-model(y)(y) - log_density(y) for y in (x, noise)])
+    return -both.log_softmax(0)[0].mean()
+
+
+def our_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)[None]}
+    return energy.ranking_noise_contrastive_loss(model(x), x, noise[None], **logs).loss
+
+
+def plain_conditional(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    return 2 * F.softplus(model(x)(x) - model(x)(noise)).mean()
+
+
+def our_conditional(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    return energy.conditional_noise_contrastive_loss(model(x), x, noise[None]).loss
+
+
+def plain_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return model(x)(x).mean() - model(x)(other).mean()
+
+
+def our_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return energy.contrastive_divergence_loss(model(x), x, other).loss
+
+
+def plain_discrepancy(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    moved = x + SIGMA * noise
+    copies = torch.stack([moved + SIGMA * noise, moved - SIGMA * noise])
+    gaps = model(x)(x) - model(x)(copies.flatten(0, 1)).view(2, -1)
+    return (F.pad(gaps, (0, 0, 1, 0)).logsumexp(0) - math.log(2)).mean()
+
+
+def our_discrepancy(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    draws = torch.stack([noise, noise, -noise])
+    return energy.energy_discrepancy_loss(model(x), x, t=SIGMA**2, copies=2, noise=draws).loss
+
+
+def plain_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    up, here, down = (model(x)(y) for y in (x + SIGMA * v, x, x - SIGMA * v))
+    slope, bend = (up - down) / (2 * SIGMA), (up + down - 2 * here) / SIGMA**2
+    return (0.5 * slope.square() - bend).mean()
+
+
+def our_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    return energy.finite_difference_score_matching_loss(
+        model(x), x, step=SIGMA, projections=v[None]
+    ).loss
+
+
+def plain_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), 1, device=x.device)
+    _, score = slopes(x * (1 - time) + other * time)
+    weight = 4 * ((1 - time) / 0.2).clamp(max=1)
+    return (score - weight * (x - other)).square().sum(1).mean()
+
+
+def our_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy.equilibrium_matching_loss(model(x), x, other, time).loss
+
+
+def our_energy_matching(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy.energy_matching_loss(model(x), x, other, time).loss
+
+
 def over_vocab(rows: int) -> tuple[int, ...]:
     return 1, rows + 1, 128_256
 
@@ -582,6 +773,7 @@ over_head = functools.partial(Case, HEADS, size_of=over_vocab, rows=256, product
 over_latents = functools.partial(Case, LATENTS, rows=1024)
 ASSIGNED = (64, 128), (128, 1024), (64, 65_536)
 over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 32_768))
+over_chunks = functools.partial(Case, (), chunked, rows=1024, size_of=lambda rows: (rows, 32_768))
 CASES = {
     "lm.next_token_loss": Case(
         LOGITS, logits_and_tokens, plain_next_token, lambda *x: lm.next_token_loss(*x).loss
@@ -614,6 +806,18 @@ CASES = {
     "lm.linear_distillation_loss": over_head(
         two_hidden, plain_linear_kl, lambda *x: lm.linear_distillation_loss(*x).loss
     ),
+    "lm.projected_kl_loss": over_chunks(plain_projected_kl, our_projected_kl),
+    "lm.linear_projected_kl_loss": Case(
+        (),
+        chunked_head,
+        plain_linear_projected_kl,
+        our_linear_projected_kl,
+        rows=1024,
+        size_of=lambda rows: (rows, 32_768),
+    ),
+    "lm.universal_logit_loss": over_chunks(plain_universal_logit, our_universal_logit),
+    "lm.partitioned_loss": over_chunks(plain_partitioned, our_partitioned),
+    "lm.cross_tokenizer_loss": over_chunks(plain_cross_tokenizer, our_cross_tokenizer),
     "lm.targeted_variance_loss": Case(
         ((256, 64), (4096, 512), (50_000, 1024)),
         embeddings,
@@ -751,4 +955,12 @@ CASES = {
         lambda x, *_: energy.gradient_penalty(model(x), x).loss,
     ),
     "energy.flow_matching_loss": of_energy(plain_flow, our_flow),
+    "energy.energy_matching_loss": of_energy(plain_flow, our_energy_matching),
+    "energy.equilibrium_matching_loss": of_energy(plain_equilibrium, our_equilibrium),
+    "energy.contrastive_divergence_loss": of_energy(plain_contrastive, our_contrastive),
+    "energy.noise_contrastive_loss": of_energy(plain_noise_contrastive, our_noise_contrastive),
+    "energy.ranking_noise_contrastive_loss": of_energy(plain_ranking, our_ranking),
+    "energy.conditional_noise_contrastive_loss": of_energy(plain_conditional, our_conditional),
+    "energy.energy_discrepancy_loss": of_energy(plain_discrepancy, our_discrepancy),
+    "energy.finite_difference_score_matching_loss": of_energy(plain_differences, our_differences),
 }

@@ -28,23 +28,8 @@ MANY = {
 }
 # Blocks of 2^26 logits, however many there are, for logits that are never held.
 GROWING = {"lm.linear_next_token_loss", "lm.linear_distillation_loss"}
-OVER_CHUNKS = "chunks are read sample by sample, and its plain formula has sparse products"
-DRAWS = "as many kernels as its energy asks for, in a plan of its own"
 NOT_COUNTED = {
-    "lm.projected_kl_loss": OVER_CHUNKS,
-    "lm.linear_projected_kl_loss": OVER_CHUNKS,
-    "lm.universal_logit_loss": OVER_CHUNKS,
-    "lm.cross_tokenizer_loss": OVER_CHUNKS,
-    "lm.partitioned_loss": OVER_CHUNKS,
-    "energy.conditional_noise_contrastive_loss": DRAWS,
-    "energy.contrastive_divergence_kl_term": DRAWS,
-    "energy.contrastive_divergence_loss": DRAWS,
-    "energy.energy_discrepancy_loss": DRAWS,
-    "energy.energy_matching_loss": DRAWS,
-    "energy.equilibrium_matching_loss": DRAWS,
-    "energy.finite_difference_score_matching_loss": DRAWS,
-    "energy.noise_contrastive_loss": DRAWS,
-    "energy.ranking_noise_contrastive_loss": DRAWS,
+    "energy.contrastive_divergence_kl_term": "distances of all pairs of samples, in blocks of them",
 }
 
 
