@@ -87,11 +87,11 @@ MEASURED = {
 }
 
 
-def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,17 +99,14 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     )
 
 
-def termwise(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "termwise", *arguments, cwd=cwd, **environment)
-
-
 @pytest.fixture(scope="module")
 def five_steps(tmp_path_factory):
-    """Make all runs once, of five steps, and one over two ranks: the folders that they wrote to."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("all", "two_ranks")]
+    """Make all runs once, one over two ranks, and one that cannot be: where they wrote to."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("all", "two_ranks", "refused")]
     command = "--steps 5 --json terms.json"
     jobs = [str(folders[0]), "1", f"-m termwise {command}"]
     jobs += [str(folders[1]), "2", f"-m termwise vicreg {command}"]
+    jobs += [str(folders[2]), "1", "-m termwise vicreg nothing"]
     done = python(str(FORK_RANKS), IMPORTS, *jobs, cwd=folders[0])
     assert done.returncode == 0, done.stderr
     return folders
@@ -345,11 +342,11 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert printed.err.count("\n") == 1
 
 
-def test_the_process_leaves_with_code_2_and_no_traceback(tmp_path):
-    done = termwise("vicreg", "nothing", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_the_process_leaves_with_code_2_and_no_traceback(five_steps):
+    codes, out, err = ended(five_steps[2])
+    assert (codes, out) == ("2", "")
+    assert err.count("\n") == 1
+    assert {path.name for path in five_steps[2].iterdir()} == {"codes", "out", "err"}
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich", "tokenizers"])
