@@ -1,18 +1,23 @@
 """`python -m termwise` as a user calls it, and the views that VICReg's run draws."""
 
+import base64
 import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+import termwise as tw
 from termwise.demo import (
+    _command,
     _comparison,
     _densities,
     _distill,
@@ -22,7 +27,8 @@ from termwise.demo import (
     _vicreg,
 )
 from termwise.demo._command import main
-from termwise.demo._training import Setting
+from termwise.demo._report import new_figure
+from termwise.demo._training import Run, Setting
 from termwise.energy import (
     ConditionalNoiseContrastiveTerms,
     ContrastiveDivergenceTerms,
@@ -112,12 +118,18 @@ def five_steps(tmp_path_factory):
     return folders
 
 
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    for part in ("draw", "write_page"):
+        monkeypatch.setattr(_report, part, lambda *_: None)
+
+
 def ended(folder: Path) -> tuple[str, str, str]:
     return tuple((folder / name).read_text() for name in ("codes", "out", "err"))
 
 
 def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
-    five_steps, monkeypatch
+    five_steps, monkeypatch, nothing_drawn
 ):
     tmp_path = five_steps[0]
     codes, out, err = ended(tmp_path)
@@ -145,9 +157,45 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     check_energies(results["energy"])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_report, "draw", lambda *_: None)
     assert main(["--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == results
+
+
+def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
+    folder = five_steps[0]
+    page = folder / "termwise-demo" / "index.html"
+    assert ended(folder)[1].splitlines()[-1] == f"all of it on one page: {page.resolve().as_uri()}"
+    text = page.read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:image/png;base64,)", text)
+    for run in RUNS:
+        section = text.partition(f'<section id="{run}">')[2].partition("</section>")[0]
+        assert f'<a href="#{run}">' in text
+        assert f"python -m termwise {run} --steps 5 --seed 0" in section
+        assert "held-out" in section
+        assert f"{run}: 5 steps" in section.partition("<pre>")[2]
+        drawn = (folder / "termwise-demo" / f"{run}.png").read_bytes()
+        assert base64.b64encode(drawn).decode() in section
+    assert f"termwise {tw.__version__}, PyTorch {torch.__version__}" in text
+    # A sentence or a table may have anything in it.
+    shown = types.SimpleNamespace(sentence="a < b & c", table=lambda *_: "<tag>")
+    told = _report.Told(shown, 1.0, folder / "termwise-demo" / "sae.png", "python -c '<'")
+    _report.write_page(folder / "other.html", {"x": told})
+    other = (folder / "other.html").read_text()
+    assert "<p>a &lt; b &amp; c</p>" in other
+    assert "<pre>&lt;tag&gt;</pre>" in other
+
+
+def test_open_opens_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(_command.webbrowser, "open", opened.append)
+    quick = types.SimpleNamespace(
+        sentence="s", table=lambda *_: "t", figure=lambda: new_figure(2, 1)
+    )
+    run = Run(about="", steps=1, train=lambda _: quick)
+    monkeypatch.setitem(_command.RUNS, "vicreg", run)
+    assert main(["vicreg", "--open"]) == 0
+    assert opened == [(tmp_path / "termwise-demo" / "index.html").as_uri()]
 
 
 def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:
@@ -208,7 +256,7 @@ def check_students(result: dict) -> None:
     assert result["measured"]["common_tokens"] == 511
 
 
-def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch):
+def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch, nothing_drawn):
     train = _distill._train_student
     no_student = _distill.Student(terms={"loss": [0.0]}, held_out={0: 0.0})
     monkeypatch.setattr(
@@ -216,7 +264,6 @@ def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch
         "_train_student",
         lambda name, *rest: train(name, *rest) if name != "partitioned" else no_student,
     )
-    monkeypatch.setattr(_report, "draw", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     # Half of its steps: enough for the projected KL, not for the partitioned loss.
     assert main(["distill", "--steps", "80", "--json", "terms.json"]) == 0
@@ -281,8 +328,7 @@ def check_energies(result: dict) -> None:
     assert result["measured"]["auroc_gaussian_samples_full_gaussian"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
-    monkeypatch.setattr(_report, "draw", lambda *_: None)
+def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch, nothing_drawn):
     monkeypatch.chdir(tmp_path)
     assert main(["sae", "--steps", "25", "--json", "terms.json"]) == 0
     trainings = json.loads((tmp_path / "terms.json").read_text())["sae"]["trainings"]
