@@ -104,7 +104,7 @@ def test_equal_logits_are_a_uniform_guess():
 
 def test_it_compiles_whole_and_maps():
     logits, tokens, mask = inputs(2, 4, 5)
-    compiled = torch.compile(next_token_loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(next_token_loss, fullgraph=True, backend="eager")
     pair = [function(logits, tokens, mask=mask).loss for function in (compiled, next_token_loss)]
     torch.testing.assert_close(*pair)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in pair))

@@ -312,23 +312,26 @@ class Signature:
         }
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
+        self.defaults: dict[str, Any] = {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if parameter.default is not parameter.empty
+        }
         for name, parameter in self.parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"calls: {self.name} takes *{name}, which no annotation limits")
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(f"calls: {self.name} takes {name} by position only")
 
+    @functools.cached_property
+    def arrays_last(self) -> list[str]:
+        """List all names: "{k}+1" can be computed only from a k that is known to be a number."""
+        return sorted(self.hints, key=lambda name: has_arrays(self.hints[name]))
+
     def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Return an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
-        whole = {
-            name: parameter.default
-            for name, parameter in self.parameters.items()
-            if parameter.default is not parameter.empty
-        }
-        options = [
-            filled_in(option, {**whole, **self.held, **arguments})
-            for option in options_of(self.hints.get(name))
-        ]
+        known = {**self.defaults, **self.held, **arguments}
+        options = [filled_in(option, known) for option in options_of(self.hints.get(name))]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
@@ -950,21 +953,19 @@ def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
     arguments = {**signature.held, **call}
-    given = {name: value for name, value in arguments.items() if name in signature.hints}
+    in_order = [name for name in signature.arrays_last if name in arguments]
     with jaxtyped("context"):
-        # What is no array first: "{k}+1" can be computed only from a k that is a number.
-        for name in sorted(given, key=lambda name: has_arrays(signature.hints[name])):
+        for name in in_order:
             try:
                 hint = signature.hint(name, call)
             except (TypeError, AttributeError):  # "{len(xs)}" of a broken xs
                 return False
-            if not fits(given[name], hint):
+            if not fits(arguments[name], hint):
                 return False
     # Jaxtyping and beartype do not look into records.
     known = Bindings(arguments)
-    in_order = sorted(given, key=lambda name: has_arrays(signature.hints[name]))
     problems = (
-        Expected(signature.hints[name]).problem(given[name], name, known) for name in in_order
+        Expected(signature.hints[name]).problem(arguments[name], name, known) for name in in_order
     )
     return not any(problems) and not known.finish()
 
