@@ -1,3 +1,5 @@
+"""lightly's losses beside ours: VICReg and VICRegL, SIGReg, LeJEPA, VISReg, DINO, iBOT, SwAV."""
+
 from functools import partial
 
 import pytest
