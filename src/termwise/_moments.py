@@ -36,7 +36,7 @@ _STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
 def second_moments(
-    z: Tensor,
+    views: Sequence[Tensor],
     counts: Tensor | None,
     *,
     path: CovariancePath,
@@ -47,8 +47,8 @@ def second_moments(
     """Return the unbiased variance of each column, and the energy of the off-diagonal covariance.
 
     Args:
-        z: this rank's rows, "batch dim". Halves are lifted to float32.
-        counts: `_groups.row_counts(z, group)`.
+        views: this rank's rows of each view, "batch dim". Halves are lifted to float32.
+        counts: `_groups.row_counts(views[0], group)`.
         path: which product to form; "auto" takes the smaller one.
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no
             communication. Reading the counts synchronizes with the device once, with a group only.
@@ -57,38 +57,65 @@ def second_moments(
         caller: the loss that an error names.
 
     Returns:
-        Variance " dim", and energy "" in the wider type, where it cannot overflow; both
+        Variance "views dim", and energy " views" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
-    if counts is None and path != "gram" and z.shape[0] > 1 and _is_small(z):
-        return _as_written(z)
-    inputs = _Inputs(
-        z,
-        counts,
-        path,
-        torch.is_grad_enabled(),
-        "" if group is None else group.group_name,
-        caller,
-        _groups.gradient_scale(group, grad_reduction),
+    first = views[0]
+    if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
+        return _as_written(torch.stack(tuple(views)))
+    moments = [
+        differentiable(
+            _second_moments,
+            _backward,
+            _Inputs(
+                z,
+                counts,
+                path,
+                torch.is_grad_enabled(),
+                "" if group is None else group.group_name,
+                caller,
+                _groups.gradient_scale(group, grad_reduction),
+            ),
+            (0, 3),
+        )
+        for z in views
+    ]
+    return (
+        torch.stack([variance for _, variance, _, _ in moments]),
+        torch.stack([energy for _, _, energy, _ in moments]),
     )
-    _, variance, energy, _ = differentiable(_second_moments, _backward, inputs, (0, 3))
-    return variance, energy
 
 
-def _is_small(z: Tensor) -> bool:
+def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
+    """Return (sum of variances)^2 / ||C||^2 of each view, the participation ratio; detached.
+
+    That is (sum lambda)^2 / sum lambda^2 of the eigenvalues of the covariance C: 1 where all lies
+    on a line, dim where all directions have the same variance, and 0 where nothing varies.
+
+    Args:
+        variance: "*views dim", as `second_moments` returns it.
+        energy: "*views".
+    """
+    wide = variance.detach().to(energy.dtype)
+    squares = energy.detach() + wide.square().sum(-1)
+    ratio = wide.sum(-1).square() / squares
+    return ratio.masked_fill(squares == 0, 0).to(variance.dtype)
+
+
+def is_small(z: Tensor) -> bool:
     """Whether few calls, and the whole covariance, take less time than what saves products."""
-    return z.numel() <= FEW and z.shape[1] <= _STRIP
+    return z.numel() <= FEW and z.shape[-1] <= _STRIP
 
 
 def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
     """Compute variance and energy in operations that autograd follows to any order."""
     rows = lifted(z)
-    centred = rows - rows.mean(0)
-    covariance = product((centred * (1 / (rows.shape[0] - 1))).T, centred)
+    centred = rows - rows.mean(1, keepdim=True)
+    covariance = product((centred * (1 / (rows.shape[1] - 1))).mT, centred)
     # Of one matrix in the wider type the diagonal cancels without a loss of digits.
     squares = covariance.to(accumulator(z)).square()
-    energy = squares.sum() - squares.diagonal().sum()
-    return covariance.diagonal(), energy
+    energy = squares.sum((1, 2)) - squares.diagonal(0, 1, 2).sum(1)
+    return covariance.diagonal(0, 1, 2), energy
 
 
 class _Inputs(NamedTuple):

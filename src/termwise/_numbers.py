@@ -58,7 +58,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, whatever autocast says, in the backward pass too."""
+    """Multiply matrices, or batches of them, whatever autocast says, in the backward pass too."""
     return cast("Tensor", _Product.apply(left, right))
 
 
@@ -83,8 +83,8 @@ class _Product(Function):
         product = _product if torch.compiler.is_compiling() else again
         for_left, for_right = ctx.needs_input_grad
         return (
-            product(gradients[0], right.T) if for_left else None,
-            product(left.T, gradients[0]) if for_right else None,
+            product(gradients[0], right.mT) if for_left else None,
+            product(left.mT, gradients[0]) if for_right else None,
         )
 
 

@@ -39,7 +39,7 @@ from termwise.energy import (
 
 SHOW_THREADS = Path(__file__).parents[1] / "show_threads.py"
 TERMS = {
-    "vicreg": {"loss", "sim", "var", "cov", "std"},
+    "vicreg": {"loss", "sim", "var", "cov", "std", "rank"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
 }
 OBJECTIVES = {

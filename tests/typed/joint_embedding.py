@@ -16,7 +16,7 @@ def functions(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
     for name, value in terms.items():
         assert_type(name, str)
         assert_type(value, Tensor)
-    for field in (terms.loss, terms.sim, terms.var, terms.cov, terms.std):
+    for field in (terms.loss, terms.sim, terms.var, terms.cov, terms.std, terms.rank):
         assert_type(field, Tensor)
 
 
