@@ -1,36 +1,21 @@
 """VICReg."""
 
-import torch
 from hypothesis import strategies as st
 
 from losses import GROUPS, Declaration, Variant
+from losses._second_moments import summed
 from termwise.joint_embedding import VICRegLoss, vicreg_loss
 
 
 def formula(z1, z2, *, gamma, eps, variance_views, covariance_views, **options):
-    n, dim = z1.shape
-    hinges, energies, deviations, ranks = [], [], [], []
-    for z in (z1, z2):
-        centred = z - z.sum(0) / n
-        covariance = centred.T @ centred / (n - 1)
-        variance = torch.diagonal(covariance)
-        hinges.append(torch.clamp(gamma - (variance + eps).sqrt(), min=0).sum() / dim)
-        energies.append((covariance**2 * (1 - torch.eye(dim, dtype=z.dtype))).sum() / dim)
-        deviations.append(variance.detach().clamp(min=0).sqrt().sum() / dim)
-        ranks.append(participation_ratio(covariance.detach()))
+    of_views = summed((z1, z2), gamma, eps)
     terms = {
-        "sim": ((z1 - z2) ** 2).sum() / (n * dim),
-        "var": sum(hinges) / {"sum": 1, "mean": 2}[variance_views],
-        "cov": sum(energies) / {"sum": 1, "mean": 2}[covariance_views],
+        "sim": ((z1 - z2) ** 2).sum() / z1.numel(),
+        "var": of_views["var"] / {"sum": 1, "mean": 2}[variance_views],
+        "cov": of_views["cov"] / {"sum": 1, "mean": 2}[covariance_views],
     }
     loss = sum(options[f"{name}_weight"] * value for name, value in terms.items())
-    return {"loss": loss, **terms, "std": sum(deviations) / 2, "rank": sum(ranks) / 2}
-
-
-def participation_ratio(covariance):
-    """Return (sum of eigenvalues)^2 / sum of their squares, 0 for a covariance of 0."""
-    squares = (covariance**2).sum()
-    return covariance.trace() ** 2 / squares if squares != 0 else squares
+    return {"loss": loss, **terms, "std": of_views["std"] / 2, "rank": of_views["rank"] / 2}
 
 
 PAIR = ("rows columns", "rows columns")

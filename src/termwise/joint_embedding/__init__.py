@@ -1,5 +1,11 @@
 """Losses on two embedded views of each sample."""
 
+from ._multi_view_vicreg import MultiViewVICRegLoss as MultiViewVICRegLoss
+from ._multi_view_vicreg import MultiViewVICRegTerms as MultiViewVICRegTerms
+from ._multi_view_vicreg import multi_view_vicreg_loss as multi_view_vicreg_loss
+from ._variance_covariance import VarianceCovarianceLoss as VarianceCovarianceLoss
+from ._variance_covariance import VarianceCovarianceTerms as VarianceCovarianceTerms
+from ._variance_covariance import variance_covariance_loss as variance_covariance_loss
 from ._vicreg import VICRegLoss as VICRegLoss
 from ._vicreg import VICRegTerms as VICRegTerms
 from ._vicreg import vicreg_loss as vicreg_loss
