@@ -193,13 +193,13 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return x if counts is None else _groups.all_reduce(x, inputs.group_name)
 
     with without_autocast(z):
-        mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
+        mean = (over_ranks(column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
         # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and
         # rounds nothing: what is squared then overflows where a covariance does, and no earlier.
         power = 0.5 ** (n - 1).bit_length()
         rest = 1 / (power * (n - 1))
-        squares = (over_ranks(_column_sums(centred, torch.square)) * power).to(rows.dtype)
+        squares = (over_ranks(column_sums(centred, torch.square)) * power).to(rows.dtype)
         if inputs.path == "gram" or (inputs.path == "auto" and 2 * n <= dim):
             if counts is not None:  # a share of the columns, with the rows of all ranks
                 centred = _groups.rows_to_columns(centred, each, inputs.group_name)
@@ -208,7 +208,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             energy, ascent = _triangle(centred, power, over_ranks, ascending, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
             if ascending:
-                own = squares if counts is None else _column_sums(centred, torch.square) * power
+                own = squares if counts is None else column_sums(centred, torch.square) * power
                 ascent.addcmul_(centred, own.to(rows.dtype), value=-1)
             if counts is not None:
                 ascent = _groups.columns_to_rows(ascent, each, dim, inputs.group_name)
@@ -265,7 +265,7 @@ def _triangle(
     energy = rows.new_zeros((), dtype=accumulator(rows))
     # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
     product = torch.zeros_like(rows if gradient else rows[:0])
-    step = _strip_rows(rows)
+    step = strip_rows(rows)
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
         left, right = rows[start:stop], rows[start:].T
@@ -274,20 +274,23 @@ def _triangle(
         if zero_diagonal:
             strip.diagonal().zero_()
         # A block right of the diagonal one counts twice, for itself and for its mirror image.
-        energy += _squares(strip[:, : stop - start]) + 2 * _squares(strip[:, stop - start :])
+        energy += sum_of_squares(strip[:, : stop - start]) + 2 * sum_of_squares(
+            strip[:, stop - start :]
+        )
         if gradient:
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
     return energy, product
 
 
-def _strip_rows(rows: Tensor) -> int:
+def strip_rows(rows: Tensor) -> int:
+    """Return how many rows of a product with all of its rows are formed at a time."""
     if on_host(rows):
         return _STRIP
     return max(_ON_DEVICE // max(len(rows), 1), -(-len(rows) // _MOST_STRIPS), _STRIP)
 
 
-def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+def column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum each column: blocks in their own type, their sums in the wider one.
 
     `x.sum(0, dtype=...)` would copy all of x into the wider type first.
@@ -298,7 +301,7 @@ def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     return total
 
 
-def _squares(x: Tensor) -> Tensor:
+def sum_of_squares(x: Tensor) -> Tensor:
     """Sum squares: each row in its own type, the rows in the wider one. Ten times norm's speed."""
     rows = cast("Tensor", torch.linalg.vecdot(x, x))
     return rows.sum(dtype=accumulator(x))

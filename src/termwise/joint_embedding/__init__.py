@@ -1,5 +1,8 @@
 """Losses on two embedded views of each sample."""
 
+from ._barlow_twins import BarlowTwinsLoss as BarlowTwinsLoss
+from ._barlow_twins import BarlowTwinsTerms as BarlowTwinsTerms
+from ._barlow_twins import barlow_twins_loss as barlow_twins_loss
 from ._multi_view_vicreg import MultiViewVICRegLoss as MultiViewVICRegLoss
 from ._multi_view_vicreg import MultiViewVICRegTerms as MultiViewVICRegTerms
 from ._multi_view_vicreg import multi_view_vicreg_loss as multi_view_vicreg_loss
