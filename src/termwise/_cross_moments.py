@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import _groups
@@ -38,7 +37,7 @@ class CrossMoments(NamedTuple):
     diagonal: Tensor
     """C_jj, " dim"."""
     off: Tensor
-    """Sum of C_jk^2 over j != k, in the wider type."""
+    """Sum of C_jk^2 over j != k, of many terms in the wider type."""
     deviation: Tensor
     """Standard deviation of each column, "2 dim", without eps; detached."""
 
@@ -92,24 +91,23 @@ class _Standard(NamedTuple):
 def _as_written(a: Tensor, b: Tensor, standard: _Standard) -> tuple[Tensor, Tensor, Tensor]:
     """Compute diagonal, energy and deviations in operations that autograd follows to any order."""
     n, (correction, eps, under_the_root) = a.shape[0], standard
-    rows = lifted(torch.cat((a, b), 1))
-    variance = torch.var(rows.detach(), 0, correction=correction)
-    unit = 1 / n
-    if under_the_root and eps > 0:
-        # In one kernel, whose variance is the biased one.
+    unit, rows = 1 / n, (lifted(a), lifted(b))
+    if under_the_root and eps > 0:  # in one kernel, whose variance is the biased one
         biased = (n - correction) / n
-        scaled = F.batch_norm(rows, None, None, training=True, eps=eps * biased)
-        unit *= biased
-    elif under_the_root:
-        scaled = (rows - rows.mean(0)) / torch.var(rows, 0, correction=correction).sqrt()
+        own, unit = eps * biased, unit * biased
+        each = [torch.native_batch_norm(x, None, None, None, None, True, 0.0, own) for x in rows]
+        scaled = [x for x, _, _ in each]
+        inverses = torch.stack([inverse for _, _, inverse in each]).detach()
+        # Less than 0 by rounding where a column is constant.
+        deviations = ((inverses.pow(-2) - own).clamp(min=0) / biased).sqrt()
     else:  # the gradient of torch.std is 0 where a column is constant
-        scaled = (rows - rows.mean(0)) / (torch.std(rows, 0, correction=correction) + eps)
-    left, right = scaled.tensor_split(2, 1)
-    correlation = product(left.T, right) * unit
-    # Sums of the same squares in the wider type: the diagonal cancels without a loss of digits.
-    squares, wide = correlation.square(), accumulator(rows)
-    off = squares.sum(dtype=wide) - squares.diagonal().sum(dtype=wide)
-    return correlation.diagonal(), off, variance.sqrt().view(2, -1)
+        roots = [torch.std(x, 0, correction=correction) for x in rows]
+        scaled = [(x - x.mean(0)) / (root + eps) for x, root in zip(rows, roots, strict=True)]
+        deviations = torch.stack(roots).detach()
+    correlation = product(scaled[0].T, scaled[1]) * unit
+    diagonal = correlation.diagonal()
+    off = (correlation - diagonal.diag_embed()).square().sum()
+    return diagonal, off, deviations
 
 
 class _Inputs(NamedTuple):

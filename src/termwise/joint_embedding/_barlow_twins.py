@@ -154,8 +154,7 @@ def barlow_twins_loss(
     on_diagonal = (1 - diagonal).square().sum()
     off_diagonal = off.to(diagonal.dtype)
     held = diagonal.detach()
-    energy = off_diagonal.detach() + held.square().sum()
-    rank = (held.sum().square() / energy).masked_fill(energy == 0, 0)
+    trace, energy = held.sum(), held.square().sum() + off_diagonal.detach()
     loss = weighted(loss_scale, on_diagonal + weighted(off_weight, off_diagonal))
     if is_zero(loss_scale):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
@@ -164,9 +163,9 @@ def barlow_twins_loss(
         loss=loss,
         on_diagonal=on_diagonal,
         off_diagonal=off_diagonal,
-        alignment=held.mean(),
+        alignment=trace / z1.shape[1],
         std=deviation.mean(),
-        rank=rank,
+        rank=(trace.square() / energy).masked_fill(energy == 0, 0),
     )
 
 
