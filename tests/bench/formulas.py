@@ -356,10 +356,8 @@ def plain_barlow(z1: Tensor, z2: Tensor) -> Tensor:
     batch, dim = z1.shape
     a, b = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
     diagonal = (a * b).sum(0) / batch
-    if 2 * batch <= dim:
-        square = ((a @ a.mT) * (b @ b.mT)).sum()
-    else:
-        square = (a.mT @ b).square().sum()
+    few_rows = 2 * batch <= dim
+    square = (a @ a.mT * (b @ b.mT)).sum() if few_rows else (a.mT @ b).square().sum()
     off_diagonal = square / batch**2 - diagonal.square().sum()
     return (1 - diagonal).square().sum() + 5e-3 * off_diagonal
 
@@ -641,8 +639,8 @@ CASES = {
         prediction_and_target,
         lambda p, t: -F.cosine_similarity(p, t).mean(),
         lambda p, t: predictive_cosine_loss(p, t, form="simsiam").loss,
-        rows=8192,
-        size_of=lambda rows: (rows, 4096),
+        rows=2**15,
+        size_of=lambda rows: (rows, 1024),
         peer=("lightly", lightly_cosine),
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),

@@ -177,7 +177,8 @@ class _SumOfRoots(Function):
         if gradient is None:
             return None
         gram, inverses, vectors = ctx.saved_tensors
-        return apply(_HalfInverseRoot, gram, inverses, vectors) * gradient[..., None, None]
+        half_inverse = cast("Tensor", apply(_HalfInverseRoot, gram, inverses, vectors))
+        return half_inverse * gradient[..., None, None]
 
 
 class _HalfInverseRoot(Function):
