@@ -62,7 +62,8 @@ def second_moments(
     """
     first = views[0]
     if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
-        return _as_written(torch.stack(tuple(views)))
+        together = torch.stack(tuple(views)) if len(views) > 1 else first[None]
+        return _as_written(together, path)
     moments = [
         differentiable(
             _second_moments,
@@ -107,11 +108,16 @@ def is_small(z: Tensor) -> bool:
     return z.numel() <= FEW and z.shape[-1] <= _STRIP
 
 
-def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
+def _as_written(z: Tensor, path: CovariancePath) -> tuple[Tensor, Tensor]:
     """Compute variance and energy in operations that autograd follows to any order."""
     rows = lifted(z)
     centred = rows - rows.mean(1, keepdim=True)
-    covariance = product((centred * (1 / (rows.shape[1] - 1))).mT, centred)
+    scaled = centred * (1 / (rows.shape[1] - 1))
+    if path == "auto" and 2 * z.shape[1] <= z.shape[2]:
+        variance = (scaled * centred).sum(1)
+        squares = product(scaled, centred.mT).to(accumulator(z)).square()
+        return variance, squares.sum((1, 2)) - variance.to(squares.dtype).square().sum(1)
+    covariance = product(scaled.mT, centred)
     # Of one matrix in the wider type the diagonal cancels without a loss of digits.
     squares = covariance.to(accumulator(z)).square()
     energy = squares.sum((1, 2)) - squares.diagonal(0, 1, 2).sum(1)

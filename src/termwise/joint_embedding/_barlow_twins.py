@@ -130,7 +130,7 @@ def barlow_twins_loss(
         >>> from termwise.joint_embedding import barlow_twins_loss
         >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
         >>> terms = barlow_twins_loss(z, z, eps=0.25)
-        >>> round(terms.alignment.item(), 6), round(terms.loss.item(), 6)  # e = 1 / 1.25, 2 (1 - e)^2
+        >>> round(terms.alignment.item(), 6), round(terms.loss.item(), 6)  # e = 0.8, 2 (1 - e)^2
         (0.8, 0.08)
         >>> round(barlow_twins_loss(z, -z, eps=0.25).loss.item(), 6)  # 2 (1 + e)^2
         6.48
