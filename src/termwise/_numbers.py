@@ -60,7 +60,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, whatever autocast says, in the backward pass too."""
+    """Multiply matrices, or batches of them, whatever autocast says, in the backward pass too."""
     return cast("Tensor", _Product.apply(left, right))
 
 
@@ -81,14 +81,15 @@ class _Product(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
         # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
-        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
         once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-        product = _product if once else again
+        product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
-        return (
-            product(gradients[0], right.mT) if for_left else None,
-            product(left.mT, gradients[0]) if for_right else None,
-        )
+        of_left = None
+        if for_left and left.stride(-1) != 1:  # in the layout of left, a transpose
+            of_left = product(right, gradients[0].mT).mT
+        elif for_left:
+            of_left = product(gradients[0], right.mT)
+        return of_left, product(left.mT, gradients[0]) if for_right else None
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

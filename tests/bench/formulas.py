@@ -17,14 +17,19 @@ from torch import Tensor, nn
 
 from termwise import energy, lm, sae
 from termwise.joint_embedding import (
+    barlow_twins_loss,
     dino_loss,
     gram_anchor_loss,
     ibot_loss,
     koleo_loss,
     lejepa_loss,
+    mmcr_loss,
+    multi_view_vicreg_loss,
+    predictive_cosine_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
     swapped_prediction_loss,
+    variance_covariance_loss,
     vicreg_loss,
     visreg_loss,
 )
@@ -486,6 +491,75 @@ def lightly() -> Loss:
     return VICRegLoss(mu_param=50.0, eps=1e-4)
 
 
+def plain_variance_covariance(z: Tensor) -> Tensor:
+    batch, dim = z.shape
+    z = z - z.mean(0)
+    variances = z.square().sum(0) / (batch - 1)
+    products = z @ z.mT if dim > batch else z.mT @ z
+    off_diagonal = products.square().sum() / (batch - 1) ** 2 - variances.square().sum()
+    return 25 * F.relu(1 - (variances + 1e-4).sqrt()).mean() + off_diagonal / dim
+
+
+def four_views(batch: int, dim: int) -> list[Tensor]:
+    return [normal(4, batch, dim).requires_grad_()]
+
+
+def plain_multi_view(z: Tensor) -> Tensor:
+    views, batch, dim = z.shape
+    pairs = 2 * views / (views - 1) * (z - z.mean(0)).square().mean()
+    z = z - z.mean(1, keepdim=True)
+    variances = z.square().sum(1) / (batch - 1)
+    products = z @ z.mT if dim > batch else z.mT @ z
+    off_diagonal = products.square().sum() / (batch - 1) ** 2 - variances.square().sum()
+    hinge = F.relu(1 - (variances + 1e-4).sqrt()).mean()
+    return 25 * pairs + 25 * hinge + off_diagonal / (dim * views)
+
+
+def plain_barlow(z1: Tensor, z2: Tensor) -> Tensor:
+    batch, dim = z1.shape
+    a, b = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    diagonal = (a * b).sum(0) / batch
+    few_rows = 2 * batch <= dim
+    square = (a @ a.mT * (b @ b.mT)).sum() if few_rows else (a.mT @ b).square().sum()
+    off_diagonal = square / batch**2 - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + 5e-3 * off_diagonal
+
+
+def lightly_barlow() -> Loss:
+    lightly()
+    from lightly.loss import BarlowTwinsLoss
+
+    return BarlowTwinsLoss()
+
+
+def plain_mmcr(z: Tensor) -> Tensor:
+    z = F.normalize(z, dim=2)
+    local = torch.linalg.svdvals(z.transpose(0, 1)).sum() / z.shape[1]
+    return 5e-3 * local - torch.linalg.svdvals(z.mean(0)).sum()
+
+
+def lightly_mmcr() -> Loss:
+    lightly()
+    from lightly.loss import MMCRLoss
+
+    def loss(z: Tensor) -> Tensor:
+        unit = F.normalize(z, dim=2).transpose(0, 1)
+        return MMCRLoss()(*unit.tensor_split(2, 1))
+
+    return loss
+
+
+def lightly_cosine() -> Loss:
+    lightly()
+    from lightly.loss import NegativeCosineSimilarity
+
+    return NegativeCosineSimilarity()
+
+
+def prediction_and_target(batch: int, dim: int) -> list[Tensor]:
+    return [normal(batch, dim).requires_grad_(), normal(batch, dim)]
+
+
 def view_products(*views: Tensor) -> None:
     for z in views:
         z = z.detach()
@@ -936,6 +1010,50 @@ CASES = {
         plain_swapped,
         lambda x: swapped_prediction_loss(x, num_global=2).loss,
         rows=256,
+    ),
+    "joint_embedding.multi_view_vicreg_loss": Case(
+        ((64, 128), (256, 128), (1024, 1024)),
+        four_views,
+        plain_multi_view,
+        lambda z: multi_view_vicreg_loss(z).loss,
+        rows=4096,
+        size_of=lambda rows: (rows, 2048),
+    ),
+    "joint_embedding.variance_covariance_loss": Case(
+        ((64, 128), (256, 128), (2048, 2048)),
+        lambda *size: two_views(*size)[:1],
+        plain_variance_covariance,
+        lambda z: variance_covariance_loss(z).loss,
+        rows=4096,
+        size_of=lambda rows: (rows, 2048),
+        products=view_products,
+    ),
+    "joint_embedding.barlow_twins_loss": Case(
+        ((64, 128), (256, 128), (256, 8192)),
+        two_views,
+        plain_barlow,
+        lambda *z: barlow_twins_loss(*z).loss,
+        rows=4096,
+        size_of=lambda rows: (rows, 2048),
+        peer=("lightly", lightly_barlow),
+    ),
+    "joint_embedding.mmcr_loss": Case(
+        ((64, 128), (256, 128), (512, 256)),
+        four_views,
+        plain_mmcr,
+        lambda z: mmcr_loss(z, local_weight=5e-3).loss,
+        rows=1024,
+        size_of=lambda rows: (rows, 512),
+        peer=("lightly", lightly_mmcr),
+    ),
+    "joint_embedding.predictive_cosine_loss": Case(
+        ((64, 128), (256, 128), (4096, 256)),
+        prediction_and_target,
+        lambda p, t: -F.cosine_similarity(p, t).mean(),
+        lambda p, t: predictive_cosine_loss(p, t, form="simsiam").loss,
+        rows=2**15,
+        size_of=lambda rows: (rows, 1024),
+        peer=("lightly", lightly_cosine),
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),
     "energy.sliced_score_matching_loss": of_energy(plain_sliced, our_sliced, *BATCHES),

@@ -46,7 +46,7 @@ FORK_RANKS = Path(__file__).parents[1] / "fork_ranks.py"
 # What the runs import, besides ours: once for all of them.
 IMPORTS = "termwise.demo._command,matplotlib.figure,rich.console,sklearn.datasets,torch._dynamo"
 TERMS = {
-    "vicreg": {"loss", "sim", "var", "cov", "std"},
+    "vicreg": {"loss", "sim", "var", "cov", "std", "rank"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
 }
 OBJECTIVES = {

@@ -1,10 +1,19 @@
-"""lightly's losses beside ours: VICReg and VICRegL, SIGReg, LeJEPA, VISReg, DINO, iBOT, SwAV."""
+"""lightly's losses beside ours, on one process and over ranks."""
 
 from functools import partial
 
 import pytest
 import torch
-from lightly.loss import DINOLoss, IBOTPatchLoss, SwaVLoss, VICRegLLoss, VICRegLoss
+from lightly.loss import (
+    BarlowTwinsLoss,
+    DINOLoss,
+    IBOTPatchLoss,
+    MMCRLoss,
+    NegativeCosineSimilarity,
+    SwaVLoss,
+    VICRegLLoss,
+    VICRegLoss,
+)
 from lightly.loss.lejepa_loss import LeJEPALoss, SIGReg
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
@@ -13,10 +22,14 @@ from over_ranks import lightly_over_ranks
 from torch.testing import assert_close
 
 from termwise.joint_embedding import (
+    barlow_twins_loss,
     centered_softmax,
     dino_loss,
     ibot_loss,
     lejepa_loss,
+    mmcr_loss,
+    multi_view_vicreg_loss,
+    predictive_cosine_loss,
     sigreg_loss,
     sinkhorn,
     swapped_prediction_loss,
@@ -86,6 +99,52 @@ def test_the_global_part_of_vicregl():
     ours = vicreg_loss(*z, variance_views="mean", covariance_views="mean").loss
     assert_close(ours, theirs)
     assert_close(gradients(ours, z), gradients(theirs, z))
+
+
+def test_vicregl_with_local_views_is_ours_of_many_views():
+    z = torch.stack([*views(12, 5), *views(12, 5, seed=1), views(12, 5, seed=2)[0]])
+    z = z.detach().requires_grad_()
+    features = [(one, one) for one in z]
+    theirs = VICRegLLoss()._global_loss(features[:2], features[2:]).squeeze()
+    ours = multi_view_vicreg_loss(z, num_global=2).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, [z]), gradients(theirs, [z]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (12, 5), (9, 40), (100, 300)])
+def test_barlow_twins(shape):
+    z = views(*shape)
+    theirs, ours = BarlowTwinsLoss(lambda_param=0.02)(*z), barlow_twins_loss(*z, off_weight=0.02)
+    assert_close(ours.loss, theirs)
+    assert_close(gradients(ours.loss, z), gradients(theirs, z))
+    assert_close(barlow_twins_loss(*z).loss, BarlowTwinsLoss()(*z))
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (12, 5)])
+def test_mmcr_of_normalized_embeddings(shape):
+    z = torch.stack([*views(*shape), *views(*shape, seed=1)]).detach().requires_grad_()
+    unit = torch.nn.functional.normalize(z, dim=2).transpose(0, 1)
+    theirs, ours = MMCRLoss(lmda=0.3)(unit[:, :2], unit[:, 2:]), mmcr_loss(z, local_weight=0.3).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, [z]), gradients(theirs, [z]))
+
+
+def test_mmcr_of_other_lengths_is_theirs_alone():
+    z = torch.stack(views(6, 4)).detach()
+    halves = z.transpose(0, 1).tensor_split(2, 1)
+    theirs = [MMCRLoss()(*(scale * half for half in halves)) for scale in (1, 2)]
+    assert_close(theirs[1], 2 * theirs[0])  # it falls without bound as embeddings grow
+    assert_close(mmcr_loss(2 * z, local_weight=5e-3).loss, mmcr_loss(z, local_weight=5e-3).loss)
+
+
+def test_cosine_with_and_without_the_targets_gradient():
+    z = views(6, 4)
+    theirs = NegativeCosineSimilarity()(*z)
+    ours = predictive_cosine_loss(*z, form="simsiam", stop_gradient=False).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, z), gradients(theirs, z))
+    detached = predictive_cosine_loss(*z, form="simsiam").loss
+    assert_close(gradients(detached, z[:1]), gradients(NegativeCosineSimilarity()(*z), z[:1]))
 
 
 def shared(ranks, z, weight, gather):

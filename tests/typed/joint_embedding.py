@@ -6,6 +6,8 @@ from torch import Generator, Tensor
 from torch.distributed import ProcessGroup
 
 from termwise.joint_embedding import (
+    BarlowTwinsLoss,
+    BarlowTwinsTerms,
     DINOLoss,
     DINOTerms,
     GramAnchorLoss,
@@ -16,27 +18,40 @@ from termwise.joint_embedding import (
     KoLeoTerms,
     LeJEPALoss,
     LeJEPATerms,
+    MMCRLoss,
+    MMCRTerms,
+    MultiViewVICRegLoss,
+    MultiViewVICRegTerms,
+    PredictiveCosineLoss,
+    PredictiveCosineTerms,
     SigmoidContrastiveLoss,
     SigmoidContrastiveTerms,
     SIGRegLoss,
     SIGRegTerms,
     SwappedPredictionLoss,
     SwappedPredictionTerms,
+    VarianceCovarianceLoss,
+    VarianceCovarianceTerms,
     VICRegLoss,
     VICRegTerms,
     VISRegLoss,
     VISRegTerms,
+    barlow_twins_loss,
     centered_softmax,
     dino_loss,
     gram_anchor_loss,
     ibot_loss,
     koleo_loss,
     lejepa_loss,
+    mmcr_loss,
+    multi_view_vicreg_loss,
+    predictive_cosine_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
     sinkhorn,
     swapped_prediction_loss,
     updated_center,
+    variance_covariance_loss,
     vicreg_loss,
     visreg_loss,
 )
@@ -50,7 +65,7 @@ def functions(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
     for name, value in terms.items():
         assert_type(name, str)
         assert_type(value, Tensor)
-    for field in (terms.loss, terms.sim, terms.var, terms.cov, terms.std):
+    for field in (terms.loss, terms.sim, terms.var, terms.cov, terms.std, terms.rank):
         assert_type(field, Tensor)
 
 
@@ -113,3 +128,20 @@ def prototypes(logits: Tensor, index: Tensor, center: Tensor, group: ProcessGrou
     assert_type(IBOTLoss()(logits, probs, index, images=4, batch_group=group), IBOTTerms)
     assert_type(swapped_prediction_loss(logits, queue=logits), SwappedPredictionTerms)
     assert_type(SwappedPredictionLoss(num_global=2)(logits), SwappedPredictionTerms)
+
+
+def second_moments(z: Tensor, z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
+    many = multi_view_vicreg_loss(z, num_global=2, batch_group=group)
+    assert_type(many, MultiViewVICRegTerms)
+    assert_type(many.invariance, Tensor)
+    assert_type(MultiViewVICRegLoss(num_global=None)(z, batch_group=group), MultiViewVICRegTerms)
+    assert_type(variance_covariance_loss(z1, cov_weight=0.1).rank, Tensor)
+    assert_type(VarianceCovarianceLoss(gamma=2)(z1), VarianceCovarianceTerms)
+    barlow = barlow_twins_loss(z1, z2, correction=1, eps_added_to="deviation", batch_group=group)
+    assert_type(barlow, BarlowTwinsTerms)
+    assert_type(barlow.on_diagonal, Tensor)
+    assert_type(BarlowTwinsLoss(loss_scale=0.025)(z1, z2), BarlowTwinsTerms)
+    assert_type(mmcr_loss(z, local_weight=0.1), MMCRTerms)
+    assert_type(MMCRLoss(local_weight=0)(z, batch_group=group).centroid_nuclear, Tensor)
+    assert_type(predictive_cosine_loss(z1, z2, form="simsiam"), PredictiveCosineTerms)
+    assert_type(PredictiveCosineLoss(stop_gradient=False)(z1, z2).cosine, Tensor)

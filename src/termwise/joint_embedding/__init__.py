@@ -3,6 +3,9 @@
 from ._assignments import centered_softmax as centered_softmax
 from ._assignments import sinkhorn as sinkhorn
 from ._assignments import updated_center as updated_center
+from ._barlow_twins import BarlowTwinsLoss as BarlowTwinsLoss
+from ._barlow_twins import BarlowTwinsTerms as BarlowTwinsTerms
+from ._barlow_twins import barlow_twins_loss as barlow_twins_loss
 from ._dino import DINOLoss as DINOLoss
 from ._dino import DINOTerms as DINOTerms
 from ._dino import dino_loss as dino_loss
@@ -18,6 +21,15 @@ from ._koleo import koleo_loss as koleo_loss
 from ._lejepa import LeJEPALoss as LeJEPALoss
 from ._lejepa import LeJEPATerms as LeJEPATerms
 from ._lejepa import lejepa_loss as lejepa_loss
+from ._mmcr import MMCRLoss as MMCRLoss
+from ._mmcr import MMCRTerms as MMCRTerms
+from ._mmcr import mmcr_loss as mmcr_loss
+from ._multi_view_vicreg import MultiViewVICRegLoss as MultiViewVICRegLoss
+from ._multi_view_vicreg import MultiViewVICRegTerms as MultiViewVICRegTerms
+from ._multi_view_vicreg import multi_view_vicreg_loss as multi_view_vicreg_loss
+from ._predictive_cosine import PredictiveCosineLoss as PredictiveCosineLoss
+from ._predictive_cosine import PredictiveCosineTerms as PredictiveCosineTerms
+from ._predictive_cosine import predictive_cosine_loss as predictive_cosine_loss
 from ._sigmoid_contrastive import SigmoidContrastiveLoss as SigmoidContrastiveLoss
 from ._sigmoid_contrastive import SigmoidContrastiveTerms as SigmoidContrastiveTerms
 from ._sigmoid_contrastive import sigmoid_contrastive_loss as sigmoid_contrastive_loss
@@ -27,6 +39,9 @@ from ._sigreg import sigreg_loss as sigreg_loss
 from ._swapped_prediction import SwappedPredictionLoss as SwappedPredictionLoss
 from ._swapped_prediction import SwappedPredictionTerms as SwappedPredictionTerms
 from ._swapped_prediction import swapped_prediction_loss as swapped_prediction_loss
+from ._variance_covariance import VarianceCovarianceLoss as VarianceCovarianceLoss
+from ._variance_covariance import VarianceCovarianceTerms as VarianceCovarianceTerms
+from ._variance_covariance import variance_covariance_loss as variance_covariance_loss
 from ._vicreg import VICRegLoss as VICRegLoss
 from ._vicreg import VICRegTerms as VICRegTerms
 from ._vicreg import vicreg_loss as vicreg_loss
