@@ -164,6 +164,32 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
     )
 
 
+def gathered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks, without a gradient."""
+    group, width = resolved(group_name), rows.shape[1]
+    sent = rows.reshape(1, -1).expand(len(counts), -1).reshape(-1)
+    received = rows.new_empty(sum(counts) * width)
+    dist.all_to_all_single(
+        received, sent, [n * width for n in counts], [rows.numel()] * len(counts), group=group
+    )
+    return received.view(sum(counts), width)
+
+
+def scattered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
+    """Sum rows over ranks, where each has one for those of all ranks, and return this rank's."""
+    group, width = resolved(group_name), rows.shape[1]
+    own = counts[group.rank()]
+    received = rows.new_empty(len(counts) * own * width)
+    dist.all_to_all_single(
+        received,
+        rows.reshape(-1),
+        [own * width] * len(counts),
+        [n * width for n in counts],
+        group=group,
+    )
+    return received.view(len(counts), own, width).sum(0)
+
+
 def _column_shares(width: int, ranks: int) -> list[int]:
     return [width // ranks + (rank < width % ranks) for rank in range(ranks)]
 
