@@ -25,13 +25,15 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import wants_gradient
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, block_rows, without_autocast
+from .._numbers import accumulator, alike, block_rows, lifted, product, without_autocast
 from .._operators import Operator, with_gradients
 
 Form = Literal["softmax", "outside", "decoupled"]
 
 # Rows of a strip on the CPU, at least: the product of fewer is slow.
 _STRIP = 128
+# So few logits, on one rank, that the formula as written takes less time.
+_SMALL = 2**18
 
 
 class Contrast(NamedTuple):
@@ -62,7 +64,7 @@ def contrast(
     group: ProcessGroup | None,
     grad_reduction: GradReduction,
     caller: str,
-    at_least: int,
+    at_least: int = 1,
 ) -> Contrast:
     """Average a loss over the rows of all ranks. One of positive, labels and given is passed.
 
@@ -84,11 +86,14 @@ def contrast(
         caller: the loss that an error names.
         at_least: how many columns are needed over all ranks.
     """
-    within = columns is None
-    columns = rows[:0].detach() if columns is None else columns
+    few = len(rows) * len(rows if columns is None else columns) <= _SMALL
+    if group is None and few:
+        _refuse_fewer(len(rows if columns is None else columns), at_least, caller)
+        return _as_written(rows, columns, scale, positive, labels, given, weight, form, symmetric)
+    within, columns = columns is None, rows[:0].detach() if columns is None else columns
     factor = scale.to(rows.dtype) if isinstance(scale, Tensor) else rows.new_full((), scale)
+    gathered = group is not None and given is None
     given = rows.new_empty(0) if given is None else given
-    gathered = group is not None and not len(given)
     asked = [wants_gradient(x) for x in (rows, columns, factor, given)]
     inputs = _Inputs(
         rows,
@@ -103,7 +108,7 @@ def contrast(
         symmetric,
         _groups.row_counts(rows if within else columns, group) if gathered else None,
         _groups.name_of(group),
-        gathered or asked[0] or asked[2],
+        gathered or asked[0] or asked[2] or asked[3],
         gathered or asked[1],
         _groups.gradient_scale(group, grad_reduction),
         caller,
@@ -111,6 +116,99 @@ def contrast(
     )
     loss, measured, *_ = with_gradients(_contrast, inputs, 4)
     return Contrast(loss, *measured.unbind())
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Divide rows by their norms; one of 0 stays. Halves are lifted."""
+    return F.normalize(lifted(x), dim=1)
+
+
+def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unit rows of both views, one view after the other, and where the other view is."""
+    rows = unit_rows(torch.cat(alike(z1, z2)))
+    return rows, torch.arange(len(rows), device=z1.device).roll(len(z1))
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply each row with that of the same place."""
+    return cast("Tensor", torch.linalg.vecdot(a, b))
+
+
+def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
+    if count < at_least:
+        needed = f"{caller} needs at least {at_least} embeddings over all ranks"
+        raise ValueError(f"{needed}, got {count}")
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return F.softplus(x, threshold=40.0)  # from there on it is x, in float64 too
+
+
+def _row_losses(
+    form: str,
+    negatives: Tensor,
+    positives: Tensor,
+    weight: Tensor | None,
+    count: Tensor | None,
+    mean: Tensor | None,
+) -> Tensor:
+    """Return the loss of rows from log-sums, how many positives each has, and their mean logit."""
+    if form == "decoupled":
+        return negatives - (positives if weight is None else weight * positives)
+    loss = _softplus(negatives - positives)
+    if mean is not None and count is not None:
+        # Not their log-sum counts but the mean of their logits; of one positive the two are equal.
+        loss = torch.where(count > 1, loss + (positives - mean), loss)
+    return loss if count is None else loss.where(count > 0, 0)
+
+
+def _as_written(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor | float,
+    positive: Tensor | None,
+    labels: Tensor | None,
+    given: Tensor | None,
+    weight: Tensor | None,
+    form: Form,
+    symmetric: bool,
+) -> Contrast:
+    """Compute the same with the whole matrix, in operations that autograd follows to any order."""
+    logits = product(rows * scale, (rows if columns is None else columns).T)
+    lowest = torch.finfo(logits.dtype).min  # not -inf, for the gradient of a row of nothing else
+    positives = rows[:, 0] if given is None else given
+    hidden = itself = (
+        torch.eye(len(rows), dtype=torch.bool, device=rows.device) if columns is None else None
+    )
+    count = mean = None
+    if positive is not None:
+        positives = logits.gather(1, positive[:, None])[:, 0]
+        logits = logits.scatter(1, positive[:, None], lowest)
+    highest = positives.detach()
+    if labels is not None and itself is not None:
+        hidden = labels[:, None] == labels
+        inside = logits.masked_fill(~hidden | itself, lowest)
+        positives, highest = inside.logsumexp(1), inside.detach().amax(1)
+        count = hidden.sum(1) - 1
+        if form == "outside":
+            mean = logits.where(hidden & ~itself, 0).sum(1) / count.clamp_min(1)
+    if hidden is not None:
+        logits = logits.masked_fill(hidden, lowest)
+    negatives, right = logits.logsumexp(1), highest >= logits.detach().amax(1)
+    if symmetric:
+        each = _softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
+    else:
+        each = _row_losses(form, negatives, positives, weight, count, mean)[None]
+    if count is None:
+        means, loss = each.detach().mean(1), each.mean()
+        accuracy, without = right.sum() / len(rows), means.new_zeros(())
+    else:
+        counted = count > 0
+        number = counted.sum().clamp_min(1)
+        loss = each.sum() / number
+        means = loss.detach()[None]
+        accuracy, without = (right & counted).sum() / number, (~counted).sum()
+    return Contrast(loss, means[0], means[-1], accuracy.to(loss.dtype), without.to(loss.dtype))
 
 
 class _Inputs(NamedTuple):
@@ -147,7 +245,7 @@ def _kernel(inputs: _Inputs) -> Results:
         matrix, dtype = _matrix(inputs), inputs.rows.dtype
         by_row, by_column = _log_sums(matrix, inputs)
         negatives, positives = (sums.value() for sums in by_row)
-        rows = _row_losses(matrix, inputs, negatives, positives)
+        rows = _rows(matrix, inputs, negatives, positives)
         right = (by_row[1].top >= by_row[0].top) & rows.counted
         sums = [rows.loss, right, rows.counted, ~rows.counted]
         of_rows = [_share(negatives, rows.of_negatives, dtype)]
@@ -159,7 +257,7 @@ def _kernel(inputs: _Inputs) -> Results:
             difference = negatives - positives
             of_columns = [_share(negatives, difference.sigmoid(), dtype)]
             rows.of_positives.sub_(difference[matrix.own].sigmoid())
-            sums.append(-F.logsigmoid(-difference[matrix.own]))
+            sums.append(_softplus(difference[matrix.own]))
         totals = torch.stack([x.sum(dtype=rows.loss.dtype) for x in sums])
         totals = _groups.all_reduce(totals, inputs.group_name)
         count = totals[2] if inputs.labels is None else totals[2].clamp_min(1)
@@ -259,12 +357,10 @@ def _matrix(inputs: _Inputs) -> _Matrix:
         columns = _groups.gathered_rows(columns, each, gathered)
         if inputs.labels is not None:
             column_labels = _groups.gathered_rows(inputs.labels[:, None], each, gathered)[:, 0]
-    if len(columns) < inputs.at_least:
-        needed = f"{inputs.caller} needs at least {inputs.at_least} embeddings over all ranks"
-        raise ValueError(f"{needed}, got {len(columns)}")
+    _refuse_fewer(len(columns), inputs.at_least, inputs.caller)
     positive, itself = inputs.positive, None
     if positive is not None:
-        positive = positive.clamp(0, max(count - 1, 0)) + start
+        positive = positive + start
     if inputs.within:
         itself = torch.arange(start, start + count, device=rows.device)
     return _Matrix(
@@ -324,8 +420,6 @@ def _log_sums(matrix: _Matrix, inputs: _Inputs) -> tuple[list[_LogSums], list[_L
         one.top.copy_(inputs.given)
     if matrix.triangle and matrix.positive is not None and matrix.itself is not None:
         one.top = one.top.where(matrix.positive > matrix.itself, one.top[matrix.positive])
-    if matrix.positive is not None and inputs.positive is not None:  # one that is not a column
-        one.top.masked_fill_(matrix.positive - matrix.own.start != inputs.positive, torch.nan)
     return by_row, by_column
 
 
@@ -341,33 +435,29 @@ class _Rows(NamedTuple):
     """The gradient of rows, over scale, of what is no log-sum."""
 
 
-def _row_losses(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor) -> _Rows:
-    counted = torch.ones_like(negatives, dtype=torch.bool)
+def _rows(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor) -> _Rows:
+    count = mean = pull = None
+    slope = (negatives - positives).sigmoid()
+    of_negatives, of_positives = slope, -slope
     if inputs.form == "decoupled":
-        weight = torch.ones_like(negatives) if inputs.weight is None else inputs.weight
-        loss = negatives - weight * positives
-        return _Rows(loss, counted, torch.ones_like(loss), -weight.to(loss.dtype), None)
-    difference = negatives - positives
-    loss, slope = -F.logsigmoid(-difference), difference.sigmoid()
-    if matrix.labels is None or matrix.column_labels is None:
-        return _Rows(loss, counted, slope, -slope, None)
-    ordered = matrix.column_labels.sort().values
-    first = torch.searchsorted(ordered, matrix.labels)
-    count = torch.searchsorted(ordered, matrix.labels, right=True) - first - 1
-    counted, of_positives, pull = count > 0, -slope, None
-    if inputs.form == "outside":
-        # Not their log-sum but the mean of their logits counts; of one positive the two are equal.
-        several = (count > 1).to(loss.dtype)
-        share = (several / count.clamp_min(1)).to(matrix.rows.dtype)
-        of_class = torch.searchsorted(ordered, matrix.column_labels)
-        sums = torch.zeros_like(matrix.columns).index_add_(0, of_class, matrix.columns)
-        pull = sums[first].sub_(matrix.rows).mul_(share[:, None])
-        mean = torch.linalg.vecdot(matrix.rows, pull) * matrix.scale
-        loss = torch.where(count > 1, loss + positives - mean, loss)
-        of_positives, pull = several - slope, pull.mul_(-2)  # its own mean, and in its positives'
-    parts = (x.where(counted, 0) for x in (loss, slope, of_positives))
-    loss, slope, of_positives = parts
-    return _Rows(loss, counted, slope, of_positives, pull)
+        of_negatives = torch.ones_like(slope)
+        of_positives = -(of_negatives if inputs.weight is None else inputs.weight.to(slope.dtype))
+    if matrix.labels is not None and matrix.column_labels is not None:
+        ordered = matrix.column_labels.sort().values
+        first = torch.searchsorted(ordered, matrix.labels)
+        count = torch.searchsorted(ordered, matrix.labels, right=True) - first - 1
+        if inputs.form == "outside":
+            of_class = torch.searchsorted(ordered, matrix.column_labels)
+            sums = torch.zeros_like(matrix.columns).index_add_(0, of_class, matrix.columns)
+            pull = sums[first].sub_(matrix.rows).div_(count.clamp_min(1)[:, None])
+            mean = row_products(matrix.rows, pull) * matrix.scale
+            # A row is in its own mean, and in that of each of its positives.
+            several = (count > 1).to(slope.dtype)
+            of_positives, pull = several - slope, pull.mul_(-2 * several.to(pull.dtype)[:, None])
+        of_negatives, of_positives = (x.where(count > 0, 0) for x in (of_negatives, of_positives))
+    loss = _row_losses(inputs.form, negatives, positives, inputs.weight, count, mean)
+    counted = torch.ones_like(loss, dtype=torch.bool) if count is None else count > 0
+    return _Rows(loss, counted, of_negatives, of_positives, pull)
 
 
 def _column_sums(matrix: _Matrix, sums: _LogSums, picked: Tensor) -> tuple[Tensor, Tensor]:
@@ -432,7 +522,7 @@ def _gradients(
         if matrix.triangle or inputs.of_columns:
             beyond = slice(strip.columns.start + strip.beyond, None)
             into_columns[beyond].addmm_(weights[:, strip.beyond :].T, matrix.rows[strip.rows])
-    by_scale = torch.linalg.vecdot(into_rows, matrix.rows).sum(dtype=factor.dtype)
+    by_scale = row_products(into_rows, matrix.rows).sum(dtype=factor.dtype)
     if matrix.group_name is not None:
         into_columns = _groups.scattered_rows(into_columns, matrix.each, matrix.group_name)
         if inputs.within:
