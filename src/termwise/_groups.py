@@ -13,7 +13,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed import ProcessGroup as ProcessGroup
 
-from ._autograd import Function
+from ._autograd import Function, apply
 
 GradReduction = Literal["mean", "sum"]
 """How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
@@ -54,7 +54,7 @@ def terminal_sums(
     """
     if group is None:
         return list(parts)
-    return list(cast("tuple[Tensor, ...]", _TerminalSums.apply(group.group_name, scale, *parts)))
+    return list(apply(_TerminalSums, group.group_name, scale, *parts))
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -167,7 +167,7 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
 def gathered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
     """Return the rows of all ranks, in the order of ranks, without a gradient."""
     group, width = resolved(group_name), rows.shape[1]
-    sent = rows.reshape(1, -1).expand(len(counts), -1).reshape(-1)
+    sent = rows.reshape(-1).repeat(len(counts))
     received = rows.new_empty(sum(counts) * width)
     dist.all_to_all_single(
         received, sent, [n * width for n in counts], [rows.numel()] * len(counts), group=group

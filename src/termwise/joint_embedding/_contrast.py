@@ -131,7 +131,8 @@ def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """Multiply each row with that of the same place."""
-    return cast("Tensor", torch.linalg.vecdot(a, b))
+    with without_autocast(a):
+        return cast("Tensor", torch.linalg.vecdot(a, b))
 
 
 def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
@@ -201,14 +202,15 @@ def _as_written(
         each = _row_losses(form, negatives, positives, weight, count, mean)[None]
     if count is None:
         means, loss = each.detach().mean(1), each.mean()
-        accuracy, without = right.sum() / len(rows), means.new_zeros(())
+        accuracy, without = right.to(loss.dtype).mean(), means.new_zeros(())
     else:
         counted = count > 0
         number = counted.sum().clamp_min(1)
         loss = each.sum() / number
         means = loss.detach()[None]
-        accuracy, without = (right & counted).sum() / number, (~counted).sum()
-    return Contrast(loss, means[0], means[-1], accuracy.to(loss.dtype), without.to(loss.dtype))
+        accuracy = (right & counted).sum(dtype=loss.dtype) / number
+        without = (~counted).sum(dtype=loss.dtype)
+    return Contrast(loss, means[0], means[-1], accuracy, without)
 
 
 class _Inputs(NamedTuple):
@@ -319,7 +321,7 @@ class _Matrix(NamedTuple):
 
     def strips(self) -> Iterator[_Strip]:
         count, width = len(self.rows), len(self.columns)
-        step = max(1, min(max(_STRIP, block_rows(self.rows, width)), count))
+        step = _rows_at_once(self.rows, width)
         room = self.rows.new_empty(2, step * width)
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
@@ -344,6 +346,11 @@ class _Matrix(NamedTuple):
                 logits.masked_fill_(same, -torch.inf)
             beyond = shape[0] if self.triangle else 0
             yield _Strip(rows, slice(first, width), parts, beyond, place, picked, spare)
+
+
+def _rows_at_once(rows: Tensor, width: int) -> int:
+    """Return how many rows a strip of so many columns has."""
+    return max(1, min(max(_STRIP, block_rows(rows, width)), len(rows)))
 
 
 def _matrix(inputs: _Inputs) -> _Matrix:
