@@ -27,7 +27,14 @@ MANY = {
     "sae.topk_loss": "17 kernels count active latents and average rows; the plain formula has 3",
 }
 # Blocks of 2^26 logits, however many there are, for logits that are never held.
-GROWING = {"lm.linear_next_token_loss", "lm.linear_distillation_loss"}
+GROWING = {
+    "lm.linear_next_token_loss",
+    "lm.linear_distillation_loss",
+    "joint_embedding.info_nce_loss",
+    "joint_embedding.nt_xent_loss",
+    "joint_embedding.supervised_contrastive_loss",
+    "joint_embedding.decoupled_contrastive_loss",
+}
 OVER_CHUNKS = "chunks are read sample by sample, and its plain formula has sparse products"
 DRAWS = "as many kernels as its energy asks for, in a plan of its own"
 NOT_COUNTED = {

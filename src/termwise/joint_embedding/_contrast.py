@@ -23,9 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import wants_gradient
+from .._autograd import on_host, wants_gradient
 from .._groups import GradReduction, ProcessGroup
-from .._numbers import accumulator, alike, block_rows, lifted, product, without_autocast
+from .._numbers import (
+    IN_CACHE,
+    ON_DEVICE,
+    accumulator,
+    alike,
+    lifted,
+    product,
+    without_autocast,
+)
 from .._operators import Operator, with_gradients
 
 Form = Literal["softmax", "outside", "decoupled"]
@@ -350,7 +358,8 @@ class _Matrix(NamedTuple):
 
 def _rows_at_once(rows: Tensor, width: int) -> int:
     """Return how many rows a strip of so many columns has."""
-    return max(1, min(max(_STRIP, block_rows(rows, width)), len(rows)))
+    step = max(_STRIP, IN_CACHE // max(width, 1)) if on_host(rows) else ON_DEVICE // max(width, 1)
+    return max(1, min(step, len(rows)))
 
 
 def _matrix(inputs: _Inputs) -> _Matrix:
