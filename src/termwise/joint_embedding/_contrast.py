@@ -41,7 +41,7 @@ Form = Literal["softmax", "outside", "decoupled"]
 # Rows of a strip on the CPU, at least: the product of fewer is slow.
 _STRIP = 128
 # So few logits, on one rank, that the formula as written takes less time.
-_SMALL = 2**18
+_SMALL = 2**17
 
 
 class Contrast(NamedTuple):
@@ -149,6 +149,13 @@ def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
         raise ValueError(f"{needed}, got {count}")
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
+        return product(left, right)
+    return left @ right
+
+
 def _softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)  # from there on it is x, in float64 too
 
@@ -183,34 +190,39 @@ def _as_written(
     symmetric: bool,
 ) -> Contrast:
     """Compute the same with the whole matrix, in operations that autograd follows to any order."""
-    logits = product(rows * scale, (rows if columns is None else columns).T)
+    logits = _product(rows * scale, (rows if columns is None else columns).T)
     lowest = torch.finfo(logits.dtype).min  # not -inf, for the gradient of a row of nothing else
-    positives = rows[:, 0] if given is None else given
-    hidden = itself = (
-        torch.eye(len(rows), dtype=torch.bool, device=rows.device) if columns is None else None
-    )
-    count = mean = None
-    if positive is not None:
-        positives = logits.gather(1, positive[:, None])[:, 0]
-        logits = logits.scatter(1, positive[:, None], lowest)
-    highest = positives.detach()
+    itself = torch.arange(len(rows), device=rows.device)[:, None] if columns is None else None
+    place = None if positive is None else positive[:, None]
+    count = mean = highest = None
     if labels is not None and itself is not None:
-        hidden = labels[:, None] == labels
-        inside = logits.masked_fill(~hidden | itself, lowest)
-        positives, highest = inside.logsumexp(1), inside.detach().amax(1)
-        count = hidden.sum(1) - 1
-        if form == "outside":
-            mean = logits.where(hidden & ~itself, 0).sum(1) / count.clamp_min(1)
-    if hidden is not None:
-        logits = logits.masked_fill(hidden, lowest)
-    negatives, right = logits.logsumexp(1), highest >= logits.detach().amax(1)
+        same = labels[:, None] == labels
+        positives_of = same.scatter(1, itself, False)
+        count = positives_of.sum(1)
+        highest = logits.detach().masked_fill(~positives_of, lowest).amax(1)
+        if form == "outside":  # one of the positives apart from the others, for precision
+            place = positives_of.byte().argmax(1, keepdim=True)
+            mean = logits.where(positives_of, 0).sum(1) / count.clamp_min(1)
+    if place is not None:
+        positives = logits.gather(1, place)[:, 0]
+        hidden = place if itself is None else torch.cat((place, itself), 1)
+        logits = logits.scatter(1, hidden, lowest)
+    elif given is not None:
+        positives = given
+    else:
+        positives = logits.masked_fill(~positives_of, lowest).logsumexp(1)
+        logits = logits.masked_fill(same, lowest)
+    negatives = logits.logsumexp(1)
+    highest = positives.detach() if highest is None else highest
+    right = highest >= logits.detach().amax(1)
     if symmetric:
         each = _softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
     else:
         each = _row_losses(form, negatives, positives, weight, count, mean)[None]
     if count is None:
-        means, loss = each.detach().mean(1), each.mean()
-        accuracy, without = right.to(loss.dtype).mean(), means.new_zeros(())
+        loss, accuracy = each.mean(), right.to(each.dtype).mean()
+        means = each.detach().mean(1) if symmetric else loss.detach()[None]
+        without = loss.new_zeros(())
     else:
         counted = count > 0
         number = counted.sum().clamp_min(1)

@@ -46,7 +46,7 @@ def decoupled_contrastive_loss(
 
     over the pairs of all ranks, without a gradient.
 
-    Above 2^18 logits, and with a group, they are formed in strips, and no batch x batch tensor is
+    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
     stored. Halves are converted to float32 first, with or without autocast. A non-finite value
     gives a non-finite loss.
 
@@ -66,7 +66,7 @@ def decoupled_contrastive_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
-        are correct up to 2^18 logits, (2 batch)^2, without a group, and raise NotImplementedError
+        are correct up to 2^17 logits, (2 batch)^2, without a group, and raise NotImplementedError
         beyond and with one; of the weights they are 0, as first ones are.
 
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._coefficients import is_zero
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -57,7 +58,7 @@ def info_nce_loss(
     symmetric. CLIP: `symmetric=True`. Ranking with hard negatives: more keys than queries. MoCo:
     `negatives=` the queue.
 
-    Above 2^18 logits, and with a group, they are formed in strips, and no batch x candidates tensor
+    Above 2^17 logits, and with a group, they are formed in strips, and no batch x candidates tensor
     is stored. Near convergence the value and the gradient in float32 keep their relative precision:
     see `tests/bench/bench_contrast.py`. Halves are converted to float32 first, with or without
     autocast. A non-finite value gives a non-finite loss.
@@ -87,7 +88,7 @@ def info_nce_loss(
         The terms over the queries of all ranks, each compared with the keys of all ranks; the same
         on every rank. Gradients, combined over ranks as `grad_reduction` says, equal those of one
         process that holds all rows; that with respect to a learnt scale is each rank's share,
-        combined like those of other parameters. Second derivatives are correct up to 2^18 logits
+        combined like those of other parameters. Second derivatives are correct up to 2^17 logits
         without a group, and raise NotImplementedError beyond and with one.
 
         Communication of each rank, for d = dim, N keys over all ranks, n of this rank, in elements
@@ -162,11 +163,12 @@ def info_nce_loss(
             grad_reduction=grad_reduction,
             caller="info_nce_loss",
         )
-    with torch.no_grad():
-        pair = (rows, own) if normalize else (unit_rows(rows), unit_rows(own))
-        (alignment,) = means_over_rows([row_products(*pair)], None, batch_group, grad_reduction)
+    pair = rows.detach(), own.detach()
+    cosines = row_products(*(pair if normalize else map(unit_rows, pair)))
+    (alignment,) = means_over_rows([cosines], None, batch_group, grad_reduction)
     return InfoNCETerms(
-        loss=found.loss + (bias - bias),
+        # A bias is in every logit, and cancels; one that is not finite makes the loss NaN.
+        loss=found.loss if is_zero(bias) else found.loss + (bias - bias),
         forward=found.forward,
         backward=found.backward,
         accuracy=found.accuracy,

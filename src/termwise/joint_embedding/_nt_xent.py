@@ -36,7 +36,7 @@ def nt_xent_loss(
 
     over the n rows of z1 and the n rows of z2, with p(i) the other view of the sample.
 
-    Above 2^18 logits, and with a group, they are formed in strips, and no batch x batch tensor is
+    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
     stored; on one rank those of the upper triangle, for the matrix is symmetric. Halves are
     converted to float32 first, with or without autocast. A non-finite value gives a non-finite
     loss.
@@ -57,7 +57,7 @@ def nt_xent_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
-        are correct up to 2^18 logits, (2 batch)^2, without a group, and raise NotImplementedError
+        are correct up to 2^17 logits, (2 batch)^2, without a group, and raise NotImplementedError
         beyond and with one.
 
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in

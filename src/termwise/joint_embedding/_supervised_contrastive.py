@@ -51,7 +51,7 @@ def supervised_contrastive_loss(
         a
     label for each sample is NT-Xent.
 
-    Above 2^18 logits, and with a group, they are formed in strips, and no batch x batch tensor is
+    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
     stored. Halves are converted to float32 first, with or without autocast. A non-finite value
     gives a non-finite loss.
 
@@ -74,7 +74,7 @@ def supervised_contrastive_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
-        are correct up to 2^18 logits, batch^2, without a group, and raise NotImplementedError
+        are correct up to 2^17 logits, batch^2, without a group, and raise NotImplementedError
         beyond and with one.
 
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in
