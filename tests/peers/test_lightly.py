@@ -1,15 +1,20 @@
-"""lightly's VICReg beside ours, and its VICRegL where the two coincide."""
+"""lightly's VICReg, NT-Xent and DCL beside ours, and its VICRegL where it is VICReg."""
 
 from functools import partial
 
 import pytest
 import torch
-from lightly.loss import VICRegLLoss, VICRegLoss
+from lightly.loss import DCLLoss, DCLWLoss, NTXentLoss, VICRegLLoss, VICRegLoss
 from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
 from over_ranks import lightly_over_ranks
 from torch.testing import assert_close
 
-from termwise.joint_embedding import vicreg_loss
+from termwise.joint_embedding import (
+    decoupled_contrastive_loss,
+    info_nce_loss,
+    nt_xent_loss,
+    vicreg_loss,
+)
 
 
 def views(*shape, seed=0, scale=0.5):
@@ -99,3 +104,36 @@ def test_over_ranks_without_gathering_theirs_is_another_loss(ranks):
     weight = torch.randn(5, 4, dtype=torch.float64)
     for (_, theirs), (_, ours) in shared(ranks, z, weight, gather=False):
         assert (theirs - ours).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("n", [6, 400])  # as written, and in strips
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_and_decoupled_losses(n, temperature):
+    z = views(n, 5)
+    pairs = [
+        (nt_xent_loss(*z, temperature=temperature), NTXentLoss(temperature=temperature)),
+        (decoupled_contrastive_loss(*z, temperature=temperature), DCLLoss(temperature)),
+    ]
+    for ours, theirs in pairs:
+        assert_close(ours.loss, theirs(*z))
+        assert_close(gradients(ours.loss, z), gradients(theirs(*z), z))
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_weighted_decoupled_loss():
+    z = views(6, 5)
+    theirs = DCLWLoss(temperature=0.1, sigma=0.5)(*z)
+    ours = decoupled_contrastive_loss(*z, temperature=0.1, sigma=0.5).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, z), gradients(theirs, z))
+
+
+def test_their_memory_bank_is_a_queue_of_negatives():
+    queries, keys = views(6, 5)
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(9, 5)).double()
+    theirs(queries.detach(), keys.detach())  # which fills the bank
+    queue = theirs.memory_bank.bank.clone()
+    ours = info_nce_loss(queries, keys, scale=1 / 0.2, negatives=queue).loss
+    expected = theirs(queries, keys.detach())
+    assert_close(ours, expected)
+    assert_close(gradients(ours, [queries]), gradients(expected, [queries]))

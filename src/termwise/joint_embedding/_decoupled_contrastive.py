@@ -83,9 +83,8 @@ def decoupled_contrastive_loss(
 
     References:
         Yeh et al., Decoupled contrastive learning (2022), https://arxiv.org/abs/2110.06848,
-        equations 5 to 7. One logarithm over the negatives of both views, as in the paper and the
-        authors' code (https://github.com/raminnakhli/Decoupled-Contrastive-Learning); lightly 1.6.0
-        adds one for each view, which is another loss.
+        equations 5 to 7: one logarithm over the negatives of both views, as in the authors' code
+        (https://github.com/raminnakhli/Decoupled-Contrastive-Learning) and lightly 1.6.0.
 
     Examples:
         >>> import torch
