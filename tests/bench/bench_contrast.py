@@ -86,7 +86,7 @@ def main() -> None:
     if options.peak:
         kind, name, batch, dim = options.peak
         loss, size = LOSSES[kind][name], (int(batch), int(dim))
-        little, tensors = inputs(512, size[1]), inputs(*size)  # the path of strips, as the large one
+        little, tensors = inputs(512, size[1]), inputs(*size)  # little takes the path of strips too
         print(measure.peak_growth(lambda: step(loss, little), lambda: step(loss, tensors)))
         return
     print("| CLIP, 2048 x 256 | loss | as written: value | gradients | ours: value | gradients |")
