@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from termwise import energy, lm, sae
 from termwise.joint_embedding import (
     barlow_twins_loss,
+    decoupled_contrastive_loss,
     dino_loss,
     gram_anchor_loss,
     ibot_loss,
+    info_nce_loss,
     koleo_loss,
     lejepa_loss,
     mmcr_loss,
     multi_view_vicreg_loss,
+    nt_xent_loss,
     predictive_cosine_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
+    supervised_contrastive_loss,
     swapped_prediction_loss,
     variance_covariance_loss,
     vicreg_loss,
@@ -657,6 +661,63 @@ def plain_swapped(logits: Tensor) -> Tensor:
     return plain_dino(logits, q)
 
 
+# Contrast.
+
+
+def views_and_scale(batch: int, dim: int) -> list[Tensor]:
+    return [*two_views(batch, dim), torch.full((), 14.3).requires_grad_()]
+
+
+def plain_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * F.normalize(a, dim=1) @ F.normalize(b, dim=1).mT
+    labels = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
+
+
+def our_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    return info_nce_loss(a, b, scale=scale, symmetric=True).loss
+
+
+def between_views(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of all views but with themselves, where they are, and the other view's."""
+    z = F.normalize(torch.cat((z1, z2)), dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = (z @ z.mT / temperature).masked_fill(itself, -torch.inf)
+    return logits, itself, torch.arange(len(z), device=z.device).roll(len(z1))
+
+
+def plain_nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
+    logits, _, other = between_views(z1, z2, 0.5)
+    return F.cross_entropy(logits, other)
+
+
+def plain_decoupled(z1: Tensor, z2: Tensor) -> Tensor:
+    logits, itself, other = between_views(z1, z2, 0.5)
+    negatives = logits.masked_fill(itself.roll(len(z1), 1), -torch.inf)
+    return (negatives.logsumexp(1) - logits.gather(1, other[:, None])[:, 0]).mean()
+
+
+def of_ten_classes(batch: int, dim: int) -> list[Tensor]:
+    labels = torch.arange(batch) % 10
+    return [normal(batch, dim).requires_grad_(), labels]
+
+
+def plain_supervised(z: Tensor, labels: Tensor) -> Tensor:
+    z = F.normalize(z, dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = (z @ z.mT / 0.5).masked_fill(itself, -torch.inf)
+    positive = (labels[:, None] == labels) & ~itself
+    total = (logits.log_softmax(1).masked_fill(~positive, 0)).sum(1)
+    return -(total / positive.sum(1)).mean()
+
+
+def pair_products(a: Tensor, b: Tensor, *_: Tensor) -> None:
+    """Of the value and of both gradients."""
+    logits = a.detach() @ b.detach().mT
+    logits @ b.detach()
+    logits.mT @ a.detach()
+
+
 def embeddings(rows: int, dim: int) -> list[Tensor]:
     return [normal(rows, dim, scale=0.02).requires_grad_()]
 
@@ -848,6 +909,10 @@ over_latents = functools.partial(Case, LATENTS, rows=1024)
 ASSIGNED = (64, 128), (128, 1024), (64, 65_536)
 over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 32_768))
 over_chunks = functools.partial(Case, (), chunked, rows=1024, size_of=lambda rows: (rows, 32_768))
+# 2^25 logits of 4096 rows, of two views each.
+of_pairs = functools.partial(
+    Case, ((64, 128), (256, 128), (2048, 256)), rows=4096, size_of=lambda rows: (rows, 256)
+)
 CASES = {
     "lm.next_token_loss": Case(
         LOGITS, logits_and_tokens, plain_next_token, lambda *x: lm.next_token_loss(*x).loss
@@ -1054,6 +1119,22 @@ CASES = {
         rows=2**15,
         size_of=lambda rows: (rows, 1024),
         peer=("lightly", lightly_cosine),
+    ),
+    "joint_embedding.info_nce_loss": of_pairs(
+        views_and_scale, plain_clip, our_clip, products=pair_products
+    ),
+    "joint_embedding.nt_xent_loss": of_pairs(
+        two_views, plain_nt_xent, lambda *z: nt_xent_loss(*z).loss
+    ),
+    "joint_embedding.supervised_contrastive_loss": of_pairs(
+        of_ten_classes,
+        plain_supervised,
+        lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
+    ),
+    "joint_embedding.decoupled_contrastive_loss": of_pairs(
+        two_views,
+        plain_decoupled,
+        lambda *z: decoupled_contrastive_loss(*z, temperature=0.5).loss,
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),
     "energy.sliced_score_matching_loss": of_energy(plain_sliced, our_sliced, *BATCHES),

@@ -24,7 +24,14 @@ MANY = {
     "sae.topk_loss": "17 kernels count active latents and average rows; the plain formula has 3",
 }
 # Blocks of 2^26 logits, however many there are, for logits that are never held.
-GROWING = {"lm.linear_next_token_loss", "lm.linear_distillation_loss"}
+GROWING = {
+    "lm.linear_next_token_loss",
+    "lm.linear_distillation_loss",
+    "joint_embedding.info_nce_loss",
+    "joint_embedding.nt_xent_loss",
+    "joint_embedding.supervised_contrastive_loss",
+    "joint_embedding.decoupled_contrastive_loss",
+}
 NOT_COUNTED = {
     "energy.contrastive_divergence_kl_term": "distances of all pairs of samples, in blocks of them",
 }

@@ -6,10 +6,13 @@ import pytest
 import torch
 from lightly.loss import (
     BarlowTwinsLoss,
+    DCLLoss,
+    DCLWLoss,
     DINOLoss,
     IBOTPatchLoss,
     MMCRLoss,
     NegativeCosineSimilarity,
+    NTXentLoss,
     SwaVLoss,
     VICRegLLoss,
     VICRegLoss,
@@ -24,11 +27,14 @@ from torch.testing import assert_close
 from termwise.joint_embedding import (
     barlow_twins_loss,
     centered_softmax,
+    decoupled_contrastive_loss,
     dino_loss,
     ibot_loss,
+    info_nce_loss,
     lejepa_loss,
     mmcr_loss,
     multi_view_vicreg_loss,
+    nt_xent_loss,
     predictive_cosine_loss,
     sigreg_loss,
     sinkhorn,
@@ -226,6 +232,28 @@ def test_visreg_is_theirs_with_the_biased_standard_deviation_of_the_paper():
     assert_close(gradients(ours, z), gradients(theirs, z))
 
 
+@pytest.mark.parametrize("n", [6, 400])  # as written, and in strips
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_and_decoupled_losses(n, temperature):
+    z = views(n, 5)
+    pairs = [
+        (nt_xent_loss(*z, temperature=temperature), NTXentLoss(temperature=temperature)),
+        (decoupled_contrastive_loss(*z, temperature=temperature), DCLLoss(temperature)),
+    ]
+    for ours, theirs in pairs:
+        assert_close(ours.loss, theirs(*z))
+        assert_close(gradients(ours.loss, z), gradients(theirs(*z), z))
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_weighted_decoupled_loss():
+    z = views(6, 5)
+    theirs = DCLWLoss(temperature=0.1, sigma=0.5)(*z)
+    ours = decoupled_contrastive_loss(*z, temperature=0.1, sigma=0.5).loss
+    assert_close(ours, theirs)
+    assert_close(gradients(ours, z), gradients(theirs, z))
+
+
 def logits(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator) / 3
@@ -278,3 +306,14 @@ def test_swav_with_two_high_resolution_views(queued):
     ours = swapped_prediction_loss(views, num_global=2, queue=queue).loss
     assert_close(ours, expected.squeeze())
     assert_close(gradients(ours, [views]), gradients(expected, [views]))
+
+
+def test_their_memory_bank_is_a_queue_of_negatives():
+    queries, keys = views(6, 5)
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(9, 5)).double()
+    theirs(queries.detach(), keys.detach())  # which fills the bank
+    queue = theirs.memory_bank.bank.clone()
+    ours = info_nce_loss(queries, keys, scale=1 / 0.2, negatives=queue).loss
+    expected = theirs(queries, keys.detach())
+    assert_close(ours, expected)
+    assert_close(gradients(ours, [queries]), gradients(expected, [queries]))

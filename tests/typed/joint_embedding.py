@@ -8,12 +8,16 @@ from torch.distributed import ProcessGroup
 from termwise.joint_embedding import (
     BarlowTwinsLoss,
     BarlowTwinsTerms,
+    DecoupledContrastiveLoss,
+    DecoupledContrastiveTerms,
     DINOLoss,
     DINOTerms,
     GramAnchorLoss,
     GramAnchorTerms,
     IBOTLoss,
     IBOTTerms,
+    InfoNCELoss,
+    InfoNCETerms,
     KoLeoLoss,
     KoLeoTerms,
     LeJEPALoss,
@@ -22,12 +26,16 @@ from termwise.joint_embedding import (
     MMCRTerms,
     MultiViewVICRegLoss,
     MultiViewVICRegTerms,
+    NTXentLoss,
+    NTXentTerms,
     PredictiveCosineLoss,
     PredictiveCosineTerms,
     SigmoidContrastiveLoss,
     SigmoidContrastiveTerms,
     SIGRegLoss,
     SIGRegTerms,
+    SupervisedContrastiveLoss,
+    SupervisedContrastiveTerms,
     SwappedPredictionLoss,
     SwappedPredictionTerms,
     VarianceCovarianceLoss,
@@ -38,17 +46,21 @@ from termwise.joint_embedding import (
     VISRegTerms,
     barlow_twins_loss,
     centered_softmax,
+    decoupled_contrastive_loss,
     dino_loss,
     gram_anchor_loss,
     ibot_loss,
+    info_nce_loss,
     koleo_loss,
     lejepa_loss,
     mmcr_loss,
     multi_view_vicreg_loss,
+    nt_xent_loss,
     predictive_cosine_loss,
     sigmoid_contrastive_loss,
     sigreg_loss,
     sinkhorn,
+    supervised_contrastive_loss,
     swapped_prediction_loss,
     updated_center,
     variance_covariance_loss,
@@ -145,3 +157,24 @@ def second_moments(z: Tensor, z1: Tensor, z2: Tensor, group: ProcessGroup) -> No
     assert_type(MMCRLoss(local_weight=0)(z, batch_group=group).centroid_nuclear, Tensor)
     assert_type(predictive_cosine_loss(z1, z2, form="simsiam"), PredictiveCosineTerms)
     assert_type(PredictiveCosineLoss(stop_gradient=False)(z1, z2).cosine, Tensor)
+
+
+def contrast(z1: Tensor, z2: Tensor, labels: Tensor, group: ProcessGroup) -> None:
+    scale, queue = z1.sum(), z2
+    clip = info_nce_loss(z1, z2, scale=scale, bias=-10.0, symmetric=True, batch_group=group)
+    assert_type(clip, InfoNCETerms)
+    assert_type(info_nce_loss(z1, z2, scale=5, negatives=queue, positives=labels), InfoNCETerms)
+    assert_type(nt_xent_loss(z1, z2, temperature=0.1, batch_group=group), NTXentTerms)
+    assert_type(
+        supervised_contrastive_loss(z1, labels, positives="inside", batch_group=group),
+        SupervisedContrastiveTerms,
+    )
+    assert_type(decoupled_contrastive_loss(z1, z2, sigma=0.5), DecoupledContrastiveTerms)
+    for field in (clip.loss, clip.forward, clip.backward, clip.accuracy, clip.alignment):
+        assert_type(field, Tensor)
+    assert_type(InfoNCELoss(symmetric=True)(z1, z2, scale=scale), InfoNCETerms)
+    assert_type(NTXentLoss(temperature=0.1)(z1, z2, batch_group=group), NTXentTerms)
+    assert_type(
+        SupervisedContrastiveLoss(positives="inside")(z1, labels).n_without_positive, Tensor
+    )
+    assert_type(DecoupledContrastiveLoss(sigma=0.5).sigma, float | None)

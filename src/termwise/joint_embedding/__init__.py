@@ -6,6 +6,9 @@ from ._assignments import updated_center as updated_center
 from ._barlow_twins import BarlowTwinsLoss as BarlowTwinsLoss
 from ._barlow_twins import BarlowTwinsTerms as BarlowTwinsTerms
 from ._barlow_twins import barlow_twins_loss as barlow_twins_loss
+from ._decoupled_contrastive import DecoupledContrastiveLoss as DecoupledContrastiveLoss
+from ._decoupled_contrastive import DecoupledContrastiveTerms as DecoupledContrastiveTerms
+from ._decoupled_contrastive import decoupled_contrastive_loss as decoupled_contrastive_loss
 from ._dino import DINOLoss as DINOLoss
 from ._dino import DINOTerms as DINOTerms
 from ._dino import dino_loss as dino_loss
@@ -15,6 +18,9 @@ from ._gram_anchor import gram_anchor_loss as gram_anchor_loss
 from ._ibot import IBOTLoss as IBOTLoss
 from ._ibot import IBOTTerms as IBOTTerms
 from ._ibot import ibot_loss as ibot_loss
+from ._info_nce import InfoNCELoss as InfoNCELoss
+from ._info_nce import InfoNCETerms as InfoNCETerms
+from ._info_nce import info_nce_loss as info_nce_loss
 from ._koleo import KoLeoLoss as KoLeoLoss
 from ._koleo import KoLeoTerms as KoLeoTerms
 from ._koleo import koleo_loss as koleo_loss
@@ -27,6 +33,9 @@ from ._mmcr import mmcr_loss as mmcr_loss
 from ._multi_view_vicreg import MultiViewVICRegLoss as MultiViewVICRegLoss
 from ._multi_view_vicreg import MultiViewVICRegTerms as MultiViewVICRegTerms
 from ._multi_view_vicreg import multi_view_vicreg_loss as multi_view_vicreg_loss
+from ._nt_xent import NTXentLoss as NTXentLoss
+from ._nt_xent import NTXentTerms as NTXentTerms
+from ._nt_xent import nt_xent_loss as nt_xent_loss
 from ._predictive_cosine import PredictiveCosineLoss as PredictiveCosineLoss
 from ._predictive_cosine import PredictiveCosineTerms as PredictiveCosineTerms
 from ._predictive_cosine import predictive_cosine_loss as predictive_cosine_loss
@@ -36,6 +45,9 @@ from ._sigmoid_contrastive import sigmoid_contrastive_loss as sigmoid_contrastiv
 from ._sigreg import SIGRegLoss as SIGRegLoss
 from ._sigreg import SIGRegTerms as SIGRegTerms
 from ._sigreg import sigreg_loss as sigreg_loss
+from ._supervised_contrastive import SupervisedContrastiveLoss as SupervisedContrastiveLoss
+from ._supervised_contrastive import SupervisedContrastiveTerms as SupervisedContrastiveTerms
+from ._supervised_contrastive import supervised_contrastive_loss as supervised_contrastive_loss
 from ._swapped_prediction import SwappedPredictionLoss as SwappedPredictionLoss
 from ._swapped_prediction import SwappedPredictionTerms as SwappedPredictionTerms
 from ._swapped_prediction import swapped_prediction_loss as swapped_prediction_loss
