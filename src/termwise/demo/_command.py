@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from . import _distill, _energy, _report, _sae, _targeted_variance, _vicreg
+from ._check import check
 from ._training import Run, Setting, Shown
 
 RUNS = {
@@ -32,6 +33,7 @@ _EXTRA = ("sklearn", "matplotlib", "rich", "tokenizers")
 _EPILOG = """\
 examples:
   python -m termwise --list
+  python -m termwise check --device cuda
   python -m termwise vicreg --steps 100 --json terms.json
   torchrun --nproc-per-node 2 -m termwise vicreg
 """
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = _ranks()
     try:
         options = _parser().parse_args(arguments)
+        if options.runs == ["check"]:
+            return check(_device(options.device, ranks))
         if options.list:
             _list(ranks)
             return 0
@@ -92,7 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="what to run (default: all)")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="what to run (default: all); or check: does it work here, and how fast",
+    )
     parser.add_argument("--list", action="store_true", help="name the runs and leave")
     steps = ", ".join(f"{run.steps} for {name}" for name, run in RUNS.items())
     parser.add_argument("--steps", type=_at_least_one, metavar="N", help=f"default: {steps}")
