@@ -1,19 +1,24 @@
 """`python -m termwise` as a user calls it, and the views that VICReg's run draws."""
 
+import base64
 import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+import termwise as tw
 from termwise.demo import (
+    _command,
     _comparison,
     _densities,
     _distill,
@@ -23,7 +28,8 @@ from termwise.demo import (
     _vicreg,
 )
 from termwise.demo._command import main
-from termwise.demo._training import Setting
+from termwise.demo._report import new_figure
+from termwise.demo._training import Run, Setting
 from termwise.energy import (
     ConditionalNoiseContrastiveTerms,
     ContrastiveDivergenceTerms,
@@ -146,6 +152,43 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     monkeypatch.setattr(_report, "_save", lambda *_, **__: None)
     assert main(["--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == results
+
+
+def test_one_page_has_all_runs_and_needs_no_other_file(all_runs, monkeypatch):
+    done, folder = all_runs
+    page = folder / "termwise-demo" / "index.html"
+    assert done.stdout.splitlines()[-1] == f"all of it on one page: {page.resolve().as_uri()}"
+    text = page.read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:image/png;base64,)", text)
+    for run in RUNS:
+        section = text.partition(f'<section id="{run}">')[2].partition("</section>")[0]
+        assert f'<a href="#{run}">' in text
+        assert f"python -m termwise {run} --steps 5 --seed 0" in section
+        assert "held-out" in section
+        assert f"{run}: 5 steps" in section.partition("<pre>")[2]
+        drawn = (folder / "termwise-demo" / f"{run}.png").read_bytes()
+        assert base64.b64encode(drawn).decode() in section
+    assert f"termwise {tw.__version__}, PyTorch {torch.__version__}" in text
+    # A sentence or a table may have anything in it.
+    shown = types.SimpleNamespace(sentence="a < b & c", table=lambda *_: "<tag>")
+    told = _report.Told(shown, 1.0, folder / "termwise-demo" / "sae.png", "python -c '<'")
+    _report.write_page(folder / "other.html", {"x": told})
+    other = (folder / "other.html").read_text()
+    assert "<p>a &lt; b &amp; c</p>" in other
+    assert "<pre>&lt;tag&gt;</pre>" in other
+
+
+def test_open_opens_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(_command.webbrowser, "open", opened.append)
+    quick = types.SimpleNamespace(
+        sentence="s", table=lambda *_: "t", figure=lambda: new_figure(2, 1)
+    )
+    run = Run(about="", steps=1, train=lambda _: quick)
+    monkeypatch.setitem(_command.RUNS, "vicreg", run)
+    assert main(["vicreg", "--open"]) == 0
+    assert opened == [(tmp_path / "termwise-demo" / "index.html").as_uri()]
 
 
 def check_json(result: dict[str, dict], terms: set[str], measured: set[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.distributed import ProcessGroup
 
 from . import _distill, _energy, _report, _sae, _targeted_variance, _vicreg
 from ._check import check
-from ._training import Run, Setting, Shown
+from ._training import Run, Setting
 
 RUNS = {
     "vicreg": _vicreg.RUN,
@@ -114,8 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("termwise-demo"),
         metavar="DIR",
-        help="where figures go (default: termwise-demo)",
+        help="where figures and index.html go (default: termwise-demo)",
     )
+    parser.add_argument("--open", action="store_true", help="open the page of all runs at the end")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write every curve and measurement there"
     )
@@ -158,7 +160,7 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
 
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Shown] = {}
+    told: dict[str, _report.Told] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:
@@ -173,13 +175,23 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
                 follow=functools.partial(_report.following, console),
             )
             start = time.perf_counter()
-            result = results[name] = run.train(setting)
+            result = run.train(setting)
             if ranks.rank == 0:
                 figure = options.out / f"{name}.png"
                 _report.draw(figure, name, result)
-                _report.tell(console, name, result, time.perf_counter() - start, figure)
-    if ranks.rank == 0 and options.json is not None:
-        _report.write_json(options.json, results)
+                seconds = time.perf_counter() - start
+                command = f"python -m termwise {name} --steps {setting.steps} --seed {setting.seed}"
+                told[name] = _report.Told(result, seconds, figure, command)
+                _report.tell(console, name, result, seconds, figure)
+    if ranks.rank != 0:
+        return
+    page = (options.out / "index.html").resolve()
+    _report.write_page(page, told)
+    console.print(f"all of it on one page: {page.as_uri()}", soft_wrap=True, highlight=False)
+    if options.open:
+        webbrowser.open(page.as_uri())
+    if options.json is not None:
+        _report.write_json(options.json, {name: one.result for name, one in told.items()})
 
 
 def _ranks() -> _Ranks:
