@@ -90,9 +90,12 @@ def test_doctest_sees_every_line_of_a_pycon_fence_and_nothing_else(page):
 
 
 def scripts_run() -> set[str]:
-    return {
-        str(path.relative_to(ROOT)) for path in (ROOT / "docs/pages/distributed").glob("*.py")
-    }  # what test_scripts.py runs
+    """List what test_scripts.py runs, and on request tests/peers/test_examples.py."""
+    on_request = (ROOT / "tests/peers/test_examples.py").read_text()
+    examples = (ROOT / "docs/pages/examples").glob("*.py")
+    paths = [*(ROOT / "docs/pages/distributed").glob("*.py")]
+    paths += [path for path in examples if f"\nimport {path.stem}\n" in on_request]
+    return {str(path.relative_to(ROOT)) for path in paths}
 
 
 @pytest.fixture
@@ -169,6 +172,9 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
     elif words[:2] in (["mkdocs", "serve"], ["mkdocs", "build"]):
         assert words[2:] == ["-f", "docs/mkdocs.yml"]
         assert "mkdocs build --quiet --strict --config-file docs/mkdocs.yml" in CI
+    elif words[0] == ".ci/release":
+        assert (ROOT / words[0]).is_file()
+        assert words[1:] in ([], ["--dry-run"])
     elif words[0] in ("ruff", "pyright"):
         assert f"\n{command}\n" in CI
     else:
