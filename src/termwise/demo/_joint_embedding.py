@@ -350,7 +350,7 @@ class Representations:
             written.append((across, height, at_left))
             shift, side = (-0.07, "right") if at_left else (0.07, "left")
             panel.text(across + shift, height, name, fontsize=7.5, va="center", ha=side)
-        panel.set_xlim(-3.6, 1.2)  # with space for names
+        panel.set_xlim(-3.6, 1.4)  # with space for names
         panel.set_xticks([-3, -2, -1, 0])
         panel.set_title("where embeddings lie on the sphere", fontsize=8.5)
         panel.set_xlabel("uniformity: left is more spread out, 0 is one point", fontsize=8)
