@@ -1,4 +1,4 @@
-"""One encoder of digits, trained with six joint-embedding losses, three of them also crippled."""
+"""One encoder of digits trained with six joint-embedding losses, and with three lacking a term."""
 
 import copy
 import dataclasses
@@ -180,11 +180,7 @@ METHODS = {
     "Barlow Twins": Method(build=_barlow, local=False, about="on- and 0.005 off-diagonal"),
     "VICReg": Method(build=_vicreg, local=True, about="25 invariance + 25 var + cov"),
     "LeJEPA": Method(build=_lejepa, local=True, about="0.95 invariance + 0.05 sigreg"),
-    "DINO": Method(
-        build=_dino,
-        local=True,
-        about=f"nats; uniform: log {_PROTOTYPES}",
-    ),
+    "DINO": Method(build=_dino, local=True, about=f"nats; uniform: log {_PROTOTYPES}"),
 }
 CONTROLS = {
     "Barlow, no off-diagonal": Method(
@@ -304,33 +300,14 @@ class Representations:
     def _draw_measured(self, part: "_report.SubFigure") -> None:
         panels: list["_report.Axes"] = list(part.subplots(1, 4, width_ratios=[1, 1, 0.8, 1.5]))
         measured = self.measured()
-        for panel, number, about, start in zip(
-            panels,
-            (_PROBE, _NEAREST, "rank"),
-            (
-                f"accuracy of a linear probe,\n{LABELS} labels of each digit",
-                f"accuracy of {_NEIGHBOURS} nearest neighbours,\nthe same labels",
-                "effective rank of\nthe embeddings",
-            ),
-            (0.1, 0.1, 1.0),
-            strict=False,
-        ):
-            values = {name: of[number] for name, of in measured.items() if number in of}
-            places = [list(measured).index(name) for name in values]
-            lengths = [value - start for value in values.values()]
-            colors = [_color(name) for name in values]
-            bars = panel.barh(places, lengths, left=start, color=colors, height=0.6)
-            form = "{:.1f}" if number == "rank" else "{:.1%}"
-            texts = [form.format(value) for value in values.values()]
-            panel.bar_label(bars, texts, padding=3, fontsize=8)
-            panel.set_xlim(start, start + 1.3 * max(lengths))
-            panel.set_ylim(len(measured) - 0.4, -0.6)
-            panel.set_yticks(range(len(measured)), labels=[*measured] if panel is panels[0] else [])
-            panel.set_xticks([])
-            begin = "1: one direction" if number == "rank" else "chance, 10%"
-            panel.set_title(f"{about}\n(bars start at {begin})", fontsize=8.5)
-            _report.tidy(panel)
-            panel.spines["bottom"].set_visible(False)
+        chance = "(bars start at chance, 10%)"
+        about = f"accuracy of a linear probe,\n{LABELS} labels of each digit\n{chance}"
+        _draw_bars(panels[0], about, measured, _PROBE, start=0.1, form="{:.1%}")
+        panels[0].set_yticks(range(len(measured)), labels=[*measured])
+        about = f"accuracy of {_NEIGHBOURS} nearest neighbours,\nthe same labels\n{chance}"
+        _draw_bars(panels[1], about, measured, _NEAREST, start=0.1, form="{:.1%}")
+        about = "effective rank of\nthe embeddings\n(bars start at 1: one direction)"
+        _draw_bars(panels[2], about, measured, "rank", start=1.0, form="{:.1f}")
         self._draw_geometry(panels[3], measured)
 
     def _draw_geometry(self, panel: "_report.Axes", measured: dict[str, dict[str, float]]) -> None:
@@ -361,6 +338,32 @@ class Representations:
 
 def _heading(part: "_report.SubFigure", text: str) -> None:
     part.suptitle(text, fontsize=10, fontweight="bold", x=0.005, horizontalalignment="left")
+
+
+def _draw_bars(
+    panel: "_report.Axes",
+    about: str,
+    measured: dict[str, dict[str, float]],
+    number: str,
+    *,
+    start: float,
+    form: str,
+) -> None:
+    """Draw a number of each training, from what is as good as nothing."""
+    values = {name: of[number] for name, of in measured.items() if number in of}
+    places = [list(measured).index(name) for name in values]
+    lengths = [value - start for value in values.values()]
+    colors = [_color(name) for name in values]
+    bars = panel.barh(places, lengths, left=start, color=colors, height=0.6)
+    texts = [form.format(value) for value in values.values()]
+    panel.bar_label(bars, texts, padding=3, fontsize=8)
+    panel.set_xlim(start, start + 1.3 * max(lengths))
+    panel.set_ylim(len(measured) - 0.4, -0.6)
+    panel.set_yticks(range(len(measured)), labels=[])
+    panel.set_xticks([])
+    panel.set_title(about, fontsize=8.5)
+    _report.tidy(panel)
+    panel.spines["bottom"].set_visible(False)
 
 
 def _color(name: str) -> str:
@@ -502,6 +505,6 @@ class _Digits:
         was_training = network.training
         z = cast("Tensor", network.eval()(self.images[self.held_out].to(setting.device)))
         network.train(was_training)
-        z = F.normalize(z.double(), dim=1)
+        z = F.normalize(z.cpu().double(), dim=1)
         moments = z.T @ z
         return float(moments.trace().square() / moments.square().sum())
