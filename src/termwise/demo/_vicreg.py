@@ -60,7 +60,7 @@ def run(setting: Setting) -> Comparison:
             "var": "hinge on the deviation of a column",
             "cov": "squared covariance of two columns",
             "std": "deviation of a column (0: collapse)",
-            "rank": "effective rank (1: all on a line)",
+            "rank": "effective rank: directions in use,\nhowever small (1: all on a line)",
         },
         levels={"std": ("gamma", 1.0)},
         measured={f"probe_accuracy_{name}": value for name, value in accuracies.items()},
