@@ -164,6 +164,17 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
     )
 
 
+def passed_on(block: Tensor, rows: int, group_name: str) -> Tensor:
+    """Send rows to the next rank of a ring, and return the `rows` rows of the rank before."""
+    group = resolved(group_name)
+    ranks, own = group.size(), group.rank()
+    received = block.new_empty(rows, *block.shape[1:])
+    sizes = [0] * ranks, [0] * ranks
+    sizes[0][(own - 1) % ranks], sizes[1][(own + 1) % ranks] = received.numel(), block.numel()
+    dist.all_to_all_single(received.view(-1), block.reshape(-1), *sizes, group=group)
+    return received
+
+
 def _column_shares(width: int, ranks: int) -> list[int]:
     return [width // ranks + (rank < width % ranks) for rank in range(ranks)]
 

@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from termwise import energy, lm, sae
-from termwise.joint_embedding import vicreg_loss
+from termwise.joint_embedding import (
+    gram_anchor_loss,
+    koleo_loss,
+    sigmoid_contrastive_loss,
+    vicreg_loss,
+)
 
 Loss = Callable[..., Tensor]
 COEFFICIENT, BANDWIDTH, SIGMA, PREFIXES = 1e-3, 0.5, 0.1, 4
@@ -313,6 +318,53 @@ def plain_vicreg(z1: Tensor, z2: Tensor) -> Tensor:
     return loss
 
 
+# Pairs, neighbours and patches.
+
+
+def pairs(batch: int, dim: int) -> list[Tensor]:
+    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
+    return [*two_views(batch, dim), scale.requires_grad_(), bias.requires_grad_()]
+
+
+def plain_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    logits = scale * a @ b.mT + bias
+    signs = 2 * torch.eye(len(a), device=a.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(a)
+
+
+def our_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return sigmoid_contrastive_loss(a, b, scale=scale, bias=bias).loss
+
+
+def one_view(batch: int, dim: int) -> list[Tensor]:
+    return [normal(batch, dim).requires_grad_()]
+
+
+def plain_koleo(z: Tensor) -> Tensor:
+    z = F.normalize(z, dim=1)
+    with torch.no_grad():
+        nearest = (z @ z.mT).fill_diagonal_(-1).argmax(1)
+    return -(F.pairwise_distance(z, z[nearest], eps=1e-8) + 1e-8).log().mean()
+
+
+def lightly_koleo() -> Loss:
+    os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"
+    import_torchvision()
+    from lightly.loss import KoLeoLoss
+
+    return KoLeoLoss()
+
+
+def two_models(images: int, patches: int, dim: int) -> list[Tensor]:
+    return [normal(images, patches, dim).requires_grad_(), normal(images, patches, dim)]
+
+
+def plain_gram(student: Tensor, teacher: Tensor) -> Tensor:
+    own, wanted = (F.normalize(x, dim=2) for x in (student, teacher))
+    return F.mse_loss((own @ own.mT).relu(), (wanted @ wanted.mT).relu())
+
+
 def lightly() -> Loss:
     os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"
     import_torchvision()
@@ -522,6 +574,31 @@ CASES = {
         lambda *z: vicreg_loss(*z).loss,
         peer=("lightly", lightly),
         products=view_products,
+    ),
+    "joint_embedding.sigmoid_contrastive_loss": Case(
+        ((64, 128), (256, 128), (4096, 512)),
+        pairs,
+        plain_sigmoid,
+        our_sigmoid,
+        rows=16_384,
+        size_of=lambda rows: (rows, 512),
+    ),
+    "joint_embedding.koleo_loss": Case(
+        ((64, 128), (256, 128), (4096, 512)),
+        one_view,
+        plain_koleo,
+        lambda z: koleo_loss(z).loss,
+        rows=8192,
+        size_of=lambda rows: (rows, 512),
+        peer=("lightly", lightly_koleo),
+    ),
+    "joint_embedding.gram_anchor_loss": Case(
+        ((1, 64, 128), (4, 196, 384), (8, 784, 384)),
+        two_models,
+        plain_gram,
+        lambda *x: gram_anchor_loss(*x).loss,
+        rows=128,
+        size_of=lambda rows: (rows, 512, 512),
     ),
     "energy.denoising_score_matching_loss": of_energy(plain_denoising, our_denoising, *BATCHES),
     "energy.sliced_score_matching_loss": of_energy(plain_sliced, our_sliced, *BATCHES),

@@ -5,7 +5,20 @@ from typing import assert_type
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from termwise.joint_embedding import VICRegLoss, VICRegTerms, vicreg_loss
+from termwise.joint_embedding import (
+    GramAnchorLoss,
+    GramAnchorTerms,
+    KoLeoLoss,
+    KoLeoTerms,
+    SigmoidContrastiveLoss,
+    SigmoidContrastiveTerms,
+    VICRegLoss,
+    VICRegTerms,
+    gram_anchor_loss,
+    koleo_loss,
+    sigmoid_contrastive_loss,
+    vicreg_loss,
+)
 
 
 def functions(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
@@ -25,3 +38,24 @@ def modules(z1: Tensor, z2: Tensor, group: ProcessGroup) -> None:
     assert_type(loss_fn(z1, z2), VICRegTerms)
     assert_type(loss_fn(z1, z2, batch_group=group), VICRegTerms)
     assert_type(loss_fn.gamma, float)
+
+
+def pairs_and_patches(a: Tensor, b: Tensor, bias: Tensor, group: ProcessGroup) -> None:
+    pairs = sigmoid_contrastive_loss(a, b, scale=10.0, bias=bias, batch_group=group)
+    assert_type(pairs, SigmoidContrastiveTerms)
+    for field in (pairs.loss, pairs.positive, pairs.negative, pairs.accuracy):
+        assert_type(field, Tensor)
+    spread = koleo_loss(a, top_k=2, group_size=16, batch_group=group)
+    assert_type(spread, KoLeoTerms)
+    for field in (spread.loss, spread.nearest_distance, spread.min_distance):
+        assert_type(field, Tensor)
+    patches = gram_anchor_loss(a, b, negatives="keep", level="batch", batch_group=group)
+    assert_type(patches, GramAnchorTerms)
+    for field in (patches.loss, patches.agreement):
+        assert_type(field, Tensor)
+
+    of_pairs = SigmoidContrastiveLoss(normalize=False)
+    assert_type(of_pairs(a, b, scale=bias, bias=-10), SigmoidContrastiveTerms)
+    assert_type(of_pairs.normalize, bool)
+    assert_type(KoLeoLoss(eps=1e-6)(a, batch_group=group), KoLeoTerms)
+    assert_type(GramAnchorLoss(negatives="teacher")(a, b), GramAnchorTerms)
