@@ -99,17 +99,17 @@ def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
     """Compute the sums, in this dtype, in operations that autograd follows to any order."""
     student, p, weights, temperature, skip, _ = inputs
     logs, p = (lifted(student) / temperature).log_softmax(2), lifted(p)
-    of_p = _finite_logs(p)
+    negatives = _finite_logs(p).mul_(p).sum(2)
     if weights is not None:  # all that follows is linear in p
-        p = p * weights[:, None].to(p.dtype)
-    of_p = of_p * p
-    target, entropy = _summed(p), of_p.sum(dtype=dtype) * -len(logs)
-    value = -(_summed(logs) * target).sum(dtype=dtype)
+        weights = weights.to(p.dtype)
+        negatives, p = negatives * weights, p * weights[:, None]
+    targets = target = _summed(p)
+    entropy = negatives.sum(dtype=dtype) * -len(logs)
     if skip:
         same = min(len(logs), len(p))
-        value = value + (logs[:same] * p[:same]).sum(dtype=dtype)
-        entropy = entropy + of_p[:same].sum(dtype=dtype)
-    return value, entropy, target.sum(0, dtype=dtype)
+        targets = torch.cat((target - p[:same], target.expand(len(logs) - same, -1, -1)))
+        entropy = entropy + negatives[:same].sum(dtype=dtype)
+    return -(logs * targets).sum(dtype=dtype), entropy, target.sum(0, dtype=dtype)
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
