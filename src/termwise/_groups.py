@@ -164,6 +164,17 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
     )
 
 
+def passed_on(block: Tensor, rows: int, group_name: str) -> Tensor:
+    """Send rows to the next rank of a ring, and return the `rows` rows of the rank before."""
+    group = resolved(group_name)
+    ranks, own = group.size(), group.rank()
+    received = block.new_empty(rows, *block.shape[1:])
+    sizes = [0] * ranks, [0] * ranks
+    sizes[0][(own - 1) % ranks], sizes[1][(own + 1) % ranks] = received.numel(), block.numel()
+    dist.all_to_all_single(received.view(-1), block.reshape(-1), *sizes, group=group)
+    return received
+
+
 def gathered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
     """Return the rows of all ranks, in the order of ranks, without a gradient."""
     group, width = resolved(group_name), rows.shape[1]

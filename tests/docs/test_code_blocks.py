@@ -90,9 +90,14 @@ def test_doctest_sees_every_line_of_a_pycon_fence_and_nothing_else(page):
 
 
 def scripts_run() -> set[str]:
-    return {
-        str(path.relative_to(ROOT)) for path in (ROOT / "docs/pages/distributed").glob("*.py")
-    }  # what test_scripts.py runs
+    """List what tests of the scripts and examples run, in tests/peers on request."""
+    on_request = (ROOT / "tests/peers/test_examples.py").read_text()
+    in_tests = (ROOT / "tests/docs/test_example_losses.py").read_text()
+    paths = [*(ROOT / "docs/pages/distributed").glob("*.py")]
+    for path in (ROOT / "docs/pages/examples").glob("*.py"):
+        if f"\nimport {path.stem}\n" in on_request or f'    "{path.stem}": [' in in_tests:
+            paths.append(path)
+    return {str(path.relative_to(ROOT)) for path in paths}
 
 
 @pytest.fixture
@@ -146,6 +151,9 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "pip"]:
         check_install(words[3:])
+    elif words[:3] == ["python", "-m", "build"]:
+        assert " ".join(words) == "python -m build --wheel --outdir dist ."
+        assert "\npython -m build --wheel --outdir " in CI
     elif words == ["python", "-m", "pytest"]:
         # A step of .ci/run takes this line out of the README and runs it.
         assert "grep -F 'python -m pytest' README.md" in CI
@@ -166,6 +174,9 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
     elif words[:2] in (["mkdocs", "serve"], ["mkdocs", "build"]):
         assert words[2:] == ["-f", "docs/mkdocs.yml"]
         assert "mkdocs build --quiet --strict --config-file docs/mkdocs.yml" in CI
+    elif words[0] == ".ci/release":
+        assert (ROOT / words[0]).is_file()
+        assert words[1:] in ([], ["--dry-run"])
     elif words[0] in ("ruff", "pyright"):
         assert f"\n{command}\n" in CI
     else:
@@ -181,13 +192,13 @@ def check_install(words: list[str]) -> None:
     options = parser.parse_args(words)
     assert options.c is None or (ROOT / options.c).is_file()
     name, _, extra = options.what.rstrip("]").partition("[")
-    assert name == ("." if options.e else "termwise")
+    assert name == "." or (name == "termwise" and not options.e)
     assert set(extra.split(",")) <= {"", *PROJECT["project"]["optional-dependencies"]}
 
 
 def check_demo(words: list[str]) -> None:
     options = _parser().parse_args(words)  # refuses what it does not know
-    assert set(options.runs) <= set(RUNS)
+    assert set(options.runs) <= set(RUNS) or options.runs == ["check"]
 
 
 def check_bench(path: Path) -> None:

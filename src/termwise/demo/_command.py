@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _distill, _energy, _report, _sae, _targeted_variance, _vicreg
-from ._training import Run, Setting, Shown
+from . import _distill, _energy, _joint_embedding, _report, _sae, _targeted_variance, _vicreg
+from ._check import check
+from ._training import Run, Setting
 
 RUNS = {
     "vicreg": _vicreg.RUN,
+    "joint-embedding": _joint_embedding.RUN,
     "targeted-variance": _targeted_variance.RUN,
     "sae": _sae.RUN,
     "energy": _energy.RUN,
@@ -32,6 +35,7 @@ _EXTRA = ("sklearn", "matplotlib", "rich", "tokenizers")
 _EPILOG = """\
 examples:
   python -m termwise --list
+  python -m termwise check --device cuda
   python -m termwise vicreg --steps 100 --json terms.json
   torchrun --nproc-per-node 2 -m termwise vicreg
 """
@@ -60,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = _ranks()
     try:
         options = _parser().parse_args(arguments)
+        if options.runs == ["check"]:
+            return check(_device(options.device, ranks))
         if options.list:
             _list(ranks)
             return 0
@@ -92,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="what to run (default: all)")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="what to run (default: all); or check: does it work here, and how fast",
+    )
     parser.add_argument("--list", action="store_true", help="name the runs and leave")
     steps = ", ".join(f"{run.steps} for {name}" for name, run in RUNS.items())
     parser.add_argument("--steps", type=_at_least_one, metavar="N", help=f"default: {steps}")
@@ -105,8 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("termwise-demo"),
         metavar="DIR",
-        help="where figures go (default: termwise-demo)",
+        help="where figures and index.html go (default: termwise-demo)",
     )
+    parser.add_argument("--open", action="store_true", help="open the page of all runs at the end")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write every curve and measurement there"
     )
@@ -149,7 +161,7 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
 
     torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
     console = Console(quiet=ranks.rank != 0)
-    results: dict[str, Shown] = {}
+    told: dict[str, _report.Told] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:
@@ -164,13 +176,23 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
                 follow=functools.partial(_report.following, console),
             )
             start = time.perf_counter()
-            result = results[name] = run.train(setting)
+            result = run.train(setting)
             if ranks.rank == 0:
                 figure = options.out / f"{name}.png"
                 _report.draw(figure, name, result)
-                _report.tell(console, name, result, time.perf_counter() - start, figure)
-    if ranks.rank == 0 and options.json is not None:
-        _report.write_json(options.json, results)
+                seconds = time.perf_counter() - start
+                command = f"python -m termwise {name} --steps {setting.steps} --seed {setting.seed}"
+                told[name] = _report.Told(result, seconds, figure, command)
+                _report.tell(console, name, result, seconds, figure)
+    if ranks.rank != 0:
+        return
+    page = (options.out / "index.html").resolve()
+    _report.write_page(page, told)
+    console.print(f"all of it on one page: {page.as_uri()}", soft_wrap=True, highlight=False)
+    if options.open:
+        webbrowser.open(page.as_uri())
+    if options.json is not None:
+        _report.write_json(options.json, {name: one.result for name, one in told.items()})
 
 
 def _ranks() -> _Ranks:

@@ -90,7 +90,8 @@ class Comparison:
             _report.draw_curve(panel, norms, name, color, marker=".")
         panel.set_yscale("log")
         _report.plain_numbers(panel.yaxis)
-        panel.legend(frameon=False, fontsize=8, handlelength=1.2)
+        # A place that is named: to look for the best one takes seconds where the machine is busy.
+        panel.legend(loc="lower right", frameon=False, fontsize=8, handlelength=1.2)
         title = "norm of each weighted term's gradient\nw.r.t. the parameters"
         _report.label_panel(panel, title, "norm")
 

@@ -212,4 +212,4 @@ def _draw_digits(part: "_report.SubFigure", result: Energies) -> None:
     panel.set_ylabel("images", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(loc="upper right", frameon=False, fontsize=8)

@@ -4,15 +4,22 @@ matplotlib and rich come with the extra: they are imported where they are used, 
 imports this file needs them.
 """
 
+import base64
+import html
 import io
 import json
 import math
+import platform
 import textwrap
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from string import Template
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from .. import __version__
 from ._training import Curves, Show, Shown
 
 if TYPE_CHECKING:
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Figure
     from matplotlib.figure import SubFigure as SubFigure
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.console import Group as Group
     from rich.table import Table as Table
 
@@ -65,6 +72,78 @@ def write_json(path: Path, results: Mapping[str, Shown]) -> None:
     """Write one object for each run, under its name."""
     objects = {name: result.as_json() for name, result in results.items()}
     path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class Told(NamedTuple):
+    """A run that has ended."""
+
+    result: Shown
+    seconds: float
+    picture: Path
+    command: str
+
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>termwise: $names</title>
+<style>
+:root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5; }
+body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
+pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.25; }
+img { max-width: 100%; height: auto; background: white; }
+footer { opacity: 0.7; font-size: 0.85rem; }
+</style>
+<h1>termwise: what was trained</h1>
+<nav>$links</nav>
+$sections
+<footer>$versions</footer>
+</html>
+""")
+_SECTION = Template("""<section id="$name">
+<h2>$name</h2>
+<p>$sentence</p>
+<p><code>$command</code></p>
+<img src="data:image/png;base64,$picture" alt="$sentence">
+<pre>$table</pre>
+</section>
+""")
+
+
+def write_page(path: Path, told: Mapping[str, Told]) -> None:
+    """Write all runs as one page that needs no other file: tables, sentences, pictures."""
+    sections = [
+        _SECTION.substitute(
+            name=html.escape(name),
+            sentence=html.escape(one.result.sentence),
+            command=html.escape(one.command),
+            picture=base64.b64encode(one.picture.read_bytes()).decode(),
+            table=html.escape(_as_text(one.result.table(name, one.seconds))),
+        )
+        for name, one in told.items()
+    ]
+    versions = (
+        f"termwise {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.platform()}"
+    )
+    page = _PAGE.substitute(
+        names=html.escape(", ".join(told)),
+        links=" ".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in told),
+        sections="".join(sections),
+        versions=html.escape(versions),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _as_text(table: "RenderableType") -> str:
+    from rich.console import Console
+
+    written = io.StringIO()
+    # As wide as the table is: a page scrolls where a terminal breaks lines.
+    Console(file=written, width=200, color_system=None).print(table)
+    lines = written.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def draw(path: Path, name: str, result: Shown) -> None:
