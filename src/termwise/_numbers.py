@@ -11,6 +11,8 @@ from ._autograd import Function, on_host, transformed
 
 # Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
 IN_CACHE, ON_DEVICE = 2**18, 2**26
+# Columns of a tile on the CPU.
+TILE = 1024
 # Elsewhere there are no more blocks than this, so that kernels do not grow with the data.
 MOST_BLOCKS = 8
 # So few elements that the calls cost more than what they do.
@@ -124,6 +126,17 @@ def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
         return iter((slice(None),))
     step = block_rows(x, width)
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
+
+
+def tiles(x: Tensor, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a matrix, with the rows of x and so many columns, into blocks of rows and of columns.
+
+    On an accelerator a block has all columns. Not for what is compiled.
+    """
+    width = max(min(columns, TILE) if on_host(x) else columns, 1)
+    for start in range(0, columns, width):
+        for rows in blocks(x, width):
+            yield rows, slice(start, min(start + width, columns))
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:

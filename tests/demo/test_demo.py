@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import sys
 import types
@@ -24,6 +23,7 @@ from termwise.demo import (
     _distill,
     _energy,
     _energy_digits,
+    _joint_embedding,
     _report,
     _vicreg,
 )
@@ -42,8 +42,18 @@ from termwise.energy import (
     ScoreMatchingTerms,
     SlicedScoreMatchingTerms,
 )
+from termwise.joint_embedding import (
+    BarlowTwinsTerms,
+    DINOTerms,
+    InfoNCETerms,
+    LeJEPATerms,
+    MultiViewVICRegTerms,
+    SigmoidContrastiveTerms,
+)
 
-SHOW_THREADS = Path(__file__).parents[1] / "show_threads.py"
+FORK_RANKS = Path(__file__).parents[1] / "fork_ranks.py"
+# What the runs import, besides ours: once for all of them.
+IMPORTS = "termwise.demo._command,matplotlib.figure,rich.console,sklearn.datasets,torch._dynamo"
 TERMS = {
     "vicreg": {"loss", "sim", "var", "cov", "std", "rank"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
@@ -76,7 +86,18 @@ LOSSES = {
     "denoising SM": DenoisingScoreMatchingTerms,
     "NCE without log q": NoiseContrastiveTerms,
 }
-RUNS = [*TERMS, "sae", "energy", "distill"]
+VIEWS = {
+    "InfoNCE": InfoNCETerms,
+    "SigLIP": SigmoidContrastiveTerms,
+    "Barlow Twins": BarlowTwinsTerms,
+    "VICReg": MultiViewVICRegTerms,
+    "LeJEPA": LeJEPATerms,
+    "DINO": DINOTerms,
+    "Barlow, no off-diagonal": BarlowTwinsTerms,
+    "VICReg, no var, cov": MultiViewVICRegTerms,
+    "DINO, no Sinkhorn": DINOTerms,
+}
+RUNS = ["vicreg", "joint-embedding", "targeted-variance", "sae", "energy", "distill"]
 MEASURED = {
     "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
     "targeted-variance": {
@@ -92,43 +113,50 @@ MEASURED = {
 }
 
 
-def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
 
-def termwise(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "termwise", *arguments, cwd=cwd, **environment)
-
-
-def five_steps(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = termwise(*arguments, "--steps", "5", "--json", "terms.json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
-def all_runs(tmp_path_factory):
-    """Make all runs once, of five steps: what was printed, and the folder that they wrote to."""
-    folder = tmp_path_factory.mktemp("all")
-    return five_steps(cwd=folder), folder
+def five_steps(tmp_path_factory):
+    """Make all runs once, one over two ranks, and one that cannot be: where they wrote to."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("all", "two_ranks", "refused")]
+    command = "--steps 5 --json terms.json"
+    jobs = [str(folders[0]), "1", f"-m termwise {command}"]
+    jobs += [str(folders[1]), "2", f"-m termwise vicreg {command}"]
+    jobs += [str(folders[2]), "1", "-m termwise vicreg nothing"]
+    done = python(str(FORK_RANKS), IMPORTS, *jobs, cwd=folders[0])
+    assert done.returncode == 0, done.stderr
+    return folders
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    for part in ("draw", "write_page"):
+        monkeypatch.setattr(_report, part, lambda *_: None)
+
+
+def ended(folder: Path) -> tuple[str, str, str]:
+    return tuple((folder / name).read_text() for name in ("codes", "out", "err"))
 
 
 def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
-    all_runs, monkeypatch
+    five_steps, monkeypatch, nothing_drawn
 ):
-    done, tmp_path = all_runs
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout
-    assert "\r" not in done.stdout
-    lines = [line for line in done.stdout.splitlines() if line.startswith("measured: ")]
+    tmp_path = five_steps[0]
+    codes, out, err = ended(tmp_path)
+    assert (codes, err) == ("0", "")
+    assert "\x1b" not in out
+    assert "\r" not in out
+    lines = [line for line in out.splitlines() if line.startswith("measured: ")]
     assert len(lines) == len(RUNS)
     assert all("held-out" in line for line in lines)
     results = json.loads((tmp_path / "terms.json").read_text())
@@ -138,26 +166,36 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         assert len(png) > 20_000
     for run, terms in TERMS.items():
-        assert all(f" {term} " in done.stdout for term in terms)
+        assert all(f" {term} " in out for term in terms)
         check_json(results[run], terms, MEASURED[run])
     check_norms(results["vicreg"]["gradient_norms"])
-    assert all(f" {objective} " in done.stdout for objective in OBJECTIVES)
+    assert all(f" {loss} " in out for loss in VIEWS)
+    check_representations(results["joint-embedding"])
+    assert all(f" {objective} " in out for objective in OBJECTIVES)
     check_frontier(results["sae"])
-    assert all(f" {student} " in done.stdout for student in STUDENTS)
+    assert all(f" {student} " in out for student in STUDENTS)
     check_students(results["distill"])
-    assert all(f" {loss} " in done.stdout for loss in LOSSES)
+    assert all(f" {loss} " in out for loss in LOSSES)
     check_energies(results["energy"])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_report, "_save", lambda *_, **__: None)
-    assert main(["--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
+    for name in ("_save", "write_page"):
+        monkeypatch.setattr(_report, name, lambda *_, **__: None)
+    others = [run for run in RUNS if run != "joint-embedding"]  # two of its trainings repeat below
+    assert main([*others, "--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
+    once = results.pop("joint-embedding")["trainings"]
     assert json.loads((tmp_path / "again.json").read_text()) == results
+    digits = _joint_embedding._Digits(quiet(5))
+    for name in ("LeJEPA", "DINO"):
+        learnt = _joint_embedding._learn(name, _joint_embedding.METHODS[name], digits, quiet(5))
+        assert learnt.measured == once[name]["measured"]
+        assert learnt.terms == {term: of["curve"] for term, of in once[name]["terms"].items()}
 
 
-def test_one_page_has_all_runs_and_needs_no_other_file(all_runs, monkeypatch):
-    done, folder = all_runs
+def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
+    folder = five_steps[0]
     page = folder / "termwise-demo" / "index.html"
-    assert done.stdout.splitlines()[-1] == f"all of it on one page: {page.resolve().as_uri()}"
+    assert ended(folder)[1].splitlines()[-1] == f"all of it on one page: {page.resolve().as_uri()}"
     text = page.read_text()
     assert not re.findall(r"(?:src|href)=\"(?!#|data:image/png;base64,)", text)
     for run in RUNS:
@@ -215,6 +253,27 @@ def check_norms(norms: dict[str, dict[str, float]]) -> None:
     assert norms["var"]["1"] > 2 * norms["sim"]["1"] > norms["cov"]["1"]
 
 
+def check_representations(result: dict) -> None:
+    assert list(result["references"]) == ["raw pixels", "untrained"]
+    assert list(result["trainings"]) == list(VIEWS)
+    for loss, one in result["trainings"].items():
+        assert list(one["terms"]) == [field.name for field in dataclasses.fields(VIEWS[loss])]
+        check_curves(one["terms"])
+        assert list(one["rank"]) == ["1", "2", "3", "4", "5"]
+        measured = one["measured"]
+        for accuracy in ("probe_accuracy", "neighbour_accuracy"):
+            assert 0.2 < measured[accuracy] < 1
+            assert result["references"]["untrained"][accuracy] > 0.75
+        assert 0 <= measured["alignment"] <= 4
+        assert -8 <= measured["uniformity"] <= 0
+        assert 1 <= measured["rank"] <= 128
+    # They start from the same weights, and those without a term from the same loss but for it.
+    trainings = result["trainings"]
+    assert len({one["rank"]["1"] for one in trainings.values()}) == 1
+    whole, without = (trainings[name]["terms"] for name in ("Barlow Twins", list(VIEWS)[6]))
+    assert without["loss"]["first"] == pytest.approx(whole["on_diagonal"]["first"], rel=1e-6)
+
+
 def check_frontier(result: dict) -> None:
     check_curves(result["network"]["terms"])
     assert 0 <= result["measured"]["network_accuracy"] <= 1
@@ -249,7 +308,14 @@ def check_students(result: dict) -> None:
     assert result["measured"]["common_tokens"] == 511
 
 
-def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch):
+def test_a_student_that_is_taught_reads_unseen_text_better(tmp_path, monkeypatch, nothing_drawn):
+    train = _distill._train_student
+    no_student = _distill.Student(terms={"loss": [0.0]}, held_out={0: 0.0})
+    monkeypatch.setattr(
+        _distill,
+        "_train_student",
+        lambda name, *rest: train(name, *rest) if name != "partitioned" else no_student,
+    )
     monkeypatch.chdir(tmp_path)
     # Half of its steps: enough for the projected KL, not for the partitioned loss.
     assert main(["distill", "--steps", "80", "--json", "terms.json"]) == 0
@@ -314,7 +380,7 @@ def check_energies(result: dict) -> None:
     assert result["measured"]["auroc_gaussian_samples_full_gaussian"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
+def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch, nothing_drawn):
     monkeypatch.chdir(tmp_path)
     assert main(["sae", "--steps", "25", "--json", "terms.json"]) == 0
     trainings = json.loads((tmp_path / "terms.json").read_text())["sae"]["trainings"]
@@ -329,24 +395,13 @@ def test_sparse_autoencoders_trade_error_for_sparsity(tmp_path, monkeypatch):
         assert max(errors) < 1, objective
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(all_runs, tmp_path):
-    alone = json.loads((all_runs[1] / "terms.json").read_text())["vicreg"]
-    launcher = [
-        *("-m", "torch.distributed.run", "--nproc-per-node=2"),
-        *("--master-addr=127.0.0.1", f"--master-port={free_port()}"),
-    ]
-    command = ["-m", "termwise", "vicreg", "--steps", "5", "--json", "terms.json"]
-    done = python(*launcher, str(SHOW_THREADS), *command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "gloo" not in done.stderr, done.stderr  # a thread that may abort the process at its end
-    assert done.stdout.count("measured: ") == 1
-    together = json.loads((tmp_path / "terms.json").read_text())["vicreg"]
+def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(five_steps):
+    alone = json.loads((five_steps[0] / "terms.json").read_text())["vicreg"]
+    codes, out, err = ended(five_steps[1])
+    assert codes == "0 0", err
+    assert "gloo" not in err, err  # a thread that may abort the process at its end
+    assert out.count("measured: ") == 1
+    together = json.loads((five_steps[1] / "terms.json").read_text())["vicreg"]
     for name in TERMS["vicreg"]:
         expected = alone["terms"][name]["curve"]
         assert together["terms"][name]["curve"] == pytest.approx(expected, rel=1e-5), name
@@ -359,7 +414,8 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(all_runs
     [
         (
             ["vicregg"],
-            "unknown run 'vicregg', there are: vicreg, targeted-variance, sae, energy, distill",
+            "unknown run 'vicregg', there are: vicreg, joint-embedding, targeted-variance, sae, "
+            "energy, distill",
         ),
         (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
         (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
@@ -385,11 +441,11 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert printed.err.count("\n") == 1
 
 
-def test_the_process_leaves_with_code_2_and_no_traceback(tmp_path):
-    done = termwise("vicreg", "nothing", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_the_process_leaves_with_code_2_and_no_traceback(five_steps):
+    codes, out, err = ended(five_steps[2])
+    assert (codes, out) == ("2", "")
+    assert err.count("\n") == 1
+    assert {path.name for path in five_steps[2].iterdir()} == {"codes", "out", "err"}
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich", "tokenizers"])
@@ -465,6 +521,36 @@ def test_bars_start_at_chance_and_norms_of_gradients_have_a_logarithmic_axis():
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars.patches]
     assert spans == [(0.1, pytest.approx(0.2)), (0.1, pytest.approx(0.9))]
     assert [text.get_text() for text in bars.texts[:2]] == ["20%", "90%"]
+
+
+def test_views_of_a_digit_are_two_of_all_of_it_and_four_of_a_part(monkeypatch):
+    monkeypatch.setattr(_joint_embedding, "augment", lambda images, generator: images)
+    images = torch.rand(16, 8, 8, generator=torch.Generator().manual_seed(1))
+    views = _joint_embedding.draw_views(images, True, torch.Generator().manual_seed(2))
+    assert views.shape == (6, 16, 8, 8)
+    assert torch.equal(views[:2], images.expand(2, 16, 8, 8))
+    assert torch.equal(
+        views[:2], _joint_embedding.draw_views(images, False, torch.Generator().manual_seed(2))
+    )
+    # A part, at the size of an image: a ramp has three quarters of its slope, from another start.
+    ramp = torch.arange(8.0).expand(16, 8, 8)
+    zoomed = _joint_embedding.draw_views(ramp, True, torch.Generator().manual_seed(2))[2:]
+    slope = zoomed.diff(dim=3)[..., 1:-1, 1:-1]  # nothing is outside of an image
+    torch.testing.assert_close(slope, torch.full((4, 16, 6, 5), 0.75))
+    assert zoomed[0, :, 0, 4].std() > 0.3
+
+
+def test_rank_is_one_where_embeddings_are_one_point_or_one_line(monkeypatch):
+    digits = _joint_embedding._Digits(quiet(1))
+    network = _joint_embedding.Network(quiet(1))
+    for z, expected in (
+        (torch.ones(500, 4), 1),
+        (torch.linspace(-1, 1, 500)[:, None] * torch.tensor([1.0, 2.0]), 1),
+        (torch.eye(4).repeat(125, 1), 4),
+    ):
+        monkeypatch.setattr(network, "forward", lambda images, z=z: z)
+        assert digits.rank(network, quiet(1)) == pytest.approx(expected, rel=1e-6)
+    assert network.training
 
 
 @pytest.mark.parametrize("density", [_densities.eight_gaussians(), _densities.moons()])

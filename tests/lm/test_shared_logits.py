@@ -55,11 +55,13 @@ while (asked := pipe.recv()) != "leave":
 
 @pytest.fixture
 def spawn():
-    """Run source in a fresh interpreter that talks through a pipe."""
-    context = multiprocessing.get_context("spawn")
+    """Run source in a process that talks through a pipe: a fresh interpreter, or a copy of one."""
     started = []
 
-    def start(source):
+    def start(source, method="forkserver"):
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":  # of which a process has one, with what Ranks loads
+            context.set_forkserver_preload(["termwise.testing", "torch.distributed.fsdp"])
         ours, theirs = context.Pipe()
         process = context.Process(target=exec, args=(source, {"pipe": theirs}), daemon=True)
         process.start()
@@ -86,7 +88,7 @@ def ask(pipe, question):
 
 def test_a_spawned_consumer_sees_each_write_until_the_producer_closes(spawn):
     producer = SharedLogits.create(SHAPE, dtype=torch.bfloat16)
-    _, pipe = spawn(_CONSUMER)
+    _, pipe = spawn(_CONSUMER, "spawn")
     pipe.send(producer.handle)
     zeros = torch.zeros(2, 2, 4).tolist()
     assert ask(pipe, "slice") == (zeros, "torch.bfloat16", 0)
@@ -261,7 +263,7 @@ _CUDA_CONSUMER = _CONSUMER.replace("import torch\n", "import torch; torch.cuda.i
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="sharing by CUDA IPC needs a GPU")
 def test_on_a_gpu_a_spawned_consumer_sees_each_write(spawn):
     producer = SharedLogits.create(SHAPE, dtype=torch.bfloat16, device="cuda")
-    _, pipe = spawn(_CUDA_CONSUMER)
+    _, pipe = spawn(_CUDA_CONSUMER, "spawn")
     pipe.send(producer.handle)
     for step in (1, 2):
         producer.write(logits(step).cuda())

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._coefficients import weighted
 from .._contract import ContractError, contract, show
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
@@ -185,13 +186,10 @@ def contrastive_divergence_loss(
             grad_reduction=grad_reduction,
         )
         squares = square_data + square_model
-        loss = energy_data - negative_weight * energy_model
-        if energy_square_weight != 0:  # 0 times a square that overflows is no 0
-            loss = loss + energy_square_weight * squares
-        if regularization_weight != 0:
-            loss = loss + regularization_weight * penalty
+        contrast = energy_data - negative_weight * energy_model
+        priced = weighted(energy_square_weight, squares)
         return ContrastiveDivergenceTerms(
-            loss=loss,
+            loss=contrast + priced + weighted(regularization_weight, penalty),
             energy_data=energy_data,
             energy_model=energy_model,
             gap=(energy_data - energy_model).detach(),

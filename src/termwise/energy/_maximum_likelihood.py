@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import weighted_means
@@ -109,11 +110,9 @@ def maximum_likelihood_loss(
             batch_group=batch_group,
             grad_reduction=grad_reduction,
         )
-        loss = energy_data - negative_weight * energy_model
-        if regularization_weight != 0:  # 0 times a penalty that is infinite is no 0
-            loss = loss + regularization_weight * penalty
+        contrast = energy_data - negative_weight * energy_model
         return MaximumLikelihoodTerms(
-            loss=loss,
+            loss=contrast + weighted(regularization_weight, penalty),
             energy_data=energy_data,
             energy_model=energy_model,
             gap=(energy_data - energy_model).detach(),

@@ -69,7 +69,8 @@ class Inputs(TypedDict, total=False):
     dtypes: Sequence[torch.dtype]
     """Dtypes to draw from. All floating tensors of a call have one."""
     elements: Mapping[str, Any] | st.SearchStrategy[float] | None
-    """Strategy for the elements of floating tensors, or of one tensor by its argument."""
+    """Strategy for the elements of floating tensors, or of one tensor by its argument; of complex
+    tensors for their real and imaginary parts."""
     overrides: Mapping[str, Any]
     """What an argument is given instead: a value, a strategy, or a function of the sizes."""
 
@@ -311,23 +312,26 @@ class Signature:
         }
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
+        self.defaults: dict[str, Any] = {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if parameter.default is not parameter.empty
+        }
         for name, parameter in self.parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"calls: {self.name} takes *{name}, which no annotation limits")
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(f"calls: {self.name} takes {name} by position only")
 
+    @functools.cached_property
+    def arrays_last(self) -> list[str]:
+        """List all names: "{k}+1" can be computed only from a k that is known to be a number."""
+        return sorted(self.hints, key=lambda name: has_arrays(self.hints[name]))
+
     def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Return an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
-        whole = {
-            name: parameter.default
-            for name, parameter in self.parameters.items()
-            if parameter.default is not parameter.empty
-        }
-        options = [
-            filled_in(option, {**whole, **self.held, **arguments})
-            for option in options_of(self.hints.get(name))
-        ]
+        known = {**self.defaults, **self.held, **arguments}
+        options = [filled_in(option, known) for option in options_of(self.hints.get(name))]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
@@ -431,7 +435,8 @@ def drawn_calls(
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
     ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
-    floating = [d for d in inputs.get("dtypes", (torch.float32,)) if d.is_floating_point]
+    given = inputs.get("dtypes", (torch.float32,))
+    floating = [d.to_real() if d.is_complex else d for d in given if is_inexact(d)]
     dtype = draw(st.sampled_from(floating or [torch.float32]))
     dtypes = {path: _dtype(shape, dtype, inputs) for path, shape in arrays.items()}
     hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
@@ -439,10 +444,12 @@ def drawn_calls(
     drawn: list[Call] = []
     for _ in range(count):
         for path, shape in shapes.items():
-            if path not in tensors or dtypes[path].is_floating_point:
-                tensors[path] = _draw_tensor(
-                    draw, path, shape, dtypes[path], sizes, inputs, generic
-                )
+            if path not in tensors or is_inexact(dtypes[path]):
+                drawn_tensor = _draw_tensor(draw, path, shape, dtypes[path], sizes, inputs, generic)
+                # Now and then as the transpose of another tensor, as users have it: a `.view(-1)`
+                # of it fails.
+                turned = len(shape) > 1 and draw(st.sampled_from((False, False, True)))
+                tensors[path] = drawn_tensor.mT.contiguous().mT if turned else drawn_tensor
         arguments = {name: _made(choice, name, tensors) for name, choice in ready.items()}
         drawn.append(Call(fn, arguments, sizes, hints))
     return drawn
@@ -707,6 +714,8 @@ def _dtype(shape: Shape, floating: torch.dtype, inputs: Inputs) -> torch.dtype:
     """Choose a tensor's dtype: the call's floating one, where the annotation allows it."""
     if shape.any_dtype or floating in shape.dtypes:
         return floating
+    if (of_complex := floating.to_complex()) in shape.dtypes:
+        return of_complex
     wanted = [d for d in (*inputs.get("dtypes", ()), *_PREFERRED) if d in shape.dtypes]
     return wanted[0] if wanted else next(iter(shape.dtypes))
 
@@ -720,6 +729,10 @@ def _draw_tensor(
     inputs: Inputs,
     generic: bool,
 ) -> Tensor:
+    if dtype.is_complex:
+        parts = (dtype.to_real(), sizes, inputs, generic)
+        pairs = _draw_tensor(draw, path, (*shape, 2), *parts)
+        return torch.view_as_complex(pairs)
     elements = inputs.get("elements")
     known: Any = given_for(path, elements) if isinstance(elements, Mapping) else None
     if isinstance(elements, st.SearchStrategy) and dtype.is_floating_point:
@@ -727,7 +740,7 @@ def _draw_tensor(
     if inspect.isfunction(known):
         known = known(sizes)
     number = int(torch.Size(shape).numel())
-    of_numbers = dtype.is_floating_point or dtype.is_complex
+    of_numbers = dtype.is_floating_point
     if known is None and (number > _MANY or (generic and dtype.is_floating_point)):
         # The path is in the seed, or arguments with one seed would be equal.
         seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
@@ -742,6 +755,11 @@ def _draw_tensor(
         known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
     drawn = draw(st.lists(known, min_size=number, max_size=number))
     return torch.tensor(drawn, dtype=dtype).reshape(shape)
+
+
+def is_inexact(dtype: torch.dtype) -> bool:
+    """Whether a dtype is of real or complex numbers, which laws differentiate by."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def given_for(path: str, by_argument: Mapping[str, Any]) -> Any:
@@ -867,7 +885,7 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         wrong.append(("rank", "an axis more", value[None]))
         if sizes:
             wrong.append(("rank", "an axis fewer", value.new_zeros(sizes[1:])))
-        family = torch.int64 if value.is_floating_point() else torch.float32
+        family = torch.int64 if is_inexact(value.dtype) else torch.float32
         other = value.new_zeros(sizes, dtype=family)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
         plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
@@ -935,21 +953,19 @@ def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str
 def _fits(signature: Signature, call: Call) -> bool:
     """Ask jaxtyping and beartype themselves whether all arguments fit."""
     arguments = {**signature.held, **call}
-    given = {name: value for name, value in arguments.items() if name in signature.hints}
+    in_order = [name for name in signature.arrays_last if name in arguments]
     with jaxtyped("context"):
-        # What is no array first: "{k}+1" can be computed only from a k that is a number.
-        for name in sorted(given, key=lambda name: has_arrays(signature.hints[name])):
+        for name in in_order:
             try:
                 hint = signature.hint(name, call)
             except (TypeError, AttributeError):  # "{len(xs)}" of a broken xs
                 return False
-            if not fits(given[name], hint):
+            if not fits(arguments[name], hint):
                 return False
     # Jaxtyping and beartype do not look into records.
     known = Bindings(arguments)
-    in_order = sorted(given, key=lambda name: has_arrays(signature.hints[name]))
     problems = (
-        Expected(signature.hints[name]).problem(given[name], name, known) for name in in_order
+        Expected(signature.hints[name]).problem(arguments[name], name, known) for name in in_order
     )
     return not any(problems) and not known.finish()
 

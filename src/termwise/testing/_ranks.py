@@ -48,7 +48,7 @@ class Ranks:
         store = (Path(self._folder.name) / "store").as_uri()
         # One process imports, and the ranks are its copies: eight imports would take a minute.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["termwise", "torch.distributed.fsdp"])
+        context.set_forkserver_preload(["termwise.testing", "torch.distributed.fsdp"])
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for rank in range(count):
