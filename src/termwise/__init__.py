@@ -5,6 +5,7 @@ from . import groups as groups
 from . import joint_embedding as joint_embedding
 from . import lm as lm
 from . import sae as sae
+from ._cached_gradients import cached_gradients as cached_gradients
 from ._contract import ContractError as ContractError
 from ._contract import contract as contract
 from ._module import LossModule as LossModule

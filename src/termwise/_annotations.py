@@ -136,7 +136,7 @@ class Expected:
             Collection(option, (*within, *_aliases(hint))) for option in collected
         )
         known = (*named, *records, *collected)
-        # Beartype's to judge: generators, protocols, sequences of what has no shape.
+        # Beartype's to judge: generators, protocols, iterables of what has no shape.
         self.others = tuple(
             option
             for option in options
@@ -708,7 +708,10 @@ def _has_validators(hint: Any) -> bool:
 
 def _is_collection(hint: Any) -> bool:
     """Return whether an annotation is of several values that are looked at one by one."""
-    return typing.get_origin(hint) in (*ITERABLES, *MAPPINGS) and has_arrays(hint)
+    origin = typing.get_origin(hint)
+    # Beartype looks at one item, and draws which from the global generator of `random`.
+    whole = origin is not Iterable and typing.get_args(hint) != ()
+    return origin in (*ITERABLES, *MAPPINGS) and (whole or has_arrays(hint))
 
 
 def _is_called(hint: Any) -> bool:

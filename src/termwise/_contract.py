@@ -65,8 +65,8 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
         fn: a function, a method or an `async` function. Annotate tensors with jaxtyping types
             (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
             call. Defaults are checked as values are, and so is each value of `*zs: Float[...]`
-            and `**zs: Float[...]`, each item of a collection of tensors (`list`, `tuple`,
-            `Sequence`, `set`, `dict`, `Mapping`), and each field of a dataclass or a `NamedTuple`
+            and `**zs: Float[...]`, each item of a collection (`list`, `tuple`, `Sequence`, `set`,
+            `dict`, `Mapping`), of tensors or not, and each field of a dataclass or a `NamedTuple`
             that has shapes, and of a `TypedDict`, in a result too. Every other annotation is
             enforced as well (`Literal`, `float`, classes, unions, `Self`). A `float` may be any
             real number, which the body gets as a Python float. Sizes may be computed from other
@@ -74,8 +74,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
             Not looked at: what an iterator or a generator yields, the signature of a callable, and,
             where Dynamo traces, the dtype of a NumPy array and what beartype alone can judge
-            (protocols other than callables, items of collections without shapes, `Annotated` with
-            beartype's validators).
+            (protocols other than callables, `Annotated` with beartype's validators).
 
     Returns:
         The same function, checked. Its name, signature, docstring and static type are kept.

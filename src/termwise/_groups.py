@@ -13,7 +13,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed import ProcessGroup as ProcessGroup
 
-from ._autograd import Function
+from ._autograd import Function, apply
 
 GradReduction = Literal["mean", "sum"]
 """How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
@@ -54,7 +54,7 @@ def terminal_sums(
     """
     if group is None:
         return list(parts)
-    return list(cast("tuple[Tensor, ...]", _TerminalSums.apply(group.group_name, scale, *parts)))
+    return list(apply(_TerminalSums, group.group_name, scale, *parts))
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -162,6 +162,43 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
     return torch.cat(
         [part.view(own, share) for part, share in zip(parts, shares, strict=True)], dim=1
     )
+
+
+def passed_on(block: Tensor, rows: int, group_name: str) -> Tensor:
+    """Send rows to the next rank of a ring, and return the `rows` rows of the rank before."""
+    group = resolved(group_name)
+    ranks, own = group.size(), group.rank()
+    received = block.new_empty(rows, *block.shape[1:])
+    sizes = [0] * ranks, [0] * ranks
+    sizes[0][(own - 1) % ranks], sizes[1][(own + 1) % ranks] = received.numel(), block.numel()
+    dist.all_to_all_single(received.view(-1), block.reshape(-1), *sizes, group=group)
+    return received
+
+
+def gathered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks, without a gradient."""
+    group, width = resolved(group_name), rows.shape[1]
+    sent = rows.reshape(-1).repeat(len(counts))
+    received = rows.new_empty(sum(counts) * width)
+    dist.all_to_all_single(
+        received, sent, [n * width for n in counts], [rows.numel()] * len(counts), group=group
+    )
+    return received.view(sum(counts), width)
+
+
+def scattered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
+    """Sum rows over ranks, where each has one for those of all ranks, and return this rank's."""
+    group, width = resolved(group_name), rows.shape[1]
+    own = counts[group.rank()]
+    received = rows.new_empty(len(counts) * own * width)
+    dist.all_to_all_single(
+        received,
+        rows.reshape(-1),
+        [own * width] * len(counts),
+        [n * width for n in counts],
+        group=group,
+    )
+    return received.view(len(counts), own, width).sum(0)
 
 
 def _column_shares(width: int, ranks: int) -> list[int]:

@@ -36,7 +36,7 @@ _STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
 def second_moments(
-    z: Tensor,
+    views: Sequence[Tensor],
     counts: Tensor | None,
     *,
     path: CovariancePath,
@@ -47,8 +47,8 @@ def second_moments(
     """Return the unbiased variance of each column, and the energy of the off-diagonal covariance.
 
     Args:
-        z: this rank's rows, "batch dim". Halves are lifted to float32.
-        counts: `_groups.row_counts(z, group)`.
+        views: this rank's rows of each view, "batch dim". Halves are lifted to float32.
+        counts: `_groups.row_counts(views[0], group)`.
         path: which product to form; "auto" takes the smaller one.
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no
             communication. Reading the counts synchronizes with the device once, with a group only.
@@ -57,38 +57,71 @@ def second_moments(
         caller: the loss that an error names.
 
     Returns:
-        Variance " dim", and energy "" in the wider type, where it cannot overflow; both
+        Variance "views dim", and energy " views" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
-    if counts is None and path != "gram" and z.shape[0] > 1 and _is_small(z):
-        return _as_written(z)
-    inputs = _Inputs(
-        z,
-        counts,
-        path,
-        torch.is_grad_enabled(),
-        "" if group is None else group.group_name,
-        caller,
-        _groups.gradient_scale(group, grad_reduction),
+    first = views[0]
+    if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
+        together = torch.stack(tuple(views)) if len(views) > 1 else first[None]
+        return _as_written(together, path)
+    moments = [
+        differentiable(
+            _second_moments,
+            _backward,
+            _Inputs(
+                z,
+                counts,
+                path,
+                torch.is_grad_enabled(),
+                "" if group is None else group.group_name,
+                caller,
+                _groups.gradient_scale(group, grad_reduction),
+            ),
+            (0, 3),
+        )
+        for z in views
+    ]
+    return (
+        torch.stack([variance for _, variance, _, _ in moments]),
+        torch.stack([energy for _, _, energy, _ in moments]),
     )
-    _, variance, energy, _ = differentiable(_second_moments, _backward, inputs, (0, 3))
-    return variance, energy
 
 
-def _is_small(z: Tensor) -> bool:
+def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
+    """Return (sum of variances)^2 / ||C||^2 of each view, the participation ratio; detached.
+
+    That is (sum lambda)^2 / sum lambda^2 of the eigenvalues of the covariance C: 1 where all lies
+    on a line, dim where all directions have the same variance, and 0 where nothing varies.
+
+    Args:
+        variance: "*views dim", as `second_moments` returns it.
+        energy: "*views".
+    """
+    wide = variance.detach().to(energy.dtype)
+    squares = energy.detach() + wide.square().sum(-1)
+    ratio = wide.sum(-1).square() / squares
+    return ratio.masked_fill(squares == 0, 0).to(variance.dtype)
+
+
+def is_small(z: Tensor) -> bool:
     """Whether few calls, and the whole covariance, take less time than what saves products."""
-    return z.numel() <= FEW and z.shape[1] <= _STRIP
+    return z.numel() <= FEW and z.shape[-1] <= _STRIP
 
 
-def _as_written(z: Tensor) -> tuple[Tensor, Tensor]:
+def _as_written(z: Tensor, path: CovariancePath) -> tuple[Tensor, Tensor]:
     """Compute variance and energy in operations that autograd follows to any order."""
     rows = lifted(z)
-    centred = rows - rows.mean(0)
-    covariance = product((centred * (1 / (rows.shape[0] - 1))).T, centred)
+    centred = rows - rows.mean(1, keepdim=True)
+    scaled = centred * (1 / (rows.shape[1] - 1))
+    if path == "auto" and 2 * z.shape[1] <= z.shape[2]:
+        variance = (scaled * centred).sum(1)
+        squares = product(scaled, centred.mT).to(accumulator(z)).square()
+        return variance, squares.sum((1, 2)) - variance.to(squares.dtype).square().sum(1)
+    covariance = product(scaled.mT, centred)
     # Of one matrix in the wider type the diagonal cancels without a loss of digits.
     squares = covariance.to(accumulator(z)).square()
-    energy = squares.sum() - squares.diagonal().sum()
-    return covariance.diagonal(), energy
+    energy = squares.sum((1, 2)) - squares.diagonal(0, 1, 2).sum(1)
+    return covariance.diagonal(0, 1, 2), energy
 
 
 class _Inputs(NamedTuple):
@@ -166,13 +199,13 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return x if counts is None else _groups.all_reduce(x, inputs.group_name)
 
     with without_autocast(z):
-        mean = (over_ranks(_column_sums(rows, torch.positive)) / n).to(rows.dtype)
+        mean = (over_ranks(column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
         # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and
         # rounds nothing: what is squared then overflows where a covariance does, and no earlier.
         power = 0.5 ** (n - 1).bit_length()
         rest = 1 / (power * (n - 1))
-        squares = (over_ranks(_column_sums(centred, torch.square)) * power).to(rows.dtype)
+        squares = (over_ranks(column_sums(centred, torch.square)) * power).to(rows.dtype)
         if inputs.path == "gram" or (inputs.path == "auto" and 2 * n <= dim):
             if counts is not None:  # a share of the columns, with the rows of all ranks
                 centred = _groups.rows_to_columns(centred, each, inputs.group_name)
@@ -181,7 +214,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             energy, ascent = _triangle(centred, power, over_ranks, ascending, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
             if ascending:
-                own = squares if counts is None else _column_sums(centred, torch.square) * power
+                own = squares if counts is None else column_sums(centred, torch.square) * power
                 ascent.addcmul_(centred, own.to(rows.dtype), value=-1)
             if counts is not None:
                 ascent = _groups.columns_to_rows(ascent, each, dim, inputs.group_name)
@@ -238,7 +271,7 @@ def _triangle(
     energy = rows.new_zeros((), dtype=accumulator(rows))
     # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
     product = torch.zeros_like(rows if gradient else rows[:0])
-    step = _strip_rows(rows)
+    step = strip_rows(rows)
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
         left, right = rows[start:stop], rows[start:].T
@@ -247,20 +280,23 @@ def _triangle(
         if zero_diagonal:
             strip.diagonal().zero_()
         # A block right of the diagonal one counts twice, for itself and for its mirror image.
-        energy += _squares(strip[:, : stop - start]) + 2 * _squares(strip[:, stop - start :])
+        energy += sum_of_squares(strip[:, : stop - start]) + 2 * sum_of_squares(
+            strip[:, stop - start :]
+        )
         if gradient:
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
     return energy, product
 
 
-def _strip_rows(rows: Tensor) -> int:
+def strip_rows(rows: Tensor) -> int:
+    """Return how many rows of a product with all of its rows are formed at a time."""
     if on_host(rows):
         return _STRIP
     return max(_ON_DEVICE // max(len(rows), 1), -(-len(rows) // _MOST_STRIPS), _STRIP)
 
 
-def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+def column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum each column: blocks in their own type, their sums in the wider one.
 
     `x.sum(0, dtype=...)` would copy all of x into the wider type first.
@@ -271,7 +307,7 @@ def _column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     return total
 
 
-def _squares(x: Tensor) -> Tensor:
+def sum_of_squares(x: Tensor) -> Tensor:
     """Sum squares: each row in its own type, the rows in the wider one. Ten times norm's speed."""
     rows = cast("Tensor", torch.linalg.vecdot(x, x))
     return rows.sum(dtype=accumulator(x))

@@ -11,6 +11,8 @@ from ._autograd import Function, on_host, transformed
 
 # Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
 IN_CACHE, ON_DEVICE = 2**18, 2**26
+# Columns of a tile on the CPU.
+TILE = 1024
 # Elsewhere there are no more blocks than this, so that kernels do not grow with the data.
 MOST_BLOCKS = 8
 # So few elements that the calls cost more than what they do.
@@ -58,7 +60,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, whatever autocast says, in the backward pass too."""
+    """Multiply matrices, or batches of them, whatever autocast says, in the backward pass too."""
     return cast("Tensor", _Product.apply(left, right))
 
 
@@ -79,13 +81,15 @@ class _Product(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
         # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
-        again = cast("Callable[[Tensor, Tensor], Tensor]", _Product.apply)
-        product = _product if torch.compiler.is_compiling() else again
+        once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
-        return (
-            product(gradients[0], right.T) if for_left else None,
-            product(left.T, gradients[0]) if for_right else None,
-        )
+        of_left = None
+        if for_left and left.stride(-1) != 1:  # in the layout of left, a transpose
+            of_left = product(right, gradients[0].mT).mT
+        elif for_left:
+            of_left = product(gradients[0], right.mT)
+        return of_left, product(left.mT, gradients[0]) if for_right else None
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -122,6 +126,17 @@ def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
         return iter((slice(None),))
     step = block_rows(x, width)
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
+
+
+def tiles(x: Tensor, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a matrix, with the rows of x and so many columns, into blocks of rows and of columns.
+
+    On an accelerator a block has all columns. Not for what is compiled.
+    """
+    width = max(min(columns, TILE) if on_host(x) else columns, 1)
+    for start in range(0, columns, width):
+        for rows in blocks(x, width):
+            yield rows, slice(start, min(start + width, columns))
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from formulas import CASES, Case
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,6 +40,10 @@ class Count(TorchDispatchMode):
         if func.namespace == "termwise":
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        # Where autograd is off, as in a custom operator's body, `matmul` comes here whole.
+        if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func.decompose(*args, **kwargs)
         found = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         if func.is_view or name in FREE:

@@ -4,12 +4,12 @@ import fractions
 import functools
 import importlib
 import inspect
+import random
 import re
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from random import Random
 from typing import Annotated, Literal, NamedTuple, NotRequired, Self, TypedDict
 
 import einops
@@ -1145,14 +1145,14 @@ def test_the_written_check_and_its_judges_agree():
             except BeartypeCallHintViolation as violation:
                 raise TypeError from violation
 
-    random = Random(0)
+    source = random.Random(0)
     outcomes = {True: 0, False: 0}
     for _ in range(2000):
         # Mostly good: one or two arguments of eleven are anything.
         values = {name: good[0] for name, good in POOL.items()}
-        values["lead"] = random.choice(POOL["lead"][:3])
-        for name in random.sample(sorted(POOL), random.choice((0, 1, 1, 2))):
-            values[name] = random.choice(POOL[name])
+        values["lead"] = source.choice(POOL["lead"][:3])
+        for name in source.sample(sorted(POOL), source.choice((0, 1, 1, 2))):
+            values[name] = source.choice(POOL[name])
 
         def outcome(call, values=values):
             try:
@@ -1183,6 +1183,27 @@ def test_the_kit_breaks_fields_of_records():
         testing.assert_contract(fn, compiled=False, max_examples=5)
     with pytest.raises(AssertionError, match="assert_contract: unchecked: b is broken"):
         testing.assert_contract(unchecked, compiled=False, max_examples=5)
+
+
+def test_each_item_without_a_shape_is_looked_at_and_no_random_number_is_drawn():
+    @tw.contract
+    def of_levels(
+        x: Float[Tensor, " n"], levels: Sequence[int], weights: dict[str, float] | None = None
+    ):
+        return x.sum() * len(levels)
+
+    x, state = torch.ones(3), random.getstate()
+    for place in range(8):
+        levels = [1] * 8
+        levels[place] = "no"
+        with pytest.raises(tw.ContractError, match=rf"of_levels: levels\[{place}\] needs int"):
+            of_levels(x, levels)
+        with pytest.raises(tw.ContractError, match=r"of_levels: weights\['b'\] needs float"):
+            of_levels(x, (1,), {"a": 1.0, "b": "no"})
+    assert of_levels(x, (1, 2), {"a": 1}) == 6
+    with pytest.raises(Exception, match=r"of_levels: levels\[1\] needs int"):
+        torch.compile(of_levels, fullgraph=True, backend="eager")(x, [1, 2.5])
+    assert random.getstate() == state
 
 
 @pytest.mark.parametrize(

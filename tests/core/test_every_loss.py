@@ -182,7 +182,8 @@ class Trained(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tw.Terms:
         embedded = [self.linear(x) if x.shape[-1] == 3 else x for x in inputs]
-        return self.loss_fn(*embedded, **self.held.extra(inputs[0].shape[0]))
+        rows = inputs[0].shape[self.held.shapes[0].split().index("rows")]
+        return self.loss_fn(*embedded, **self.held.extra(rows))
 
 
 def test_functional_call(case):

@@ -18,30 +18,22 @@ SPEC.loader.exec_module(launches)
 
 # Of more than four times as many kernels as the plain formula.
 MANY = {
-    "lm.next_token_loss, bfloat16": "masks, counts and accuracies are 37 kernels on small tensors",
+    "lm.next_token_loss, bfloat16": "masks, counts and accuracies are 36 kernels on small tensors",
     "lm.linear_next_token_loss": "the same, and rooms for a block's logits",
     "lm.linear_distillation_loss": "the same",
     "sae.topk_loss": "17 kernels count active latents and average rows; the plain formula has 3",
 }
 # Blocks of 2^26 logits, however many there are, for logits that are never held.
-GROWING = {"lm.linear_next_token_loss", "lm.linear_distillation_loss"}
-OVER_CHUNKS = "chunks are read sample by sample, and its plain formula has sparse products"
-DRAWS = "as many kernels as its energy asks for, in a plan of its own"
+GROWING = {
+    "lm.linear_next_token_loss",
+    "lm.linear_distillation_loss",
+    "joint_embedding.info_nce_loss",
+    "joint_embedding.nt_xent_loss",
+    "joint_embedding.supervised_contrastive_loss",
+    "joint_embedding.decoupled_contrastive_loss",
+}
 NOT_COUNTED = {
-    "lm.projected_kl_loss": OVER_CHUNKS,
-    "lm.linear_projected_kl_loss": OVER_CHUNKS,
-    "lm.universal_logit_loss": OVER_CHUNKS,
-    "lm.cross_tokenizer_loss": OVER_CHUNKS,
-    "lm.partitioned_loss": OVER_CHUNKS,
-    "energy.conditional_noise_contrastive_loss": DRAWS,
-    "energy.contrastive_divergence_kl_term": DRAWS,
-    "energy.contrastive_divergence_loss": DRAWS,
-    "energy.energy_discrepancy_loss": DRAWS,
-    "energy.energy_matching_loss": DRAWS,
-    "energy.equilibrium_matching_loss": DRAWS,
-    "energy.finite_difference_score_matching_loss": DRAWS,
-    "energy.noise_contrastive_loss": DRAWS,
-    "energy.ranking_noise_contrastive_loss": DRAWS,
+    "energy.contrastive_divergence_kl_term": "distances of all pairs of samples, in blocks of them",
 }
 
 
@@ -73,6 +65,17 @@ def test_kernels_do_not_grow_with_the_data(name):
     large = (4, 16) if name in GROWING else (128, 512)
     many, most = (kernels(case, case.rows * times)[0] for times in large)
     assert most <= many
+
+
+@pytest.mark.parametrize("name", ["projected_kl", "partitioned", "universal_logit"])
+def test_losses_over_chunks_are_linear_in_time(name):
+    case = launches.COUNTED[f"lm.{name}_loss"]
+    short, long = (
+        launches.counted(*launches.built(case, case.rows * times)[::2]) for times in (1, 4)
+    )
+    assert not short.flops
+    assert not long.flops
+    assert 3.9 * short.bytes < long.bytes < 4.1 * short.bytes
 
 
 def test_every_loss_is_counted():

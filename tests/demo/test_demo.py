@@ -23,6 +23,7 @@ from termwise.demo import (
     _distill,
     _energy,
     _energy_digits,
+    _joint_embedding,
     _report,
     _vicreg,
 )
@@ -41,12 +42,20 @@ from termwise.energy import (
     ScoreMatchingTerms,
     SlicedScoreMatchingTerms,
 )
+from termwise.joint_embedding import (
+    BarlowTwinsTerms,
+    DINOTerms,
+    InfoNCETerms,
+    LeJEPATerms,
+    MultiViewVICRegTerms,
+    SigmoidContrastiveTerms,
+)
 
 FORK_RANKS = Path(__file__).parents[1] / "fork_ranks.py"
 # What the runs import, besides ours: once for all of them.
 IMPORTS = "termwise.demo._command,matplotlib.figure,rich.console,sklearn.datasets,torch._dynamo"
 TERMS = {
-    "vicreg": {"loss", "sim", "var", "cov", "std"},
+    "vicreg": {"loss", "sim", "var", "cov", "std", "rank"},
     "targeted-variance": {"loss", "cross_entropy", "squared_error", "variance"},
 }
 OBJECTIVES = {
@@ -77,7 +86,18 @@ LOSSES = {
     "denoising SM": DenoisingScoreMatchingTerms,
     "NCE without log q": NoiseContrastiveTerms,
 }
-RUNS = [*TERMS, "sae", "energy", "distill"]
+VIEWS = {
+    "InfoNCE": InfoNCETerms,
+    "SigLIP": SigmoidContrastiveTerms,
+    "Barlow Twins": BarlowTwinsTerms,
+    "VICReg": MultiViewVICRegTerms,
+    "LeJEPA": LeJEPATerms,
+    "DINO": DINOTerms,
+    "Barlow, no off-diagonal": BarlowTwinsTerms,
+    "VICReg, no var, cov": MultiViewVICRegTerms,
+    "DINO, no Sinkhorn": DINOTerms,
+}
+RUNS = ["vicreg", "joint-embedding", "targeted-variance", "sae", "energy", "distill"]
 MEASURED = {
     "vicreg": {f"probe_accuracy_{x}" for x in ("raw_pixels", "untrained", "collapsed", "trained")},
     "targeted-variance": {
@@ -149,6 +169,8 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
         assert all(f" {term} " in out for term in terms)
         check_json(results[run], terms, MEASURED[run])
     check_norms(results["vicreg"]["gradient_norms"])
+    assert all(f" {loss} " in out for loss in VIEWS)
+    check_representations(results["joint-embedding"])
     assert all(f" {objective} " in out for objective in OBJECTIVES)
     check_frontier(results["sae"])
     assert all(f" {student} " in out for student in STUDENTS)
@@ -157,8 +179,17 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     check_energies(results["energy"])
 
     monkeypatch.chdir(tmp_path)
-    assert main(["--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
+    for name in ("_save", "write_page"):
+        monkeypatch.setattr(_report, name, lambda *_, **__: None)
+    others = [run for run in RUNS if run != "joint-embedding"]  # two of its trainings repeat below
+    assert main([*others, "--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
+    once = results.pop("joint-embedding")["trainings"]
     assert json.loads((tmp_path / "again.json").read_text()) == results
+    digits = _joint_embedding._Digits(quiet(5))
+    for name in ("LeJEPA", "DINO"):
+        learnt = _joint_embedding._learn(name, _joint_embedding.METHODS[name], digits, quiet(5))
+        assert learnt.measured == once[name]["measured"]
+        assert learnt.terms == {term: of["curve"] for term, of in once[name]["terms"].items()}
 
 
 def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
@@ -220,6 +251,27 @@ def check_norms(norms: dict[str, dict[str, float]]) -> None:
         assert all(norm > 0 for norm in by_step.values())
     # Why sim rises at first.
     assert norms["var"]["1"] > 2 * norms["sim"]["1"] > norms["cov"]["1"]
+
+
+def check_representations(result: dict) -> None:
+    assert list(result["references"]) == ["raw pixels", "untrained"]
+    assert list(result["trainings"]) == list(VIEWS)
+    for loss, one in result["trainings"].items():
+        assert list(one["terms"]) == [field.name for field in dataclasses.fields(VIEWS[loss])]
+        check_curves(one["terms"])
+        assert list(one["rank"]) == ["1", "2", "3", "4", "5"]
+        measured = one["measured"]
+        for accuracy in ("probe_accuracy", "neighbour_accuracy"):
+            assert 0.2 < measured[accuracy] < 1
+            assert result["references"]["untrained"][accuracy] > 0.75
+        assert 0 <= measured["alignment"] <= 4
+        assert -8 <= measured["uniformity"] <= 0
+        assert 1 <= measured["rank"] <= 128
+    # They start from the same weights, and those without a term from the same loss but for it.
+    trainings = result["trainings"]
+    assert len({one["rank"]["1"] for one in trainings.values()}) == 1
+    whole, without = (trainings[name]["terms"] for name in ("Barlow Twins", list(VIEWS)[6]))
+    assert without["loss"]["first"] == pytest.approx(whole["on_diagonal"]["first"], rel=1e-6)
 
 
 def check_frontier(result: dict) -> None:
@@ -362,7 +414,8 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(five_ste
     [
         (
             ["vicregg"],
-            "unknown run 'vicregg', there are: vicreg, targeted-variance, sae, energy, distill",
+            "unknown run 'vicregg', there are: vicreg, joint-embedding, targeted-variance, sae, "
+            "energy, distill",
         ),
         (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
         (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
@@ -468,6 +521,36 @@ def test_bars_start_at_chance_and_norms_of_gradients_have_a_logarithmic_axis():
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars.patches]
     assert spans == [(0.1, pytest.approx(0.2)), (0.1, pytest.approx(0.9))]
     assert [text.get_text() for text in bars.texts[:2]] == ["20%", "90%"]
+
+
+def test_views_of_a_digit_are_two_of_all_of_it_and_four_of_a_part(monkeypatch):
+    monkeypatch.setattr(_joint_embedding, "augment", lambda images, generator: images)
+    images = torch.rand(16, 8, 8, generator=torch.Generator().manual_seed(1))
+    views = _joint_embedding.draw_views(images, True, torch.Generator().manual_seed(2))
+    assert views.shape == (6, 16, 8, 8)
+    assert torch.equal(views[:2], images.expand(2, 16, 8, 8))
+    assert torch.equal(
+        views[:2], _joint_embedding.draw_views(images, False, torch.Generator().manual_seed(2))
+    )
+    # A part, at the size of an image: a ramp has three quarters of its slope, from another start.
+    ramp = torch.arange(8.0).expand(16, 8, 8)
+    zoomed = _joint_embedding.draw_views(ramp, True, torch.Generator().manual_seed(2))[2:]
+    slope = zoomed.diff(dim=3)[..., 1:-1, 1:-1]  # nothing is outside of an image
+    torch.testing.assert_close(slope, torch.full((4, 16, 6, 5), 0.75))
+    assert zoomed[0, :, 0, 4].std() > 0.3
+
+
+def test_rank_is_one_where_embeddings_are_one_point_or_one_line(monkeypatch):
+    digits = _joint_embedding._Digits(quiet(1))
+    network = _joint_embedding.Network(quiet(1))
+    for z, expected in (
+        (torch.ones(500, 4), 1),
+        (torch.linspace(-1, 1, 500)[:, None] * torch.tensor([1.0, 2.0]), 1),
+        (torch.eye(4).repeat(125, 1), 4),
+    ):
+        monkeypatch.setattr(network, "forward", lambda images, z=z: z)
+        assert digits.rank(network, quiet(1)) == pytest.approx(expected, rel=1e-6)
+    assert network.training
 
 
 @pytest.mark.parametrize("density", [_densities.eight_gaussians(), _densities.moons()])

@@ -1,6 +1,7 @@
 """What each rank runs for losses over chunks: its shard of a problem, and its groups."""
 
 import dataclasses
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from termwise.lm import (
     Alignment,
     VocabPartition,
     VocabProjection,
+    _chunk_blocks,
     count_valid_chunks,
     linear_projected_kl_loss,
     partitioned_loss,
@@ -144,10 +146,11 @@ def groups_of(group) -> dict:
     return _made
 
 
-def all_at_once(group, seed, loss, options):
-    """On the 8 ranks of the mesh."""
+def all_at_once(group, seed, loss, options, on_host):
+    """On the 8 ranks of the mesh, on the path of the CPU or on that of other devices."""
     place = Place(*[int(bit) for bit in f"{group.rank():03b}"])
-    return run(problem(seed), place, groups_of(group), loss, options)
+    with mock.patch.object(_chunk_blocks, "on_host", return_value=on_host):
+        return run(problem(seed), place, groups_of(group), loss, options)
 
 
 def one_axis(group, seed, axis, loss, options):

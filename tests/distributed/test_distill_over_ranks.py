@@ -47,9 +47,10 @@ def assert_is_one_process(results, places, seed, loss, options, *, scale):
 
 @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
 @pytest.mark.parametrize("how", ["mean", "sum"])
-def test_all_three_at_once_on_eight_ranks(eight_ranks, loss, options, how):
+@pytest.mark.parametrize("on_host", [True, False], ids=["host", "device"])
+def test_all_three_at_once_on_eight_ranks(eight_ranks, loss, options, how, on_host):
     given = {**options, "grad_reduction": how}
-    results = eight_ranks(distill_cases.all_at_once, *[[x] * 8 for x in (3, loss, given)])
+    results = eight_ranks(distill_cases.all_at_once, *[[x] * 8 for x in (3, loss, given, on_host)])
     places = [Place(*[int(bit) for bit in f"{rank:03b}"]) for rank in range(8)]
     # Averaged over batch_group, as "mean" has it, the gradients are the whole batch's.
     scale = 2 if how == "mean" else 1

@@ -90,11 +90,13 @@ def test_doctest_sees_every_line_of_a_pycon_fence_and_nothing_else(page):
 
 
 def scripts_run() -> set[str]:
-    """List what test_scripts.py runs, and on request tests/peers/test_examples.py."""
+    """List what tests of the scripts and examples run, in tests/peers on request."""
     on_request = (ROOT / "tests/peers/test_examples.py").read_text()
-    examples = (ROOT / "docs/pages/examples").glob("*.py")
+    in_tests = (ROOT / "tests/docs/test_example_losses.py").read_text()
     paths = [*(ROOT / "docs/pages/distributed").glob("*.py")]
-    paths += [path for path in examples if f"\nimport {path.stem}\n" in on_request]
+    for path in (ROOT / "docs/pages/examples").glob("*.py"):
+        if f"\nimport {path.stem}\n" in on_request or f'    "{path.stem}": [' in in_tests:
+            paths.append(path)
     return {str(path.relative_to(ROOT)) for path in paths}
 
 

@@ -19,6 +19,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 PEERS = {
     "liger": ("liger-kernel", "liger"),
     "lightly": ("lightly", "lightly"),
+    "open_clip": ("open-clip-torch", "open_clip"),
+    "pytorch_metric_learning": ("pytorch-metric-learning", "pytorch_metric_learning"),
+    "sentence_transformers": ("sentence-transformers", "sentence_transformers"),
     "sae_lens": ("sae-lens", "saelens"),
     "torchcfm": ("torchcfm", "torchcfm"),
     "torchebm": ("torchebm", "torchebm"),

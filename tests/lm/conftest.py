@@ -2,6 +2,7 @@
 
 import pytest
 
+from termwise import _numbers
 from termwise.lm import _linear_rows, _rows
 
 
@@ -9,7 +10,8 @@ from termwise.lm import _linear_rows, _rows
 def no_size_is_small():
     """Take the path of large logits at any size; `tests/core` takes that of small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_rows, "SMALL", 0)
+        patch.setattr(_numbers, "FEW", 0)
+        patch.setattr(_rows, "FUSED", 0)
         yield
 
 

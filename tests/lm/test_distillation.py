@@ -234,6 +234,26 @@ def test_blocks_are_the_formula(monkeypatch, divergence):
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("normalizer", [None, 3.0])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_few_positions_that_all_count_are_the_formula(monkeypatch, divergence, normalizer):
+    student, teacher = logits(2, 5, 7)
+    with torch.no_grad():
+        student[:, :, 6], teacher[:, :, 6] = -torch.inf, -torch.inf
+        teacher[0, 0, 1] = -torch.inf if divergence == "forward" else 0.0
+    found = []
+    for few in (0, 2**15):
+        monkeypatch.setattr(_numbers, "FEW", few)
+        terms = distillation_loss(
+            student, teacher, divergence=divergence, normalizer=normalizer, temperature=2.0
+        )
+        (gradient,) = torch.autograd.grad(terms.loss, student, create_graph=True)
+        weight = torch.arange(gradient.numel()).reshape(gradient.shape).sin()
+        (second,) = torch.autograd.grad((gradient * weight)[..., :6].sum(), student)
+        found.append((dict(terms.items()), gradient, second))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
 def test_two_widths_are_computed_in_the_wider_one(divergence):
     generator = torch.Generator().manual_seed(4)

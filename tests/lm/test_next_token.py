@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import termwise as tw
+from termwise import _numbers
 from termwise.lm import NextTokenLoss, NextTokenTerms, _rows, next_token_loss
 
 
@@ -125,7 +126,8 @@ def test_refusals():
 
 @pytest.mark.parametrize("small", [0, 2**14])
 def test_both_sides_of_the_size_that_is_small_agree(monkeypatch, small):
-    monkeypatch.setattr(_rows, "SMALL", small)
+    monkeypatch.setattr(_numbers, "FEW", small)
+    monkeypatch.setattr(_rows, "FUSED", small)
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     tokens = torch.tensor([[0, 1, -1, 6, 7], [3, 3, 2, 6, 0]])
     for counted in (tokens, tokens.clamp(max=6), tokens.clamp(0, 6)):

@@ -13,6 +13,7 @@ from losses.projected_kl import PROJECTED_KL, matrix_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from termwise import _numbers
 from termwise.lm import (
     Alignment,
     ProjectedKLLoss,
@@ -468,13 +469,11 @@ def test_nothing_waits_for_the_device():
         assert torch.autograd.grad(terms.loss, student)[0].shape == student.shape
 
 
-def test_blocks_where_the_ids_cannot_be_looked_at(monkeypatch):
-    # What runs on other devices than the CPU: a sample at a time, and masks.
-    monkeypatch.setattr(
-        chunk_blocks,
-        "chunk_blocks",
-        lambda chunks, _, dtype: chunk_blocks._blocks_of_samples(chunks, dtype),
-    )
+@pytest.mark.parametrize("block", [1, 2**18])
+def test_blocks_where_the_ids_cannot_be_looked_at(monkeypatch, block):
+    # What runs on other devices than the CPU: whole samples, one or all, and masks.
+    monkeypatch.setattr(_numbers, "IN_CACHE", block)
+    monkeypatch.setattr(chunk_blocks, "on_host", lambda x: False)
     for seed in range(6):
         problem = draw_problem(seed, batch=3, ordered=seed % 2 == 0)
         mask = torch.tensor([True, False, True])

@@ -36,8 +36,16 @@ LOGITS_GROUPS = {
 TEXT = {"time": st.integers(2, 3), "vocab": st.integers(2, 4)}
 LOGITS = ("rows time columns", "rows time columns")
 # Few logits are taken whole, more in blocks.
-SMALL_AND_LARGE = ({}, {"termwise.lm._rows.SMALL": 0})
-BLOCKS = ({}, {"termwise.lm._chunk_blocks.BLOCK": 1}, {"termwise.lm._chunk_blocks.BLOCK": 20})
+SMALL_AND_LARGE = ({}, {"termwise._numbers.FEW": 0, "termwise.lm._rows.FUSED": 0})
+ELSEWHERE = {"termwise.lm._chunk_blocks.on_host": lambda x: False}
+# On the CPU blocks of chunks; on other devices of all samples, and of one.
+BLOCKS = (
+    {},
+    {"termwise.lm._chunk_blocks.BLOCK": 1},
+    {"termwise.lm._chunk_blocks.BLOCK": 20},
+    ELSEWHERE,
+    {**ELSEWHERE, "termwise._numbers.IN_CACHE": 1},
+)
 
 
 def some_tokens(axis: str) -> Callable[[dict[str, Any]], st.SearchStrategy[int]]:

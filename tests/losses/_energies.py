@@ -29,10 +29,16 @@ def timed_bowl(x: Tensor, time: Tensor) -> Tensor:
     return bowl(x)
 
 
-def of_energy(*, overrides: Mapping[str, Any] | None = None, **others: Any) -> Declaration:
+def of_energy(
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    **others: Any,
+) -> Declaration:
+    events = {"event": st.sampled_from([(2,), (), (2, 2)]), "batch": st.integers(2, 4)}
     known = {"energy": bowl, "regularization": None, "differentiation": "auto"}
     return Declaration(
-        sizes={"event": st.sampled_from([(2,), (), (2, 2)]), "batch": st.integers(2, 4)},
+        sizes={**events, **(sizes or {})},
         overrides={**known, **(overrides or {})},
         elements={"weights": POSITIVE, "time": SHARES, "uniform": SHARES, "sigma": POSITIVE},
         **{"shards": GROUPS, **others},

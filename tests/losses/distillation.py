@@ -1,5 +1,7 @@
 """Distillation from a teacher with the same tokenizer."""
 
+import math
+
 import torch
 from hypothesis import strategies as st
 
@@ -21,6 +23,16 @@ from losses._chunks import (
 from losses._linear import HEAD_GROUPS, SOFTCAPS, head
 from losses.next_token import formula as cross_entropy
 from termwise import lm
+
+
+def distinct(sizes):
+    """Return logits of which no two are equal: which of two equal ones is in the top is open."""
+    shape = [sizes[axis] for axis in ("batch", "time", "vocab")]
+    places = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (places * 0.618 % 1).reshape(shape)
+
+
+DISTINCT = {"teacher_logits": distinct}
 
 
 def formula(student_logits, teacher_logits, *, divergence, beta, temperature, mask, **options):
@@ -62,9 +74,9 @@ DISTILLATION = Declaration(
     formula=formula,
     formula_at=(
         {},
-        {"teacher_top_k": 2},
-        {"teacher_top_k": 1, "tail": "bucket"},
-        {"teacher_top_k": 2, "tail": "zero", "divergence": "forward"},
+        {"teacher_top_k": 2, **DISTINCT},
+        {"teacher_top_k": 1, "tail": "bucket", **DISTINCT},
+        {"teacher_top_k": 2, "tail": "zero", "divergence": "forward", **DISTINCT},
     ),
     paths=SMALL_AND_LARGE,
     variants={

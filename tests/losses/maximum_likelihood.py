@@ -1,5 +1,7 @@
 """Maximum likelihood from samples of the model."""
 
+from hypothesis import strategies as st
+
 from losses._energies import PAIR, PENALISED, bowl, mean, minus, of_energy, penalty, variant
 from termwise.energy import MaximumLikelihoodLoss, maximum_likelihood_loss
 
@@ -34,6 +36,7 @@ MAXIMUM_LIKELIHOOD = of_energy(
         "regularization": "regularization_weight",
     },
     by={"assert_gradients": ("x",)},  # the negatives are samples, and have none
+    sizes={"negatives": st.sampled_from([2, 1, 3])},
     permuted=("batch", "negatives"),
     second=True,
 )

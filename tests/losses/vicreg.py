@@ -1,29 +1,21 @@
 """VICReg."""
 
-import torch
 from hypothesis import strategies as st
 
 from losses import GROUPS, Declaration, Variant
+from losses._second_moments import summed
 from termwise.joint_embedding import VICRegLoss, vicreg_loss
 
 
 def formula(z1, z2, *, gamma, eps, variance_views, covariance_views, **options):
-    n, dim = z1.shape
-    hinges, energies, deviations = [], [], []
-    for z in (z1, z2):
-        centred = z - z.sum(0) / n
-        covariance = centred.T @ centred / (n - 1)
-        variance = torch.diagonal(covariance)
-        hinges.append(torch.clamp(gamma - (variance + eps).sqrt(), min=0).sum() / dim)
-        energies.append((covariance**2 * (1 - torch.eye(dim, dtype=z.dtype))).sum() / dim)
-        deviations.append(variance.detach().clamp(min=0).sqrt().sum() / dim)
+    of_views = summed((z1, z2), gamma, eps)
     terms = {
-        "sim": ((z1 - z2) ** 2).sum() / (n * dim),
-        "var": sum(hinges) / {"sum": 1, "mean": 2}[variance_views],
-        "cov": sum(energies) / {"sum": 1, "mean": 2}[covariance_views],
+        "sim": ((z1 - z2) ** 2).sum() / z1.numel(),
+        "var": of_views["var"] / {"sum": 1, "mean": 2}[variance_views],
+        "cov": of_views["cov"] / {"sum": 1, "mean": 2}[covariance_views],
     }
     loss = sum(options[f"{name}_weight"] * value for name, value in terms.items())
-    return {"loss": loss, **terms, "std": sum(deviations) / 2}
+    return {"loss": loss, **terms, "std": of_views["std"] / 2, "rank": of_views["rank"] / 2}
 
 
 PAIR = ("rows columns", "rows columns")
@@ -42,7 +34,7 @@ VICREG = Declaration(
     permuted=("batch", "dim"),
     symmetric=(("z1", "z2"),),
     shifted={"batch": ("z1", "z2")},
-    scaled={("z1", "z2"): {"sim": 2, "cov": 4, "std": 1}},
+    scaled={("z1", "z2"): {"sim": 2, "cov": 4, "std": 1, "rank": 0}},
     shards=GROUPS,
     # The path that exchanges rows and columns; test_losses_over_ranks.py tries every path.
     more={"assert_sharding": {"covariance_path": "gram"}},

@@ -23,7 +23,18 @@ except RuntimeError:
         torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float iou) -> Tensor")
     import torchvision  # noqa: F401
 
-PEERS = ["lightly", "liger-kernel", "sae-lens", "torchcfm", "torchebm", "transformers", "trl"]
+PEERS = [
+    "lightly",
+    "liger-kernel",
+    "open-clip-torch",
+    "pytorch-metric-learning",
+    "sae-lens",
+    "sentence-transformers",
+    "torchcfm",
+    "torchebm",
+    "transformers",
+    "trl",
+]
 
 
 def pins() -> dict[str, str]:

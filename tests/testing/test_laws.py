@@ -1,14 +1,16 @@
 """The laws: a right loss passes them, and each planted defect is found by the one meant for it."""
 
 import functools
+import random
 import re
 from typing import Any, Literal
 
+import numpy
 import pytest
 import torch
 from beartype import beartype
 from hypothesis import strategies as st
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Complex, Float, Int, jaxtyped
 from torch import Tensor, nn
 from vicreg_like import DEFECTS, formula, right
 
@@ -273,6 +275,96 @@ def test_a_memory_of_other_calls_is_found():
         return x.sum() + len(seen)
 
     assert re.search(r"result of the same call is .*, then ", failure("assert_pure", counted))
+
+
+def test_a_seed_and_a_setting_that_a_body_changes_are_found():
+    def seeds(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        torch.manual_seed(0)
+        return (x * torch.randn(len(x))).sum()
+
+    def shuffles(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        random.random()
+        return x.sum()
+
+    def of_numpy(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        numpy.random.seed(0)
+        return x.sum()
+
+    def rounds(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        torch.set_float32_matmul_precision("high")
+        return x.sum()
+
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+    try:
+        assert "the global generator's state is changed" in failure("assert_pure", seeds)
+        assert "the state of random is changed" in failure("assert_pure", shuffles)
+        assert "the state of numpy.random is changed" in failure("assert_pure", of_numpy)
+        assert "the precision of matrix products is changed" in failure("assert_pure", rounds)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    # The law itself leaves them as they were.
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert numpy.random.get_state()[1].tolist() == before[2]
+
+
+class OfMagnitudes(torch.autograd.Function):
+    """|x|^2 of a complex x, with a wrong derivative: its conjugate's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return (x * x.conj()).real
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x.conj() * grad
+
+
+def test_faults_of_complex_numbers_are_found():
+    def right(x: Complex[Tensor, "batch n"], y: Complex[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        return (x - y).abs().square().sum(1).mean()
+
+    def not_conjugated(
+        x: Complex[Tensor, "batch n"], y: Complex[Tensor, "batch n"]
+    ) -> Float[Tensor, ""]:
+        return ((x - y) * (x - y)).real.sum(1).mean()
+
+    def repaired(x: Complex[Tensor, "batch n"], y: Complex[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        x, y = (torch.complex(z.real.nan_to_num(), z.imag.nan_to_num()) for z in (x, y))
+        return right(x, y)
+
+    def derived(x: Complex[Tensor, "batch n"], y: Complex[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        return OfMagnitudes.apply(x - y).sum(1).mean()
+
+    def formula(x, y):
+        apart = torch.view_as_real(x) - torch.view_as_real(y)
+        return (apart**2).sum() / len(x)
+
+    testing.assert_formula(right, formula)
+    testing.assert_finite(right)
+    testing.assert_gradients(right)
+    testing.assert_vmaps(right)
+    testing.assert_permutation_invariant(right, "batch")
+    assert "the formula's" in failure("assert_formula", not_conjugated, formula)
+    assert "a NaN in x does not reach the result" in failure("assert_finite", repaired)
+    assert "by finite differences" in failure("assert_gradients", derived)
+    assert "gradient by x is" in failure("assert_formula", derived, formula)
+
+
+def test_a_view_of_what_is_transposed_is_found():
+    def flat(x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        return x.view(-1).square().sum()
+
+    said = failure("assert_permutation_invariant", flat, "batch", max_examples=30)
+    assert "view size is not compatible" in said
+    assert ".mT.contiguous().mT" in said  # the call as code has the strides too
 
 
 def test_a_change_within_an_argument_is_found():

@@ -6,8 +6,10 @@ from typing import Any, assert_type
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 
 import termwise
+from termwise.joint_embedding import VICRegTerms, vicreg_loss
 
 
 class OwnTerms(termwise.Terms):
@@ -23,6 +25,22 @@ def statistics(terms: OwnTerms, x: Tensor, group: ProcessGroup) -> None:
     found = termwise.term_gradients(terms, {"error": 2.0}, [x], batch_group=group)
     assert_type(found, termwise.TermGradients)
     assert_type(termwise.term_gradients(terms, ["error"], [x]), termwise.TermGradients)
+
+
+def micro_batches(
+    parts: list[tuple[Tensor, Tensor]],
+    embed: Callable[[tuple[Tensor, Tensor]], list[Tensor]],
+    loss: Callable[[Tensor, Tensor], OwnTerms],
+    model: DistributedDataParallel,
+    backward: Callable[[Tensor], None],
+) -> None:
+    assert_type(termwise.cached_gradients(embed, parts, loss), OwnTerms)
+    assert_type(
+        termwise.cached_gradients(
+            model, parts, vicreg_loss, no_sync=[model.no_sync], backward=backward
+        ),
+        VICRegTerms,
+    )
 
 
 def fields_of_term_gradients(gradients: termwise.TermGradients) -> None:

@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from . import _distill, _energy, _report, _sae, _targeted_variance, _vicreg
+from . import _distill, _energy, _joint_embedding, _report, _sae, _targeted_variance, _vicreg
 from ._check import check
 from ._training import Run, Setting
 
 RUNS = {
     "vicreg": _vicreg.RUN,
+    "joint-embedding": _joint_embedding.RUN,
     "targeted-variance": _targeted_variance.RUN,
     "sae": _sae.RUN,
     "energy": _energy.RUN,

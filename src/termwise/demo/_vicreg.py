@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,8 @@ from ._training import Curves, Run, Setting, train
 _BATCH = 255  # odd, so that two ranks hold different numbers of rows
 _RATE = 4e-3
 _HELD_OUT = 500  # of 1797 images: neither the network nor the probe is trained on them
-_LABELS = 10  # of each digit, for the probe
-_DRAWS = 10  # of the labels, to be averaged over
+LABELS = 10  # of each digit, for the probe
+DRAWS = 10  # of the labels, to be averaged over
 _NORMS = 20  # times along the training that the gradient of each term is measured
 _CONTROL = "without var, cov"
 
@@ -29,18 +30,18 @@ def run(setting: Setting) -> Comparison:
     order = torch.randperm(len(images), generator=setting.generator())
     held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
 
-    network = _Network(setting)
+    network = Network(setting)
     untrained = _represent(network, images, setting)
     terms, norms = _train("vicreg", network, VICRegLoss(), images[kept], setting)
     trained = _represent(network, images, setting)
 
-    network = _Network(setting)
+    network = Network(setting)
     invariance_only = VICRegLoss(var_weight=0.0, cov_weight=0.0)
     control, _ = _train(_CONTROL, network, invariance_only, images[kept], setting)
     collapsed = _represent(network, images, setting)
 
     accuracies = {
-        name: _probe(features, digits, kept, held_out, setting)
+        name: probe(features, digits, kept, held_out, setting)
         for name, features in (
             ("raw_pixels", images.flatten(1)),
             ("untrained", untrained),
@@ -59,6 +60,7 @@ def run(setting: Setting) -> Comparison:
             "var": "hinge on the deviation of a column",
             "cov": "squared covariance of two columns",
             "std": "deviation of a column (0: collapse)",
+            "rank": "effective rank: directions in use,\nhowever small (1: all on a line)",
         },
         levels={"std": ("gamma", 1.0)},
         measured={f"probe_accuracy_{name}": value for name, value in accuracies.items()},
@@ -66,7 +68,7 @@ def run(setting: Setting) -> Comparison:
             f"On {_HELD_OUT} held-out digits, a linear probe on the encoder's output (before the "
             f"expander) reaches {accuracies['trained']:.1%}; untrained network "
             f"{accuracies['untrained']:.1%}, raw pixels {accuracies['raw_pixels']:.1%}, {_CONTROL} "
-            f"{accuracies['collapsed']:.1%} ({_LABELS} labels of each digit, mean of {_DRAWS} "
+            f"{accuracies['collapsed']:.1%} ({LABELS} labels of each digit, mean of {DRAWS} "
             "draws of them)."
         ),
         bars={
@@ -90,7 +92,7 @@ RUN = Run(
 )
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
     """A convolutional encoder and, as in VICReg, an expander whose output only the loss uses.
 
     It normalises within a sample: with batch normalisation an embedding would depend on which
@@ -126,7 +128,7 @@ def _convolution(channels: int, width: int) -> list[nn.Module]:
 
 
 def _train(
-    label: str, network: _Network, loss_fn: VICRegLoss, images: Tensor, setting: Setting
+    label: str, network: Network, loss_fn: VICRegLoss, images: Tensor, setting: Setting
 ) -> tuple[Curves, dict[str, dict[int, float]]]:
     """Return the curves, and the norm of each weighted term's gradient at some of the steps."""
     embed: nn.Module = network
@@ -196,11 +198,11 @@ def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 @torch.no_grad()
-def _represent(network: _Network, images: Tensor, setting: Setting) -> Tensor:
+def _represent(network: Network, images: Tensor, setting: Setting) -> Tensor:
     return cast("Tensor", network.encoder(images[:, None].to(setting.device)).cpu())
 
 
-def _probe(
+def probe(
     features: Tensor, digits: Tensor, kept: Tensor, held_out: Tensor, setting: Setting
 ) -> float:
     """Return the held-out accuracy of logistic regression, mean over draws of a few labels."""
@@ -208,15 +210,21 @@ def _probe(
     # keeps the relative scales of its columns. No labels are used.
     seen = features[kept]
     features = (features - seen.mean(0)) / (seen - seen.mean(0)).std()
-    generator = setting.generator()
     accuracies: list[float] = []
-    for _ in range(_DRAWS):
-        shuffled = kept[torch.randperm(len(kept), generator=generator)]
-        labelled = torch.cat([shuffled[digits[shuffled] == digit][:_LABELS] for digit in range(10)])
-        probe = _sklearn("linear_model").LogisticRegression(max_iter=2000)
-        probe.fit(features[labelled].numpy(), digits[labelled].numpy())
-        accuracies.append(float(probe.score(features[held_out].numpy(), digits[held_out].numpy())))
+    for rows in labelled(digits, kept, setting):
+        regression = _sklearn("linear_model").LogisticRegression(max_iter=2000)
+        regression.fit(features[rows].numpy(), digits[rows].numpy())
+        score = regression.score(features[held_out].numpy(), digits[held_out].numpy())
+        accuracies.append(float(score))
     return sum(accuracies) / len(accuracies)
+
+
+def labelled(digits: Tensor, kept: Tensor, setting: Setting) -> Iterator[Tensor]:
+    """Draw the few images of each digit whose labels a probe may see, several times."""
+    generator = setting.generator()
+    for _ in range(DRAWS):
+        shuffled = kept[torch.randperm(len(kept), generator=generator)]
+        yield torch.cat([shuffled[digits[shuffled] == digit][:LABELS] for digit in range(10)])
 
 
 def load_digits() -> tuple[Tensor, Tensor]:

@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import _groups, _moments
+from .. import _groups
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -15,6 +14,7 @@ from .._module import LossModule
 from .._moments import CovariancePath
 from .._numbers import lifted
 from .._terms import Terms, terms
+from ._view_moments import refuse_moments, view_moments
 
 Views = Literal["sum", "mean"]
 
@@ -33,6 +33,11 @@ class VICRegTerms(Terms):
     """Squared off-diagonal covariance: sum over pairs / dim, summed (or averaged) over views."""
     std: Float[Tensor, ""]
     """Standard deviation of a column, mean over dim and both views; detached. Near 0: collapse."""
+    rank: Float[Tensor, ""]
+    """Effective rank (sum lambda)^2 / sum lambda^2 of a view's covariance, mean over both views.
+
+    Detached. 1: all on a line, dim: no direction preferred, 0: no variance. It sees the collapse of
+    dimensions that std does not."""
 
 
 @contract
@@ -123,15 +128,9 @@ def vicreg_loss(
         >>> from termwise.joint_embedding import vicreg_loss
         >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
         >>> vicreg_loss(z, z).metrics()
-        {'loss': 0.0, 'sim': 0.0, 'var': 0.0, 'cov': 0.0, 'std': 1.154...}
+        {'loss': 0.0, 'sim': 0.0, 'var': 0.0, 'cov': 0.0, 'std': 1.154..., 'rank': 2.0}
     """
-    if not (gamma >= 0 and eps >= 0):
-        raise ValueError(f"vicreg_loss needs gamma >= 0 and eps >= 0, got {gamma} and {eps}")
-    if z1.shape[1] == 0:
-        raise ValueError("vicreg_loss needs dim >= 1, got 0")
-    if batch_group is None and z1.shape[0] < 2:
-        raise ValueError(f"vicreg_loss needs a batch of at least 2 rows, got {z1.shape[0]}")
-
+    refuse_moments(z1, gamma, eps, batch_group, "vicreg_loss")
     counts = _groups.row_counts(z1, batch_group)
     rows = z1.shape[0] if counts is None else counts.sum()
     scale = _groups.gradient_scale(batch_group, grad_reduction)
@@ -139,25 +138,18 @@ def vicreg_loss(
         F.mse_loss(lifted(z1), lifted(z2), reduction="sum"), batch_group, scale
     )
     sim = distance / (rows * z1.shape[1])
-
-    variances: list[Tensor] = []
-    energies: list[Tensor] = []
-    for z in (z1, z2):
-        variance, energy = _moments.second_moments(
-            z,
-            counts,
-            path=covariance_path,
-            group=batch_group,
-            grad_reduction=grad_reduction,
-            caller="vicreg_loss",
-        )
-        variances.append(variance)
-        energies.append(energy)
-    hinges = [F.relu(gamma - torch.sqrt(variance + eps)).mean() for variance in variances]
-    var = (hinges[0] + hinges[1]) / (1 if variance_views == "sum" else 2)
-    energy = (energies[0] + energies[1]) / (z1.shape[1] * (1 if covariance_views == "sum" else 2))
-    cov = energy.to(var.dtype)
-    std = (variances[0].detach().sqrt().mean() + variances[1].detach().sqrt().mean()) / 2
+    moments = view_moments(
+        (z1, z2),
+        counts,
+        gamma=gamma,
+        eps=eps,
+        path=covariance_path,
+        group=batch_group,
+        grad_reduction=grad_reduction,
+        caller="vicreg_loss",
+    )
+    var = moments.var / (1 if variance_views == "sum" else 2)
+    cov = moments.cov / (1 if covariance_views == "sum" else 2)
     loss = weighted(sim_weight, sim) + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (sim_weight, var_weight, cov_weight))):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
@@ -167,7 +159,8 @@ def vicreg_loss(
         sim=sim,
         var=var,
         cov=cov,
-        std=std,
+        std=moments.std,
+        rank=moments.rank,
     )
 
 

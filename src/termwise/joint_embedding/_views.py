@@ -71,7 +71,8 @@ def spread(
         rows: over all ranks.
         group: process group whose ranks hold different rows; one sum of two numbers is sent. None:
             no communication.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
     """
     views = lifted(z)
     count = z.shape[0] if num_global is None else num_global

@@ -1,9 +1,10 @@
 """Blocks of chunks that stay in cache, so that no copy of the logits is ever kept.
 
 The kernels of the losses over chunks are loops over these blocks. On the CPU a block is as many
-whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a sample,
-and rows outside every chunk are masked. Over ranks the blocks are the same on every rank, which may
-hold any part of their rows, and each block's sums are reduced as it comes.
+whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a few
+samples, of 2^26 logits or an eighth of all, and rows outside every chunk are masked. Over ranks the
+blocks are the same on every rank, which may hold any part of their rows, and each block's sums are
+reduced as it comes.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import on_host
 from .._groups import all_reduce
-from .._numbers import lifted, without_autocast
+from .._numbers import MOST_BLOCKS, block_rows, blocks, lifted, without_autocast
 from ._chunks import Chunks
+from ._sparse_rows import SparseRows
 
 # Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
 BLOCK = 2**19
@@ -30,6 +33,11 @@ class ChunkRows:
     """Which of the batch * time rows."""
     chunk: Tensor
     """[rows], the place of the row's chunk in the block."""
+    order: Tensor
+    """[rows], their places in the order of chunks, the rows that are not used last."""
+    starts: Tensor
+    """[chunks + 1], where each chunk begins in this order, and where the last one ends; behind
+    that, where some rows are not used, the number of rows."""
     inverse_size: Tensor
     """[chunks], 1 / the number of rows of the chunk, over the sequence's ranks."""
     used: Tensor | None
@@ -43,17 +51,23 @@ class ChunkRows:
         """Write the rows, with 0 in those that are not used."""
         flat[self.index] = self._only_used(rows).to(flat.dtype)
 
-    def sharing(self, factor: Tensor) -> Tensor:
-        """Return the matrix [chunks, rows] of the rows' shares in their chunks, times a factor."""
-        share = self._only_used(self.inverse_size[self.chunk])
-        matrix = share.new_zeros(len(self.inverse_size), len(self.chunk))
-        return matrix.scatter_(0, self.chunk[None], (share * factor)[None])
+    def share(self) -> Tensor:
+        """Return each row's share in its chunk."""
+        return self.inverse_size[self.chunk]
+
+    def sums(self, rows: Tensor, factor: Tensor) -> Tensor:
+        """Sum the rows of each chunk, times a factor for each row."""
+        sums = SparseRows(self.starts, self.order, factor[self.order]).matmul(rows)
+        return sums[: len(self.inverse_size)]
 
     def mean(self, rows: Tensor, sequence_name: str | None) -> Tensor:
-        """Average rows over chunks, where a matrix product would let -inf into other chunks."""
-        sums = rows.new_zeros(len(self.inverse_size), rows.shape[1])
-        sums.index_add_(0, self.chunk, self._only_used(rows))
-        return all_reduce(sums, sequence_name).mul_(self.inverse_size[:, None])
+        """Average rows over chunks."""
+        return all_reduce(self.sums(rows, self.share()), sequence_name)
+
+    def spread(self, chunks: Tensor, factor: Tensor) -> Tensor:
+        """Return for each row what there is for its chunk, times a factor for each row."""
+        starts = torch.arange(len(self.chunk) + 1, device=chunks.device)
+        return SparseRows(starts, self.chunk, factor).matmul(chunks)
 
     def _only_used(self, rows: Tensor) -> Tensor:
         if self.used is None:
@@ -72,26 +86,39 @@ class Block:
     teacher: ChunkRows
 
 
-def chunk_blocks(chunks: Chunks, width: int, dtype: torch.dtype) -> Iterator[Block]:
+def chunk_blocks(
+    chunks: Chunks, width: int, dtype: torch.dtype, sequence_name: str | None
+) -> Iterator[Block]:
     """Cut the chunks that count into blocks, the same on every rank that has this width."""
-    if chunks.valid.device.type == "cpu":
+    if on_host(chunks.valid):
         return _blocks_that_fit(chunks, max(1, BLOCK // max(width, 1)), dtype)
-    return _blocks_of_samples(chunks, dtype)
+    if sequence_name is not None:  # ranks may hold different numbers of positions
+        return _blocks_of_samples(chunks, -(-len(chunks.valid) // MOST_BLOCKS), dtype)
+    time = max(chunks.student_id.shape[1], chunks.teacher_id.shape[1])
+    return _blocks_of_samples(chunks, block_rows(chunks.valid, time * width), dtype)
 
 
-def _blocks_of_samples(chunks: Chunks, dtype: torch.dtype) -> Iterator[Block]:
-    if not chunks.valid.shape[1]:
+def _blocks_of_samples(chunks: Chunks, samples: int, dtype: torch.dtype) -> Iterator[Block]:
+    batch, number = chunks.valid.shape
+    if not number:
         return
-    for sample, valid in enumerate(chunks.valid):
+    for start in range(0, batch, samples):
+        part = Chunks(*(x[start : start + samples] for x in chunks))
+        valid = part.valid.reshape(-1)
         sides: list[ChunkRows] = []
         for ids, sizes in (
-            (chunks.student_id[sample], chunks.student_size[sample]),
-            (chunks.teacher_id[sample], chunks.teacher_size[sample]),
+            (part.student_id, part.student_size),
+            (part.teacher_id, part.teacher_size),
         ):
-            place = ids.clamp(min=0)
-            used = valid[place] & (ids >= 0)
-            index = slice(sample * len(ids), (sample + 1) * len(ids))
-            sides.append(ChunkRows(index, place, (1 / sizes.to(dtype)).where(valid, 0), used))
+            first = torch.arange(0, len(valid), number, device=ids.device)
+            chunk = (ids.clamp(min=0) + first[:, None]).reshape(-1)
+            used = _used(ids, part.valid).reshape(-1)
+            in_order = chunk.where(used, len(valid)).sort(stable=True)
+            ends = torch.arange(len(valid) + 2, device=ids.device)
+            starts = torch.searchsorted(in_order.values, ends)
+            index = slice(start * ids.shape[1], (start + len(ids)) * ids.shape[1])
+            inverse_size = sizes.reshape(-1).to(dtype).reciprocal_().where(valid, 0)
+            sides.append(ChunkRows(index, chunk, in_order.indices, starts, inverse_size, used))
         yield Block(len(valid), valid, *sides)
 
 
@@ -122,7 +149,8 @@ class _InOrder:
     order: Tensor
     chunk: Tensor
     inverse_size: Tensor
-    starts: list[int]
+    starts: Tensor
+    ends: list[int]
 
     @classmethod
     def of(cls, ids: Tensor, place: Tensor, sizes: Tensor, dtype: torch.dtype) -> "_InOrder":
@@ -132,13 +160,16 @@ class _InOrder:
         placed = place[torch.where(ids >= 0, first + ids, -1)].reshape(-1)
         order = placed.argsort(stable=True)[int((placed < 0).sum()) :]
         chunk = placed[order]
-        ends = chunk.bincount(minlength=len(sizes)).cumsum(0)
-        return cls(order, chunk, 1 / sizes.to(dtype), [0, *_integers(ends)])
+        starts = F.pad(chunk.bincount(minlength=len(sizes)).cumsum(0), (1, 0))
+        return cls(order, chunk, 1 / sizes.to(dtype), starts, _integers(starts))
 
     def rows(self, start: int, stop: int) -> ChunkRows:
-        part = slice(self.starts[start], self.starts[stop])
-        index = _as_slice(self.order[part])
-        return ChunkRows(index, self.chunk[part] - start, self.inverse_size[start:stop], None)
+        first, last = self.ends[start], self.ends[stop]
+        starts = self.starts[start : stop + 1] - first
+        index = _as_slice(self.order[first:last])
+        order = torch.arange(last - first)
+        chunk = self.chunk[first:last] - start
+        return ChunkRows(index, chunk, order, starts, self.inverse_size[start:stop], None)
 
 
 def _as_slice(index: Tensor) -> slice | Tensor:
@@ -167,18 +198,20 @@ def sum_over_chunks(
     teacher: Tensor,
     *,
     width: int,
+    sequence_name: str | None,
     sums: Tensor,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return sums plus those of all blocks, and the student's gradient, or an empty tensor.
 
-    A block has as many rows as fit in cache if each is `width` wide.
+    A block has as many rows as fit in cache if each is `width` wide. sequence_name is of the ranks
+    that hold other positions.
     """
     dtype = lifted(student[:0]).dtype
     gradient = _new_gradient(student, chunks) if with_gradient else student.new_empty(0)
     flat_student, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
     with without_autocast(student):
-        for block in chunk_blocks(chunks, width, dtype):
+        for block in chunk_blocks(chunks, width, dtype, sequence_name):
             rows = block.student.read(flat_student), block.teacher.read(flat_teacher)
             parts, compute_gradient = step(block, *rows)
             sums = sums + parts
@@ -190,7 +223,7 @@ def sum_over_chunks(
 
 def _new_gradient(student: Tensor, chunks: Chunks) -> Tensor:
     """Return an empty gradient, with 0 in the rows that no block will write."""
-    if student.device.type != "cpu":
+    if not on_host(student):
         return torch.zeros_like(student, memory_format=torch.contiguous_format)
     gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
     unused = ~_used(chunks.student_id, chunks.valid)
@@ -211,15 +244,16 @@ def highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
 @torch.library.custom_op("termwise::highest_logits", mutates_args=())
 def _highest_logits(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
     highest = logits.new_full(logits.shape[2:], -torch.inf)
-    for rows, used in zip(logits, _used(ids, valid), strict=True):
-        if rows.device.type == "cpu":
-            step = max(1, BLOCK // max(rows.shape[1], 1))
-            for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):
-                if len(index):
-                    torch.maximum(highest, rows[_as_slice(index)].amax(0), out=highest)
-        elif len(rows):
-            rows = rows.masked_fill(~used[:, None], -torch.inf)
-            torch.maximum(highest, rows.amax(0), out=highest)
+    rows, used = logits.flatten(0, 1), _used(ids, valid).reshape(-1)
+    if on_host(logits):
+        step = max(1, BLOCK // max(rows.shape[1], 1))
+        for index in cast("tuple[Tensor, ...]", used.nonzero()[:, 0].split(step)):
+            if len(index):
+                torch.maximum(highest, rows[_as_slice(index)].amax(0), out=highest)
+        return highest
+    for part in blocks(rows):
+        read = rows[part].masked_fill(~used[part, None], -torch.inf)
+        torch.maximum(highest, read.amax(0), out=highest)
     return highest
 
 

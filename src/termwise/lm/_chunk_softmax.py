@@ -5,7 +5,6 @@ from torch import Tensor
 
 from .._groups import all_reduce
 from ._chunk_blocks import ChunkRows
-from ._rows import row_products
 
 
 def centred(x: Tensor, vocab_name: str | None) -> Tensor:
@@ -22,7 +21,7 @@ def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple
     if temperature != 1:
         x.div_(temperature)
     powers = x.exp_()
-    return powers, 1 / all_reduce(powers.sum(1), vocab_name)
+    return powers, all_reduce(powers.sum(1), vocab_name).reciprocal()
 
 
 class MeanSoftmax:
@@ -33,16 +32,17 @@ class MeanSoftmax:
     ) -> None:
         self.rows, self.vocab_name = rows, vocab_name
         self.powers, self.inverse = exponentials(centred(x, vocab_name), temperature, vocab_name)
+        self.factor = self.inverse * rows.share()
 
     def means(self) -> Tensor:
         """Return the means over this rank's rows, as parts of those over all ranks'."""
-        return self.rows.sharing(self.inverse) @ self.powers
+        return self.rows.sums(self.powers, self.factor)
 
     def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
         """Return scale * the gradient in x / temperature, from that in the means."""
-        back = self.rows.sharing(scale).T @ push
-        mean = all_reduce(row_products(self.powers, back), self.vocab_name) * self.inverse
-        return back.sub_(mean[:, None]).mul_(self.powers).mul_(self.inverse[:, None])
+        back = self.rows.spread(push, self.factor * scale).mul_(self.powers)
+        mean = all_reduce(back.sum(1), self.vocab_name) * self.inverse
+        return back.addcmul_(self.powers, mean[:, None], value=-1)
 
 
 def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:

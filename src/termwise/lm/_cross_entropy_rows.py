@@ -1,12 +1,14 @@
 """Cross-entropy of rows of logits with a target each: as an expression, and by hand."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from .._groups import GradReduction, ProcessGroup, first_column
-from .._numbers import accumulator
+from .._numbers import accumulator, lifted
 from .._terms import Terms, terms
+from ._checks import divisor
 from ._chunks import logit_chunks
 from ._rows import Sums, centred, clear, highest, means_over_ranks, over_columns, put, read
 
@@ -63,6 +65,28 @@ def next_token_terms(
         num_tokens=count.to(kind),
         accuracy=(hits / count.clamp_min(1)).to(kind),
     )
+
+
+def terms_of_few(
+    logits: Tensor, tokens: Tensor, normalizer: Tensor | float | None
+) -> NextTokenTerms | None:
+    """Return the terms of few logits, by a kernel that is fused, if all tokens are of its kind.
+
+    That is, none of those that are predicted is padding or beyond the vocabulary.
+    """
+    targets = tokens[:, 1:].flatten().long()
+    least, most = targets.aminmax()
+    if int(least) < 0 or int(most) >= logits.shape[2]:
+        return None
+    x = lifted(logits[:, :-1].flatten(0, 1))
+    found = x.detach()
+    right = found.gather(1, targets[:, None]) >= found.amax(1, keepdim=True)
+    hits, count = right.sum(dtype=x.dtype), found.new_full((), len(x))
+    if normalizer is None:
+        loss = F.cross_entropy(x, targets)
+    else:
+        loss = F.cross_entropy(x, targets, reduction="sum") / divisor(normalizer, count)
+    return NextTokenTerms(loss=loss.to(x.dtype), num_tokens=count, accuracy=hits / len(x))
 
 
 def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:

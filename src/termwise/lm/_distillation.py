@@ -1,16 +1,17 @@
 """Distillation between models of one tokenizer."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .. import _numbers
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted
+from .._numbers import accumulator, alike, lifted_dtype
 from .._terms import Terms, terms
 from ._checks import check_normalizer, check_temperature
 from ._divergence_rows import (
@@ -21,7 +22,16 @@ from ._divergence_rows import (
     divergence_of_logs,
     finite,
 )
-from ._rows import Sums, clear, log_softmax, means_over_ranks, over_rows, unused_positions
+from ._rows import (
+    Sums,
+    clear,
+    few_that_count,
+    log_softmax,
+    mean_of_few,
+    means_over_ranks,
+    over_rows,
+    unused_positions,
+)
 
 Tail = Literal["renormalize", "bucket", "zero"]
 
@@ -148,22 +158,29 @@ def distillation_loss(
         raise ValueError(
             f"{name} needs teacher_top_k with tail {tail!r}, got None: it compares all tokens"
         )
-    unused = unused_positions(student_logits, mask, sample_mask, sequence_group)
+    logits = student_logits, teacher_logits.detach()
     compared = Compared(divergence, beta, temperature)
-    sums = over_rows(
-        functools.partial(_sums, compared=compared, teacher_top_k=teacher_top_k, tail=tail),
-        divergence_by_hand(compared, vocab_group) if teacher_top_k is None else None,
-        vocab_group,
-        unused,
-        student_logits.flatten(0, 1),
-        teacher_logits.detach().flatten(0, 1),
-    )
-    mean, _, count = means_over_ranks(
-        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
-    )
-    kind = lifted(student_logits.new_empty(())).dtype
+    limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
+    if few_that_count(student_logits, _numbers.FEW, *limits):
+        rows = [x[:, :-1].flatten(0, 1) for x in logits]
+        per_row = _per_row(None, *rows, compared=compared, teacher_top_k=teacher_top_k, tail=tail)
+        mean, count = mean_of_few(per_row, normalizer)
+    else:
+        unused = unused_positions(student_logits, mask, sample_mask, sequence_group)
+        sums = over_rows(
+            functools.partial(_sums, compared=compared, teacher_top_k=teacher_top_k, tail=tail),
+            divergence_by_hand(compared, vocab_group) if teacher_top_k is None else None,
+            vocab_group,
+            unused,
+            *[x.flatten(0, 1) for x in logits],
+        )
+        mean, _, count = means_over_ranks(
+            sums, unused, normalizer, batch_group, sequence_group, grad_reduction
+        )
+    kind = lifted_dtype(student_logits)
     mean = mean.to(kind)
-    return DistillationTerms(loss=temperature**2 * mean, divergence=mean, num_tokens=count.to(kind))
+    loss = mean if temperature == 1 else temperature**2 * mean
+    return DistillationTerms(loss=loss, divergence=mean, num_tokens=count.to(kind))
 
 
 class DistillationLoss(LossModule):
@@ -211,7 +228,7 @@ class DistillationLoss(LossModule):
         )
 
 
-def _sums(
+def _per_row(
     unused: Tensor | None,
     x: Tensor,
     y: Tensor,
@@ -219,12 +236,17 @@ def _sums(
     compared: Compared,
     teacher_top_k: int | None,
     tail: Tail,
-) -> Sums:
-    """Sum the divergence of the rows that count."""
+) -> Tensor:
+    """Return the divergence of each row."""
     q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
     if teacher_top_k is not None:
         q, p = _cut(q, p, teacher_top_k, tail)
-    per_row = clear(divergence_of_logs(q, p, compared), unused)
+    return divergence_of_logs(q, p, compared)
+
+
+def _sums(unused: Tensor | None, *rows: Tensor, **how: Any) -> Sums:
+    """Sum the divergence of the rows that count."""
+    per_row = clear(_per_row(unused, *rows, **how), unused)
     return (per_row.sum(dtype=accumulator(per_row)),)
 
 

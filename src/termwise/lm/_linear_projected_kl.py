@@ -244,6 +244,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         teacher,
         # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
         width=max(teacher.shape[2] // 4, 1),
+        sequence_name=divergence.sequence_name,
         sums=inputs.per_chunk.new_zeros(3),
         with_gradient=inputs.with_gradient,
     )

@@ -8,7 +8,8 @@ from torch import Tensor
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import lifted
+from .._numbers import lifted_dtype
+from . import _rows
 from ._checks import check_normalizer
 from ._cross_entropy_rows import (
     NextTokenTerms,
@@ -17,8 +18,9 @@ from ._cross_entropy_rows import (
     local_targets,
     next_token_terms,
     targets_of,
+    terms_of_few,
 )
-from ._rows import over_rows
+from ._rows import few_that_count, over_rows
 
 
 @contract
@@ -91,6 +93,11 @@ def next_token_loss(
         {'loss': 0.503..., 'num_tokens': 2.0, 'accuracy': 1.0}
     """
     check_normalizer("next_token_loss", normalizer)
+    limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
+    if few_that_count(logits, _rows.FUSED, *limits):
+        found = terms_of_few(logits, tokens, normalizer)
+        if found is not None:
+            return found
     targets = targets_of(tokens, mask, sample_mask, sequence_group)
     unused = targets < 0
     sums = over_rows(
@@ -101,7 +108,7 @@ def next_token_loss(
         logits.flatten(0, 1),
         local_targets(targets, logits, vocab_group),
     )
-    kind = lifted(logits.new_empty(())).dtype
+    kind = lifted_dtype(logits)
     return next_token_terms(
         sums, unused, kind, normalizer, batch_group, sequence_group, grad_reduction
     )

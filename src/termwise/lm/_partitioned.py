@@ -372,10 +372,10 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
         def compute_gradient() -> Tensor:
             # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
-            shares = block.student.sharing(scale).T
-            together = (shares @ push.sum(1, keepdim=True)) * inverse[:, None]
-            pushed = shares @ (push if own is None else push[:, own])
-            return pushed.addcmul_(powers, together, value=-1)
+            factor = block.student.share() * scale
+            together = push.sum(1)[block.student.chunk] * factor * inverse
+            pushed = block.student.spread(push if own is None else push[:, own], factor)
+            return pushed.addcmul_(powers, together[:, None], value=-1)
 
         return sums, compute_gradient
 
@@ -386,6 +386,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         teacher,
         # Smaller blocks than others: each of them is read by more steps at once.
         width=2 * teacher.shape[2],
+        sequence_name=inputs.sequence_name,
         sums=inputs.per_chunk.new_zeros(4),
         with_gradient=inputs.with_gradient,
     )

@@ -3,7 +3,6 @@
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ._chunk_softmax import centred
 from ._chunks import Chunks, chunks_of, normalized, padding
 from ._divergences import KLDivergence, TeacherMean
 from ._rows import row_products
+from ._sparse_rows import SparseRows
 from ._vocab_projection import VocabProjection
 
 
@@ -35,25 +35,6 @@ class ProjectedKLTerms(Terms):
     uncovered_teacher_mass: Float[Tensor, ""]
     """Probability that the teacher's chunk has, over its whole vocabulary, on tokens that are not
     among the columns or that no student token is projected to; mean over those chunks; detached."""
-
-
-class SparseRows(NamedTuple):
-    """A sparse matrix, by its rows."""
-
-    pointers: Tensor
-    columns: Tensor
-    weights: Tensor
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """Return the product with a dense matrix."""
-        return F.embedding_bag(
-            self.columns,
-            x,
-            self.pointers,
-            mode="sum",
-            per_sample_weights=self.weights.to(x.dtype),
-            include_last_offset=True,
-        )
 
 
 class Divergence(NamedTuple):
@@ -100,12 +81,12 @@ class Divergence(NamedTuple):
             if self.eps > 0:  # then log q is finite, and 0 times any finite number is 0
                 ratio = (log_p - log_q).clamp_(min=torch.finfo(log_p.dtype).min)
                 kl = row_products(p, ratio)
-                push = -p / q
+                push = (p / q).neg_()
             else:
                 kl = (p * (log_p - log_q)).where(p != 0, 0).sum(1)
                 push = -(p / q).where(p != 0, 0)
         agree = projected.argmax(1) == log_p.argmax(1)
-        push = (push - row_products(push, share)[:, None]) / whole
+        push = push.sub_(row_products(push, share)[:, None]).div_(whole)
         if block.counted is not None:
             kl, agree = kl.where(block.counted, 0), agree & block.counted
             uncovered = uncovered.where(block.counted, 0)
@@ -115,7 +96,7 @@ class Divergence(NamedTuple):
         if self.columns is not None:
             spread = push.new_zeros(len(self.covered), block.chunks)
             spread.index_copy_(0, self.columns, push.T)
-        return sums, self.by_student.matmul(spread.contiguous()).T
+        return sums, self.by_student.matmul(spread.contiguous()).T.contiguous()
 
     def _teacher(self, logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Return the log of the target in the columns, and the mass that is not covered."""

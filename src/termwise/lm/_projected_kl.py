@@ -311,6 +311,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         student,
         teacher,
         width=teacher.shape[2],
+        sequence_name=divergence.sequence_name,
         sums=inputs.per_chunk.new_zeros(3),
         with_gradient=inputs.with_gradient,
     )

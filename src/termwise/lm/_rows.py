@@ -8,6 +8,7 @@ each of which gives value and gradient in one pass: blocks that stay in cache on
 elsewhere of at least 2^26 elements, eight of them at most.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,12 +18,12 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import block_rows, lifted, without_autocast
+from .._numbers import block_rows, few, lifted, may_look_at, without_autocast
 from ._checks import divisor
 from ._chunks import logit_chunks
 
-# So few logits that the calls cost more than they do: the expression makes fewer of them.
-SMALL = 2**14
+# So few logits that a fused kernel, which reads them more often, has them in cache.
+FUSED = 2**18
 # Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
 SHARDED_ROWS = 512
 # A gradient in float16 is kept times this, until the incoming one is known, lest it underflow.
@@ -54,7 +55,7 @@ def over_rows(
     x, compiling = rows[0], torch.compiler.is_compiling()
     if vocab_group is None and (compiling or transformed()):
         return formula(unused, *rows)
-    if vocab_group is None and x.numel() <= SMALL:
+    if vocab_group is None and few(x):
         return formula(_or_none(unused), *rows)
     run = by_hand or differentiated(formula)
     step = SHARDED_ROWS if vocab_group is not None and not compiling else block_rows(x)
@@ -89,6 +90,18 @@ def in_blocks(
 def _or_none(unused: Tensor) -> Tensor | None:
     """Return None where all rows are seen to be used: on the CPU to look does not wait."""
     return None if on_host(unused) and not bool(unused.any()) else unused
+
+
+def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
+    """Whether x [batch, time, columns] has few elements, all of which count but for the last time.
+
+    A loss on the CPU, of whose masks and groups (limits) none is given, then leaves out the
+    positions that predict nothing, which is a copy, and with them all masks, of some calls each.
+    """
+    if torch.compiler.is_compiling() or any(limit is not None for limit in limits):
+        return False
+    few = x.numel() <= most and x.shape[0] > 0 and x.shape[1] > 1
+    return few and on_host(x) and not transformed()
 
 
 def differentiated(formula: Callable[..., Sums]) -> ByHand:
@@ -221,6 +234,9 @@ def unused_positions(
 
 def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
     """Multiply, with 0 log 0 = 0."""
+    found = mass * logs
+    if may_look_at(found) and not math.isnan(float(found.detach().sum())):
+        return found
     return mass * logs.masked_fill(mass == 0, 0)
 
 
@@ -236,6 +252,14 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Return the inner product of each row of x with that of y."""
     with without_autocast(x):  # which would round to half precision
         return cast("Tensor", torch.linalg.vecdot(x, y))
+
+
+def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """Return the sum over `few_that_count` over the normalizer, and how many they are."""
+    count = per_row.new_full((), len(per_row))
+    if normalizer is None:
+        return per_row.mean(), count
+    return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count
 
 
 def means_over_ranks(

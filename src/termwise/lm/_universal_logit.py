@@ -287,6 +287,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
         student,
         teacher,
         width=max(vocab, teacher.shape[2]),
+        sequence_name=inputs.sequence_name,
         sums=inputs.per_chunk.new_zeros(()),
         with_gradient=inputs.with_gradient,
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from .._autograd import Function, apply
 from .._contract import contract
 from .._numbers import lifted, looped
 from . import _vocab_projection_files
+from ._sparse_rows import SparseRows
 from ._token_texts import encoder, paired_special_tokens, spelling, token_texts
 
 Token: TypeAlias = str | bytes
@@ -582,15 +582,7 @@ class _Product(Function):
 @torch.library.custom_op("termwise::csr_product", mutates_args=())
 def _csr_product(rows: Tensor, pointers: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """Return rows [n, m] times the transpose of a sparse matrix [r, m]: [n, r]."""
-    # The sum over a bag of embeddings is this product, without the sparse tensors' warnings.
-    return F.embedding_bag(
-        columns,
-        rows.T.contiguous(),
-        pointers,
-        mode="sum",
-        per_sample_weights=weights.to(rows.dtype),
-        include_last_offset=True,
-    ).T.contiguous()
+    return SparseRows(pointers, columns, weights).matmul(rows.T.contiguous()).T.contiguous()
 
 
 @_csr_product.register_fake

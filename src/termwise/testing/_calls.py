@@ -69,7 +69,8 @@ class Inputs(TypedDict, total=False):
     dtypes: Sequence[torch.dtype]
     """Dtypes to draw from. All floating tensors of a call have one."""
     elements: Mapping[str, Any] | st.SearchStrategy[float] | None
-    """Strategy for the elements of floating tensors, or of one tensor by its argument."""
+    """Strategy for the elements of floating tensors, or of one tensor by its argument; of complex
+    tensors for their real and imaginary parts."""
     overrides: Mapping[str, Any]
     """What an argument is given instead: a value, a strategy, or a function of the sizes."""
 
@@ -434,7 +435,8 @@ def drawn_calls(
     _draw_sizes(draw, arrays.values(), inputs.get("sizes") or {}, sizes)
     shapes = {path: _draw_shape(draw, shape, sizes) for path, shape in arrays.items()}
     ready = {name: _settled(draw, choice, sizes) for name, choice in chosen.items()}
-    floating = [d for d in inputs.get("dtypes", (torch.float32,)) if d.is_floating_point]
+    given = inputs.get("dtypes", (torch.float32,))
+    floating = [d.to_real() if d.is_complex else d for d in given if is_inexact(d)]
     dtype = draw(st.sampled_from(floating or [torch.float32]))
     dtypes = {path: _dtype(shape, dtype, inputs) for path, shape in arrays.items()}
     hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
@@ -442,10 +444,12 @@ def drawn_calls(
     drawn: list[Call] = []
     for _ in range(count):
         for path, shape in shapes.items():
-            if path not in tensors or dtypes[path].is_floating_point:
-                tensors[path] = _draw_tensor(
-                    draw, path, shape, dtypes[path], sizes, inputs, generic
-                )
+            if path not in tensors or is_inexact(dtypes[path]):
+                drawn_tensor = _draw_tensor(draw, path, shape, dtypes[path], sizes, inputs, generic)
+                # Now and then as the transpose of another tensor, as users have it: a `.view(-1)`
+                # of it fails.
+                turned = len(shape) > 1 and draw(st.sampled_from((False, False, True)))
+                tensors[path] = drawn_tensor.mT.contiguous().mT if turned else drawn_tensor
         arguments = {name: _made(choice, name, tensors) for name, choice in ready.items()}
         drawn.append(Call(fn, arguments, sizes, hints))
     return drawn
@@ -710,6 +714,8 @@ def _dtype(shape: Shape, floating: torch.dtype, inputs: Inputs) -> torch.dtype:
     """Choose a tensor's dtype: the call's floating one, where the annotation allows it."""
     if shape.any_dtype or floating in shape.dtypes:
         return floating
+    if (of_complex := floating.to_complex()) in shape.dtypes:
+        return of_complex
     wanted = [d for d in (*inputs.get("dtypes", ()), *_PREFERRED) if d in shape.dtypes]
     return wanted[0] if wanted else next(iter(shape.dtypes))
 
@@ -723,6 +729,10 @@ def _draw_tensor(
     inputs: Inputs,
     generic: bool,
 ) -> Tensor:
+    if dtype.is_complex:
+        parts = (dtype.to_real(), sizes, inputs, generic)
+        pairs = _draw_tensor(draw, path, (*shape, 2), *parts)
+        return torch.view_as_complex(pairs)
     elements = inputs.get("elements")
     known: Any = given_for(path, elements) if isinstance(elements, Mapping) else None
     if isinstance(elements, st.SearchStrategy) and dtype.is_floating_point:
@@ -730,7 +740,7 @@ def _draw_tensor(
     if inspect.isfunction(known):
         known = known(sizes)
     number = int(torch.Size(shape).numel())
-    of_numbers = dtype.is_floating_point or dtype.is_complex
+    of_numbers = dtype.is_floating_point
     if known is None and (number > _MANY or (generic and dtype.is_floating_point)):
         # The path is in the seed, or arguments with one seed would be equal.
         seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
@@ -745,6 +755,11 @@ def _draw_tensor(
         known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
     drawn = draw(st.lists(known, min_size=number, max_size=number))
     return torch.tensor(drawn, dtype=dtype).reshape(shape)
+
+
+def is_inexact(dtype: torch.dtype) -> bool:
+    """Whether a dtype is of real or complex numbers, which laws differentiate by."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def given_for(path: str, by_argument: Mapping[str, Any]) -> Any:
@@ -870,7 +885,7 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         wrong.append(("rank", "an axis more", value[None]))
         if sizes:
             wrong.append(("rank", "an axis fewer", value.new_zeros(sizes[1:])))
-        family = torch.int64 if value.is_floating_point() else torch.float32
+        family = torch.int64 if is_inexact(value.dtype) else torch.float32
         other = value.new_zeros(sizes, dtype=family)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
         plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()

@@ -150,7 +150,8 @@ def _write_tensor(value: Tensor) -> str:
     inferred = {torch.float32: True, torch.int64: True, torch.bool: True}
     dtype = "" if value.dtype in inferred else f", dtype={value.dtype}"
     numbers = cast("object", value.cpu().tolist())
-    return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype})"
+    turned = "" if value.is_contiguous() or value.ndim < 2 else ".mT.contiguous().mT"
+    return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype}){turned}"
 
 
 def _write_nested(numbers: object, dtype: torch.dtype) -> str:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import random
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, Unpack, cast
@@ -28,6 +30,7 @@ from ._calls import (
     drawn_calls,
     fits,
     given_for,
+    is_inexact,
     named_axes,
     violations,
 )
@@ -157,12 +160,13 @@ def _check_result(signature: Signature, call: Call, result: Any) -> None:
                     raise BrokenLawError(
                         f"the result's {field.name} needs {needs}, got {show(part)}", call
                     )
-    floating = [t.dtype for t in call.tensors().values() if t.is_floating_point()]
+    # A complex number has the precision of its parts.
+    floating = [t.dtype.to_real() for t in call.tensors().values() if is_inexact(t.dtype)]
     if not floating:
         return
     widest = max((_LIFTED.get(d, d) for d in floating), key=lambda d: d.itemsize)
     for name, value in outputs(result, numbers=False).items():
-        if value.is_floating_point() and value.dtype not in (widest, *floating):
+        if is_inexact(value.dtype) and value.dtype.to_real() not in (widest, *floating):
             arguments = str(widest).removeprefix("torch.")
             raise BrokenLawError(f"{name} is {show(value)}, and the arguments {arguments}", call)
 
@@ -200,8 +204,9 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
     """Assert that a function depends on its arguments alone, and changes nothing.
 
     The same call gives the same result bit by bit, also after another call in between. Arguments
-    keep their values, their versions and their `.grad`; the global generator, the default dtype
-    and the grad mode, and the parameters and buffers of a module, stay as they were.
+    keep their values, their versions and their `.grad`; the global generators of torch, Python and
+    NumPy, the default dtype, the grad mode, the precision of matrix products, whether algorithms
+    are deterministic, and the parameters and buffers of a module, stay as they were.
 
     Args:
         fn: the function.
@@ -216,21 +221,24 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         call, other = pair
         used = call.mapped(leaf)
         before = {path: (t._version, t.detach().clone()) for path, t in used.tensors().items()}
-        surroundings = _surroundings(fn)
-        try:
-            first = _copied(called(used))
-        except RuntimeError as error:
-            if "in-place" in str(error) or "inplace" in str(error):
-                raise BrokenLawError(f"an argument is changed in place: {error}", call) from None
-            raise
+        with _other_seeds():
+            surroundings = _surroundings(fn)
+            try:
+                first = _copied(called(used))
+            except RuntimeError as error:
+                if "in-place" in str(error) or "inplace" in str(error):
+                    problem = f"an argument is changed in place: {error}"
+                    raise BrokenLawError(problem, call) from None
+                raise
+            changed = _first_difference(surroundings, _surroundings(fn))
         for path, tensor in used.tensors().items():
             version, value = before[path]
             if tensor._version != version or not _equal(tensor.detach(), value):
                 raise BrokenLawError(f"{path} is changed in place", call)
             if tensor.is_leaf and tensor.grad is not None:
                 raise BrokenLawError(f"{path} is given a gradient", call)
-        if problem := _first_difference(surroundings, _surroundings(fn)):
-            raise BrokenLawError(f"{problem} is changed", call)
+        if changed:
+            raise BrokenLawError(f"{changed} is changed", call)
         other.mapped(_same_tensor)()
         again = called(call.mapped(leaf))
         for name, value in first.items():
@@ -246,10 +254,39 @@ def _surroundings(fn: Function) -> dict[str, Any]:
     return {
         **{f"the module's {name}": value.tolist() for name, value in held.items()},
         "the global generator's state": torch.get_rng_state().tolist(),
+        "the state of random": random.getstate(),
+        "the state of numpy.random": repr(_numpy_state()),
+        "the precision of matrix products": torch.get_float32_matmul_precision(),
+        "whether algorithms are deterministic": torch.are_deterministic_algorithms_enabled(),
         "the default dtype": torch.get_default_dtype(),
         "the grad mode": torch.is_grad_enabled(),
         "the number of threads": torch.get_num_threads(),
     }
+
+
+def _numpy_state() -> object:
+    """Return the state of NumPy's global generator, if anything has imported NumPy."""
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random.get_state(legacy=False)["state"]
+
+
+@contextlib.contextmanager
+def _other_seeds() -> Generator[None]:
+    """Set the global generators to other states: a seed that is set in a body then shows."""
+    seed = 271_828
+    numpy = sys.modules.get("numpy")
+    states = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy is not None:
+        numpy.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if numpy is not None:
+            numpy.random.set_state(states[2])
 
 
 def _first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -288,7 +325,7 @@ def assert_finite(
 
     def is_free(path: str, tensor: Tensor) -> bool:
         everywhere = isinstance(elements, st.SearchStrategy)
-        return tensor.is_floating_point() and not everywhere and given_for(path, limited) is None
+        return is_inexact(tensor.dtype) and not everywhere and given_for(path, limited) is None
 
     def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
         return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
@@ -302,7 +339,7 @@ def assert_finite(
                     worst = value[~torch.isfinite(value)][0]
                     raise BrokenLawError(f"{name} is {few(worst)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
-            if tensor.is_floating_point() and tensor.numel() and path not in ignores:
+            if is_inexact(tensor.dtype) and tensor.numel() and path not in ignores:
                 poisoned = _poisoned(call, path)
                 values = called(poisoned)
                 loss = values.get("loss")
@@ -555,7 +592,7 @@ def assert_shift_invariant(
             nonlocal shifted
             chosen = _is_of(path, arguments)
             names = axes.get(path, ())
-            inexact = tensor.is_floating_point() or tensor.is_complex()
+            inexact = is_inexact(tensor.dtype)
             if not chosen or axis not in names or not inexact or not tensor.numel():
                 return tensor.clone()
             shifted = True
@@ -718,7 +755,7 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point() and t.numel() and _is_of(path, arguments)
+            if is_inexact(t.dtype) and t.numel() and _is_of(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -755,7 +792,7 @@ def assert_gradients(
 
 def _in_names(said: str, outs: Sequence[str], ins: Sequence[str]) -> str:
     """Put names and numbers from gradcheck's report into one sentence."""
-    text = " ".join(said.replace(", dtype=torch.float64", "").split())
+    text = " ".join(re.sub(", dtype=torch.(float64|complex128)", "", said).split())
     places = re.search(r"output (\d+) with respect to input (\d+)", text)
     numbers = re.search(r"numerical:\s*(.*?)\s*analytical:\s*(.*)", text)
     if not places or not numbers:
@@ -842,7 +879,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if t.is_floating_point() and _is_of(path, arguments)
+            if is_inexact(t.dtype) and _is_of(path, arguments)
         ]
         if not paths:
             return
@@ -997,6 +1034,8 @@ def scalar(values: Numbers) -> Tensor:
         return values["loss"]
     total = torch.zeros(())
     for value in values.values():
+        if value.is_complex():
+            value = torch.view_as_real(value)
         if value.is_floating_point():
             ramp = torch.arange(1, value.numel() + 1, dtype=value.dtype).reshape(value.shape)
             total = total + (value * ramp.cos()).sum()
@@ -1084,7 +1123,7 @@ def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
 
 def leaf(path: str, tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
-    return copied.requires_grad_() if copied.is_floating_point() else copied
+    return copied.requires_grad_() if is_inexact(copied.dtype) else copied
 
 
 def _same_tensor(path: str, tensor: Tensor) -> Tensor:
@@ -1106,7 +1145,7 @@ def close(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape:
         return False
     one, two = one.detach().to(two.dtype), two.detach()
-    if not (two.is_floating_point() or two.is_complex()):
+    if not is_inexact(two.dtype):
         return bool(torch.equal(one, two))
     tolerance = 1e-8 if two.dtype in (torch.float64, torch.complex128) else 1e-4
     unit = float(two.abs().nan_to_num(0, 0, 0).max()) if two.numel() else 0.0
@@ -1129,7 +1168,7 @@ def told_apart(one: Tensor, two: Tensor) -> tuple[str, str]:
     if one.shape != two.shape:
         return show(one), show(two)
     same = (one == two) | ((one != one) & (two != two))
-    apart = (one - two).abs().nan_to_num(torch.inf) if one.is_floating_point() else ~same
+    apart = (one - two).abs().nan_to_num(torch.inf) if is_inexact(one.dtype) else ~same
     index = int(torch.where(same, 0, apart.double()).argmax())
     numbers = [cast("float", tensor.reshape(-1)[index].item()) for tensor in (one, two)]
     digits = next((n for n in (6, 9, 17) if f"{numbers[0]:.{n}g}" != f"{numbers[1]:.{n}g}"), 17)

@@ -49,5 +49,7 @@ def records(terms: ExampleTerms, x: Tensor) -> None:
     termwise.terms(Tensor)  # error: reportArgumentType: parameter "cls"
     termwise.term_gradients(terms, ["error"])  # error: reportCallIssue: Argument missing for parameter "inputs"
     termwise.term_gradients(terms, {"error": "2"}, [x])  # error: reportArgumentType: parameter "weights_or_names"
+    termwise.cached_gradients(example_loss, [x])  # error: reportCallIssue: Argument missing for parameter "loss"
+    termwise.cached_gradients(lambda x: x, ["x"], example_loss)  # error: reportArgumentType: parameter "embed"
     termwise.TermAverage().update(x)  # error: reportArgumentType: parameter "terms"
     terms[0]  # error: reportArgumentType: parameter "name"

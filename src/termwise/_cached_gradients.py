@@ -1,0 +1,215 @@
+"""Gradient caching: the gradients of a large batch with the memory of a micro-batch."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ._terms import Terms
+
+B = TypeVar("B")
+T = TypeVar("T", bound=Terms)
+
+
+def cached_gradients(
+    embed: Callable[[B], Tensor | Sequence[Tensor]],
+    micro_batches: Iterable[B],
+    loss: Callable[..., T],
+    *,
+    no_sync: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> T:
+    r"""Accumulate the gradients of a loss of a whole batch, one micro-batch in memory at a time.
+
+    Contrastive and second-moment losses do not add over micro-batches: a sample's negatives, or a
+    covariance, are of the whole batch. With embeddings $z_i = f(x_i)$ of micro-batches $x_i$, the
+    chain rule needs the graph of one of them at a time:
+
+    $$\frac{dL}{d\theta} = \sum_i \Bigl\langle \frac{\partial L}{\partial z_i},
+    \frac{\partial f(x_i)}{\partial \theta} \Bigr\rangle$$
+
+    1. `embed` runs on each micro-batch without a graph.
+    2. `loss` runs once on the embeddings of all; its gradient with respect to them is kept.
+    3. `embed` runs on each micro-batch again, with a graph, and back-propagates its part.
+
+    Args:
+        embed: all embeddings of one micro-batch that the loss takes: a tensor, or several (of two
+            encoders, or of the views of a sample) as a tuple or list. The first axis of each is the
+            one that micro-batches divide. A tensor without axes, such as a learnt scale that the
+            model returns, is taken from the last micro-batch alone. Integers, such as labels, pass
+            to the loss without a gradient.
+        micro_batches: what `embed` takes, one by one, such as `images.split(64)` or
+            `zip(images.split(64), texts.split(64))`; of any sizes, one at least. All are in memory
+            at once.
+        loss: what computes the terms of the whole batch from the tensors of `embed`, each joined
+            over the micro-batches. It detaches what is a constant, such as a teacher's embeddings.
+        no_sync: of each DistributedDataParallel module that `embed` calls, its `no_sync`, or
+            another function that returns a context in which gradients are not sent. Gradients are
+            then sent once, with the last micro-batch of the second pass.
+        backward: what calls backward on the loss, such as
+            `lambda loss: scaler.scale(loss).backward()` for fp16, or `accelerator.backward`.
+
+    Returns:
+        The terms of the whole batch, detached. Gradients are added to `.grad` of the parameters of
+        `embed`, and of those that `loss` uses itself: they equal those of one backward pass through
+        all micro-batches.
+
+        Both passes draw the same random numbers: the state of the global generators (of the CPU and
+        of the current accelerator device) before a micro-batch's first pass is restored for its
+        second one, so dropout is the same. Afterwards it is as the first pass and the loss left it.
+        A `torch.Generator` that `embed` draws from is not restored, so draw augmentations before
+        the call. Batch normalisation takes its statistics from each micro-batch, as it would with
+        a graph, and updates its running ones twice.
+
+        Cost: one more forward pass. Memory: all inputs, all embeddings with their gradients, and
+        the graph of one micro-batch.
+
+        Communication: what `loss` sends over its own group, and what the modules send in their
+        forward and backward. Pass the group to the loss, as in
+        `lambda z1, z2: vicreg_loss(z1, z2, batch_group=group)`. Ranks may hold different numbers of
+        micro-batches if their modules do not communicate inside `no_sync` (DistributedDataParallel
+        does not). A rank without rows passes a micro-batch without rows. A parameter of a
+        DistributedDataParallel module that `loss` uses has to come through `embed` (as a tensor
+        without axes), or its gradient is not averaged. Does not synchronize with the device.
+
+    Raises:
+        ValueError: no micro-batches, another number of tensors from one of them, or nothing that
+            requires a gradient.
+        TypeError: `embed` returned something else than tensors, or `loss` no `Terms`.
+
+    References:
+        Gao, Zhang, Han, Callan, Scaling deep contrastive learning batch size under memory limited
+        setup (2021), https://arxiv.org/abs/2101.06983, section 3.2. The authors' code
+        (https://github.com/luyug/GradCache) back-propagates a product of embeddings and gradients;
+        here the gradients go into the graph themselves, which is the same.
+
+    Examples:
+        >>> import torch
+        >>> import termwise as tw
+        >>> encoder = torch.nn.Linear(8, 4)
+        >>> view1, view2 = torch.randn(2, 256, 8)
+        >>> terms = tw.cached_gradients(
+        ...     lambda views: [encoder(view) for view in views],
+        ...     zip(view1.split(64), view2.split(64)),
+        ...     tw.joint_embedding.vicreg_loss,
+        ... )
+        >>> accumulated = encoder.weight.grad.clone()
+        >>> encoder.zero_grad()
+        >>> tw.joint_embedding.vicreg_loss(encoder(view1), encoder(view2)).loss.backward()
+        >>> torch.allclose(encoder.weight.grad, accumulated, atol=1e-4)
+        True
+    """
+    batches = list(micro_batches)
+    if not batches:
+        raise ValueError(
+            "cached_gradients needs a micro-batch at least, got none: a rank without rows passes "
+            "one without rows"
+        )
+    states: list[list[Tensor]] = []
+    embedded: list[Sequence[Tensor]] = []
+    with torch.no_grad(), _all_of(no_sync):
+        for batch in batches:
+            states.append(_random_states())
+            embedded.append(_tensors(embed(batch)))
+    counts = [len(tensors) for tensors in embedded]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"cached_gradients needs as many tensors from embed for each micro-batch, got {counts}"
+        )
+    parts_of_each = [*zip(*embedded, strict=True)]
+    embeddings = [_joined(parts) for parts in parts_of_each]
+    terms = loss(*embeddings)
+    if not isinstance(terms, Terms):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"cached_gradients needs loss to return a termwise.Terms, got {type(terms).__name__}"
+        )
+    backward(terms.loss)
+    gradients = [
+        _divided(whole.grad, parts) for whole, parts in zip(embeddings, parts_of_each, strict=True)
+    ]
+    result = terms.detach()
+    del embeddings, embedded, parts_of_each, terms
+
+    for place, (batch, state) in enumerate(zip(batches, states, strict=True)):
+        is_last = place == len(batches) - 1
+        with _all_of(() if is_last else no_sync):
+            with _random_states_as(state):
+                again = _tensors(embed(batch))
+            pulled = [
+                (tensor, each[place])
+                for tensor, each in zip(again, gradients, strict=True)
+                if tensor.requires_grad and each[place] is not None
+            ]
+            if is_last and not pulled:
+                raise ValueError(
+                    "cached_gradients needs a tensor of embed that requires a gradient and that "
+                    "loss depends on, got none"
+                )
+            if pulled:
+                torch.autograd.backward([z for z, _ in pulled], [pull for _, pull in pulled])
+    return result
+
+
+def _tensors(embedded: Any) -> Sequence[Tensor]:
+    tensors = [embedded] if isinstance(embedded, Tensor) else embedded
+    if isinstance(tensors, tuple | list):
+        sequence = cast("Sequence[Any]", tensors)
+        if all(isinstance(x, Tensor) for x in sequence):
+            return sequence
+    raise TypeError(
+        "cached_gradients needs embed to return a tensor, or a tuple or list of tensors, "
+        f"got {type(embedded).__name__}"
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return an embedding of all micro-batches, as a leaf whose gradient is wanted."""
+    whole = torch.cat([*parts]) if parts[-1].ndim else parts[-1].detach().clone()
+    return whole.requires_grad_(whole.is_floating_point())
+
+
+def _divided(gradient: Tensor | None, parts: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return each micro-batch's part of the gradient."""
+    if gradient is None:
+        return [None for _ in parts]
+    if gradient.ndim == 0:
+        return [*(None for _ in parts[1:]), gradient]
+    sizes = [len(part) for part in parts]
+    return cast("tuple[Tensor, ...]", gradient.split(sizes))
+
+
+@contextmanager
+def _all_of(
+    contexts: Sequence[Callable[[], AbstractContextManager[Any]]],
+) -> Generator[None, None, None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context())
+        yield
+
+
+@contextmanager
+def _random_states_as(states: Sequence[Tensor]) -> Generator[None, None, None]:
+    now = _random_states()
+    _set_random_states(states)
+    try:
+        yield
+    finally:
+        _set_random_states(now)
+
+
+def _random_states() -> list[Tensor]:
+    return [module.get_rng_state() for module in _random_modules()]
+
+
+def _set_random_states(states: Sequence[Tensor]) -> None:
+    for module, state in zip(_random_modules(), states, strict=True):
+        module.set_rng_state(state)
+
+
+def _random_modules() -> list[Any]:
+    """Return the modules that hold a global generator: of the CPU, and of the accelerator."""
+    accelerator = torch.accelerator.current_accelerator()
+    return [torch.random, *([torch.get_device_module(accelerator)] if accelerator else [])]

@@ -1,0 +1,567 @@
+r"""Cross-entropy over pairs of embeddings, a strip of the similarity matrix at a time.
+
+For rows a and columns b the logits are L = scale a b^T. Each row has positives among the columns,
+and the others are its negatives, but for what is hidden from it: itself. With
+
+    N_i = log sum_negatives exp(L_ij),    P_i = log sum_positives exp(L_ij)
+
+the cross-entropy of a row is log(1 + exp(N_i - P_i)). No positive is in N_i, so nothing cancels
+where the loss is small, and the derivative with respect to N_i is a sigmoid, not 1 less another
+number.
+
+A first pass over the strips takes the log-sums of the rows, and of the columns for the other
+direction; a second one forms the strips again and turns them into the gradient. That is four
+products of rows * columns * dim, and two strips in memory. Where the columns are the rows L is
+symmetric: the strips of its upper triangle make two such products.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _groups
+from .._autograd import on_host, wants_gradient
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import (
+    IN_CACHE,
+    ON_DEVICE,
+    accumulator,
+    alike,
+    lifted,
+    product,
+    without_autocast,
+)
+from .._operators import Operator, with_gradients
+
+Form = Literal["softmax", "outside", "decoupled"]
+
+# Rows of a strip on the CPU, at least: the product of fewer is slow.
+_STRIP = 128
+# So few logits, on one rank, that the formula as written takes less time.
+_SMALL = 2**17
+
+
+class Contrast(NamedTuple):
+    """A loss, and what is measured beside it, without a gradient."""
+
+    loss: Tensor
+    forward: Tensor
+    """Mean over the rows."""
+    backward: Tensor
+    """Mean over the columns; that of the rows, unless symmetric."""
+    accuracy: Tensor
+    """Share of the rows whose largest logit is a positive's."""
+    without_positive: Tensor
+    """Rows that have none: they are in no mean."""
+
+
+def contrast(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor | float,
+    *,
+    positive: Tensor | None = None,
+    labels: Tensor | None = None,
+    given: Tensor | None = None,
+    weight: Tensor | None = None,
+    form: Form = "softmax",
+    symmetric: bool = False,
+    group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+    caller: str,
+    at_least: int = 1,
+) -> Contrast:
+    """Average a loss over the rows of all ranks. One of positive, labels and given is passed.
+
+    Args:
+        rows: this rank's, "batch dim", not in half precision.
+        columns: this rank's, "candidates dim". None: the rows, and each is hidden from itself.
+        scale: what products are multiplied by; a number where the columns are the rows.
+        positive: for each row, which of this rank's columns is its positive. Where the columns are
+            the rows, the positive of the positive is the row.
+        labels: of the rows, which are the columns: those with the same are positives.
+        given: logits of positives that are not among the columns. The columns are then the same on
+            every rank, and none are sent.
+        weight: for each row, what the logit of its positive is multiplied by; "decoupled" only.
+        form: "softmax": log(1 + exp(N - P)). "outside": the mean over the positives of
+            log(sum over all) - L. "decoupled": N - weight P.
+        symmetric: average with the loss of the columns; column i is the positive of row i.
+        group: process group whose ranks hold different rows, and columns. None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients.
+        caller: the loss that an error names.
+        at_least: how many columns are needed over all ranks.
+    """
+    few = len(rows) * len(rows if columns is None else columns) <= _SMALL
+    if group is None and few:
+        _refuse_fewer(len(rows if columns is None else columns), at_least, caller)
+        return _as_written(rows, columns, scale, positive, labels, given, weight, form, symmetric)
+    within, columns = columns is None, rows[:0].detach() if columns is None else columns
+    factor = scale.to(rows.dtype) if isinstance(scale, Tensor) else rows.new_full((), scale)
+    gathered = group is not None and given is None
+    given = rows.new_empty(0) if given is None else given
+    asked = [wants_gradient(x) for x in (rows, columns, factor, given)]
+    inputs = _Inputs(
+        rows,
+        columns,
+        factor.reshape(1),
+        given,
+        positive,
+        labels,
+        weight,
+        form,
+        within,
+        symmetric,
+        _groups.row_counts(rows if within else columns, group) if gathered else None,
+        _groups.name_of(group),
+        gathered or asked[0] or asked[2] or asked[3],
+        gathered or asked[1],
+        _groups.gradient_scale(group, grad_reduction),
+        caller,
+        at_least,
+    )
+    loss, measured, *_ = with_gradients(_contrast, inputs, 4)
+    return Contrast(loss, *measured.unbind())
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Divide rows by their norms; one of 0 stays. Halves are lifted."""
+    return F.normalize(lifted(x), dim=1)
+
+
+def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unit rows of both views, one view after the other, and where the other view is."""
+    rows = unit_rows(torch.cat(alike(z1, z2)))
+    return rows, torch.arange(len(rows), device=z1.device).roll(len(z1))
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply each row with that of the same place."""
+    with without_autocast(a):
+        return cast("Tensor", torch.linalg.vecdot(a, b))
+
+
+def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
+    if count < at_least:
+        needed = f"{caller} needs at least {at_least} embeddings over all ranks"
+        raise ValueError(f"{needed}, got {count}")
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
+        return product(left, right)
+    return left @ right
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return F.softplus(x, threshold=40.0)  # from there on it is x, in float64 too
+
+
+def _row_losses(
+    form: str,
+    negatives: Tensor,
+    positives: Tensor,
+    weight: Tensor | None,
+    count: Tensor | None,
+    mean: Tensor | None,
+) -> Tensor:
+    """Return the loss of rows from log-sums, how many positives each has, and their mean logit."""
+    if form == "decoupled":
+        return negatives - (positives if weight is None else weight * positives)
+    loss = _softplus(negatives - positives)
+    if mean is not None and count is not None:
+        # Not their log-sum counts but the mean of their logits; of one positive the two are equal.
+        loss = torch.where(count > 1, loss + (positives - mean), loss)
+    return loss if count is None else loss.where(count > 0, 0)
+
+
+def _as_written(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor | float,
+    positive: Tensor | None,
+    labels: Tensor | None,
+    given: Tensor | None,
+    weight: Tensor | None,
+    form: Form,
+    symmetric: bool,
+) -> Contrast:
+    """Compute the same with the whole matrix, in operations that autograd follows to any order."""
+    logits = _product(rows * scale, (rows if columns is None else columns).T)
+    lowest = torch.finfo(logits.dtype).min  # not -inf, for the gradient of a row of nothing else
+    itself = torch.arange(len(rows), device=rows.device)[:, None] if columns is None else None
+    place = None if positive is None else positive[:, None]
+    count = mean = highest = None
+    if labels is not None and itself is not None:
+        same = labels[:, None] == labels
+        positives_of = same.scatter(1, itself, False)
+        count = positives_of.sum(1)
+        highest = logits.detach().masked_fill(~positives_of, lowest).amax(1)
+        if form == "outside":  # one of the positives apart from the others, for precision
+            place = positives_of.byte().argmax(1, keepdim=True)
+            mean = logits.where(positives_of, 0).sum(1) / count.clamp_min(1)
+    if place is not None:
+        positives = logits.gather(1, place)[:, 0]
+        hidden = place if itself is None else torch.cat((place, itself), 1)
+        logits = logits.scatter(1, hidden, lowest)
+    elif given is not None:
+        positives = given
+    else:
+        positives = logits.masked_fill(~positives_of, lowest).logsumexp(1)
+        logits = logits.masked_fill(same, lowest)
+    negatives = logits.logsumexp(1)
+    highest = positives.detach() if highest is None else highest
+    right = highest >= logits.detach().amax(1)
+    if symmetric:
+        each = _softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
+    else:
+        each = _row_losses(form, negatives, positives, weight, count, mean)[None]
+    if count is None:
+        loss, accuracy = each.mean(), right.to(each.dtype).mean()
+        means = each.detach().mean(1) if symmetric else loss.detach()[None]
+        without = loss.new_zeros(())
+    else:
+        counted = count > 0
+        number = counted.sum().clamp_min(1)
+        loss = each.sum() / number
+        means = loss.detach()[None]
+        accuracy = (right & counted).sum(dtype=loss.dtype) / number
+        without = (~counted).sum(dtype=loss.dtype)
+    return Contrast(loss, means[0], means[-1], accuracy, without)
+
+
+class _Inputs(NamedTuple):
+    rows: Tensor
+    columns: Tensor
+    scale: Tensor
+    given: Tensor
+    """[0]: the positives are among the columns."""
+    positive: Tensor | None
+    labels: Tensor | None
+    weight: Tensor | None
+    form: str
+    within: bool
+    """Whether the columns are the rows."""
+    symmetric: bool
+    counts: Tensor | None
+    """Of each rank's columns, which are gathered."""
+    group_name: str | None
+    of_rows: bool
+    """Whether the gradient of rows and scale is made; where columns are gathered both always are,
+    for what a rank sends may not depend on its own grad mode."""
+    of_columns: bool
+    gradient_scale: float
+    caller: str
+    at_least: int
+
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _kernel(inputs: _Inputs) -> Results:
+    """Return the loss, what is measured, and the gradients of rows, columns, scale and given."""
+    with without_autocast(inputs.rows), torch.no_grad():
+        matrix, dtype = _matrix(inputs), inputs.rows.dtype
+        by_row, by_column = _log_sums(matrix, inputs)
+        negatives, positives = (sums.value() for sums in by_row)
+        rows = _rows(matrix, inputs, negatives, positives)
+        right = (by_row[1].top >= by_row[0].top) & rows.counted
+        sums = [rows.loss, right, rows.counted, ~rows.counted]
+        of_rows = [_share(negatives, rows.of_negatives, dtype)]
+        if matrix.labels is not None:
+            of_rows.append(_share(positives, rows.of_positives, dtype))
+        of_columns = of_rows if matrix.triangle else []
+        if inputs.symmetric:
+            negatives, positives = _column_sums(matrix, by_column[0], positives)
+            difference = negatives - positives
+            of_columns = [_share(negatives, difference.sigmoid(), dtype)]
+            rows.of_positives.sub_(difference[matrix.own].sigmoid())
+            sums.append(_softplus(difference[matrix.own]))
+        totals = torch.stack([x.sum(dtype=rows.loss.dtype) for x in sums])
+        totals = _groups.all_reduce(totals, inputs.group_name)
+        count = totals[2] if inputs.labels is None else totals[2].clamp_min(1)
+        forward, backward = totals[0] / count, totals[-1 if inputs.symmetric else 0] / count
+        loss, measured = (forward + backward) / 2, (forward, backward, totals[1] / count, totals[3])
+        factor = inputs.gradient_scale / count / (2 if inputs.symmetric else 1)
+        gradients = _gradients(matrix, inputs, rows, of_rows, of_columns, factor)
+        return loss.to(dtype), torch.stack(measured).to(dtype), *gradients
+
+
+def _fake(inputs: _Inputs) -> Results:
+    made = inputs.of_rows, inputs.of_columns, inputs.of_rows, inputs.of_rows
+    one, two, three, four = (
+        x.new_empty(x.shape if wanted else 0) for x, wanted in zip(inputs[:4], made, strict=True)
+    )
+    return inputs.rows.new_empty(()), inputs.rows.new_empty(4), one, two, three, four
+
+
+_contrast = Operator("contrast", _Inputs, _kernel, _fake)
+
+
+class _Strip(NamedTuple):
+    """The logits of some rows and columns."""
+
+    rows: slice
+    columns: slice
+    parts: list[Tensor]
+    """Logits of the negatives, and of the positives where a row may have several; else -inf."""
+    beyond: int
+    """From this column of them on they stand for the transpose too."""
+    place: Tensor | None
+    """Where the one positive of each row was."""
+    picked: Tensor | None
+    """Its logit."""
+    spare: Tensor
+    """Memory of their shape."""
+
+
+class _Matrix(NamedTuple):
+    """The logits of this rank's rows and the columns of all ranks, never there at once."""
+
+    rows: Tensor
+    columns: Tensor
+    scale: Tensor
+    each: list[int]
+    """How many columns each rank has."""
+    own: slice
+    """This rank's columns."""
+    group_name: str | None
+    """None: this rank has all columns."""
+    itself: Tensor | None
+    """The column that each row is, which is hidden from it."""
+    positive: Tensor | None
+    """The column that is the positive of each row."""
+    labels: Tensor | None
+    column_labels: Tensor | None
+    triangle: bool
+    """Whether the matrix is symmetric, and strips begin at the diagonal."""
+
+    def strips(self) -> Iterator[_Strip]:
+        count, width = len(self.rows), len(self.columns)
+        step = _rows_at_once(self.rows, width)
+        room = self.rows.new_empty(2, step * width)
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            first = start if self.triangle else 0
+            shape = rows.stop - start, width - first
+            logits, spare = (part[: shape[0] * shape[1]].view(shape) for part in room.unbind())
+            torch.mm(self.rows[rows] * self.scale, self.columns[first:].T, out=logits)
+            place = picked = None
+            itself = None if self.itself is None else self.itself[rows, None] - first
+            if self.positive is not None:
+                place = self.positive[rows, None] - first
+                if self.triangle and itself is not None:  # left of the strip: its transpose has it
+                    place = place.where(place >= 0, itself)
+                picked = logits.gather(1, place)[:, 0]
+                logits.scatter_(1, place, -torch.inf)
+            if itself is not None:
+                logits.scatter_(1, itself, -torch.inf)
+            parts = [logits]
+            if self.labels is not None and self.column_labels is not None:
+                same = self.labels[rows, None] == self.column_labels[first:]
+                parts.append(logits.masked_fill(~same, -torch.inf))
+                logits.masked_fill_(same, -torch.inf)
+            beyond = shape[0] if self.triangle else 0
+            yield _Strip(rows, slice(first, width), parts, beyond, place, picked, spare)
+
+
+def _rows_at_once(rows: Tensor, width: int) -> int:
+    """Return how many rows a strip of so many columns has."""
+    step = max(_STRIP, IN_CACHE // max(width, 1)) if on_host(rows) else ON_DEVICE // max(width, 1)
+    return max(1, min(step, len(rows)))
+
+
+def _matrix(inputs: _Inputs) -> _Matrix:
+    rows = inputs.rows.detach()
+    columns = rows if inputs.within else inputs.columns.detach()
+    column_labels, each, start = inputs.labels, [len(columns)], 0
+    count, gathered = len(columns), None
+    if inputs.counts is not None and inputs.group_name is not None:
+        gathered, each = inputs.group_name, cast("list[int]", inputs.counts.tolist())
+        start = sum(each[: _groups.resolved(gathered).rank()])
+        columns = _groups.gathered_rows(columns, each, gathered)
+        if inputs.labels is not None:
+            column_labels = _groups.gathered_rows(inputs.labels[:, None], each, gathered)[:, 0]
+    _refuse_fewer(len(columns), inputs.at_least, inputs.caller)
+    positive, itself = inputs.positive, None
+    if positive is not None:
+        positive = positive + start
+    if inputs.within:
+        itself = torch.arange(start, start + count, device=rows.device)
+    return _Matrix(
+        rows,
+        columns,
+        inputs.scale.detach(),
+        each,
+        slice(start, start + count),
+        gathered,
+        itself,
+        positive,
+        inputs.labels,
+        column_labels,
+        inputs.within and gathered is None,
+    )
+
+
+class _LogSums:
+    """Logs of sums of exponentials, to which logits are added strip by strip (online softmax)."""
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        self.top = like.new_full((count,), torch.finfo(like.dtype).min)
+        self.total = like.new_zeros(count, dtype=accumulator(like))
+
+    def add(self, where: slice, logits: Tensor, dim: int, room: Tensor) -> None:
+        """Add along an axis; room is written to, and may be the logits."""
+        top, total = self.top[where], self.total[where]
+        high = torch.maximum(top, logits.amax(dim))
+        powers = torch.sub(logits, high.unsqueeze(dim), out=room).exp_()
+        total.mul_((top - high).exp()).add_(powers.sum(dim))
+        top.copy_(high)
+
+    def value(self) -> Tensor:
+        return self.total.log() + self.top
+
+
+def _log_sums(matrix: _Matrix, inputs: _Inputs) -> tuple[list[_LogSums], list[_LogSums]]:
+    """Return those of the negatives and of the positives, by row and by column."""
+    by_row = [_LogSums(matrix.rows, len(matrix.rows)) for _ in range(2)]
+    by_column = by_row if matrix.triangle else []
+    if inputs.symmetric:
+        by_column = [_LogSums(matrix.rows, len(matrix.columns))]
+    one = by_row[1]
+    for strip in matrix.strips():
+        if strip.picked is not None:
+            one.top[strip.rows] = strip.picked
+        for part, logits in enumerate(strip.parts):
+            beyond = logits[:, strip.beyond :]
+            if by_column and beyond.numel():
+                where = slice(strip.columns.start + strip.beyond, None)
+                by_column[part].add(where, beyond, 0, strip.spare[:, strip.beyond :])
+            if logits.numel():
+                by_row[part].add(strip.rows, logits, 1, logits)
+    if inputs.labels is None:
+        one.total.fill_(1)
+    if len(inputs.given):
+        one.top.copy_(inputs.given)
+    if matrix.triangle and matrix.positive is not None and matrix.itself is not None:
+        one.top = one.top.where(matrix.positive > matrix.itself, one.top[matrix.positive])
+    return by_row, by_column
+
+
+class _Rows(NamedTuple):
+    """The loss of each row, and its derivatives."""
+
+    loss: Tensor
+    counted: Tensor
+    """Whether it has a positive, without which the others are 0."""
+    of_negatives: Tensor
+    of_positives: Tensor
+    pull: Tensor | None
+    """The gradient of rows, over scale, of what is no log-sum."""
+
+
+def _rows(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor) -> _Rows:
+    count = mean = pull = None
+    slope = (negatives - positives).sigmoid()
+    of_negatives, of_positives = slope, -slope
+    if inputs.form == "decoupled":
+        of_negatives = torch.ones_like(slope)
+        of_positives = -(of_negatives if inputs.weight is None else inputs.weight.to(slope.dtype))
+    if matrix.labels is not None and matrix.column_labels is not None:
+        ordered = matrix.column_labels.sort().values
+        first = torch.searchsorted(ordered, matrix.labels)
+        count = torch.searchsorted(ordered, matrix.labels, right=True) - first - 1
+        if inputs.form == "outside":
+            of_class = torch.searchsorted(ordered, matrix.column_labels)
+            sums = torch.zeros_like(matrix.columns).index_add_(0, of_class, matrix.columns)
+            pull = sums[first].sub_(matrix.rows).div_(count.clamp_min(1)[:, None])
+            mean = row_products(matrix.rows, pull) * matrix.scale
+            # A row is in its own mean, and in that of each of its positives.
+            several = (count > 1).to(slope.dtype)
+            of_positives, pull = several - slope, pull.mul_(-2 * several.to(pull.dtype)[:, None])
+        of_negatives, of_positives = (x.where(count > 0, 0) for x in (of_negatives, of_positives))
+    loss = _row_losses(inputs.form, negatives, positives, inputs.weight, count, mean)
+    counted = torch.ones_like(loss, dtype=torch.bool) if count is None else count > 0
+    return _Rows(loss, counted, of_negatives, of_positives, pull)
+
+
+def _column_sums(matrix: _Matrix, sums: _LogSums, picked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-sum of each column's negatives, and the logit of its positive."""
+    if matrix.group_name is None:
+        return sums.value(), picked.to(sums.total.dtype)
+    top = _groups.all_reduce(sums.top, matrix.group_name, "max")
+    placed = torch.zeros_like(sums.total)
+    placed[matrix.own] = picked.to(placed.dtype)
+    parts = torch.stack([sums.total * (sums.top - top).exp(), placed])
+    total, positive = _groups.all_reduce(parts, matrix.group_name).unbind()
+    return total.log() + top, positive
+
+
+class _Share(NamedTuple):
+    """What turns logits L into d loss / d L: exp(L - reference) * factor."""
+
+    reference: Tensor
+    factor: Tensor
+
+
+def _share(log_sum: Tensor, slope: Tensor, dtype: torch.dtype) -> _Share:
+    log_sum = log_sum.clamp_min(torch.finfo(dtype).min)  # of nothing: each exp is 0, not NaN
+    reference = log_sum.to(dtype)
+    return _Share(reference, (slope * (reference - log_sum).exp()).to(dtype))
+
+
+def _gradients(
+    matrix: _Matrix,
+    inputs: _Inputs,
+    rows: _Rows,
+    by_row: Sequence[_Share],
+    by_column: Sequence[_Share],
+    factor: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return those of rows, columns, scale and given, by a second pass over the strips."""
+    of_rows, of_columns, of_scale, of_given = _fake(inputs)[2:]
+    if not (inputs.of_rows or inputs.of_columns):
+        return of_rows, of_columns, of_scale, of_given
+    dtype = matrix.rows.dtype
+    into_rows = torch.zeros_like(matrix.rows)
+    into_columns = into_rows if matrix.triangle else torch.zeros_like(matrix.columns)
+    one = rows.of_positives.to(dtype)
+    if matrix.triangle and matrix.positive is not None:
+        one = one + one[matrix.positive]
+    for strip in matrix.strips():
+        for part, logits in enumerate(strip.parts):
+            if by_column:
+                shares = by_column[part]
+                torch.sub(logits, shares.reference[strip.columns], out=strip.spare)
+                strip.spare.exp_().mul_(shares.factor[strip.columns])
+            shares = by_row[part]
+            logits.sub_(shares.reference[strip.rows, None]).exp_()
+            logits.mul_(shares.factor[strip.rows, None])
+            if by_column:
+                logits.add_(strip.spare)
+        weights = strip.parts[0] if len(strip.parts) == 1 else strip.parts[0].add_(strip.parts[1])
+        if strip.place is not None and matrix.positive is not None:
+            there = matrix.positive[strip.rows] >= strip.columns.start
+            weights.scatter_add_(1, strip.place, one[strip.rows].where(there, 0)[:, None])
+        into_rows[strip.rows].addmm_(weights, matrix.columns[strip.columns])
+        if matrix.triangle or inputs.of_columns:
+            beyond = slice(strip.columns.start + strip.beyond, None)
+            into_columns[beyond].addmm_(weights[:, strip.beyond :].T, matrix.rows[strip.rows])
+    by_scale = row_products(into_rows, matrix.rows).sum(dtype=factor.dtype)
+    if matrix.group_name is not None:
+        into_columns = _groups.scattered_rows(into_columns, matrix.each, matrix.group_name)
+        if inputs.within:
+            into_rows.add_(into_columns)
+    if rows.pull is not None:
+        into_rows.add_(rows.pull)
+    scale = matrix.scale * factor.to(dtype)
+    if inputs.of_rows:
+        of_rows = into_rows.mul_(scale)
+        of_scale = (by_scale * factor).to(dtype).reshape(1)
+        of_given = (rows.of_positives * factor).to(dtype) if len(inputs.given) else of_given
+    if inputs.of_columns and not inputs.within:
+        of_columns = into_columns.mul_(scale)
+    return of_rows, of_columns, of_scale, of_given

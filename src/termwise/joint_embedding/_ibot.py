@@ -1,0 +1,183 @@
+"""iBOT: the student predicts the teacher's assignment of each patch that it did not see."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._contract import contract
+from .._groups import GradReduction, ProcessGroup
+from .._module import LossModule
+from .._numbers import accumulator, may_look_at
+from .._terms import Terms, terms
+from ._assignments import check_temperature
+from ._prototypes import cross_entropy_of_views, over_ranks
+
+Over = Literal["images", "patches"]
+
+
+@terms
+class IBOTTerms(Terms):
+    """Terms of [`ibot_loss`][termwise.joint_embedding.ibot_loss]."""
+
+    loss: Float[Tensor, ""]
+    """cross_entropy."""
+    cross_entropy: Float[Tensor, ""]
+    """Of teacher and student in nats: mean over images of the mean over each one's masked patches,
+    or mean over patches."""
+    teacher_entropy: Float[Tensor, ""]
+    """Entropy of the teacher's probabilities in nats, the same mean; detached."""
+    kl: Float[Tensor, ""]
+    """KL divergence of the student from the teacher, cross_entropy - teacher_entropy; detached."""
+    marginal_entropy: Float[Tensor, ""]
+    """Entropy of the teacher's mean probabilities, with each patch's weight in the loss, in nats;
+    detached. log prototypes minus it is how unevenly prototypes are used; NaN without a patch."""
+    n_masked: Float[Tensor, ""]
+    """Masked patches on all ranks; detached."""
+
+
+@contract
+def ibot_loss(
+    student_logits: Float[Tensor, "masked prototypes"],
+    teacher_probs: Float[Tensor, "masked prototypes"],
+    image_index: Int[Tensor, " masked"],
+    *,
+    images: int,
+    temperature: float = 0.1,
+    over: Over = "images",
+    batch_group: ProcessGroup | None = None,
+    grad_reduction: GradReduction = "mean",
+) -> IBOTTerms:
+    r"""Cross-entropy of student and teacher at masked patches (iBOT, DINOv2, DINOv3).
+
+    $$\mathrm{cross\_entropy} = \frac{1}{N} \sum_{i=1}^N \frac{1}{\max(1, M_i)}
+    \sum_{m \in i} H(p_m, q_m), \qquad H(p, q) = -\sum_k p_k \log q_k, \qquad
+    q_m = \mathrm{softmax}(\mathrm{student\_logits}_m / T)$$
+
+    with N images over all ranks and M_i masked patches of image i. An image without a mask adds 0
+    to the sum and 1 to N, as in DINOv2: a batch of which half is masked has half the loss.
+    `over="patches"` is the mean over all masked patches instead, each of which then counts alike.
+    `cross_entropy = teacher_entropy + kl`.
+
+    Args:
+        student_logits (Float[Tensor, "masked prototypes"]): at the masked patches, before the
+            softmax, in any order: `logits[mask]` of "images patches prototypes".
+        teacher_probs (Float[Tensor, "masked prototypes"]): of the teacher, which saw the patches,
+            each row a distribution; from [`sinkhorn`][termwise.joint_embedding.sinkhorn] or
+            [`centered_softmax`][termwise.joint_embedding.centered_softmax]. It gets no gradient.
+        image_index (Int[Tensor, " masked"]): image of each patch, from 0 to images - 1 on this
+            rank: `mask.nonzero()[:, 0]`. All patches of an image are on one rank.
+        images: number of images on this rank, with and without a mask; global crops count as one
+            each. 0 is for a rank that holds none.
+        temperature: T of the student, positive; 0.1 in iBOT. The teacher's is in its probabilities.
+        over: mean over "images" of the mean over their patches (DINOv2, DINOv3, lightly), or over
+            all "patches".
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
+
+    Returns:
+        The terms of the whole batch, the same on every rank. Without a masked patch loss and
+        gradient are 0. Gradients, combined over ranks as `grad_reduction` says, equal those of one
+        process that holds all images. Second derivatives of up to 262,144 logits are correct
+        without a group; otherwise they raise NotImplementedError.
+
+        Communication of each rank: one sum of prototypes + 2 elements in float64, and one of two
+        integers, under `torch.no_grad()` too. Does not synchronize with the device. No argument is
+        written into.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit.
+        ValueError: temperature is not positive, images is negative or, without a group, 0, there is
+            no prototype, or, on a CPU in eager mode, an index is not of an image. Compiled or on an
+            accelerator an index out of range is an error of the device.
+
+    References:
+        Zhou et al., iBOT (2022), https://arxiv.org/abs/2111.07832, equation 2 and its masks; the
+        mean over images is that of DINOv2 (https://github.com/facebookresearch/dinov2, b8931f7),
+        DINOv3 (6876159) and lightly 1.6.0.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.joint_embedding import ibot_loss
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> logits, probs = torch.zeros(2, 2, 16), torch.full((2, 2, 16), 1 / 16)
+        >>> index = mask.nonzero()[:, 0]
+        >>> ibot_loss(logits[mask], probs[mask], index, images=2).loss  # log 16
+        tensor(2.7726)
+    """
+    check_temperature("ibot_loss", temperature)
+    if images < 0 or (images == 0 and batch_group is None):
+        raise ValueError(f"ibot_loss needs images >= 1, got {images}")
+    rows, prototypes = student_logits.shape
+    if prototypes == 0:
+        raise ValueError("ibot_loss needs at least 1 prototype, got 0")
+    if rows and may_look_at(image_index):
+        least, most = (int(x) for x in image_index.aminmax())
+        if not 0 <= least <= most < images:
+            raise ValueError(
+                f"ibot_loss needs image_index in 0..{images - 1} for images={images}, "
+                f"got {least}..{most}"
+            )
+    n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
+    if over == "images":
+        ones = torch.ones_like(image_index, dtype=accumulator(student_logits))
+        weights = ones / ones.new_zeros(images).index_add_(0, image_index, ones)[image_index]
+        divisor = n_images
+    else:
+        weights = None
+        divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
+    means = cross_entropy_of_views(
+        student_logits[None],
+        teacher_probs[None],
+        weights,
+        divisor,
+        temperature=temperature,
+        skip_same_view=False,
+        group=batch_group,
+        grad_reduction=grad_reduction,
+    )
+    counted = torch.full_like(means.kl, n_masked) if isinstance(n_masked, int) else n_masked
+    return IBOTTerms(
+        loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype)
+    )
+
+
+class IBOTLoss(LossModule):
+    """[`ibot_loss`][termwise.joint_embedding.ibot_loss] as a module.
+
+    Has no parameters and no center: the teacher's probabilities come with each call.
+
+    Examples:
+        >>> import torch
+        >>> from termwise.joint_embedding import IBOTLoss
+        >>> loss_fn = IBOTLoss(over="patches")
+        >>> patches = torch.zeros(3, 16), torch.full((3, 16), 1 / 16)
+        >>> loss_fn(*patches, torch.tensor([0, 0, 1]), images=4).loss  # log 16
+        tensor(2.7726)
+    """
+
+    temperature: float = 0.1
+    over: Over = "images"
+    grad_reduction: GradReduction = "mean"
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "masked prototypes"],
+        teacher_probs: Float[Tensor, "masked prototypes"],
+        image_index: Int[Tensor, " masked"],
+        *,
+        images: int,
+        batch_group: ProcessGroup | None = None,
+    ) -> IBOTTerms:
+        """Compute the terms of the loss of masked patches."""
+        return ibot_loss(
+            student_logits,
+            teacher_probs,
+            image_index,
+            images=images,
+            batch_group=batch_group,
+            **self.hyperparameters(),
+        )

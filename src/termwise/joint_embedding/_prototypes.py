@@ -1,0 +1,180 @@
+"""Cross-entropy of views of a student with views of a teacher, over prototypes, without pairs.
+
+With logits x_s of a student's view, over the temperature, and a teacher's probabilities p_t,
+
+    sum over pairs of H(t, s) = sum_s |sum_t p_t| logsumexp(x_s) - <sum_s x_s, sum_t p_t>
+
+less the pairs that are left out. Each view is read once, in blocks of samples that stay in cache,
+and the gradient, softmax less targets, is made with the value and in its place.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _groups
+from .._autograd import wants_gradient
+from .._groups import GradReduction, ProcessGroup
+from .._numbers import accumulator, alike, blocks, lifted, lifted_dtype
+from .._operators import Operator, with_gradients
+
+# Tensors of a view's block that are in use at a time.
+_HELD = 2
+# So few logits that calls of kernels cost more than what a second pass over them does.
+_SMALL = 2**18
+
+
+class CrossEntropy(NamedTuple):
+    """What losses over prototypes return beside `loss`, in its order and by its names."""
+
+    cross_entropy: Tensor
+    teacher_entropy: Tensor
+    kl: Tensor
+    marginal_entropy: Tensor
+
+
+def cross_entropy_of_views(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None,
+    divisor: Tensor | int,
+    *,
+    temperature: float,
+    skip_same_view: bool,
+    group: ProcessGroup | None,
+    grad_reduction: GradReduction,
+) -> CrossEntropy:
+    """Sum H(teacher, student) over pairs of views, samples and ranks; divide by the divisor.
+
+    Args:
+        student: logits of this rank, "student_views batch prototypes".
+        teacher: probabilities, "teacher_views batch prototypes", without a gradient.
+        weights: of the samples, " batch". None: all 1.
+        divisor: what the sums over all ranks are divided by.
+        temperature: what the logits are divided by.
+        skip_same_view: whether view i of the student and view i of the teacher are no pair.
+        group: process group whose ranks hold different samples; one sum of prototypes + 2 numbers
+            is sent. None: no communication.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
+    """
+    student, teacher = alike(student, teacher.detach())
+    gradient = wants_gradient(student)
+    inputs = _Inputs(student, teacher, weights, temperature, skip_same_view, gradient)
+    if student.numel() <= _SMALL and not torch.compiler.is_compiling():
+        # Ranks may take different paths, and send one dtype.
+        sums = _as_written(inputs, None if group is None else accumulator(student))
+    else:
+        sums = with_gradients(_cross_entropy, inputs)[:3]
+    scale = _groups.gradient_scale(group, grad_reduction)
+    value, entropy, marginal = _groups.terminal_sums(sums, group, scale)
+    value, entropy = value / divisor, entropy.detach() / divisor
+    kl, marginal_entropy = value.detach() - entropy, _entropy(marginal.detach() / marginal.sum())
+    found = value, entropy, kl, marginal_entropy
+    return CrossEntropy(*[x.to(lifted_dtype(student)) for x in found])
+
+
+def over_ranks(
+    numbers: Sequence[int], like: Tensor, group: ProcessGroup | None
+) -> Sequence[int | Tensor]:
+    """Sum counts over ranks, as integers on the device of `like`; as they came without a group."""
+    if group is None:
+        return numbers
+    counts = torch.stack([like.new_full((), n, dtype=torch.int64) for n in numbers])
+    return _groups.all_reduce(counts, group.group_name).unbind()
+
+
+class _Inputs(NamedTuple):
+    student: Tensor
+    teacher: Tensor
+    weights: Tensor | None
+    temperature: float
+    skip: bool
+    gradient: bool
+
+
+def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
+    """Compute the sums, in this dtype, in operations that autograd follows to any order."""
+    student, p, weights, temperature, skip, _ = inputs
+    logs, p = (lifted(student) / temperature).log_softmax(2), lifted(p)
+    negatives = _finite_logs(p).mul_(p).sum(2)
+    if weights is not None:  # all that follows is linear in p
+        weights = weights.to(p.dtype)
+        negatives, p = negatives * weights, p * weights[:, None]
+    targets = target = _summed(p)
+    entropy = negatives.sum(dtype=dtype) * -len(logs)
+    if skip:
+        same = min(len(logs), len(p))
+        targets = torch.cat((target - p[:same], target.expand(len(logs) - same, -1, -1)))
+        entropy = entropy + negatives[:same].sum(dtype=dtype)
+    return -(logs * targets).sum(dtype=dtype), entropy, target.sum(0, dtype=dtype)
+
+
+def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    student, teacher, weights, temperature, skip, _ = inputs
+    count, _, width = student.shape
+    same, slope = min(count, len(teacher)) if skip else 0, 1 / temperature
+    value, entropy, marginal, gradient = _fake(inputs)
+    for total in (value, entropy, marginal):
+        total.zero_()
+    for samples in blocks(student.movedim(1, 0), _HELD * width):
+        p = lifted(teacher[:, samples])
+        logs = _finite_logs(p)
+        if weights is not None:  # all that follows is linear in p
+            p = p * weights[samples, None].to(p.dtype)
+        negatives = logs.mul_(p)
+        entropy -= negatives.sum() * count - negatives[:same].sum()
+        target, masses = _summed(p), p.sum(2)
+        marginal += target.sum(0)
+        mass = masses.sum(0).repeat(count, 1)
+        mass[:same] -= masses[:same]
+        x_sum = torch.zeros_like(target)
+        for views in blocks(student, _HELD * target.numel()):
+            logits = lifted(student[views, samples])
+            out = gradient[views, samples] if inputs.gradient else None
+            room = out if out is not None and out.dtype == logits.dtype else None
+            x = torch.sub(logits, logits.amax(2, keepdim=True), out=room).mul_(slope)
+            own = p[:same][views]  # which the first of x are no pairs with
+            x_sum += _summed(x)
+            if len(own):
+                value += (x[: len(own)] * own).sum()
+            powers = x.exp_()
+            total = powers.sum(2)
+            value += (mass[views] * total.log()).sum()
+            if out is not None:
+                powers.mul_((mass[views] / total).mul_(slope)[:, :, None])
+                powers.sub_(target, alpha=slope)
+                if len(own):
+                    powers[: len(own)].add_(own, alpha=slope)
+                if powers is not out:
+                    out.copy_(powers)
+        value -= (x_sum * target).sum()
+    return value, entropy, marginal, gradient
+
+
+def _summed(views: Tensor) -> Tensor:
+    return views.squeeze(0) if len(views) == 1 else views.sum(0)
+
+
+def _finite_logs(p: Tensor) -> Tensor:
+    """Return log p, finite at 0, so that 0 log 0 = 0. A third of the time of torch.special.entr."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * _finite_logs(p)).sum()
+
+
+def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    student = inputs.student
+    number = student.new_empty((), dtype=accumulator(student))
+    # Of most prototypes the softmax is near the least number of float16, until it is scaled.
+    dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
+    gradient = student.new_empty(student.shape if inputs.gradient else 0, dtype=dtype)
+    marginal = number.new_empty(student.shape[2])
+    return number, torch.empty_like(number), marginal, gradient
+
+
+_cross_entropy = Operator("cross_entropy_of_views", _Inputs, _kernel, _fake)

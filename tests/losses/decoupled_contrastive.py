@@ -1,0 +1,43 @@
+"""Decoupled contrastive loss."""
+
+import torch
+from hypothesis import strategies as st
+
+from losses import GROUPS, Declaration, Variant
+from losses._contrast import ELEMENTS, PATHS, log_sum, nearest, two_views
+from termwise.joint_embedding import DecoupledContrastiveLoss, decoupled_contrastive_loss
+
+
+def formula(z1, z2, *, temperature, sigma, **_):
+    cosines, itself, pair = two_views(z1, z2)
+    L = cosines / temperature
+    weight = torch.ones(len(L), dtype=L.dtype)
+    if sigma is not None:
+        powers = (cosines[pair].detach() / sigma).exp()
+        weight = 2 - len(powers) * powers / powers.sum()
+    losses = log_sum(L, ~(itself | pair)) - weight * L[pair]
+    return {"loss": losses.mean(), "accuracy": nearest(L, pair, itself).double().mean()}
+
+
+WEIGHTED = {"temperature": 0.2, "sigma": 0.5}
+DECOUPLED_CONTRASTIVE = Declaration(
+    function=decoupled_contrastive_loss,
+    formula=formula,
+    formula_at=({"sigma": None}, {"sigma": 0.5}),
+    paths=PATHS,
+    variants={
+        "": Variant(
+            module=DecoupledContrastiveLoss(**WEIGHTED),
+            options=WEIGHTED,
+            shapes=("rows columns", "rows columns"),
+        )
+    },
+    sizes={"batch": st.integers(2, 4)},
+    elements={"z1": ELEMENTS, "z2": ELEMENTS},
+    overrides={"sigma": None},  # the weights have no gradient, which differences do not know
+    weights={},
+    permuted=("batch", "dim"),
+    symmetric=(("z1", "z2"),),
+    scaled={("z1",): {"loss": 0}, ("z2",): {"loss": 0}},
+    shards=GROUPS,
+)

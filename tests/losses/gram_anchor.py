@@ -1,0 +1,49 @@
+"""Gram anchoring."""
+
+from hypothesis import strategies as st
+
+from losses import Declaration, Variant
+from termwise.joint_embedding import GramAnchorLoss, gram_anchor_loss
+
+
+def formula(student, teacher, *, normalize, negatives, level, **_):
+    grams = []
+    for x in (student, teacher.detach()):
+        if normalize:
+            x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        if level == "batch":
+            x = x.reshape(1, -1, x.shape[2])
+        grams.append(x @ x.mT)
+    own, wanted = grams
+    if negatives == "both":
+        own = own.relu()
+    elif negatives == "teacher":
+        own = own.where((own > 0) | (wanted > 0), 0)
+    if negatives != "keep":
+        wanted = wanted.clamp(min=0)
+    norms = own.detach().norm() * wanted.norm()
+    return {
+        "loss": ((own - wanted) ** 2).mean(),
+        "agreement": (own.detach() * wanted).sum() / norms.clamp(min=1e-300),
+    }
+
+
+PAIR = ("rows time columns", "rows time latents")
+BATCH = {"negatives": "teacher", "level": "batch"}
+KEEP = {"negatives": "keep", "normalize": False}
+GRAM_ANCHOR = Declaration(
+    function=gram_anchor_loss,
+    formula=formula,
+    formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
+    paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
+    variants={
+        "": Variant(module=GramAnchorLoss(), shapes=PAIR),
+        "batch": Variant(module=GramAnchorLoss(**BATCH), options=BATCH, shapes=PAIR),
+    },
+    sizes={"images": st.integers(1, 3), "patches": st.integers(1, 4), "dim": st.integers(1, 3)},
+    weights={},
+    permuted=("images", "patches"),
+    optimum=lambda call: {"teacher": call["student"].detach()},
+    shards={"batch_group": ("images", {})},
+    by={"assert_gradients": ("student",)},
+)

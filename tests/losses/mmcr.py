@@ -1,0 +1,38 @@
+"""MMCR."""
+
+import torch
+from hypothesis import strategies as st
+
+from losses import GROUPS, Declaration, Variant
+from termwise.joint_embedding import MMCRLoss, mmcr_loss
+
+
+def nuclear(matrices):
+    """Sum singular values: the inner product with U V^T, of those that are not 0."""
+    u, values, v = torch.linalg.svd(matrices.detach(), full_matrices=False)
+    kept = values > 1e-6 * values[..., :1]
+    return (matrices * (u * kept[..., None, :] @ v)).sum()
+
+
+def formula(z, *, local_weight, **_):
+    square = (z**2).sum(2, keepdim=True)
+    unit = z / torch.where(square > 0, square, 1).sqrt()
+    centroid = nuclear(unit.sum(0) / len(z))
+    local = nuclear(unit.transpose(0, 1)) / z.shape[1]
+    loss = local_weight * local - centroid
+    return {"loss": loss, "centroid_nuclear": centroid, "local_nuclear": local}
+
+
+SOME = {"local_weight": 0.3}
+MMCR = Declaration(
+    function=mmcr_loss,
+    formula=formula,
+    variants={"": Variant(module=MMCRLoss(**SOME), options=SOME, shapes=("layers rows columns",))},
+    # In one dimension every direction is a kink of the norm.
+    sizes={"views": st.integers(2, 3), "dim": st.integers(2, 4)},
+    weights={"centroid_nuclear": -1.0, "local_nuclear": "local_weight"},
+    permuted=("views", "batch", "dim"),
+    scaled={("z",): {"loss": 0}},
+    shards=GROUPS,
+    second=True,
+)

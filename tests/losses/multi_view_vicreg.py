@@ -1,0 +1,43 @@
+"""VICReg of many views."""
+
+import itertools
+
+from hypothesis import strategies as st
+
+from losses import GROUPS, Declaration, Variant
+from losses._second_moments import summed
+from termwise.joint_embedding import MultiViewVICRegLoss, multi_view_vicreg_loss
+
+
+def formula(z, *, num_global, gamma, eps, **options):
+    count = len(z) if num_global is None else num_global
+    pairs = [(g, v) for g, v in itertools.product(range(count), range(len(z))) if g != v]
+    of_views = summed(z, gamma, eps)
+    terms = {
+        "invariance": sum(((z[g] - z[v]) ** 2).sum() for g, v in pairs)
+        / (len(pairs) * z[0].numel()),
+        "var": of_views["var"] / len(z),
+        "cov": of_views["cov"] / len(z),
+    }
+    loss = sum(options[f"{name}_weight"] * value for name, value in terms.items())
+    return {"loss": loss, **terms, **{name: of_views[name] / len(z) for name in ("std", "rank")}}
+
+
+SOME = {"num_global": 1, "gamma": 2.0, "eps": 0.01}
+MULTI_VIEW_VICREG = Declaration(
+    function=multi_view_vicreg_loss,
+    formula=formula,
+    formula_at=({}, {"num_global": 1, "covariance_path": "gram"}),
+    variants={
+        "": Variant(
+            module=MultiViewVICRegLoss(**SOME), options=SOME, shapes=("layers rows columns",)
+        ),
+    },
+    sizes={"views": st.integers(2, 4), "batch": st.integers(2, 4)},
+    overrides={"num_global": st.sampled_from([None, 1, 2])},
+    weights={"invariance": "invariance_weight", "var": "var_weight", "cov": "cov_weight"},
+    permuted=("batch", "dim"),
+    scaled={("z",): {"invariance": 2, "cov": 4, "std": 1, "rank": 0}},
+    shards=GROUPS,
+    second=True,
+)

@@ -1,0 +1,201 @@
+"""Assignments to prototypes, and the cross-entropies with them."""
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+from losses import GROUPS, Declaration, Variant
+from termwise.joint_embedding import (
+    DINOLoss,
+    IBOTLoss,
+    SwappedPredictionLoss,
+    centered_softmax,
+    dino_loss,
+    ibot_loss,
+    sinkhorn,
+    swapped_prediction_loss,
+    updated_center,
+)
+
+PATHS = ({}, {"termwise.joint_embedding._prototypes._SMALL": 0})
+POSITIVE = st.floats(0.1, 1.0)
+UNDIFFERENTIATED = {"assert_gradients": "no part of what .* returns has a gradient"}
+
+
+def assigned(logits, *, temperature, iterations, **_):
+    logits = logits.detach()
+    q = torch.exp((logits - logits.max()) / temperature)
+    for _ in range(iterations):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    return q
+
+
+def summed(samples, temperature, prototypes):
+    """Sum cross-entropy and the teacher's entropy of (logits, probabilities, weight)."""
+    cross = entropy = 0.0
+    for logits, p, weight in samples:
+        logs = logits / temperature
+        logs = logs - logs.exp().sum().log()
+        cross = cross - weight * sum(p[k] * logs[k] for k in range(prototypes))
+        entropy = entropy - weight * sum(p[k] * p[k].log() for k in range(prototypes))
+    return cross, entropy
+
+
+def named(cross, entropy, marginal, pairs=1):
+    q = marginal / marginal.sum()
+    return {
+        "loss": pairs * cross,
+        "cross_entropy": cross,
+        "teacher_entropy": entropy,
+        "kl": (cross - entropy).detach(),
+        "marginal_entropy": -(q * q.log()).sum(),
+    }
+
+
+def dino(student_logits, teacher_probs, *, temperature, same_view, over_pairs, **_):
+    p = teacher_probs.detach()
+    views, n, k = student_logits.shape
+    kept = [(s, t) for s in range(views) for t in range(len(p)) if same_view == "keep" or s != t]
+    weight = 1 / (len(kept) * n)
+    samples = [(student_logits[s, b], p[t, b], weight) for s, t in kept for b in range(n)]
+    terms = summed(samples, temperature, k)
+    return named(*terms, p.sum((0, 1)), len(kept) if over_pairs == "sum" else 1)
+
+
+def ibot(student_logits, teacher_probs, image_index, *, images, temperature, over, **_):
+    p, own = teacher_probs.detach(), image_index.tolist()
+    size = [1 / (images * own.count(i)) if over == "images" else 1 / len(own) for i in own]
+    samples = list(zip(student_logits, p, size, strict=True))
+    terms = summed(samples, temperature, p.shape[1])
+    marginal = sum(weight * row for _, row, weight in samples)
+    return {**named(*terms, marginal), "n_masked": torch.tensor(float(len(own)))}
+
+
+def swapped(logits, *, num_global, queue, temperature, sinkhorn_temperature, iterations, **_):
+    p = torch.stack(
+        [
+            assigned(
+                x if queue is None else torch.cat((x, queue[g].detach())),
+                temperature=sinkhorn_temperature,
+                iterations=iterations,
+            )[: logits.shape[1]]
+            for g, x in enumerate(logits[:num_global])
+        ]
+    )
+    return dino(logits, p, temperature=temperature, same_view="skip", over_pairs="mean")
+
+
+def teacher(rows):
+    generator = torch.Generator().manual_seed(3)
+    return {"teacher_probs": torch.randn(2, rows, 3, generator=generator).softmax(2)}
+
+
+def patches(rows):
+    return {
+        "teacher_probs": teacher(rows)["teacher_probs"][0],
+        "image_index": torch.arange(rows) % 4,
+    }
+
+
+SUMMED = {"same_view": "keep", "over_pairs": "sum"}
+DINO = Declaration(
+    function=dino_loss,
+    formula=dino,
+    paths=PATHS,
+    formula_at=({}, SUMMED),
+    variants={
+        "": Variant(
+            module=DINOLoss(**SUMMED), options=SUMMED, shapes=("layers rows columns",), made=teacher
+        )
+    },
+    sizes={"student_views": st.integers(2, 3), "teacher_views": st.integers(1, 2), "prototypes": 3},
+    elements={"teacher_probs": POSITIVE},
+    weights={
+        "cross_entropy": lambda call: dino_pairs(call) if call["over_pairs"] == "sum" else 1.0
+    },
+    permuted=("batch", "prototypes"),
+    shifted={"prototypes": ("student_logits",)},
+    by={"assert_gradients": ("student_logits",)},  # the teacher has none
+    shards=GROUPS,
+)
+
+
+def dino_pairs(call):
+    views = [len(call[name]) for name in ("student_logits", "teacher_probs")]
+    return math.prod(views) - (min(views) if call["same_view"] == "skip" else 0)
+
+
+IBOT = Declaration(
+    function=ibot_loss,
+    formula=ibot,
+    paths=PATHS,
+    formula_at=({"over": "images"}, {"over": "patches"}),
+    variants={
+        "": Variant(
+            module=IBOTLoss(temperature=0.2),
+            options={"temperature": 0.2},
+            made=patches,
+            fixed={"images": 5},
+        )
+    },
+    elements={"teacher_probs": POSITIVE, "image_index": st.integers(0, 1)},
+    sizes={"prototypes": 3},
+    overrides={"images": 3},
+    weights={"cross_entropy": 1.0},
+    permuted=("masked", "prototypes"),
+    shifted={"prototypes": ("student_logits",)},
+    by={"assert_gradients": ("student_logits",)},  # the teacher has none
+    # Every rank draws the same number of images; tests/distributed has different ones.
+    shards={"batch_group": ("masked", {})},
+    more={"assert_sharding": {"over": "patches"}},
+)
+SWAPPED = Declaration(
+    function=swapped_prediction_loss,
+    formula=swapped,
+    paths=PATHS,
+    formula_at=({}, {"num_global": 1, "queue": None}),
+    variants={
+        "": Variant(
+            module=SwappedPredictionLoss(iterations=1),
+            options={"iterations": 1},
+            shapes=("layers rows columns",),
+        )
+    },
+    sizes={"views": 3, "global_views": 2, "queue": 2, "prototypes": 3},
+    overrides={"num_global": 2, "iterations": st.integers(1, 3)},
+    weights={"cross_entropy": 1.0},
+    permuted=("batch", "prototypes"),
+    shards=GROUPS,
+    not_held={"assert_gradients": "gradient by logits"},  # as targets they have none
+)
+SINKHORN = Declaration(
+    function=sinkhorn,
+    formula=assigned,
+    overrides={"temperature": 0.1, "iterations": st.integers(1, 4)},
+    permuted=("batch", "prototypes"),
+    shifted={"batch": ("logits",)},
+    shards=GROUPS,
+    not_held=UNDIFFERENTIATED,
+)
+CENTERED = Declaration(
+    function=centered_softmax,
+    formula=lambda logits, center, *, temperature: torch.softmax(
+        (logits - center).detach() / temperature, 1
+    ),
+    overrides={"temperature": 0.1},
+    permuted=("batch", "prototypes"),
+    shifted={"prototypes": ("logits",)},
+    not_held=UNDIFFERENTIATED,
+)
+CENTER = Declaration(
+    function=updated_center,
+    formula=lambda center, logits, *, momentum, **_: (
+        momentum * center + (1 - momentum) * logits.mean(0)
+    ).detach(),
+    overrides={"momentum": 0.75},
+    permuted=("batch", "prototypes"),
+    shards=GROUPS,
+    not_held=UNDIFFERENTIATED,
+)
