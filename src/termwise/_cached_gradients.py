@@ -27,8 +27,8 @@ def cached_gradients(
     covariance, are of the whole batch. With embeddings $z_i = f(x_i)$ of micro-batches $x_i$, the
     chain rule needs the graph of one of them at a time:
 
-    $$\frac{dL}{d\theta} = \sum_i \Bigl\langle \frac{\partial L}{\partial z_i},
-    \frac{\partial f(x_i)}{\partial \theta} \Bigr\rangle$$
+    $$\frac{dL}{d\theta} = \sum_i \left\langle \frac{\partial L}{\partial z_i},
+    \frac{\partial f(x_i)}{\partial \theta} \right\rangle$$
 
     1. `embed` runs on each micro-batch without a graph.
     2. `loss` runs once on the embeddings of all; its gradient with respect to them is kept.
