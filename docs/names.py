@@ -1,6 +1,8 @@
 """A hook of mkdocs: the page of every public name, with the first line of its docstring."""
 
 import inspect
+import json
+import typing
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -44,9 +46,10 @@ def _public(module: ModuleType) -> list[str]:
 
 
 def _first_line(of: Any) -> str:
-    """Return the first line of a docstring; a type alias such as a Literal is shown as it is."""
+    """Return the first line of a docstring, or of a Literal what it allows."""
     if inspect.isclass(of) or inspect.isroutine(of):
         line = (inspect.getdoc(of) or "").partition("\n\n")[0].replace("\n", " ")
-    else:
-        line = f"`{of}`".replace("typing.", "")
-    return line.replace("|", "\\|")
+        return line.replace("|", "\\|")
+    if typing.get_origin(of) is not typing.Literal:
+        return "A type."
+    return f"One of {', '.join(f'`{json.dumps(value)}`' for value in typing.get_args(of))}."

@@ -70,6 +70,16 @@ def test_float32_of_no_full_rank_keeps_its_digits():
     assert torch.autograd.grad(ours.loss, narrow)[0].isfinite().all()
 
 
+def test_rounding_of_singular_values_that_are_0_is_not_counted():
+    # 4 of 6 are 0: roots of rounded eigenvalues would be 1e-8 each, in another way for other rows.
+    z = views(2, 40, 2).detach() @ torch.randn(2, 6, dtype=torch.float64)
+    order = torch.randperm(40)
+    ours, others = (mmcr_loss(x, local_weight=0.3) for x in (z, z[:, order]))
+    torch.testing.assert_close(ours.loss, others.loss, rtol=1e-13, atol=0)
+    expected = MMCR.expected(z, local_weight=0.3)["loss"]
+    torch.testing.assert_close(ours.loss, expected, rtol=1e-13, atol=0)
+
+
 def test_a_row_of_zeros_has_no_gradient():
     z = views(2, 4, 3).detach()
     z[:, 1] = 0

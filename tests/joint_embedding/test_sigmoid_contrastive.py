@@ -113,6 +113,8 @@ def test_float64_keeps_what_the_threshold_of_softplus_drops(path):
     terms = sigmoid_contrastive_loss(z, z, scale=60.0, bias=-25.0)
     assert terms.positive.item() == pytest.approx(math.exp(-35), rel=1e-12)
     assert terms.negative.item() == pytest.approx(math.exp(-25), rel=1e-10)
+    terms = sigmoid_contrastive_loss(z, z, scale=0.0, bias=-21.0)
+    assert terms.positive.item() == pytest.approx(21 + math.exp(-21), rel=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

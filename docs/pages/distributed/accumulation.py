@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import termwise as tw
-from termwise.joint_embedding import vicreg_loss
+from termwise.joint_embedding import info_nce_loss, vicreg_loss
 
 ROWS, MICRO_BATCH, STEPS = 37, 5, 4
 
@@ -23,11 +23,14 @@ def compare() -> None:
     torch.manual_seed(0)
     # --8<-- [start:compare]
     z1, z2 = torch.randn(2, 256, 128)
-    whole = vicreg_loss(z1, z2)
-    parts = [vicreg_loss(*each) for each in zip(z1.split(64), z2.split(64), strict=True)]
-    for name in ("sim", "cov"):
-        mean = torch.stack([part[name] for part in parts]).mean()
-        print(f"{name} of 256 samples: {whole[name]:.2f}, mean of 4 x 64: {mean:.2f}")
+    parts = list(zip(z1.split(64), z2.split(64), strict=True))
+    for name, term in (
+        ("sim", lambda z1, z2: vicreg_loss(z1, z2).sim),
+        ("cov", lambda z1, z2: vicreg_loss(z1, z2).cov),
+        ("InfoNCE", lambda z1, z2: info_nce_loss(z1, z2, scale=10.0).loss),
+    ):
+        mean = torch.stack([term(*part) for part in parts]).mean()
+        print(f"{name} of 256 samples: {term(z1, z2):.2f}, mean of 4 x 64: {mean:.2f}")
     # --8<-- [end:compare]
 
 

@@ -90,7 +90,8 @@ def contrast(
             log(sum over all) - L. "decoupled": N - weight P.
         symmetric: average with the loss of the columns; column i is the positive of row i.
         group: process group whose ranks hold different rows, and columns. None: no communication.
-        grad_reduction: how the trainer combines the ranks' gradients.
+        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
+            Without a group it has no effect.
         caller: the loss that an error names.
         at_least: how many columns are needed over all ranks.
     """
@@ -195,23 +196,22 @@ def _as_written(
     itself = torch.arange(len(rows), device=rows.device)[:, None] if columns is None else None
     place = None if positive is None else positive[:, None]
     count = mean = highest = None
+    positives = rows[:, 0] if given is None else given
     if labels is not None and itself is not None:
         same = labels[:, None] == labels
-        positives_of = same.scatter(1, itself, False)
-        count = positives_of.sum(1)
-        highest = logits.detach().masked_fill(~positives_of, lowest).amax(1)
+        among = same.scatter(1, itself, False)
+        count = among.sum(1)
+        highest = logits.detach().masked_fill(~among, lowest).amax(1)
         if form == "outside":  # one of the positives apart from the others, for precision
-            place = positives_of.byte().argmax(1, keepdim=True)
-            mean = logits.where(positives_of, 0).sum(1) / count.clamp_min(1)
+            place = among.byte().argmax(1, keepdim=True)
+            mean = logits.where(among, 0).sum(1) / count.clamp_min(1)
+        else:
+            positives = logits.masked_fill(~among, lowest).logsumexp(1)
+            logits = logits.masked_fill(same, lowest)
     if place is not None:
         positives = logits.gather(1, place)[:, 0]
         hidden = place if itself is None else torch.cat((place, itself), 1)
         logits = logits.scatter(1, hidden, lowest)
-    elif given is not None:
-        positives = given
-    else:
-        positives = logits.masked_fill(~positives_of, lowest).logsumexp(1)
-        logits = logits.masked_fill(same, lowest)
     negatives = logits.logsumexp(1)
     highest = positives.detach() if highest is None else highest
     right = highest >= logits.detach().amax(1)

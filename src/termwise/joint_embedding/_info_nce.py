@@ -69,18 +69,20 @@ def info_nce_loss(
             whose key is that of the same position; pooled to "b c", each image is one.
         keys (Float[Tensor, "candidates dim"]): embeddings that each query is compared with, those
             of other queries among them. Only its own if there are `negatives`.
-        scale: what cosines are *multiplied* by, 1 / temperature: exp(logit_scale) in CLIP, which
-            starts at 1 / 0.07; 1 / 0.2 in MoCo v2. A learnt one is a tensor, and gets a gradient.
-        bias: added to every logit, as a model that was trained with a sigmoid loss has it. It
-            changes nothing: its gradient is 0.
-        positives: for each query, which of *this rank's* keys is its own. None: the key of the same
-            place. One that is no key makes the loss NaN.
-        negatives: embeddings that every query is compared with in place of the other queries' keys,
-            such as MoCo's queue. Without a gradient; the same on every rank.
+        scale (float | Float[Tensor, ""]): what cosines are *multiplied* by, 1 / temperature:
+            exp(logit_scale) in CLIP, which starts at 1 / 0.07; 1 / 0.2 in MoCo v2. A learnt one is
+            a tensor, and gets a gradient.
+        bias (float | Float[Tensor, ""]): added to every logit, as a model that was trained with a
+            sigmoid loss has it. It changes nothing: its gradient is 0.
+        positives (Int[Tensor, " batch"] | None): for each query, which of *this rank's* keys is its
+            own. None: the key of the same place. One that is no key makes the loss NaN.
+        negatives (Float[Tensor, "queue dim"] | None): embeddings that every query is compared with
+            in place of the other queries' keys, such as MoCo's queue. Without a gradient; the same
+            on every rank.
         symmetric: average with the loss of finding the query of each key.
         normalize: divide embeddings by their norms. False: logits are scale * q k^T + bias.
-        batch_group: process group whose ranks hold different queries and their keys, in any
-            numbers, 0 included. None: no communication.
+        batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
+            None: no communication. A sample is a query with its keys.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
