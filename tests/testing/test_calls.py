@@ -798,7 +798,7 @@ def test_broken_calls_are_of_every_kind_and_refused_by_name():
         return broken.argument, broken.kind, broken.violation
 
     sizes = {"batch": st.integers(1, 3), "dim": st.integers(1, 3)}
-    kinds = {kind for _, kind, _ in every(broken_calls(broken_everywhere, sizes=sizes), check, 100)}
+    kinds = {kind for _, kind, _ in every(broken_calls(broken_everywhere, sizes=sizes), check, 200)}
     assert kinds == {"rank", "axis", "dtype", "array", "none", "literal"}
     # Of each call every argument is broken in every way.
     sizes = {"batch": 2, "dim": 1}
