@@ -23,6 +23,7 @@ PEERS = {
     "pytorch_metric_learning": ("pytorch-metric-learning", "pytorch_metric_learning"),
     "sentence_transformers": ("sentence-transformers", "sentence_transformers"),
     "sae_lens": ("sae-lens", "saelens"),
+    "stable_pretraining": ("stable-pretraining", "stable_pretraining"),
     "torchcfm": ("torchcfm", "torchcfm"),
     "torchebm": ("torchebm", "torchebm"),
     "trl": ("trl", "trl"),

@@ -29,6 +29,7 @@ PEERS = [
     "open-clip-torch",
     "pytorch-metric-learning",
     "sae-lens",
+    "stable-pretraining",
     "sentence-transformers",
     "torchcfm",
     "torchebm",
