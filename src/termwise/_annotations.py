@@ -247,6 +247,8 @@ class Collection:
 
     def takes(self, value: Any) -> bool:
         """Return whether a value is such a collection, whatever its items are."""
+        if isinstance(value, str) and str not in self.kinds[0].classes:  # a word, not its letters
+            return False
         return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
 
     def items_of(self, value: Any, owner: str) -> Iterator[tuple[Expected, Any, str]]:
@@ -849,7 +851,9 @@ def spell(hint: Any) -> str:
         return "None"
     if origin is Callable:
         return "Callable"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(hint, type) and origin is None:
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 
 def _name_of(kind: Any) -> str:

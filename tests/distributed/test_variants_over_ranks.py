@@ -10,7 +10,11 @@ from declared import CASES
 SIZES = ([4, 3], [3, 1, 2], [5, 0])
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 BY_ROWS = [
-    name for name, case in CASES.items() if "batch_group" in inspect.signature(case.loss).parameters
+    name
+    for name, case in CASES.items()
+    if "batch_group" in inspect.signature(case.loss).parameters
+    # All patches of an image are of one rank: test_prototypes_over_ranks.py shares images.
+    and name != "joint_embedding.ibot_loss"
 ]
 
 

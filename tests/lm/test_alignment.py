@@ -164,7 +164,9 @@ def test_room_for_chunks_and_refusals():
     for wrong in ((3, 2), (1, 2), (-2, 4)):
         with pytest.raises(ValueError, match=r"in the order of the text, .*'s sample 0"):
             align_spans(one, [[(2, 3), wrong]])
-    with pytest.raises(tw.ContractError, match="student_offsets needs"):
+    with pytest.raises(
+        tw.ContractError, match=r"student_offsets\[0\] needs Sequence\[Sequence\[int\]\], got "
+    ):
         align_spans([0, 1], one)
 
 
