@@ -10,14 +10,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs/pages/examples"))
 
 import accelerate_loop
 import hf_trainer
-import lightning
+import lightning_module
 import logging_terms
 
 VICREG = {"loss", "sim", "var", "cov", "std"}
 
 
 def test_lightning_logs_every_term():
-    logged = lightning.main()
+    logged = lightning_module.main()
     assert set(logged) >= {f"train/{name}" for name in VICREG}
     assert all(0 < value < 100 for value in logged.values())
 
@@ -58,7 +58,9 @@ def test_terms_are_logged_every_ten_steps():
         logging_terms.train(opened)
 
 
-@pytest.mark.parametrize("name", ["lightning", "hf_trainer", "accelerate_loop", "logging_terms"])
+@pytest.mark.parametrize(
+    "name", ["lightning_module", "hf_trainer", "accelerate_loop", "logging_terms"]
+)
 def test_each_example_says_how_it_is_run(name):
     text = (Path(__file__).parents[2] / f"docs/pages/examples/{name}.py").read_text()
     assert f"docs/pages/examples/{name}.py" in text.partition('"""\n\n')[0]

@@ -1,6 +1,6 @@
 """VICReg in PyTorch Lightning: the loss as a module, its terms in the log, the group under DDP.
 
-python docs/pages/examples/lightning.py
+python docs/pages/examples/lightning_module.py
 """
 
 import pytorch_lightning as pl
