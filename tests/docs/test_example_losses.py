@@ -5,7 +5,7 @@ import types
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import settings
 
 FOLDER = Path(__file__).parents[2] / "docs/pages/examples"
 # What is written, and the fault in its place. Each is one that was met in losses of users.
@@ -61,12 +61,10 @@ def loaded(name: str, text: str) -> types.ModuleType:
 @pytest.fixture(autouse=True)
 def forgotten():
     """Look for a call that fails, and not for the smallest one; forget the modules after it."""
-    before = settings()
-    settings.register_profile("first failure", before, phases=[Phase.generate])
-    settings.load_profile("first failure")
+    before = settings.get_current_profile_name()
+    settings.load_profile("unshrunk")
     yield
-    settings.register_profile("as it was", before)
-    settings.load_profile("as it was")
+    settings.load_profile(before)
     for name in [name for name in sys.modules if name.startswith("example_")]:
         del sys.modules[name]
 

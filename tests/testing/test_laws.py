@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 from beartype import beartype
+from hypothesis import settings
 from hypothesis import strategies as st
 from jaxtyping import Complex, Float, Int, jaxtyped
 from torch import Tensor, nn
@@ -251,20 +252,20 @@ def test_each_argument_is_refused_compiled():
     def lenient(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         return x.sum() if torch.compiler.is_compiling() else inner(x=x)
 
-    testing.assert_contract(inner)
-    assert "compiled: x is broken" in failure("assert_contract", lenient)
+    testing.assert_contract(inner, compiled=True)
+    assert "compiled: x is broken" in failure("assert_contract", lenient, compiled=True)
 
     @tw.contract
     def computed(k: int, x: Float[Tensor, "{k} n"]) -> Float[Tensor, ""]:
         return x.sum()
 
-    testing.assert_contract(computed, sizes={"n": 2})
+    testing.assert_contract(computed, compiled=True, sizes={"n": 2})
 
     @tw.contract
     def several(xs: dict[str, Float[Tensor, "{k}+1 n"]], k: int = 1) -> Float[Tensor, ""]:
         return torch.stack([x.sum() for x in xs.values()]).sum()
 
-    testing.assert_contract(several)
+    testing.assert_contract(several, compiled=True)
 
 
 def test_a_memory_of_other_calls_is_found():
@@ -430,7 +431,7 @@ def test_jaxtyping_alone_does_not_compile():
         return x.sum()
 
     testing.assert_contract(plain, compiled=False)
-    assert "assert_contract: plain: compiled" in failure("assert_contract", plain)
+    assert "assert_contract: plain: compiled" in failure("assert_contract", plain, compiled=True)
 
 
 def test_a_name_inside_a_word_is_no_name():
@@ -509,3 +510,31 @@ def test_unknown_arguments_are_refused():
     for law in ("assert_gradients", "assert_vmaps"):
         with pytest.raises(ValueError, match=rf"{law}: right takes no z, only z1, z2"):
             getattr(testing, law)(right, arguments=["z"], **SIZES)
+
+
+def test_a_profile_and_the_environment_ask_for_more_calls(monkeypatch):
+    seen = []
+
+    def counted(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        seen.append(x)
+        return x.sum()
+
+    def calls_of(**options):
+        seen.clear()
+        testing.assert_formula(counted, lambda x: x.sum(), **options)
+        return len(seen)
+
+    before = settings()
+    usual = calls_of(max_examples=5)
+    assert usual <= 5
+    monkeypatch.setenv("TERMWISE_EXAMPLES", "40")
+    assert 30 < calls_of(max_examples=5) <= 40
+    assert calls_of(max_examples=60) > 40
+    monkeypatch.delenv("TERMWISE_EXAMPLES")
+    try:
+        settings.register_profile("nightly", before, max_examples=120)
+        settings.load_profile("nightly")
+        assert 100 < calls_of(max_examples=5) <= 120
+    finally:
+        settings.load_profile("ci")
+    assert calls_of(max_examples=5) == usual

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import random
 import re
 import sys
@@ -66,7 +67,7 @@ class MisuseError(ValueError):
 
 
 def assert_contract(
-    fn: Function, *, compiled: bool = True, max_examples: int = 10, **inputs: Unpack[Inputs]
+    fn: Function, *, compiled: bool = False, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
     """Assert that a function accepts and returns what its annotations say, and refuses all else.
 
@@ -79,6 +80,7 @@ def assert_contract(
         compiled: whether a valid call runs whole, and each argument is refused by name with a wrong
             axis, dtype or rank (one of them for each argument, by turns), under
             `torch.compile(fullgraph=True)` too, as `contract` does and bare jaxtyping does not.
+            It takes a second or two.
         max_examples: calls to draw.
         **inputs: `sizes`, `dtypes`, `elements` and `overrides`, as
             [`calls`][termwise.testing.calls] takes them.
@@ -937,6 +939,8 @@ def hold(
     The first call that hypothesis tries is the simplest: all sizes 1, all elements 0. Not
     `simplest`: it is tried only where there is no other, and does not count.
     """
+    if simplest and shrink:  # the others compile
+        examples = max(examples, _asked_for())
     left_out: list[Any] = []
     tried = 0
     failures: list[BrokenLawError] = []
@@ -981,6 +985,17 @@ def hold(
         name = Signature(broken.call.fn).name
         text = f"{law}: {name}: {broken.problem}\n\n{broken.call.code()}"
         raise AssertionError(text) from broken.__cause__
+
+
+# Hypothesis's own default, which is no choice of the user's.
+_USUAL: Final = 100
+
+
+def _asked_for() -> int:
+    """Return how many calls the environment or hypothesis's profile asks of every law."""
+    profile = settings().max_examples
+    asked = int(os.environ.get("TERMWISE_EXAMPLES", "0"))
+    return max(asked, profile if profile > _USUAL else 0)
 
 
 GRADIENT: Final = "the gradient by "
