@@ -85,7 +85,7 @@ def wants_gradient(x: Tensor) -> bool:
 
 
 def link_to(x: Tensor) -> Tensor:
-    """Return a 0 that hangs on x, for `chain`: a sum over nothing."""
+    """Return a 0 that hangs on x: a sum over nothing. For `chain`, and where all weights are 0."""
     return x[:0].sum()
 
 

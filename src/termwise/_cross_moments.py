@@ -24,8 +24,8 @@ from torch import Tensor
 from . import _groups
 from ._autograd import chain, link_to
 from ._groups import GradReduction, ProcessGroup
-from ._moments import column_sums, is_small, strip_rows, sum_of_squares
-from ._numbers import accumulator, blocks, lifted, looped, product, without_autocast
+from ._moments import column_sums, is_small, strip_rows
+from ._numbers import accumulator, blocks, inner, lifted, looped, product, without_autocast
 from ._operators import Operator, differentiable
 
 EpsAddedTo = Literal["variance", "deviation"]
@@ -320,8 +320,8 @@ def _from_gram(
         of_a, of_b = (over_ranks(x[start:stop] @ x[start:].T).mul_(1 / n) for x in (a, b))
         width = stop - start
         # A block right of the diagonal one counts twice, for itself and for its mirror image.
-        energy += _inner(of_a[:, :width], of_b[:, :width])
-        energy += 2 * _inner(of_a[:, width:], of_b[:, width:])
+        energy += inner(of_a[:, :width], of_b[:, :width])
+        energy += 2 * inner(of_a[:, width:], of_b[:, width:])
         for x, by, strip in ((a, by_a, of_b), (b, by_b, of_a)) if gradient else ():
             by[start:stop].addmm_(strip, x[start:])
             by[stop:].addmm_(strip[:, width:].T, x[start:stop])
@@ -339,17 +339,11 @@ def _from_covariance(
         columns = slice(start, min(start + step, dim))
         strip = over_ranks(a[:, columns].T @ b).mul_(1 / n)
         strip.diagonal(start).zero_()
-        energy += sum_of_squares(strip)
+        energy += inner(strip, strip)
         if gradient:
             torch.mm(b, strip.T, out=by_a[:, columns])
             by_b.addmm_(a[:, columns], strip)
     return energy, by_a, by_b
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """Sum products: each row in its own type, the rows in the wider one."""
-    rows = cast("Tensor", torch.linalg.vecdot(x, y))
-    return rows.sum(dtype=accumulator(x))
 
 
 def _column_products(x: Tensor, y: Tensor) -> Tensor:

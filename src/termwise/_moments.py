@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _groups
 from ._autograd import on_host
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import FEW, accumulator, blocks, lifted, looped, product, without_autocast
+from ._numbers import FEW, accumulator, blocks, inner, lifted, looped, product, without_autocast
 from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]
@@ -280,9 +280,8 @@ def _triangle(
         if zero_diagonal:
             strip.diagonal().zero_()
         # A block right of the diagonal one counts twice, for itself and for its mirror image.
-        energy += sum_of_squares(strip[:, : stop - start]) + 2 * sum_of_squares(
-            strip[:, stop - start :]
-        )
+        own, right_of_it = strip[:, : stop - start], strip[:, stop - start :]
+        energy += inner(own, own) + 2 * inner(right_of_it, right_of_it)
         if gradient:
             product[start:stop].addmm_(strip, rows[start:])
             product[stop:].addmm_(strip[:, stop - start :].T, rows[start:stop])
@@ -305,9 +304,3 @@ def column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     for block in blocks(x):
         total += of(x[block]).sum(0)
     return total
-
-
-def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum squares: each row in its own type, the rows in the wider one. Ten times norm's speed."""
-    rows = cast("Tensor", torch.linalg.vecdot(x, x))
-    return rows.sum(dtype=accumulator(x))

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._cross_moments import EpsAddedTo, cross_moments
@@ -159,7 +160,7 @@ def barlow_twins_loss(
     loss = weighted(loss_scale, on_diagonal + weighted(off_weight, off_diagonal))
     if is_zero(loss_scale):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
-        loss = loss + sum(lifted(z[:0]).sum() for z in (z1, z2))
+        loss = loss + lifted(link_to(z1)) + lifted(link_to(z2))
     return BarlowTwinsTerms(
         loss=loss,
         on_diagonal=on_diagonal,

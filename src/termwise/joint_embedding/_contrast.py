@@ -32,6 +32,7 @@ from .._numbers import (
     alike,
     lifted,
     product,
+    softplus,
     without_autocast,
 )
 from .._operators import Operator, with_gradients
@@ -157,10 +158,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def _softplus(x: Tensor) -> Tensor:
-    return F.softplus(x, threshold=40.0)  # from there on it is x, in float64 too
-
-
 def _row_losses(
     form: str,
     negatives: Tensor,
@@ -172,7 +169,7 @@ def _row_losses(
     """Return the loss of rows from log-sums, how many positives each has, and their mean logit."""
     if form == "decoupled":
         return negatives - (positives if weight is None else weight * positives)
-    loss = _softplus(negatives - positives)
+    loss = softplus(negatives - positives)
     if mean is not None and count is not None:
         # Not their log-sum counts but the mean of their logits; of one positive the two are equal.
         loss = torch.where(count > 1, loss + (positives - mean), loss)
@@ -216,7 +213,7 @@ def _as_written(
     highest = positives.detach() if highest is None else highest
     right = highest >= logits.detach().amax(1)
     if symmetric:
-        each = _softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
+        each = softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
     else:
         each = _row_losses(form, negatives, positives, weight, count, mean)[None]
     if count is None:
@@ -279,7 +276,7 @@ def _kernel(inputs: _Inputs) -> Results:
             difference = negatives - positives
             of_columns = [_share(negatives, difference.sigmoid(), dtype)]
             rows.of_positives.sub_(difference[matrix.own].sigmoid())
-            sums.append(_softplus(difference[matrix.own]))
+            sums.append(softplus(difference[matrix.own]))
         totals = torch.stack([x.sum(dtype=rows.loss.dtype) for x in sums])
         totals = _groups.all_reduce(totals, inputs.group_name)
         count = totals[2] if inputs.labels is None else totals[2].clamp_min(1)

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -143,7 +144,7 @@ def multi_view_vicreg_loss(
     loss = loss + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (invariance_weight, var_weight, cov_weight))):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
-        loss = loss + lifted(z[:0]).sum()
+        loss = loss + lifted(link_to(z))
     return MultiViewVICRegTerms(
         loss=loss, invariance=invariance, var=var, cov=cov, std=moments.std, rank=moments.rank
     )

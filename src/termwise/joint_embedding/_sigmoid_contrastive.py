@@ -12,7 +12,7 @@ from .._autograd import on_host
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted, product, tiles, without_autocast
+from .._numbers import accumulator, alike, lifted, product, softplus, tiles, without_autocast
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 
@@ -137,11 +137,6 @@ def sigmoid_contrastive_loss(
     return SigmoidContrastiveTerms(
         loss=positive + negative, positive=positive, negative=negative, accuracy=accuracy
     )
-
-
-def softplus(x: Tensor) -> Tensor:
-    """Compute log(1 + e^x). Beyond 20 that of torch drops e^-x, which float64 holds."""
-    return -F.logsigmoid(-x) if x.dtype == torch.float64 else F.softplus(x)
 
 
 def _as_written(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ from .._numbers import (
     block_rows,
     blocks,
     few,
+    inner,
     lifted,
     lifted_dtype,
     looped,
@@ -37,7 +38,7 @@ from .._numbers import (
 )
 from .._operators import Operator, with_gradients
 
-# Real numbers held for each projection: a power, the next one, and what makes the first.
+# Real numbers held for each projection: a power, the next one, and those that the first is made of.
 _HELD = 8
 # Slices of a block at least, so that its products are not of a few columns.
 _FEWEST_SLICES = 64
@@ -340,7 +341,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
                 x = _groups.rows_to_columns(x.T, each, inputs.group_name).T.contiguous()
             ordered, places = x.sort(1)
             apart = ordered.sub_(quantiles)
-            total += cast("Tensor", torch.linalg.vecdot(apart, apart)).sum(dtype=total.dtype)
+            total += inner(apart, apart)
             push = x.scatter_(1, places, apart)
             # What a rank sends may not depend on its own grad mode, which may differ over ranks.
             if counts is not None:

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -124,7 +125,7 @@ def variance_covariance_loss(
     loss = weighted(var_weight, moments.var) + weighted(cov_weight, moments.cov)
     if is_zero(var_weight) and is_zero(cov_weight):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
-        loss = loss + lifted(z[:0]).sum()
+        loss = loss + lifted(link_to(z))
     return VarianceCovarianceTerms(
         loss=loss, var=moments.var, cov=moments.cov, std=moments.std, rank=moments.rank
     )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -153,7 +154,7 @@ def vicreg_loss(
     loss = weighted(sim_weight, sim) + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (sim_weight, var_weight, cov_weight))):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
-        loss = loss + sum(lifted(z[:0]).sum() for z in (z1, z2))
+        loss = loss + lifted(link_to(z1)) + lifted(link_to(z2))
     return VICRegTerms(
         loss=loss,
         sim=sim,

@@ -40,12 +40,12 @@ class Spread(NamedTuple):
         return self.of_all / (self.views * self.elements)
 
 
-def refuse_views(z: Tensor, num_global: int | None, caller: str, at_least: int = 2) -> None:
+def refuse_views(z: Tensor, num_global: int | None, caller: str) -> None:
     """Raise ValueError unless z, "views batch dim", has views to compare."""
     views = z.shape[0]
-    if views < at_least:
+    if views < 2:
         raise ValueError(
-            f"{caller} needs z with at least {at_least} views along its first axis, got {views}: "
+            f"{caller} needs z with at least 2 views along its first axis, got {views}: "
             f"torch.stack((z1, z2)) makes such a tensor of two"
         )
     if num_global is not None and not 1 <= num_global <= views:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -158,7 +159,7 @@ def visreg_loss(
     loss = loss + weighted(weights[0], invariance)
     if all(map(is_zero, weights)):
         # Still 0, with a gradient of 0: a trainer may call backward on it.
-        loss = loss + views[:0].sum()
+        loss = loss + link_to(views)
     return VISRegTerms(loss=loss, invariance=invariance, center=center, scale=scale, shape=shape)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, link_to
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
@@ -433,7 +433,7 @@ def _total(
     added = [
         weight * part for weight, part, is_in in zip(weights, parts, held, strict=True) if is_in
     ]
-    nothing = student_logits[:0].sum().to(parts[0].dtype)  # which hangs on the logits
+    nothing = link_to(student_logits).to(parts[0].dtype)
     return functools.reduce(torch.add, added) if added else nothing
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function
+from .._autograd import Function, link_to
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._module import LossModule
@@ -94,7 +94,7 @@ def targeted_variance_loss(
     variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)
     squared_error = (variance - target).square()
     # 0 times an error that overflows, or its gradient, is NaN.
-    loss = coefficient * squared_error if coefficient != 0 else weight[:0].sum().to(variance.dtype)
+    loss = coefficient * squared_error if coefficient != 0 else link_to(weight).to(variance.dtype)
     return TargetedVarianceTerms(loss=loss, squared_error=squared_error, variance=variance)
 
 

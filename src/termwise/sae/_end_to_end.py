@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, link_to
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -166,7 +166,7 @@ def end_to_end_loss(
         loss = weighted(kl_coeff, kl) + weighted(reconstruction_coeff, reconstruction) + sparsity
         if all(map(is_zero, (kl_coeff, reconstruction_coeff, sparsity_coeff))):
             # Still 0, with a gradient of 0: a trainer may call backward on it.
-            loss = loss + logits[:0].sum().to(loss.dtype)
+            loss = loss + link_to(logits).to(loss.dtype)
         return EndToEndTerms(
             loss=loss,
             kl=kl,
