@@ -69,8 +69,8 @@ def figure(picture: Picture) -> str:
     return (
         f'<figure class="picture"><div role="img" aria-label="{html.escape(picture.says)}" '
         f"data-search-exclude>{''.join(panels)}</div>"
-        f'<figcaption><p class="legend" data-search-exclude>{legend}</p><p>{html.escape(picture.says)}</p>'
-        "</figcaption></figure>"
+        f'<figcaption><p class="legend" data-search-exclude>{legend}</p>'
+        f"<p>{html.escape(picture.says)}</p></figcaption></figure>"
     )
 
 
