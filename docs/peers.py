@@ -32,6 +32,7 @@ def _rows() -> dict[str, list[str]]:
             continue
         library = text.partition("\n")[0].removeprefix("# From ")
         for row in table[1].splitlines():
+            row = row.replace("](#", f"](../../coming_from/{path.name}#")
             theirs, here, differs = (cell.strip() for cell in row[1:-1].split(" | "))
             for name in dict.fromkeys(re.findall(r"\b(\w+?)(?:_loss)?\b(?=[`(])", here)):
                 found.setdefault(name, []).append(

@@ -203,7 +203,7 @@ def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
         assert f'<a href="#{run}">' in text
         assert f"python -m termwise {run} --steps 5 --seed 0" in section
         assert "held-out" in section
-        assert f"{run}: 5 steps" in section.partition("<pre>")[2]
+        assert f"{run}: 5 steps" in section.partition("<table>")[2]
         drawn = (folder / "termwise-demo" / f"{run}.png").read_bytes()
         assert base64.b64encode(drawn).decode() in section
     assert f"termwise {tw.__version__}, PyTorch {torch.__version__}" in text

@@ -11,7 +11,7 @@ import json
 import math
 import platform
 import textwrap
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -91,9 +91,25 @@ _PAGE = Template("""<!DOCTYPE html>
 <style>
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5; }
 body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
-pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.25; }
-img { max-width: 100%; height: auto; background: white; }
-footer { opacity: 0.7; font-size: 0.85rem; }
+nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; }
+section { margin-top: 2.5rem; border-top: 1px solid #8886; }
+code { padding: 0.2em 0.5em; border-radius: 0.2em; background: #8882; }
+label { display: block; overflow-x: auto; cursor: zoom-in; }
+label:has(:checked) { cursor: zoom-out; }
+img { max-width: 100%; height: auto; border-radius: 0.25rem; background: white; }
+:checked + img { max-width: none; }
+label > input { position: absolute; opacity: 0; }
+label:focus-within { outline: 2px solid; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+caption { padding-bottom: 0.25rem; font-weight: bold; text-align: left; }
+th, td { padding: 0.15rem 0.9rem 0.15rem 0; text-align: left; vertical-align: bottom; }
+tr > :last-child { padding-right: 0; }
+.right { text-align: right; }
+@media (max-width: 40rem) { table { font-size: 0.72rem; } th, td { padding-right: 0.5rem; } }
+thead, tbody + tbody { border-top: 1px solid #8886; }
+thead { border-bottom: 1px solid #888; }
+footer { margin-top: 2.5rem; opacity: 0.7; font-size: 0.85rem; }
 </style>
 <h1>termwise: what was trained</h1>
 <nav>$links</nav>
@@ -105,8 +121,9 @@ _SECTION = Template("""<section id="$name">
 <h2>$name</h2>
 <p>$sentence</p>
 <p><code>$command</code></p>
-<img src="data:image/png;base64,$picture" alt="$sentence">
-<pre>$table</pre>
+<label title="Enlarge"><input type="checkbox" aria-label="Enlarge the figure">
+<img src="data:image/png;base64,$picture" alt="$sentence"></label>
+$table
 </section>
 """)
 
@@ -119,7 +136,7 @@ def write_page(path: Path, told: Mapping[str, Told]) -> None:
             sentence=html.escape(one.result.sentence),
             command=html.escape(one.command),
             picture=base64.b64encode(one.picture.read_bytes()).decode(),
-            table=html.escape(_as_text(one.result.table(name, one.seconds))),
+            table=_as_html(one.result.table(name, one.seconds)),
         )
         for name, one in told.items()
     ]
@@ -136,14 +153,35 @@ def write_page(path: Path, told: Mapping[str, Told]) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _as_text(table: "RenderableType") -> str:
-    from rich.console import Console
+def _as_html(table: "RenderableType") -> str:
+    """Write a table or several, with a body for each section of rows, and anything else as text."""
+    from rich.console import Group
+    from rich.table import Table
 
-    written = io.StringIO()
-    # As wide as the table is: a page scrolls where a terminal breaks lines.
-    Console(file=written, width=200, color_system=None).print(table)
-    lines = written.getvalue().splitlines()
-    return "\n".join(line.rstrip() for line in lines)
+    if isinstance(table, Group):
+        return "\n".join(map(_as_html, table.renderables))
+    if not isinstance(table, Table):
+        return f"<pre>{html.escape(str(table))}</pre>"
+
+    def row(tag: str, cells: Iterable["RenderableType"]) -> str:
+        looks = [' class="right"' * (column.justify == "right") for column in table.columns]
+        written = [
+            f"<{tag}{look}>{html.escape(str(cell))}</{tag}>"
+            for look, cell in zip(looks, cells, strict=True)
+        ]
+        return f"<tr>{''.join(written)}</tr>"
+
+    head = row("th", [column.header for column in table.columns])
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    body = "\n".join(
+        row("td", cells) + "</tbody><tbody>" * of.end_section
+        for cells, of in zip(rows, table.rows, strict=True)
+    )
+    return (
+        f'<div class="table"><table><caption>{html.escape(str(table.title))}</caption>\n'
+        f"<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+        f"<p>{html.escape(str(table.caption or ''))}</p></div>"
+    )
 
 
 def draw(path: Path, name: str, result: Shown) -> None:
