@@ -1,15 +1,20 @@
 """Every public name stands on one page of the documentation, and every loss has a page of its own.
 
-Read from the pages' `:::` lines: nothing is built.
+Read from the pages' `:::` lines. Nothing is built but what the build's hooks add to a loss's page:
+its picture, and its names in other libraries.
 """
 
+import html
 import inspect
 import re
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import peers
+import pictures
 import pytest
+from drawing import figure
 
 import termwise
 import termwise.testing
@@ -110,3 +115,85 @@ def test_every_page_is_in_the_navigation():
     navigation = (DOCS / "mkdocs.yml").read_text()
     listed = re.findall(r"api/\S+\.md", navigation)
     assert sorted(listed) == sorted(str(page.relative_to(DOCS / "pages")) for page in PAGES)
+
+
+def page_of(loss: str) -> str:
+    family, _, function = loss.removeprefix("termwise.").rpartition(".")
+    return f"api/{family}/{function.removesuffix('_loss')}.md"
+
+
+def text_of(loss: str) -> str:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=page_of(loss)))
+    return peers.on_page_markdown((DOCS / "pages" / page_of(loss)).read_text(), page=page)
+
+
+# What a part needs to have in its section. Signature, formula and references are those of the
+# docstring: test_api_pages.py says that they are rendered, and check_site.py that they are there.
+PARTS = {
+    "Terms": r"Terms\b",
+    "Gradient": r"\bgradient",
+    "Cost": r"\b(pass|product|call|gradient|operation|eigenvalue|softmax|read|sort|arithmetic)",
+    "In other libraries": r"\| \[[^]]+\]\(../../coming_from/\w+\.md\) \| `|known to us",
+    "References": r"part: references",
+}
+MEMORY = r"(?i)\b(held|holds|hold|saved?|stored?|kept|keep|memory|MiB)\b"
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_part_of_a_page(loss, part):
+    assert re.search(PARTS[part], sections(text_of(loss))[part]), (loss, part)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_cost_is_in_memory_too(loss):
+    assert re.search(MEMORY, sections(text_of(loss))["Cost"])
+
+
+def test_every_loss_has_a_picture_and_there_is_no_other():
+    assert sorted(pictures.PICTURES) == sorted(map(page_of, LOSSES))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_picture_is_of_the_loss(loss, monkeypatch):
+    family, _, function = loss.rpartition(".")
+    called = []
+    original = getattr(FAMILIES[family], function)
+    picture = pictures.PICTURES[page_of(loss)]
+    monkeypatch.setattr(
+        FAMILIES[family],
+        function,
+        lambda *args, **options: called.append(1) or original(*args, **options),
+    )
+    drawn = figure(picture)
+    assert len(called) >= picture.points
+    # Labels with their units, a legend, a sentence, and a line for each term that is drawn.
+    assert drawn.count("<svg") == 1 + picture.slope
+    panel, *slopes = drawn.split("<svg")[1:]
+    assert html.escape(picture.axis, quote=False) in panel
+    assert html.escape(picture.unit, quote=False) in panel
+    for number, name in enumerate(picture.terms, 1):
+        assert f"stroke: var(--line-{number})" in panel
+        assert f'<span class="line-{number}">{html.escape(name)}</span>' in drawn
+    assert not slopes or "stroke: var(--line-" in slopes[0]
+    assert not re.search(r"#0000|nan|font-family", panel)
+    assert len(picture.says.split()) >= 20
+    assert html.escape(picture.says) in drawn
+
+
+def test_a_page_without_a_loss_is_left_as_it_is():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/sae/index.md"))
+    assert pictures.on_page_content("<p>", page=page) == "<p>"
+    assert peers.on_page_markdown("## References", page=page) == "## References"
+
+
+def test_the_picture_stands_above_the_formula():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/lm/next_token.md"))
+    content = pictures.on_page_content('<p><h2 id="formula">', page=page)
+    assert re.fullmatch(r'<p><figure class="picture">.*</figure><h2 id="formula">', content)
+
+
+def test_rows_of_other_libraries_are_found():
+    rows = "\n".join(peers.ROWS["nt_xent"])
+    assert "| [lightly](../../coming_from/lightly.md) | `NTXentLoss` |" in rows
+    assert "solo_learn" in "\n".join(peers.ROWS["vicreg"])

@@ -256,15 +256,6 @@ def _of_level(
 class DenoisingScoreMatchingLoss(LossModule):
     """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss] as a module.
 
-    Args:
-        energy: returns the energy of each row.
-        sigma: standard deviation of the noise, or several levels.
-        weighting: of the levels.
-        antithetic: take each noise with its negative.
-        higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
-
     Examples:
         >>> import torch
         >>> from termwise.energy import DenoisingScoreMatchingLoss

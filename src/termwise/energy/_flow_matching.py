@@ -137,13 +137,6 @@ def flow_matching_loss(
 class FlowMatchingLoss(LossModule):
     """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
 
-    Args:
-        energy: returns the energy of each row at its time, `energy(x, time)`.
-        sigma_min: the spread of a path's end around its row of data.
-        higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
-
     Examples:
         >>> import torch
         >>> from termwise.energy import FlowMatchingLoss
