@@ -1,4 +1,4 @@
-"""A hook of mkdocs: tables that fit a narrow screen."""
+"""A hook of mkdocs: what does not fit a narrow screen as it is."""
 
 import html
 import itertools
@@ -7,9 +7,11 @@ from typing import Any
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Let names break after an underscore, and say in each cell of a card what it holds."""
+    """Let names break after an underscore, label the cells of cards, link figures to their files."""
     content = re.sub(r'<div class="cards">.*?</table>', _labelled, content, flags=re.DOTALL)
-    return re.sub(r"<td.*?</td>", _breakable, content, flags=re.DOTALL)
+    content = re.sub(r"<td.*?</td>", _breakable, content, flags=re.DOTALL)
+    # A figure of several panels can be opened by itself, to be enlarged.
+    return re.sub(r'<img [^>]*src="([^"]+\.png)"[^>]*>', r'<a href="\1">\g<0></a>', content)
 
 
 def _labelled(table: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import narrow
 import peers
 import pictures
 import pytest
@@ -136,7 +137,7 @@ PARTS = {
     "In other libraries": r"\| \[[^]]+\]\(../../coming_from/\w+\.md\) \| `|known to us",
     "References": r"part: references",
 }
-MEMORY = r"(?i)\b(held|holds|hold|saved?|stored?|kept|keep|memory|MiB)\b"
+MEMORY = r"(?i)\b(held|holds?|saved|saves|stored|kept|memory|MiB)\b"
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -197,3 +198,15 @@ def test_rows_of_other_libraries_are_found():
     rows = "\n".join(peers.ROWS["nt_xent"])
     assert "| [lightly](../../coming_from/lightly.md) | `NTXentLoss` |" in rows
     assert "solo_learn" in "\n".join(peers.ROWS["vicreg"])
+
+
+def test_a_table_and_a_figure_fit_a_narrow_screen():
+    cards = (
+        '<div class="cards">\n<table><th>I have</th><th>loss</th><td>x_y</td><td><code>a_b</code>'
+    )
+    content = narrow.on_page_content(f'{cards}</td></table></div><img alt="" src="a/b.png" />')
+    assert (
+        '<td data-label="I have">x_y</td><td data-label="loss"><code>a_<wbr>b</code></td>'
+        in content
+    )
+    assert '<a href="a/b.png"><img alt="" src="a/b.png" /></a>' in content
