@@ -7,7 +7,7 @@ from typing import Any
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Let names break after an underscore, label the cells of cards, link figures to their files."""
+    """Let names break after an underscore, label the cells of cards, link figures to files."""
     content = re.sub(r'<div class="cards">.*?</table>', _labelled, content, flags=re.DOTALL)
     content = re.sub(r"<td.*?</td>", _breakable, content, flags=re.DOTALL)
     # A figure of several panels can be opened by itself, to be enlarged.
