@@ -42,7 +42,7 @@ for python in "${pythons[@]}"; do
     "$python" -m venv "$work/env"
     # shellcheck disable=SC2046 # one word for each requirement
     if "$work/env/bin/pip" install --upgrade $(requirements "$python" "$which") -e . &&
-      "$work/env/bin/pip" list | grep -iE '^(torch|jaxtyping|beartype|einops|hypothesis|numpy) ' &&
+      PIP_QUIET=0 "$work/env/bin/pip" list | grep -iE '^(torch|jaxtyping|beartype|einops|hypothesis|numpy) ' &&
       "$work/env/bin/python" -m pytest -q "${tests[@]}"; then :; else
       failed+=("$python at the $which")
     fi
