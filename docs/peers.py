@@ -17,13 +17,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Write the section above the references."""
     if not re.fullmatch(r"api/\w+/(?!index)\w+\.md", page.file.src_uri):
         return markdown
-    rows = ROWS.get(Path(page.file.src_uri).stem, [])
-    table = ["| library | its name | what differs |", "|---|---|---|", *rows] if rows else [_NONE]
-    section = "\n".join(["## In other libraries", "", *table, "", "## References"])
+    names = NAMES.get(Path(page.file.src_uri).stem, [_NONE])
+    section = "\n".join(["## In other libraries", "", *names, "", "## References"])
     return markdown.replace("## References", section)
 
 
-def _rows() -> dict[str, list[str]]:
+def _names() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((PAGES / "coming_from").glob("*.md")):
         text = path.read_text()
@@ -34,11 +33,13 @@ def _rows() -> dict[str, list[str]]:
         for row in table[1].splitlines():
             row = row.replace("](#", f"](../../coming_from/{path.name}#")
             theirs, here, differs = (cell.strip() for cell in row[1:-1].split(" | "))
+            same = re.match("(nothing|none|nothing else)\\b", differs)
+            what = f"No difference{differs[same.end() :]}" if same else f"Differs: {differs}"
             for name in dict.fromkeys(re.findall(r"\b(\w+?)(?:_loss)?\b(?=[`(])", here)):
                 found.setdefault(name, []).append(
-                    f"| [{library}](../../coming_from/{path.name}) | {theirs} | {differs} |"
+                    f"- [{library}](../../coming_from/{path.name}): {theirs}. {what}."
                 )
     return found
 
 
-ROWS = _rows()
+NAMES = _names()

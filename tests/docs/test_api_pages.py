@@ -134,7 +134,7 @@ PARTS = {
     "Terms": r"Terms\b",
     "Gradient": r"\bgradient",
     "Cost": r"\b(pass|product|call|gradient|operation|eigenvalue|softmax|read|sort|arithmetic)",
-    "In other libraries": r"\| \[[^]]+\]\(../../coming_from/\w+\.md\) \| `|known to us",
+    "In other libraries": r"- \[[^]]+\]\(../../coming_from/\w+\.md\): .|known to us",
     "References": r"part: references",
 }
 MEMORY = r"(?i)\b(held|holds?|saved|saves|stored|kept|memory|MiB)\b"
@@ -195,18 +195,21 @@ def test_the_picture_stands_above_the_formula():
 
 
 def test_rows_of_other_libraries_are_found():
-    rows = "\n".join(peers.ROWS["nt_xent"])
-    assert "| [lightly](../../coming_from/lightly.md) | `NTXentLoss` |" in rows
-    assert "solo_learn" in "\n".join(peers.ROWS["vicreg"])
+    names = peers.NAMES["nt_xent"]
+    lightly = "- [lightly](../../coming_from/lightly.md): `NTXentLoss`."
+    assert f"{lightly} No difference, on one process." in names
+    assert "Differs: the variance term is half." in "\n".join(peers.NAMES["vicreg"])
 
 
-def test_a_table_and_a_figure_fit_a_narrow_screen():
-    cards = (
-        '<div class="cards">\n<table><th>I have</th><th>loss</th><td>x_y</td><td><code>a_b</code>'
-    )
-    content = narrow.on_page_content(f'{cards}</td></table></div><img alt="" src="a/b.png" />')
-    assert (
-        '<td data-label="I have">x_y</td><td data-label="loss"><code>a_<wbr>b</code></td>'
-        in content
-    )
-    assert '<a href="a/b.png"><img alt="" src="a/b.png" /></a>' in content
+def test_tables_formulas_and_figures_fit_a_narrow_screen():
+    cells = "<td>x_y</td><td><code>a_b</code></td><td>c</td>"
+    table = f"<table><th>one</th><th>two</th><th>three</th>{cells}</table>"
+    formula = '<math display="block"><mrow>a<mspace width="2em"></mspace>b</mrow></math>'
+    for page, labelled in (("which_loss.md", True), ("numbers.md", False)):
+        at = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+        made = narrow.on_page_content(f'{table}{formula}<img alt="" src="a/b.png" />', page=at)
+        assert ('<td data-label="two"><code>a_<wbr>b</code>' in made) == labelled
+        assert ("<td><code>a_<wbr>b</code>" in made) != labelled
+        a, b = (f'<math display="block"><mrow>{x}</mrow></math>' for x in "ab")
+        assert f'<span class="formula">{a}{b}</span>' in made
+        assert made.endswith('<a href="a/b.png"><img alt="" src="a/b.png" /></a>')
