@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+import termwise
 from termwise.demo._command import RUNS, _parser
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,11 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
         assert words[2:] == ["-f", "docs/mkdocs.yml"]
         # Not --quiet, which keeps warnings from --strict.
         assert "mkdocs build --strict --config-file docs/mkdocs.yml" in CI
+    elif words[:2] == ["mike", "deploy"]:
+        version = termwise.__version__.rpartition(".")[0]
+        assert words[2:4] == ["--config-file", "docs/mkdocs.yml"]
+        assert words[4:] == ["--update-aliases", version, "latest"]
+        assert "provider: mike" in (ROOT / "docs/mkdocs.yml").read_text()
     elif words[0] == ".ci/release":
         assert (ROOT / words[0]).is_file()
         assert words[1:] in ([], ["--dry-run"])
