@@ -38,7 +38,10 @@ def _breakable(cell: re.Match[str]) -> str:
 def _parts(formula: re.Match[str]) -> str:
     """Make one formula of each that stands on the line: they are beside or below each other."""
     start, body, end = re.fullmatch(r"(<math.*?><mrow>)(.*)(</mrow></math>)", formula[0]).groups()
-    parts = re.split(r'<mspace width="2em"></mspace>', body)
-    if any(part.count("<mrow>") != part.count("</mrow>") for part in parts):
-        parts = [body]
+    parts = [""]
+    for part in re.split(r'(<mspace width="[12]em"></mspace>)', body):
+        if part.startswith("<mspace") and parts[-1].count("<mrow>") == parts[-1].count("</mrow>"):
+            parts.append("")
+        else:
+            parts[-1] += part
     return f'<span class="formula">{"".join(start + part + end for part in parts)}</span>'
