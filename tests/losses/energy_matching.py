@@ -1,7 +1,10 @@
 """Energy matching."""
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
+from losses._bench import model, over_batches, plain_flow
 from losses._energies import (
     PATH,
     bowl,
@@ -26,6 +29,14 @@ def formula(energy, x0, x1, time, negatives, *, contrastive_weight, cutoff, weig
     return {"loss": flow + contrastive_weight * contrast, "flow": flow, "contrast": contrast}
 
 
+# What the benches measure.
+
+
+def our_energy_matching(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy_matching_loss(model(x), x, other, time).loss
+
+
 ENERGY_MATCHING = of_energy(
     function=energy_matching_loss,
     formula=formula,
@@ -40,4 +51,5 @@ ENERGY_MATCHING = of_energy(
     overrides={"cutoff": st.sampled_from((0.25, 1.0))},
     more={"assert_formula": {"cutoff": st.sampled_from((0.0, 0.3, 1.0))}},
     by={"assert_gradients": ("x0", "x1")},
+    bench={"": over_batches(plain_flow, our_energy_matching)},
 )

@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from losses._bench import model, over_batches
 from losses._energies import PAIR, PENALISED, bowl, mean, minus, of_energy, penalty, variant
 from termwise.energy import MaximumLikelihoodLoss, maximum_likelihood_loss
 
@@ -39,4 +40,10 @@ MAXIMUM_LIKELIHOOD = of_energy(
     sizes={"negatives": st.sampled_from([2, 1, 3])},
     permuted=("batch", "negatives"),
     second=True,
+    bench={
+        "": over_batches(
+            lambda x, y, *_: model(x)(x).mean() - model(x)(y).mean(),
+            lambda x, y, *_: maximum_likelihood_loss(model(x), x, y).loss,
+        )
+    },
 )

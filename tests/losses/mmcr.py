@@ -1,9 +1,12 @@
 """MMCR."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, Loss, four_views, lightly
 from termwise.joint_embedding import MMCRLoss, mmcr_loss
 
 
@@ -24,6 +27,28 @@ def formula(z, *, local_weight, **_):
 
 
 SOME = {"local_weight": 0.3}
+
+
+# What the benches measure.
+
+
+def plain_mmcr(z: Tensor) -> Tensor:
+    z = F.normalize(z, dim=2)
+    local = torch.linalg.svdvals(z.transpose(0, 1)).sum() / z.shape[1]
+    return 5e-3 * local - torch.linalg.svdvals(z.mean(0)).sum()
+
+
+def lightly_mmcr() -> Loss:
+    lightly()
+    from lightly.loss import MMCRLoss
+
+    def loss(z: Tensor) -> Tensor:
+        unit = F.normalize(z, dim=2).transpose(0, 1)
+        return MMCRLoss()(*unit.tensor_split(2, 1))
+
+    return loss
+
+
 MMCR = Declaration(
     function=mmcr_loss,
     formula=formula,
@@ -35,4 +60,15 @@ MMCR = Declaration(
     scaled={("z",): {"loss": 0}},
     shards=GROUPS,
     second=True,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (512, 256)),
+            four_views,
+            plain_mmcr,
+            lambda z: mmcr_loss(z, local_weight=5e-3).loss,
+            rows=1024,
+            size_of=lambda rows: (rows, 512),
+            peer=("lightly", lightly_mmcr),
+        )
+    },
 )
