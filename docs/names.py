@@ -43,6 +43,7 @@ def written(markdown: str, path: str) -> str:
         markdown = _loss_page(markdown, *found.groups())
     markdown = markdown.replace("<!-- names -->", "\n".join(_lines()))
     markdown = markdown.replace("<!-- table of libraries -->", "\n".join(_libraries()))
+    markdown = markdown.replace("<!-- table of measurements -->", "\n".join(_measurements()))
     markdown = re.sub(r"<!-- table of (\w+) -->", lambda x: "\n".join(_table(x[1])), markdown)
     return re.sub(r"<!-- list of (\w+) -->", lambda x: ",\n".join(_links(x[1])), markdown)
 
@@ -122,6 +123,20 @@ def _libraries() -> Iterator[str]:
         for row in re.findall(r"^<!-- in short: (.*) -->$", text, re.MULTILINE):
             yield f"| {first} | {row} |"
             first = ""
+
+
+def _measurements() -> Iterator[str]:
+    """Write what tests/bench/run.py has put on the pages of losses as one table."""
+    head = ""
+    for family, stem in NAVIGATION:
+        text = (DOCS / "pages/api" / family / f"{stem}.md").read_text()
+        found = re.search(r"<!-- measured by .* -->\n\n(\|.*)\n(\|.*)\n((?:\|.*\n)+)", text)
+        if found and not head:
+            head = f"| loss {found[1]}\n|---{found[2]}"
+            yield head
+        name = f"{family}.{_loss(family, stem).__name__}"
+        for row in found[3].splitlines() if found else ():
+            yield f"| [`{name}`][termwise.{name}] {row}"
 
 
 def _link(family: str, stem: str) -> str:
