@@ -580,12 +580,7 @@ class _Writer:
                 tests.append(f"({ones}{size} == {self.computed(axis, known)})")
             else:
                 if "{" in owner and not self.of_item:  # in a loop there is nothing to wait for
-                    there = {name: self.axes[name][0] for name in axis.needs if name in self.axes}
-                    if any(name not in there and name not in within for name in axis.needs):
-                        raise _NotWrittenError
-                    tests += [f"{local} is not None" for local in there.values()]
-                    tests.append(f"({ones}{size} == {self.computed(axis, there | within)})")
-                    continue
+                    raise _NotWrittenError
                 kept = f"{self.new()}w"
                 self.head.append(f"    {kept} = None")
                 binds.append(f"{space}{kept} = {size}")
