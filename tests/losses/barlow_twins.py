@@ -72,6 +72,16 @@ def lightly_barlow() -> Loss:
 BARLOW_TWINS = Declaration(
     function=barlow_twins_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (256, 8192)),
+            two_embeddings,
+            plain_barlow,
+            rows=4096,
+            size_of=lambda rows: (rows, 2048),
+            peer=("lightly", lightly_barlow),
+        )
+    },
     formula_at=({}, {"correction": 1, "eps_added_to": "deviation", "off_weight": 0.5}),
     paths=(
         {},
@@ -89,14 +99,4 @@ BARLOW_TWINS = Declaration(
     shifted={"batch": ("z1", "z2")},
     shards=GROUPS,
     second=True,
-    bench={
-        "": Case(
-            ((64, 128), (256, 128), (256, 8192)),
-            two_embeddings,
-            plain_barlow,
-            rows=4096,
-            size_of=lambda rows: (rows, 2048),
-            peer=("lightly", lightly_barlow),
-        )
-    },
 )

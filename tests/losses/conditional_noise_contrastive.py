@@ -36,9 +36,9 @@ def our_conditional(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
 CONDITIONAL = of_energy(
     function=conditional_noise_contrastive_loss,
     formula=formula,
+    bench={"": over_batches(plain_conditional, our_conditional)},
     variants={"": variant(ConditionalNoiseContrastiveLoss(bowl), shapes=NOISES)},
     weights={"classification": 2.0},
     overrides=dict.fromkeys(("log_forward", "log_backward"), Float[Tensor, "noises batch"]),
     permuted=("batch", "noises"),
-    bench={"": over_batches(plain_conditional, our_conditional)},
 )

@@ -40,6 +40,7 @@ def our_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
 CONTRASTIVE_DIVERGENCE = of_energy(
     function=contrastive_divergence_loss,
     formula=formula,
+    bench={"": over_batches(plain_contrastive, our_contrastive)},
     formula_at=({}, PENALISED),
     variants={
         "": variant(
@@ -57,5 +58,4 @@ CONTRASTIVE_DIVERGENCE = of_energy(
     },
     overrides={"negatives": Float[Tensor, "negatives *event"]},
     by={"assert_gradients": ("x",)},
-    bench={"": over_batches(plain_contrastive, our_contrastive)},
 )

@@ -91,6 +91,7 @@ def plain_cross_tokenizer(student: Tensor, teacher: Tensor, ids: Tensor, *_: Ten
 CROSS_TOKENIZER = Declaration(
     function=lm.cross_tokenizer_loss,
     formula=formula,
+    bench={"": over_chunks(plain_cross_tokenizer, our_cross_tokenizer)},
     variants={
         "": Variant(
             module=lm.CrossTokenizerLoss(scale="match"),
@@ -126,5 +127,4 @@ CROSS_TOKENIZER = Declaration(
     # A chunk with a token that does not count is left out: here all count.
     more={"assert_finite": {"tokens": zeros}},
     ignores=("teachers.0.logits", "teachers.1.logits"),
-    bench={"": over_chunks(plain_cross_tokenizer, our_cross_tokenizer)},
 )

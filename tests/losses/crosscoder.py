@@ -52,6 +52,7 @@ def our_crosscoder(f: Tensor, x_hat: Tensor, W_dec: Tensor, x: Tensor) -> Tensor
 CROSSCODER = of_latents(
     function=crosscoder_loss,
     formula=formula,
+    bench={"": over_latents(of_layers, plain_crosscoder, our_crosscoder)},
     variants={
         "": Variant(
             module=CrosscoderObjective(Crosscoder(sparsity_coeff=0.3)),
@@ -68,5 +69,4 @@ CROSSCODER = of_latents(
         ("W_dec",): {"sparsity": 1, "mse": 0},
     },
     second=True,
-    bench={"": over_latents(of_layers, plain_crosscoder, our_crosscoder)},
 )

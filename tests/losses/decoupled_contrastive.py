@@ -36,6 +36,13 @@ def plain_decoupled(z1: Tensor, z2: Tensor) -> Tensor:
 DECOUPLED_CONTRASTIVE = Declaration(
     function=decoupled_contrastive_loss,
     formula=formula,
+    bench={
+        "": of_pairs(
+            two_embeddings,
+            plain_decoupled,
+            lambda *z: decoupled_contrastive_loss(*z, temperature=0.5).loss,
+        )
+    },
     formula_at=({"sigma": None}, {"sigma": 0.5}),
     paths=PATHS,
     variants={
@@ -53,11 +60,4 @@ DECOUPLED_CONTRASTIVE = Declaration(
     symmetric=(("z1", "z2"),),
     scaled={("z1",): {"loss": 0}, ("z2",): {"loss": 0}},
     shards=GROUPS,
-    bench={
-        "": of_pairs(
-            two_embeddings,
-            plain_decoupled,
-            lambda *z: decoupled_contrastive_loss(*z, temperature=0.5).loss,
-        )
-    },
 )

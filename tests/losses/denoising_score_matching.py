@@ -53,6 +53,7 @@ def our_denoising(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
 DENOISING = of_energy(
     function=denoising_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_denoising, our_denoising, *BATCHES)},
     formula_at=(
         {},
         {"sigma": Float[Tensor, " batch"], "weighting": Float[Tensor, " batch"]},
@@ -76,5 +77,4 @@ DENOISING = of_energy(
         "noise": Float[Tensor, "batch *event"],
     },
     also_in_graph=("per_sigma",),
-    bench={"": over_batches(plain_denoising, our_denoising, *BATCHES)},
 )

@@ -140,6 +140,17 @@ over_logits = functools.partial(Case, LOGIT_SIZES, two_logits, size_of=over_voca
 DISTILLATION = Declaration(
     function=lm.distillation_loss,
     formula=formula,
+    bench={
+        "forward KL": over_logits(plain_forward_kl, peer=("TRL", trl_at(0.0))),
+        "reverse KL": over_logits(
+            plain_reverse_kl, lambda *x: lm.distillation_loss(*x, divergence="reverse").loss
+        ),
+        "Jensen-Shannon": over_logits(
+            plain_jensen_shannon,
+            lambda *x: lm.distillation_loss(*x, divergence="jensen_shannon").loss,
+            peer=("TRL", trl_at(0.5)),
+        ),
+    },
     formula_at=(
         {},
         {"teacher_top_k": 2, **DISTINCT},
@@ -161,17 +172,6 @@ DISTILLATION = Declaration(
     by={"assert_gradients": ("student_logits",)},  # the teacher has none
     more={"assert_permutation_invariant": {"mask": None, "sample_mask": None}},
     second=True,
-    bench={
-        "forward KL": over_logits(plain_forward_kl, peer=("TRL", trl_at(0.0))),
-        "reverse KL": over_logits(
-            plain_reverse_kl, lambda *x: lm.distillation_loss(*x, divergence="reverse").loss
-        ),
-        "Jensen-Shannon": over_logits(
-            plain_jensen_shannon,
-            lambda *x: lm.distillation_loss(*x, divergence="jensen_shannon").loss,
-            peer=("TRL", trl_at(0.5)),
-        ),
-    },
 )
 
 
@@ -196,6 +196,7 @@ def of_heads(hidden, weight, teacher_hidden, teacher_weight, *, tokens, **option
 LINEAR_DISTILLATION = Declaration(
     function=lm.linear_distillation_loss,
     formula=of_heads,
+    bench={"": over_head(two_hidden, plain_linear_kl)},
     variants={
         "": Variant(
             module=lm.LinearDistillationLoss(**SOFT),
@@ -216,5 +217,4 @@ LINEAR_DISTILLATION = Declaration(
     detached=True,
     shards=HEAD_GROUPS,
     by={"assert_gradients": ("hidden", "weight")},  # the teacher has none
-    bench={"": over_head(two_hidden, plain_linear_kl)},
 )

@@ -54,6 +54,15 @@ def plain_end_to_end(patched: Tensor, original: Tensor) -> Tensor:
 END_TO_END = of_latents(
     function=end_to_end_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((32, 100), (256, 1000), (64, 32_000)),
+            patched_and_original,
+            plain_end_to_end,
+            rows=256,
+            size_of=lambda rows: (rows, 128_256),
+        )
+    },
     formula_at=({}, {"x": waves(0.0), "x_hat": waves(1.0)}),
     variants={
         "": Variant(
@@ -72,13 +81,4 @@ END_TO_END = of_latents(
     shifted={"vocab": ("logits", "original_logits")},
     optimum=lambda call: {"logits": call["original_logits"], "f": None, "mask": None},
     second=True,
-    bench={
-        "": Case(
-            ((32, 100), (256, 1000), (64, 32_000)),
-            patched_and_original,
-            plain_end_to_end,
-            rows=256,
-            size_of=lambda rows: (rows, 128_256),
-        )
-    },
 )

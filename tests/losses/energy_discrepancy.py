@@ -42,6 +42,7 @@ def our_discrepancy(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
 ENERGY_DISCREPANCY = of_energy(
     function=energy_discrepancy_loss,
     formula=formula,
+    bench={"": over_batches(plain_discrepancy, our_discrepancy)},
     variants={
         "": variant(
             EnergyDiscrepancyLoss(bowl, t=0.3, copies=1),
@@ -51,5 +52,4 @@ ENERGY_DISCREPANCY = of_energy(
     },
     weights={},
     overrides={"noise": Float[Tensor, "{copies}+1 batch *event"]},
-    bench={"": over_batches(plain_discrepancy, our_discrepancy)},
 )

@@ -40,6 +40,7 @@ def our_energy_matching(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
 ENERGY_MATCHING = of_energy(
     function=energy_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_flow, our_energy_matching)},
     variants={
         "": variant(
             EnergyMatchingLoss(bowl, contrastive_weight=0.3),
@@ -51,5 +52,4 @@ ENERGY_MATCHING = of_energy(
     overrides={"cutoff": st.sampled_from((0.25, 1.0))},
     more={"assert_formula": {"cutoff": st.sampled_from((0.0, 0.3, 1.0))}},
     by={"assert_gradients": ("x0", "x1")},
-    bench={"": over_batches(plain_flow, our_energy_matching)},
 )

@@ -22,24 +22,24 @@ def steepness(energy, x, *, target, weights, **_):
 SQUARE = of_energy(
     function=energy_square_penalty,
     formula=square,
-    variants={"": variant(EnergySquarePenalty(bowl), named={"weights": "rows"})},
-    weights={},
     bench={
         "": over_batches(
             lambda x, *_: model(x)(x).square().mean(),
             lambda x, *_: energy_square_penalty(model(x), x).loss,
         )
     },
+    variants={"": variant(EnergySquarePenalty(bowl), named={"weights": "rows"})},
+    weights={},
 )
 GRADIENT = of_energy(
     function=gradient_penalty,
     formula=steepness,
-    variants={"": variant(GradientPenalty(bowl, target=1.0), options={"target": 1.0})},
-    weights={},
     bench={
         "": over_batches(
             lambda x, *_: slopes(x)[1].square().sum(1).mean(),
             lambda x, *_: gradient_penalty(model(x), x).loss,
         )
     },
+    variants={"": variant(GradientPenalty(bowl, target=1.0), options={"target": 1.0})},
+    weights={},
 )

@@ -43,6 +43,7 @@ def our_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
 EQUILIBRIUM_MATCHING = of_energy(
     function=equilibrium_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_equilibrium, our_equilibrium)},
     variants={
         "": variant(
             EquilibriumMatchingLoss(bowl, multiplier=2.0), options={"multiplier": 2.0}, shapes=PATH
@@ -52,5 +53,4 @@ EQUILIBRIUM_MATCHING = of_energy(
     overrides={"cutoff": st.sampled_from((0.25, 0.5))},
     # Not at a time where it bends.
     more={"assert_formula": {"cutoff": st.sampled_from((0.0, 0.3, 0.8))}},
-    bench={"": over_batches(plain_equilibrium, our_equilibrium)},
 )

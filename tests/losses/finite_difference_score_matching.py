@@ -33,6 +33,7 @@ def our_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
 FINITE_DIFFERENCE = of_energy(
     function=finite_difference_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_differences, our_differences)},
     variants={
         "": variant(
             FiniteDifferenceScoreMatchingLoss(bowl, step=0.2),
@@ -45,5 +46,4 @@ FINITE_DIFFERENCE = of_energy(
     # Energies that differ little: in float64 the formula itself is good to nine digits.
     more={"assert_formula": {"step": 0.5}},
     permuted=("batch", "projections"),
-    bench={"": over_batches(plain_differences, our_differences)},
 )

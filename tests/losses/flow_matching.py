@@ -26,6 +26,7 @@ def our_flow(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
 FLOW_MATCHING = of_energy(
     function=flow_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_flow, our_flow)},
     variants={
         "": variant(
             FlowMatchingLoss(timed_bowl, sigma_min=0.1), options={"sigma_min": 0.1}, shapes=PATH
@@ -33,5 +34,4 @@ FLOW_MATCHING = of_energy(
     },
     weights={"velocity_square": 1.0, "cross": 1.0, "target_square": 1.0},
     overrides={"sigma_min": 0.25},
-    bench={"": over_batches(plain_flow, our_flow)},
 )

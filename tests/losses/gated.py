@@ -55,6 +55,7 @@ def gated_products(pre: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> 
 GATED = of_latents(
     function=gated_loss,
     formula=formula,
+    bench={"": over_latents(two_encoders, plain_gated, our_gated, products=gated_products)},
     variants={
         "": Variant(
             module=GatedObjective(Gated(sparsity_coeff=0.3)),
@@ -73,5 +74,4 @@ GATED = of_latents(
         ("f_gate",): {"sparsity": 1, "mse": 0},
     },
     second=True,
-    bench={"": over_latents(two_encoders, plain_gated, our_gated, products=gated_products)},
 )

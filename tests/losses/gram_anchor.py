@@ -51,6 +51,15 @@ def plain_gram(student: Tensor, teacher: Tensor) -> Tensor:
 GRAM_ANCHOR = Declaration(
     function=gram_anchor_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((1, 64, 128), (4, 196, 384), (8, 784, 384)),
+            two_models,
+            plain_gram,
+            rows=128,
+            size_of=lambda rows: (rows, 512, 512),
+        )
+    },
     formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
     paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
     variants={
@@ -63,13 +72,4 @@ GRAM_ANCHOR = Declaration(
     optimum=lambda call: {"teacher": call["student"].detach()},
     shards={"batch_group": ("images", {})},
     by={"assert_gradients": ("student",)},
-    bench={
-        "": Case(
-            ((1, 64, 128), (4, 196, 384), (8, 784, 384)),
-            two_models,
-            plain_gram,
-            rows=128,
-            size_of=lambda rows: (rows, 512, 512),
-        )
-    },
 )

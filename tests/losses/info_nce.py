@@ -77,6 +77,7 @@ def pair_products(a: Tensor, b: Tensor, *_: Tensor) -> None:
 INFO_NCE = Declaration(
     function=info_nce_loss,
     formula=formula,
+    bench={"": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products)},
     formula_at=({"symmetric": True}, HARD, {"negatives": queue, "symmetric": False}),
     paths=PATHS,
     variants={
@@ -106,5 +107,4 @@ INFO_NCE = Declaration(
             {"sizes": {"batch": [(3, 1), (2, 0, 3)], "candidates": [(3, 1), (2, 0, 3)]}},
         )
     },
-    bench={"": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products)},
 )

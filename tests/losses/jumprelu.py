@@ -118,6 +118,9 @@ def our_jumprelu(pre: Tensor, threshold: Tensor, W_dec: Tensor, x: Tensor) -> Te
 JUMPRELU_LOSS = of_latents(
     function=jumprelu_loss,
     formula=formula,
+    bench={
+        "": over_latents(with_threshold, plain_jumprelu, our_jumprelu, products=decoder_products)
+    },
     formula_at=(
         {},
         {"penalty": "l0_relative", "l0_target": 1.5, "dead": "all"},
@@ -146,9 +149,6 @@ JUMPRELU_LOSS = of_latents(
     weights={**SPLIT, "pre_act": "pre_act_coeff"},
     # A kernel estimates those by pre and threshold.
     by={"assert_gradients": ("x", "W_dec", "b_dec", "target")},
-    bench={
-        "": over_latents(with_threshold, plain_jumprelu, our_jumprelu, products=decoder_products)
-    },
 )
 LATENTS = of_latents(
     function=jumprelu,

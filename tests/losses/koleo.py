@@ -55,13 +55,6 @@ def lightly_koleo() -> Loss:
 KOLEO = Declaration(
     function=koleo_loss,
     formula=formula,
-    formula_at=({}, {"group_size": 3}),
-    variants={"": Variant(module=KoLeoLoss(**SOME), options=SOME)},
-    sizes={"batch": st.just(6), "dim": st.integers(2, 3)},
-    overrides={"group_size": None, "top_k": st.integers(1, 2)},
-    weights={},
-    shards=GROUPS,
-    second=True,
     bench={
         "": Case(
             ((64, 128), (256, 128), (4096, 512)),
@@ -72,4 +65,11 @@ KOLEO = Declaration(
             peer=("lightly", lightly_koleo),
         )
     },
+    formula_at=({}, {"group_size": 3}),
+    variants={"": Variant(module=KoLeoLoss(**SOME), options=SOME)},
+    sizes={"batch": st.just(6), "dim": st.integers(2, 3)},
+    overrides={"group_size": None, "top_k": st.integers(1, 2)},
+    weights={},
+    shards=GROUPS,
+    second=True,
 )

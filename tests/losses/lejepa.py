@@ -33,6 +33,17 @@ def plain_lejepa(z: Tensor, a: Tensor) -> Tensor:
 LEJEPA = Declaration(
     function=lejepa_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128, 64), (256, 128, 256), (512, 512, 1024)),
+            views_along_slices,
+            plain_lejepa,
+            lambda z, a: lejepa_loss(z, slices=a).loss,
+            rows=1024,
+            size_of=lambda rows: (rows, 512, 1024),
+            products=projections,
+        )
+    },
     formula_at=({}, {"centre": "global", "convex": False}, {"num_global": None}),
     paths=SMALL_AND_LARGE,
     variants={
@@ -53,15 +64,4 @@ LEJEPA = Declaration(
     shards=GROUPS,
     by={"assert_gradients": ("z",)},
     second=True,
-    bench={
-        "": Case(
-            ((64, 128, 64), (256, 128, 256), (512, 512, 1024)),
-            views_along_slices,
-            plain_lejepa,
-            lambda z, a: lejepa_loss(z, slices=a).loss,
-            rows=1024,
-            size_of=lambda rows: (rows, 512, 1024),
-            products=projections,
-        )
-    },
 )

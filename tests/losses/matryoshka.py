@@ -91,6 +91,22 @@ def our_sparse_matryoshka(values: Tensor, indices: Tensor, W_dec: Tensor, x: Ten
 MATRYOSHKA = of_latents(
     function=matryoshka_loss,
     formula=formula,
+    bench={
+        "": over_latents(
+            with_prefixes,
+            plain_matryoshka,
+            our_matryoshka,
+            products=lambda f, W_dec, x: decoder_products(f, f, W_dec, x),
+        ),
+        "sparse": Case(
+            ((64, 2048, 64), (256, 16_384, 512)),
+            kept,
+            plain_sparse_matryoshka,
+            our_sparse_matryoshka,
+            rows=512,
+            compiled=False,
+        ),
+    },
     formula_at=(
         {},
         {"weights": [0.5, 2.0], "feature_reduction": "sum"},
@@ -112,20 +128,4 @@ MATRYOSHKA = of_latents(
     also_in_graph=("mse_per_prefix", "l1"),
     scaled={("x", "x_hat", "target", "W_dec", "b_dec"): {"mse_per_prefix": 2, "sparsity": 0}},
     second=True,
-    bench={
-        "": over_latents(
-            with_prefixes,
-            plain_matryoshka,
-            our_matryoshka,
-            products=lambda f, W_dec, x: decoder_products(f, f, W_dec, x),
-        ),
-        "sparse": Case(
-            ((64, 2048, 64), (256, 16_384, 512)),
-            kept,
-            plain_sparse_matryoshka,
-            our_sparse_matryoshka,
-            rows=512,
-            compiled=False,
-        ),
-    },
 )

@@ -22,6 +22,12 @@ def formula(energy, x, negatives, *, negative_weight, weights, regularization, *
 MAXIMUM_LIKELIHOOD = of_energy(
     function=maximum_likelihood_loss,
     formula=formula,
+    bench={
+        "": over_batches(
+            lambda x, y, *_: model(x)(x).mean() - model(x)(y).mean(),
+            lambda x, y, *_: maximum_likelihood_loss(model(x), x, y).loss,
+        )
+    },
     formula_at=({}, PENALISED),
     variants={
         "": variant(
@@ -40,10 +46,4 @@ MAXIMUM_LIKELIHOOD = of_energy(
     sizes={"negatives": st.sampled_from([2, 1, 3])},
     permuted=("batch", "negatives"),
     second=True,
-    bench={
-        "": over_batches(
-            lambda x, y, *_: model(x)(x).mean() - model(x)(y).mean(),
-            lambda x, y, *_: maximum_likelihood_loss(model(x), x, y).loss,
-        )
-    },
 )

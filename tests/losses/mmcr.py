@@ -52,14 +52,6 @@ def lightly_mmcr() -> Loss:
 MMCR = Declaration(
     function=mmcr_loss,
     formula=formula,
-    variants={"": Variant(module=MMCRLoss(**SOME), options=SOME, shapes=("layers rows columns",))},
-    # In one dimension every direction is a kink of the norm.
-    sizes={"views": st.integers(2, 3), "dim": st.integers(2, 4)},
-    weights={"centroid_nuclear": -1.0, "local_nuclear": "local_weight"},
-    permuted=("views", "batch", "dim"),
-    scaled={("z",): {"loss": 0}},
-    shards=GROUPS,
-    second=True,
     bench={
         "": Case(
             ((64, 128), (256, 128), (512, 256)),
@@ -71,4 +63,12 @@ MMCR = Declaration(
             peer=("lightly", lightly_mmcr),
         )
     },
+    variants={"": Variant(module=MMCRLoss(**SOME), options=SOME, shapes=("layers rows columns",))},
+    # In one dimension every direction is a kink of the norm.
+    sizes={"views": st.integers(2, 3), "dim": st.integers(2, 4)},
+    weights={"centroid_nuclear": -1.0, "local_nuclear": "local_weight"},
+    permuted=("views", "batch", "dim"),
+    scaled={("z",): {"loss": 0}},
+    shards=GROUPS,
+    second=True,
 )

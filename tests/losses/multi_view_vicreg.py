@@ -46,6 +46,15 @@ def plain_multi_view(z: Tensor) -> Tensor:
 MULTI_VIEW_VICREG = Declaration(
     function=multi_view_vicreg_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (1024, 1024)),
+            four_views,
+            plain_multi_view,
+            rows=4096,
+            size_of=lambda rows: (rows, 2048),
+        )
+    },
     formula_at=({}, {"num_global": 1, "covariance_path": "gram"}),
     variants={
         "": Variant(
@@ -59,13 +68,4 @@ MULTI_VIEW_VICREG = Declaration(
     scaled={("z",): {"invariance": 2, "cov": 4, "std": 1, "rank": 0}},
     shards=GROUPS,
     second=True,
-    bench={
-        "": Case(
-            ((64, 128), (256, 128), (1024, 1024)),
-            four_views,
-            plain_multi_view,
-            rows=4096,
-            size_of=lambda rows: (rows, 2048),
-        )
-    },
 )

@@ -64,16 +64,6 @@ def plain_linear_next_token(hidden: Tensor, weight: Tensor, tokens: Tensor) -> T
 NEXT_TOKEN = Declaration(
     function=lm.next_token_loss,
     formula=formula,
-    paths=SMALL_AND_LARGE,
-    variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
-    sizes={**TEXT, "batch": st.integers(1, 3)},
-    elements={"tokens": some_tokens("vocab")},
-    overrides=NORMALIZER,
-    weights={},
-    shifted={"vocab": ("logits",)},
-    shards=LOGITS_GROUPS,
-    more={"assert_finite": {"tokens": zeros}},
-    second=True,
     bench={
         "": Case(LOGIT_SIZES, logits_and_tokens, plain_next_token),
         "bfloat16": Case(
@@ -85,6 +75,16 @@ NEXT_TOKEN = Declaration(
             dtype=torch.bfloat16,
         ),
     },
+    paths=SMALL_AND_LARGE,
+    variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
+    sizes={**TEXT, "batch": st.integers(1, 3)},
+    elements={"tokens": some_tokens("vocab")},
+    overrides=NORMALIZER,
+    weights={},
+    shifted={"vocab": ("logits",)},
+    shards=LOGITS_GROUPS,
+    more={"assert_finite": {"tokens": zeros}},
+    second=True,
 )
 
 
@@ -95,6 +95,7 @@ def of_a_head(hidden, weight, tokens, *, bias, softcap, **options):
 LINEAR_NEXT_TOKEN = Declaration(
     function=lm.linear_next_token_loss,
     formula=of_a_head,
+    bench={"": over_head(hidden_and_tokens, plain_linear_next_token)},
     variants={
         "": Variant(
             module=lm.LinearNextTokenLoss(softcap=2.0),
@@ -109,5 +110,4 @@ LINEAR_NEXT_TOKEN = Declaration(
     weights={},
     shards=HEAD_GROUPS,
     more={"assert_finite": {"tokens": zeros}},
-    bench={"": over_head(hidden_and_tokens, plain_linear_next_token)},
 )

@@ -45,6 +45,7 @@ def our_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
 NOISE_CONTRASTIVE = of_energy(
     function=noise_contrastive_loss,
     formula=formula,
+    bench={"": over_batches(plain_noise_contrastive, our_noise_contrastive)},
     variants={
         "": variant(
             NoiseContrastiveLoss(bowl, log_z=0.0),
@@ -57,5 +58,4 @@ NOISE_CONTRASTIVE = of_energy(
     weights={"data": 1.0, "noise": 1.0},
     shards={"batch_group": (("batch", "noise"), {})},
     permuted=("batch", "noise"),
-    bench={"": over_batches(plain_noise_contrastive, our_noise_contrastive)},
 )

@@ -30,6 +30,7 @@ def plain_nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
 NT_XENT = Declaration(
     function=nt_xent_loss,
     formula=formula,
+    bench={"": of_pairs(two_embeddings, plain_nt_xent)},
     paths=PATHS,
     variants={
         "": Variant(
@@ -42,5 +43,4 @@ NT_XENT = Declaration(
     symmetric=(("z1", "z2"),),
     scaled={("z1",): {"loss": 0}, ("z2",): {"loss": 0}},
     shards=GROUPS,
-    bench={"": of_pairs(two_embeddings, plain_nt_xent)},
 )

@@ -85,6 +85,7 @@ def our_partitioned(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor
 PARTITIONED = of_chunks(
     function=lm.partitioned_loss,
     formula=formula,
+    bench={"": over_chunks(plain_partitioned, our_partitioned)},
     formula_at=({}, {"partition": SOME_PAIRED, "tail_top_k": st.sampled_from((1, 8192))}),
     variants={
         "": Variant(
@@ -100,5 +101,4 @@ PARTITIONED = of_chunks(
         "l1_tail": lambda call: call["temperature"] ** 2 * call["tail_weight"],
     },
     detached=True,
-    bench={"": over_chunks(plain_partitioned, our_partitioned)},
 )

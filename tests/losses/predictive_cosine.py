@@ -37,6 +37,17 @@ def prediction_and_target(batch: int, dim: int) -> list[Tensor]:
 PREDICTIVE_COSINE = Declaration(
     function=predictive_cosine_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (4096, 256)),
+            prediction_and_target,
+            lambda p, t: -F.cosine_similarity(p, t).mean(),
+            lambda p, t: predictive_cosine_loss(p, t, form="simsiam").loss,
+            rows=2**15,
+            size_of=lambda rows: (rows, 1024),
+            peer=("lightly", lightly_cosine),
+        )
+    },
     formula_at=({"form": "simsiam"},),
     variants={
         "": Variant(
@@ -53,15 +64,4 @@ PREDICTIVE_COSINE = Declaration(
     scaled={("prediction",): {"cosine": 0}, ("target",): {"cosine": 0}},
     shards=GROUPS,
     second=True,
-    bench={
-        "": Case(
-            ((64, 128), (256, 128), (4096, 256)),
-            prediction_and_target,
-            lambda p, t: -F.cosine_similarity(p, t).mean(),
-            lambda p, t: predictive_cosine_loss(p, t, form="simsiam").loss,
-            rows=2**15,
-            size_of=lambda rows: (rows, 1024),
-            peer=("lightly", lightly_cosine),
-        )
-    },
 )

@@ -124,6 +124,7 @@ def our_linear_projected_kl(hidden: Tensor, teacher: Tensor, *others: Tensor) ->
 PROJECTED_KL = of_chunks(
     function=lm.projected_kl_loss,
     formula=formula,
+    bench={"": over_chunks(plain_projected_kl, our_projected_kl)},
     formula_at=AT,
     variants={
         "": Variant(
@@ -135,11 +136,20 @@ PROJECTED_KL = of_chunks(
         )
     },
     weights={"kl": squared_temperature},
-    bench={"": over_chunks(plain_projected_kl, our_projected_kl)},
 )
 LINEAR_PROJECTED_KL = of_chunks(
     function=lm.linear_projected_kl_loss,
     formula=of_a_head,
+    bench={
+        "": Case(
+            (),
+            chunked_head,
+            plain_linear_projected_kl,
+            our_linear_projected_kl,
+            rows=1024,
+            size_of=lambda rows: (rows, 32_768),
+        )
+    },
     formula_at=AT,
     variants={
         "": Variant(
@@ -151,14 +161,4 @@ LINEAR_PROJECTED_KL = of_chunks(
     },
     weights={"kl": squared_temperature},
     by=("hidden", "weight"),
-    bench={
-        "": Case(
-            (),
-            chunked_head,
-            plain_linear_projected_kl,
-            our_linear_projected_kl,
-            rows=1024,
-            size_of=lambda rows: (rows, 32_768),
-        )
-    },
 )

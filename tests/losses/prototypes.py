@@ -159,6 +159,7 @@ over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 
 DINO = Declaration(
     function=dino_loss,
     formula=dino,
+    bench={"": over_prototypes(of_views, plain_dino, rows=256)},
     paths=PATHS,
     formula_at=({}, SUMMED),
     variants={
@@ -175,7 +176,6 @@ DINO = Declaration(
     shifted={"prototypes": ("student_logits",)},
     by={"assert_gradients": ("student_logits",)},  # the teacher has none
     shards=GROUPS,
-    bench={"": over_prototypes(of_views, plain_dino, rows=256)},
 )
 
 
@@ -187,6 +187,7 @@ def dino_pairs(call):
 IBOT = Declaration(
     function=ibot_loss,
     formula=ibot,
+    bench={"": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024)},
     paths=PATHS,
     formula_at=({"over": "images"}, {"over": "patches"}),
     variants={
@@ -207,11 +208,18 @@ IBOT = Declaration(
     # Every rank draws the same number of images; tests/distributed has different ones.
     shards={"batch_group": ("masked", {})},
     more={"assert_sharding": {"over": "patches"}},
-    bench={"": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024)},
 )
 SWAPPED = Declaration(
     function=swapped_prediction_loss,
     formula=swapped,
+    bench={
+        "": over_prototypes(
+            logits_of_views,
+            plain_swapped,
+            lambda x: swapped_prediction_loss(x, num_global=2).loss,
+            rows=256,
+        )
+    },
     paths=PATHS,
     formula_at=({}, {"num_global": 1, "queue": None}),
     variants={
@@ -227,14 +235,6 @@ SWAPPED = Declaration(
     permuted=("batch", "prototypes"),
     shards=GROUPS,
     not_held={"assert_gradients": "gradient by logits"},  # as targets they have none
-    bench={
-        "": over_prototypes(
-            logits_of_views,
-            plain_swapped,
-            lambda x: swapped_prediction_loss(x, num_global=2).loss,
-            rows=256,
-        )
-    },
 )
 SINKHORN = Declaration(
     function=sinkhorn,

@@ -37,6 +37,7 @@ def our_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
 RANKING = of_energy(
     function=ranking_noise_contrastive_loss,
     formula=formula,
+    bench={"": over_batches(plain_ranking, our_ranking)},
     variants={
         "": variant(
             RankingNoiseContrastiveLoss(bowl),
@@ -46,5 +47,4 @@ RANKING = of_energy(
     },
     weights={"data": 1.0, "normalizer": 1.0},
     permuted=("batch", "noises"),
-    bench={"": over_batches(plain_ranking, our_ranking)},
 )

@@ -37,16 +37,16 @@ def our_score_matching(x: Tensor, _: Tensor, *__: Tensor) -> Tensor:
 SCORE_MATCHING = of_energy(
     function=score_matching_loss,
     formula=formula,
-    variants={
-        "": variant(ScoreMatchingLoss(bowl), named={"weights": "rows"}),
-        "reverse": variant(ScoreMatchingLoss(bowl, **REVERSE), options=REVERSE),
-    },
-    weights={"score_square": 0.5, "laplacian": -1.0},
     bench={
         "": over_batches(
             plain_score_matching, our_score_matching, (32, 16), (128, 64), (128, 784), rows=2**11
         )
     },
+    variants={
+        "": variant(ScoreMatchingLoss(bowl), named={"weights": "rows"}),
+        "reverse": variant(ScoreMatchingLoss(bowl, **REVERSE), options=REVERSE),
+    },
+    weights={"score_square": 0.5, "laplacian": -1.0},
 )
 TRACE = of_energy(
     function=hessian_trace, formula=lambda energy, x, **_: laplacian(energy, x), shards={}

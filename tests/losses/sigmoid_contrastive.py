@@ -48,13 +48,6 @@ def our_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 SIGMOID_CONTRASTIVE = Declaration(
     function=sigmoid_contrastive_loss,
     formula=formula,
-    paths=({}, {"termwise.joint_embedding._sigmoid_contrastive._FEW_LOGITS": 0}),
-    variants={
-        "": Variant(module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}),
-    },
-    sizes={"batch": st.integers(1, 4)},
-    weights={"positive": 1, "negative": 1},
-    shards=GROUPS,
     bench={
         "": Case(
             ((64, 128), (256, 128), (4096, 512)),
@@ -65,4 +58,11 @@ SIGMOID_CONTRASTIVE = Declaration(
             size_of=lambda rows: (rows, 512),
         )
     },
+    paths=({}, {"termwise.joint_embedding._sigmoid_contrastive._FEW_LOGITS": 0}),
+    variants={
+        "": Variant(module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}),
+    },
+    sizes={"batch": st.integers(1, 4)},
+    weights={"positive": 1, "negative": 1},
+    shards=GROUPS,
 )

@@ -27,15 +27,6 @@ SOME = {"t_max": 2.0, "knots": 5}
 SIGREG = Declaration(
     function=sigreg_loss,
     formula=formula,
-    paths=SMALL_AND_LARGE,
-    variants={"": Variant(module=SIGRegLoss(**SOME), options=SOME, named=SLICES)},
-    sizes={"batch": st.integers(1, 4), "slices": st.integers(1, 3)},
-    overrides=DRAWN,
-    weights={},
-    permuted=("batch", "dim", "slices"),
-    shards=GROUPS,
-    by={"assert_gradients": ("z",)},
-    second=True,
     bench={
         "": Case(
             ((64, 128, 64), (256, 128, 256), (1024, 512, 1024)),
@@ -47,4 +38,13 @@ SIGREG = Declaration(
             products=projections,
         )
     },
+    paths=SMALL_AND_LARGE,
+    variants={"": Variant(module=SIGRegLoss(**SOME), options=SOME, named=SLICES)},
+    sizes={"batch": st.integers(1, 4), "slices": st.integers(1, 3)},
+    overrides=DRAWN,
+    weights={},
+    permuted=("batch", "dim", "slices"),
+    shards=GROUPS,
+    by={"assert_gradients": ("z",)},
+    second=True,
 )

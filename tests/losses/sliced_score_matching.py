@@ -42,6 +42,7 @@ def our_sliced(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
 SLICED = of_energy(
     function=sliced_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_sliced, our_sliced, *BATCHES)},
     variants={
         "": variant(
             SlicedScoreMatchingLoss(bowl, variance_reduced=False),
@@ -52,5 +53,4 @@ SLICED = of_energy(
     weights={"score_square": 0.5, "curvature": -1.0},
     overrides=PROJECTIONS,
     permuted=("batch", "projections"),
-    bench={"": over_batches(plain_sliced, our_sliced, *BATCHES)},
 )

@@ -59,6 +59,13 @@ def plain_supervised(z: Tensor, labels: Tensor) -> Tensor:
 SUPERVISED_CONTRASTIVE = Declaration(
     function=supervised_contrastive_loss,
     formula=formula,
+    bench={
+        "": of_pairs(
+            of_ten_classes,
+            plain_supervised,
+            lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
+        )
+    },
     formula_at=({"positives": "outside"}, {"positives": "inside"}),
     paths=PATHS,
     variants={
@@ -70,11 +77,4 @@ SUPERVISED_CONTRASTIVE = Declaration(
     permuted=("batch", "dim"),
     scaled={("z",): {"loss": 0}},
     shards=GROUPS,
-    bench={
-        "": of_pairs(
-            of_ten_classes,
-            plain_supervised,
-            lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
-        )
-    },
 )

@@ -37,6 +37,16 @@ def our_variance(weight: Tensor) -> Tensor:
 TARGETED_VARIANCE = Declaration(
     function=targeted_variance_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((256, 64), (4096, 512), (50_000, 1024)),
+            embeddings,
+            plain_variance,
+            our_variance,
+            rows=8192,
+            size_of=lambda rows: (rows, 4096),
+        )
+    },
     variants={
         "": Variant(module=MODULE, options=NUMBERS),
         "masked": Variant(module=MODULE, options=NUMBERS, masks=("valid_rows",)),
@@ -49,14 +59,4 @@ TARGETED_VARIANCE = Declaration(
     optimum=lambda call: {"weight": 0 * call["weight"], "target": 0.0, "valid_rows": None},
     shards={"vocab_group": ("vocab", {"grad_reduction": "sum"})},
     second=True,
-    bench={
-        "": Case(
-            ((256, 64), (4096, 512), (50_000, 1024)),
-            embeddings,
-            plain_variance,
-            our_variance,
-            rows=8192,
-            size_of=lambda rows: (rows, 4096),
-        )
-    },
 )

@@ -36,6 +36,7 @@ def x_latents_x_hat(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
 TOPK = of_latents(
     function=topk_loss,
     formula=formula,
+    bench={"": over_latents(x_latents_x_hat, plain_topk)},
     variants={
         "": Variant(
             module=TopKObjective(TopK(aux_coeff=0.5)),
@@ -51,5 +52,4 @@ TOPK = of_latents(
     ignores=("f", "f.values"),  # only counted
     scaled={("x", "x_hat", "target"): {"mse": 2}},
     optimum=lambda call: {"x_hat": call["x"], "target": None, "aux": None, "mask": None},
-    bench={"": over_latents(x_latents_x_hat, plain_topk)},
 )

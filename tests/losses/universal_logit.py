@@ -40,6 +40,7 @@ def our_universal_logit(student: Tensor, teacher: Tensor, *others: Tensor) -> Te
 UNIVERSAL_LOGIT = of_chunks(
     function=lm.universal_logit_loss,
     formula=formula,
+    bench={"": over_chunks(plain_universal_logit, our_universal_logit)},
     variants={
         "": Variant(
             module=lm.UniversalLogitLoss(), shapes=LOGITS, made=aligned, masks=("sample_mask",)
@@ -52,5 +53,4 @@ UNIVERSAL_LOGIT = of_chunks(
         "student_vocab",
         {"grad_reduction": "sum", "sizes": {"student_vocab": [(3, 2), (2, 0, 3)]}},
     ),
-    bench={"": over_chunks(plain_universal_logit, our_universal_logit)},
 )

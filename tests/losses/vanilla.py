@@ -49,6 +49,7 @@ def our_vanilla(x: Tensor, f: Tensor, x_hat: Tensor) -> Tensor:
 VANILLA = of_latents(
     function=vanilla_loss,
     formula=formula,
+    bench={"": over_latents(x_f_x_hat, plain_vanilla, our_vanilla)},
     variants={
         "plain": Variant(module=MODULE, options=NUMBERS, shapes=CODED),
         "masked": Variant(
@@ -64,5 +65,4 @@ VANILLA = of_latents(
     also_in_graph=("l1",),
     scaled={("x", "x_hat", "target"): {"mse": 2, "sparsity": 0}},
     optimum=lambda call: {"x_hat": call["x"], "target": None, "sparsity_coeff": 0.0, "mask": None},
-    bench={"": over_latents(x_f_x_hat, plain_vanilla, our_vanilla)},
 )

@@ -33,15 +33,6 @@ def plain_variance_covariance(z: Tensor) -> Tensor:
 VARIANCE_COVARIANCE = Declaration(
     function=variance_covariance_loss,
     formula=formula,
-    formula_at=({}, {"covariance_path": "gram"}),
-    variants={"": Variant(module=VarianceCovarianceLoss(**SOME), options=SOME)},
-    sizes={"batch": st.integers(2, 4)},
-    weights={"var": "var_weight", "cov": "cov_weight"},
-    permuted=("batch", "dim"),
-    shifted={"batch": ("z",)},
-    scaled={("z",): {"cov": 4, "std": 1, "rank": 0}},
-    shards=GROUPS,
-    second=True,
     bench={
         "": Case(
             ((64, 128), (256, 128), (2048, 2048)),
@@ -52,4 +43,13 @@ VARIANCE_COVARIANCE = Declaration(
             products=view_products,
         )
     },
+    formula_at=({}, {"covariance_path": "gram"}),
+    variants={"": Variant(module=VarianceCovarianceLoss(**SOME), options=SOME)},
+    sizes={"batch": st.integers(2, 4)},
+    weights={"var": "var_weight", "cov": "cov_weight"},
+    permuted=("batch", "dim"),
+    shifted={"batch": ("z",)},
+    scaled={("z",): {"cov": 4, "std": 1, "rank": 0}},
+    shards=GROUPS,
+    second=True,
 )

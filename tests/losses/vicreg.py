@@ -44,21 +44,6 @@ def plain_vicreg(z1: Tensor, z2: Tensor) -> Tensor:
 VICREG = Declaration(
     function=vicreg_loss,
     formula=formula,
-    formula_at=({}, {"covariance_path": "gram"}, {"covariance_path": "covariance"}),
-    variants={
-        "": Variant(module=VICRegLoss(**SOME), options=SOME, shapes=PAIR),
-        "gram": Variant(module=VICRegLoss(**GRAM), options=GRAM, shapes=PAIR),
-    },
-    sizes={"batch": st.integers(2, 4)},
-    weights={"sim": "sim_weight", "var": "var_weight", "cov": "cov_weight"},
-    permuted=("batch", "dim"),
-    symmetric=(("z1", "z2"),),
-    shifted={"batch": ("z1", "z2")},
-    scaled={("z1", "z2"): {"sim": 2, "cov": 4, "std": 1, "rank": 0}},
-    shards=GROUPS,
-    # The path that exchanges rows and columns; test_losses_over_ranks.py tries every path.
-    more={"assert_sharding": {"covariance_path": "gram"}},
-    second=True,
     bench={
         "": Case(
             ((32, 64), (256, 128), (2048, 2048)),
@@ -77,4 +62,19 @@ VICREG = Declaration(
             products=view_products,
         ),
     },
+    formula_at=({}, {"covariance_path": "gram"}, {"covariance_path": "covariance"}),
+    variants={
+        "": Variant(module=VICRegLoss(**SOME), options=SOME, shapes=PAIR),
+        "gram": Variant(module=VICRegLoss(**GRAM), options=GRAM, shapes=PAIR),
+    },
+    sizes={"batch": st.integers(2, 4)},
+    weights={"sim": "sim_weight", "var": "var_weight", "cov": "cov_weight"},
+    permuted=("batch", "dim"),
+    symmetric=(("z1", "z2"),),
+    shifted={"batch": ("z1", "z2")},
+    scaled={("z1", "z2"): {"sim": 2, "cov": 4, "std": 1, "rank": 0}},
+    shards=GROUPS,
+    # The path that exchanges rows and columns; test_losses_over_ranks.py tries every path.
+    more={"assert_sharding": {"covariance_path": "gram"}},
+    second=True,
 )

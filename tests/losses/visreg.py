@@ -52,6 +52,17 @@ def plain_visreg(z: Tensor, a: Tensor) -> Tensor:
 VISREG = Declaration(
     function=visreg_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128, 64), (256, 128, 256), (512, 512, 4096)),
+            views_along_slices,
+            plain_visreg,
+            lambda z, a: visreg_loss(z, slices=a).loss,
+            rows=2048,
+            size_of=lambda rows: (rows, 512, 4096),
+            products=projections,
+        )
+    },
     formula_at=({}, {"num_global": None}),
     paths=SMALL_AND_LARGE,
     variants={
@@ -80,15 +91,4 @@ VISREG = Declaration(
     by={"assert_gradients": ("z",)},
     # The standard deviation that rows are divided by has no gradient, though it depends on z.
     not_held={"assert_gradients": "visreg_loss: loss's gradient by z is"},
-    bench={
-        "": Case(
-            ((64, 128, 64), (256, 128, 256), (512, 512, 4096)),
-            views_along_slices,
-            plain_visreg,
-            lambda z, a: visreg_loss(z, slices=a).loss,
-            rows=2048,
-            size_of=lambda rows: (rows, 512, 4096),
-            products=projections,
-        )
-    },
 )
