@@ -970,7 +970,7 @@ def _deviation_and_mean(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
 
 
 def _extreme(select: Any, of_two: Any, of_all: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """Take torch.max or torch.min, which are three functions in one."""
+    """Apply torch.max or torch.min, which are three functions in one."""
     if not args and not kwargs:
         return of_all(input, tuple(range(input.ndim)))
     other = args[0] if args else kwargs.get("other")

@@ -30,7 +30,7 @@ class MissingDerivativeError(NotImplementedError):
 
 @contextmanager
 def in_our_words(caller: str) -> Generator[None, None, None]:
-    """Say what torch says about derivatives, and of coupled rows, in the name of a loss."""
+    """Raise errors of torch about derivatives, and of coupled rows, in the name of a loss."""
     try:
         yield
     except CoupledRowsError as problem:
