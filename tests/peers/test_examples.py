@@ -93,15 +93,15 @@ OVER_RANKS = [("termwise", 60), ("termwise", 61), ("open_clip", 60)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Train CLIP over two ranks with each loss, in a folder of its name."""
-    folder, jobs = tmp_path_factory.mktemp("clip"), []
-    for loss, batch in OVER_RANKS:
-        place = folder / f"{loss}-{batch}"
-        place.mkdir()
-        jobs += [str(place), "2", f"{ROOT}/tests/peers/clip_ranks.py {loss} {batch}"]
+    """Train over two ranks, each run in a folder of its name."""
+    folder, jobs = tmp_path_factory.mktemp("ranks"), []
+    runs = {f"{loss}-{batch}": f"clip_ranks.py {loss} {batch}" for loss, batch in OVER_RANKS}
+    for name, command in {**runs, "hf": "hf_ranks.py"}.items():
+        (folder / name).mkdir()
+        jobs += [str(folder / name), "2", f"{ROOT}/tests/peers/{command}"]
     paths = [str(ROOT / path) for path in ("src", "tests/peers", "docs/pages/examples")]
     done = subprocess.run(
-        [sys.executable, f"{ROOT}/tests/fork_ranks.py", "installed,clip_ranks", *jobs],
+        [sys.executable, f"{ROOT}/tests/fork_ranks.py", "installed,clip_ranks,hf_ranks", *jobs],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -126,6 +126,13 @@ def test_clip_over_ranks_is_one_process_and_open_clip(loss, batch, folder):
         assert_close(torch.load(place / "parameters"), alone, rtol=0, atol=1e-9)
     start = open_clip_loop.clip().state_dict()
     assert any(not torch.equal(start[name].double(), value) for name, value in alone.items())
+
+
+def test_the_trainer_over_ranks_takes_the_steps_that_it_takes_with_its_own_loss(folder):
+    assert (folder / "hf/codes").read_text() == "0 0", (folder / "hf/err").read_text()
+    found = torch.load(folder / "hf/found")
+    assert found["apart"] < 1e-5
+    assert 3.5 < found["loss"] < 4.5  # about log 64
 
 
 class Recorded:
