@@ -33,8 +33,8 @@ def in_our_words(caller: str) -> Generator[None, None, None]:
     """Raise errors of torch about derivatives, and of coupled rows, in the name of a loss."""
     try:
         yield
-    except CoupledRowsError as problem:
-        raise ValueError(f"{caller} {problem}") from None
+    except CoupledRowsError as coupled:
+        raise ValueError(f"{caller} {coupled}") from None
     except RuntimeError as error:
         text = str(error).partition("\n")[0]
         for words, problem in _PROBLEMS.items():
