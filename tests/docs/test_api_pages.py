@@ -1,12 +1,13 @@
 """Every public name stands on one page of the documentation, and every loss has a page of its own.
 
-Read from the pages' `:::` lines. Nothing is built but what the build's hooks add to a loss's page:
-its picture, and its names in other libraries.
+Read from the `:::` lines of the pages as the hooks of mkdocs write them: nothing is built but the
+picture of each loss.
 """
 
 import html
 import inspect
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,7 +22,11 @@ import termwise
 import termwise.testing
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {page: page.read_text() for page in sorted((DOCS / "pages/api").rglob("*.md"))}
+WRITTEN = runpy.run_path(str(DOCS / "names.py"))["written"]
+PAGES = {
+    page: WRITTEN(page.read_text(), page.relative_to(DOCS / "pages").as_posix())
+    for page in sorted((DOCS / "pages/api").rglob("*.md"))
+}
 FAMILIES = {
     "termwise": termwise,
     "termwise.energy": termwise.energy,
@@ -125,7 +130,7 @@ def page_of(loss: str) -> str:
 
 def text_of(loss: str) -> str:
     page = SimpleNamespace(file=SimpleNamespace(src_uri=page_of(loss)))
-    return peers.on_page_markdown((DOCS / "pages" / page_of(loss)).read_text(), page=page)
+    return peers.on_page_markdown(PAGES[DOCS / "pages" / page_of(loss)], page=page)
 
 
 # What a part needs to have in its section. Signature, formula and references are those of the
