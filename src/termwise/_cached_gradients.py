@@ -211,5 +211,5 @@ def _set_random_states(states: Sequence[Tensor]) -> None:
 
 def _random_modules() -> list[Any]:
     """Return the modules that hold a global generator: of the CPU, and of the accelerator."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     return [torch.random, *([torch.get_device_module(accelerator)] if accelerator else [])]

@@ -138,7 +138,8 @@ class _Differentiable(Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(ctx.others)
         values = [
-            x if x is not None else other for x, other in zip(tensors, ctx.others, strict=False)
+            x if x is not None else other
+            for x, other in zip(tensors[:count], ctx.others, strict=True)
         ]
         needs = dict(zip(ctx.operator.fields, ctx.needs_input_grad[3:], strict=True))
         inputs = ctx.operator.record(iter(values))

@@ -97,7 +97,9 @@ def test_the_state_of_an_accelerator_is_restored_too(monkeypatch):
     device = SimpleNamespace(state=torch.zeros(()))
     device.get_rng_state = lambda: device.state
     device.set_rng_state = lambda state: setattr(device, "state", state)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda _: device)
     seen = []
 

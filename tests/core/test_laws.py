@@ -45,13 +45,13 @@ def hold(name: str, law: str, *arguments: Any, **more: Any) -> None:
     if law in of.by:
         told["arguments"] = of.by[law]
     if law in of.not_held:
-        usual = hypothesis.settings.get_current_profile_name()
+        hypothesis.settings.register_profile("usual", hypothesis.settings.default)
         hypothesis.settings.load_profile("unshrunk")
         try:
             with pytest.raises((AssertionError, ValueError), match=of.not_held[law]):
                 run(of.function, *arguments, **told)
         finally:
-            hypothesis.settings.load_profile(usual)
+            hypothesis.settings.load_profile("usual")
     else:
         run(of.function, *arguments, **told)
 
