@@ -57,7 +57,7 @@ def cross_moments(
     """Compute the diagonal of the cross-correlation and the energy off it.
 
     Args:
-        a: this rank's rows of one batch, "batch dim". Halves are lifted to float32.
+        a: this rank's rows of one batch, "batch dim". Half precision is converted to float32.
         b: of the other one.
         counts: `_groups.row_counts(a, group)`.
         correction: the variance is the sum of squares / (n - correction).

@@ -72,7 +72,7 @@ def conditional_noise_contrastive_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 float64 elements. Does not synchronize with the
+        all rows. Each rank sends one sum of 4 float64 elements. Does not synchronize with the
         device. Autocast is off inside, for the energy too unless it enters autocast itself.
 
     Raises:

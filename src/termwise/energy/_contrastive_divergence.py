@@ -113,9 +113,9 @@ def contrastive_divergence_loss(
     Returns:
         The terms of all rows, the same on every rank but for `negatives`. Without a row of either
         kind they are NaN. Gradient: combined over ranks as `grad_reduction` says, it is the
-        gradient of one process that holds all rows. Sent by each rank: one sum of 6 float64
-        elements. Does not synchronize with the device. Autocast is off inside, for the energy and
-        the sampler too unless they enter autocast themselves.
+        gradient of one process that holds all rows. Each rank sends one sum of 6 float64 elements.
+        Does not synchronize with the device. Autocast is off inside, for the energy and the sampler
+        too unless they enter autocast themselves.
 
     Raises:
         ContractError: shapes or dtypes do not fit, the energy does not return one floating number

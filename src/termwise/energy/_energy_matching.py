@@ -93,7 +93,7 @@ def energy_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of any kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: one sum of 2 float64 elements, of 5 with negatives,
+        that holds all rows. Each rank sends one sum of 2 float64 elements, of 5 with negatives,
         which all ranks have or none. Does not synchronize with the device. Autocast is off inside,
         for the energy too unless it enters autocast itself.
 

@@ -77,14 +77,14 @@ def contrastive_divergence_kl_term(
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. Two samples that are the same, or one that
-        is among the neighbours, have the distance 0: the entropy is -inf, the loss inf and the
+        The terms of all rows, the same on every rank. Two samples that are the same, or one that is
+        among the neighbours, have the distance 0: the entropy is -inf, the loss inf and the
         gradient not finite; nothing is clamped. Samples in half precision are often the same.
         Gradient: by the samples, exact, of the first order (a second derivative is refused).
         Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Memory: n x n distances, n x m
-        with neighbours, in float64. Does not synchronize with the device. Autocast is off inside,
-        for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Memory: n x n distances, n x m with
+        neighbours, in float64. Does not synchronize with the device. Autocast is off inside, for
+        the energy too unless it enters autocast itself.
 
     Raises:
         ContractError: wrong shapes or dtypes, or an energy that does not return one floating number

@@ -75,9 +75,9 @@ def maximum_likelihood_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: one sum of 4 float64 elements. Does not
-        synchronize with the device. Autocast is off inside, for the energy too unless it enters
-        autocast itself.
+        that holds all rows. Each rank sends one sum of 4 float64 elements. Does not synchronize
+        with the device. Autocast is off inside, for the energy too unless it enters autocast
+        itself.
 
     Raises:
         ContractError: wrong shapes or dtypes, or an energy that does not return one floating number

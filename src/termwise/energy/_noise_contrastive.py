@@ -78,9 +78,9 @@ def noise_contrastive_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: two counts, then one sum of 6 float64 elements.
-        Does not synchronize with the device. Autocast is off inside, for the energy too unless it
-        enters autocast itself.
+        that holds all rows. Each rank sends two counts, then one sum of 6 float64 elements. Does
+        not synchronize with the device. Autocast is off inside, for the energy too unless it enters
+        autocast itself.
 
     Raises:
         ContractError: wrong shapes or dtypes, or an energy that does not return one floating number

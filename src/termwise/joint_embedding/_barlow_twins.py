@@ -78,8 +78,8 @@ def barlow_twins_loss(
 
     No dim x dim matrix is stored on the CPU, and a quarter of it at a time beyond a dim of 4096 on
     an accelerator. Where 2 * batch <= dim (over all ranks) two batch x batch Gram matrices are
-    formed instead, as strips: ||A^T B||^2 = <A A^T, B B^T>. Halves are lifted to float32 first,
-    with or without autocast.
+    formed instead, as strips: ||A^T B||^2 = <A A^T, B B^T>. Half precision is converted to float32
+    first, with or without autocast.
 
     Maps: einops.rearrange(z, "b c h w -> (b h w) c") takes the statistics of each channel over
     positions as well, "b c h w -> b (c h w)" those of each channel at each position.

@@ -47,8 +47,8 @@ def decoupled_contrastive_loss(
     over the pairs of all ranks, without a gradient.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored. Halves are converted to float32 first, with or without autocast. A non-finite value
-    gives a non-finite loss.
+    stored. Half precision is converted to float32 first, with or without autocast. A non-finite
+    value gives a non-finite loss.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample;

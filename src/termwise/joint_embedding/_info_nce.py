@@ -60,8 +60,8 @@ def info_nce_loss(
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x candidates tensor
     is stored. Near convergence the value and the gradient in float32 keep their relative precision:
-    see `tests/bench/bench_contrast.py`. Halves are converted to float32 first, with or without
-    autocast. A non-finite value gives a non-finite loss.
+    see `tests/bench/bench_contrast.py`. Half precision is converted to float32 first, with or
+    without autocast. A non-finite value gives a non-finite loss.
 
     Args:
         queries (Float[Tensor, "batch dim"]): one embedding for each sample. Of a feature map, or of

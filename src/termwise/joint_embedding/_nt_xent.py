@@ -37,7 +37,7 @@ def nt_xent_loss(
     over the n rows of z1 and the n rows of z2, with p(i) the other view of the sample.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored; on one rank those of the upper triangle, for the matrix is symmetric. Halves are
+    stored; on one rank those of the upper triangle, for the matrix is symmetric. Half precision is
     converted to float32 first, with or without autocast. A non-finite value gives a non-finite
     loss.
 

@@ -43,8 +43,8 @@ def predictive_cosine_loss(
 
     The first is computed as the squared difference that it is, which does not cancel where the
     directions agree. Both losses are symmetric in training: add the one of the views' other order.
-    Halves are lifted to float32 first, with or without autocast. A row of zeros stays zeros: its
-    cosine is 0, its squared difference 1.
+    Half precision is converted to float32 first, with or without autocast. A row of zeros stays
+    zeros: its cosine is 0, its squared difference 1.
 
     Maps: einops.rearrange(z, "b c h w -> (b h w) c") compares each position, "b c h w -> b (c h
     w)" whole images.

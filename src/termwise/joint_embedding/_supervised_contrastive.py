@@ -52,8 +52,8 @@ def supervised_contrastive_loss(
     label for each sample is NT-Xent.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored. Halves are converted to float32 first, with or without autocast. A non-finite value
-    gives a non-finite loss.
+    stored. Half precision is converted to float32 first, with or without autocast. A non-finite
+    value gives a non-finite loss.
 
     Args:
         z (Float[Tensor, "batch dim"]): embeddings, divided by their norms here. Of a feature map,

@@ -65,8 +65,8 @@ def spread(
     """Compute how far the views are apart.
 
     Args:
-        z: this rank's rows, "views batch dim"; the first `num_global` views are global. Halves are
-            lifted to float32.
+        z: this rank's rows, "views batch dim"; the first `num_global` views are global. Half
+            precision is converted to float32.
         num_global: None: all views are.
         rows: over all ranks.
         group: process group whose ranks hold different rows; one sum of two numbers is sent. None:

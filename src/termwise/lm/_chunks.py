@@ -143,7 +143,7 @@ def chunk_average_log_probs(
 
     Args:
         log_probs (Float[Tensor, "batch time vocab"]): a row for each position. Half precision is
-            lifted to float32.
+            converted to float32.
         chunk_id (Int[Tensor, "batch time"]): the chunk of each position, -1 for none. Positions are
             those of log_probs: where the ids are of tokens, shift them by one first.
         max_chunks: how many chunks a sample has room for; ids are below it.
@@ -154,7 +154,7 @@ def chunk_average_log_probs(
         tuple[Float[Tensor, "batch chunks vocab"], Float[Tensor, "batch chunks"]]: the means, 0 for
         an empty chunk, and the sizes n, as floats; the same on every rank. Gradient: where what
         follows is the same on every rank, each rank's is its positions' part of the whole gradient;
-        nothing is to be averaged. Sent by each rank: one sum of batch * max_chunks * (vocab + 1)
+        nothing is to be averaged. Each rank sends one sum of batch * max_chunks * (vocab + 1)
         elements.
 
     Raises:

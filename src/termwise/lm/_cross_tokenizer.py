@@ -155,11 +155,11 @@ def cross_tokenizer_loss(
     Returns:
         The terms of the whole batch, the same on every rank; so are s, the weights and the choice,
         for they are made of sums over ranks. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no token and
-        no chunk counts, loss and gradient are 0. Every teacher is compared whatever is chosen, so
-        each rank sends the same without synchronizing with the device. Kept for the backward pass:
-        the logits, and for each teacher with an alignment a gradient of the student's logits.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
+        and no chunk counts, loss and gradient are 0. Every teacher is compared whatever is chosen,
+        so each rank sends the same without synchronizing with the device. Saved for the backward
+        pass: the logits, and for each teacher with an alignment a gradient of the student's logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

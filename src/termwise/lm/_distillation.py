@@ -115,14 +115,14 @@ def distillation_loss(
 
     Returns:
         The terms of all positions, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no position
-        counts, loss and gradient are 0. Second derivatives are right without a group and refused
-        with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank's is its part of the whole gradient, and nothing is to be averaged. Where no
+        position counts, loss and gradient are 0. Second derivatives are correct without a group and
+        raise NotImplementedError with one. Each rank sends, over vocab_group, 5 numbers for each
         position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
-        elements over the last two groups. Kept for the backward pass: both logits as given, and the
-        student's gradient, which is made with the value. Does not synchronize with the device. On
-        an accelerator the logits are read in 8 blocks at most, of at least 2^26 logits.
+        elements over the last two groups. Saved for the backward pass: both logits as given, and
+        the student's gradient, which is made with the value. Does not synchronize with the device.
+        On an accelerator the logits are read in 8 blocks at most, of at least 2^26 logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -34,8 +34,8 @@ def linear_next_token_loss(
     $$x_t = W h_t + b, \qquad \text{or } c \tanh(x_t / c) \text{ of it with a softcap } c,$$
 
     with the gradients of h, W and b in place of that of x. Neither x nor its gradient is ever held
-    for more than a block of positions. Half precision is lifted to float32, the weight as a whole,
-    whatever autocast says; the gradients are summed in float32 and rounded once.
+    for more than a block of positions. Half precision is converted to float32, the weight as a
+    whole, whatever autocast says; the gradients are summed in float32 and rounded once.
 
     Args:
         hidden (Float[Tensor, "batch time d_model"]): h, what the head is applied to, a row for each
@@ -62,16 +62,16 @@ def linear_next_token_loss(
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process. Over vocab_group those of weight and bias
-        are of this rank's rows, and that of hidden, which the backward pass sums over the group, is
-        whole on every rank. Over sequence_group that of hidden is of this rank's positions, and
-        those of weight and bias are their share, to be *summed* over the group by the trainer.
-        Where no token counts, loss and gradient are 0. A token beyond the vocabulary makes the loss
-        NaN. Second derivatives are refused (`NotImplementedError`). Sent by each rank: as in
-        next_token_loss, and over vocab_group the gradient of hidden. Kept for the backward pass:
-        the gradients of hidden, weight and bias, in float32. Does not synchronize with the device.
-        The number of kernels grows by a block of about 2^26 logits; compiled, the loss is one
-        operator.
+        `grad_reduction` says, it equals that of one process. Over vocab_group those of weight and
+        bias are of this rank's rows, and that of hidden, which the backward pass sums over the
+        group, is whole on every rank. Over sequence_group that of hidden is of this rank's
+        positions, and those of weight and bias are their share, to be *summed* over the group by
+        the trainer. Where no token counts, loss and gradient are 0. A token beyond the vocabulary
+        makes the loss NaN. Second derivatives raise NotImplementedError. Each rank sends the same
+        as in next_token_loss, and over vocab_group the gradient of hidden. Saved for the backward
+        pass: the gradients of hidden, weight and bias, in float32. Does not synchronize with the
+        device. The number of kernels grows by a block of about 2^26 logits; compiled, the loss is
+        one operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -57,8 +57,8 @@ def linear_projected_kl_loss(
 
     $$x_t = W h_t$$
 
-    with the gradients of h and W in place of that of x. Neither x nor its gradient is ever held
-    for more than a block of chunks. Half precision is lifted to float32, the weight as a whole,
+    with the gradients of h and W in place of that of x. Neither x nor its gradient is ever held for
+    more than a block of chunks. Half precision is converted to float32, the weight as a whole,
     whatever autocast says; the gradients are summed in float32 and rounded once.
 
     Args:
@@ -95,8 +95,8 @@ def linear_projected_kl_loss(
         `grad_reduction` says. Over vocab_group that of weight is of this rank's rows, and that of
         hidden, which is summed over the group, is whole on every rank. Over sequence_group that of
         hidden is of this rank's positions, and that of weight is their share, to be *summed* over
-        the group by the trainer. Second derivatives are refused (`NotImplementedError`). Does not
-        synchronize with the device.
+        the group by the trainer. Second derivatives raise NotImplementedError. Does not synchronize
+        with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -65,13 +65,13 @@ def next_token_loss(
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
         counts, loss and gradient are 0. A token beyond the vocabulary makes the loss NaN, and the
-        gradient of the position that predicts it. Second derivatives are right without a group and
-        refused with one (`NotImplementedError`). Sent by each rank: over vocab_group 4 numbers for
+        gradient of the position that predicts it. Second derivatives are correct without a group
+        and raise NotImplementedError with one. Each rank sends, over vocab_group, 4 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
-        the last two groups. Kept for the backward pass: the logits as given and their gradient,
+        the last two groups. Saved for the backward pass: the logits as given and their gradient,
         which is made with the value. Does not synchronize with the device. On an accelerator the
         logits are read in 8 blocks at most, of at least 2^26 logits.
 

@@ -82,9 +82,9 @@ def projected_kl_loss(
       and equal models have a divergence of exactly 0.
     - 0 log 0 is 0.
 
-    Neither the probabilities nor their projection are ever held for all positions: blocks of
-    chunks are read, and their gradient written, one after another. Half precision is lifted to
-    float32 within a block, whatever autocast says.
+    Neither the probabilities nor their projection are ever held for all positions: blocks of chunks
+    are read, and their gradient written, one after another. Half precision is converted to float32
+    within a block, whatever autocast says.
 
     Args:
         student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
@@ -127,12 +127,12 @@ def projected_kl_loss(
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
-        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
-        Sent for each chunk: over vocab_group and sequence_group the columns once, and over
-        sequence_group the teacher's vocabulary once; for each position over vocab_group 3 numbers.
-        Does not synchronize with the device.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
+        counts, loss and gradient are 0. Second derivatives raise NotImplementedError. Sent for each
+        chunk: over vocab_group and sequence_group the columns once, and over sequence_group the
+        teacher's vocabulary once; for each position over vocab_group 3 numbers. Does not
+        synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -42,7 +42,7 @@ def targeted_variance_loss(
     V = \frac{1}{|R|} \sum_{r \in R} \frac{1}{d} \sum_j (w_{rj} - \bar{w}_r)^2$$
 
     over all counted rows R on all ranks, with the biased variance of each row. Inputs in half
-    precision are lifted to float32, block by block: in bfloat16 itself a variance of 1.002 is 1
+    precision are converted to float32, block by block: in bfloat16 itself a variance of 1.002 is 1
     and gives neither loss nor gradient. One pass reads the weight, another writes its gradient;
     there is no other tensor of its size.
 
@@ -61,7 +61,7 @@ def targeted_variance_loss(
         The terms of the whole matrix, the same on every rank. Gradient: each rank's is its shard of
         the whole matrix's gradient; nothing is to be averaged. Second derivatives, in eager and in
         reverse mode, are right without a group and refused with one (`NotImplementedError`);
-        PyTorch refuses forward mode. Sent by each rank: one sum of 2 float64 elements. Does not
+        PyTorch refuses forward mode. Each rank sends one sum of 2 float64 elements. Does not
         synchronize with the device.
 
     Raises:

@@ -99,11 +99,11 @@ def universal_logit_loss(
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
-        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
-        Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
-        over sequence_group the teacher's. Does not synchronize with the device.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
+        counts, loss and gradient are 0. Second derivatives raise NotImplementedError. Sent for each
+        chunk: over vocab_group and sequence_group the student's vocabulary once, and over
+        sequence_group the teacher's. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

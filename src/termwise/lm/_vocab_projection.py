@@ -441,7 +441,7 @@ class VocabProjection:
     ) -> Float[Tensor, "*batch teacher_vocab"]:
         """Carry distributions over the student's vocabulary to the teacher's.
 
-        Half precision is lifted to float32, whatever autocast says. Linear in probs, and
+        Half precision is converted to float32, whatever autocast says. Linear in probs, and
         differentiable in it as often as is wanted.
         """
         if probs.shape[-1] != self.student_vocab:
