@@ -103,7 +103,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     function = cast("types.FunctionType", fn)
     check = _Check(function)
 
-    # Marked as constant, Dynamo runs it while it traces, and does not trace it.
+    # Because it is marked as constant, Dynamo runs it while tracing instead of tracing it.
     def ready() -> None:
         if "made" not in scope:
             scope["made"] = check.generated()
