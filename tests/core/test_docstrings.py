@@ -92,9 +92,9 @@ def test_a_docstring_says_return_and_compute():
 
 # One meaning, one sentence; what else a loss has to say of the argument follows it.
 _OTHERS = (
-    "enter no term and no gradient|"
-    "enter neither the value nor the gradient|"
-    "keep nothing and get no gradient"
+    "affect no term and no gradient|"
+    "affect neither the value nor the gradient|"
+    "keep no latents and get no gradient"
 )
 SENTENCES = {
     "batch_group": (
@@ -106,7 +106,7 @@ SENTENCES = {
     ),
     "mask": (
         r"(rows|samples|tokens|student tokens) that count; "
-        rf"the others ({_OTHERS}), whatever they hold\. None: all\b"
+        rf"the others ({_OTHERS}), even if they are NaN\. None: all\b"
     ),
 }
 

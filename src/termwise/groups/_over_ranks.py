@@ -95,8 +95,8 @@ def mean_over_ranks(
     Args:
         rows (Float[Tensor, "rows *event"]): this rank's rows, in any number, 0 included.
         group: process group whose ranks hold different rows. None: no communication.
-        mask (Bool[Tensor, " rows"] | None): rows that count; the others enter neither the value nor
-            the gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " rows"] | None): rows that count; the others affect neither the value
+            nor the gradient, even if they are NaN. None: all.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 

@@ -134,8 +134,8 @@ def cross_tokenizer_loss(
         tail_top_k: of `partitioned_loss`.
         teacher_mean: of `projected_kl_loss`.
         exact_only: of the losses over chunks.
-        mask (Bool[Tensor, "batch time"] | None): student tokens that count; the others enter
-            no term and no gradient, whatever they hold. None: all but the negative ones. It is for
+        mask (Bool[Tensor, "batch time"] | None): student tokens that count; the others affect no
+            term and no gradient, even if they are NaN. None: all but the negative ones. It is for
             cross-entropy and for every teacher: a chunk counts if all its student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count, for the teachers too. None:
             all.

@@ -98,8 +98,8 @@ def distillation_loss(
             loss is never larger than that of all tokens. "zero": the teacher is normalised among S
             and has 0 elsewhere, the student keeps its probabilities, so the reverse divergence is
             infinite.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
             predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as

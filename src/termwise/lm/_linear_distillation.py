@@ -89,8 +89,8 @@ def linear_distillation_loss(
         softcap: c of the student, positive and finite. None: its logits are not bounded.
         teacher_bias (Float[Tensor, " vocab"] | None): of the teacher's head. None: 0.
         teacher_softcap: c of the teacher. None: its logits are not bounded.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
             predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, of divergence and

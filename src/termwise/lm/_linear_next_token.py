@@ -45,8 +45,8 @@ def linear_next_token_loss(
         bias (Float[Tensor, " vocab"] | None): b, of the head. None: 0.
         softcap: c, positive and finite: the bound of the logits of models that have one (Gemma 2's
             `final_logit_softcapping`). None: the logits are not bounded.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
             predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, as in next_token_loss.

@@ -76,8 +76,8 @@ def linear_projected_kl_loss(
         teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
         teacher_mean: "log", "log_normalized" or "prob".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of

@@ -47,8 +47,8 @@ def next_token_loss(
     Args:
         logits (Float[Tensor, "batch time vocab"]): x, unnormalised, a row for each position.
         tokens (Int[Tensor, "batch time"]): y. A negative one (padding, -100) does not count.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
             predicts does.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as

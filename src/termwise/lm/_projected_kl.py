@@ -107,8 +107,8 @@ def projected_kl_loss(
             positions, so that equal models have a *negative* divergence. "log_normalized":
             the same, normalised again. "prob": the mean of probabilities, as the student's.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
@@ -209,8 +209,8 @@ def count_valid_chunks(
     Args:
         alignment: which tokens make up which chunk.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.

@@ -79,8 +79,8 @@ def universal_logit_loss(
             with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens do.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         exact_only: count chunks of equal text alone (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:

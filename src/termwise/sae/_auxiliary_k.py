@@ -75,8 +75,8 @@ def auxiliary_k_loss(
             code).
         target (Float[Tensor, "batch d_model"] | None): what x_hat reconstructs, if that is not x (a
             transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
@@ -199,8 +199,8 @@ def matryoshka_auxiliary_k_loss(
             latents of the level.
         target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x.
             None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.

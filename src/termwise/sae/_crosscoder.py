@@ -94,9 +94,9 @@ def crosscoder_loss(
             escaped by small latents and large rows.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies. The same holds for aux_coeff.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0. The same holds for aux_coeff.
         aux (Float[Tensor, ""] | None): an auxiliary loss of the same rows, with the same `mask`,
             `batch_group` and reductions: what
             [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for `x.flatten(1)`,
@@ -108,8 +108,8 @@ def crosscoder_loss(
             is the norm of all its rows as one vector, and favours latents shared by all layers.
         target (Float[Tensor, "batch layers d_model"] | None): what x_hat is compared with, if that
             is not x (a cross-layer transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the source). Over layers the errors are
             summed with either.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.

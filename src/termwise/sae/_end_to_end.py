@@ -93,16 +93,16 @@ def end_to_end_loss(
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
         x_hat: activations of the patched run at the same layers.
         kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. Exactly 0.0
-            leaves it out of the loss and of the gradient, even if it is infinite. A tensor, on the
-            device of logits, may change at each step without recompiling; it is never read, and
-            multiplies. The same holds for the other coefficients.
+            removes it from the loss and the gradient, even if it is infinite. A tensor, on the
+            device of logits, may change at each step without recompiling; its term is always
+            multiplied and added, even if it is 0. The same holds for the other coefficients.
         reconstruction_coeff (float | Float[Tensor, ""]): beta, the weight of each later layer's
             squared error. The paper divides one coefficient by the number of these layers.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
             code divides by the width of the autoencoder's input: their 1.5 on GPT-2 small is
             1.5 / 768 here.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
             (the paper).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.

@@ -87,9 +87,9 @@ def gated_loss(
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared errors are d_model times those of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0.
         stop_decoder: whether W and b are detached in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
             gradients reach them if they require one. None: 1, as in the paper, which keeps the rows
@@ -97,8 +97,8 @@ def gated_loss(
             `decoder_norm.detach()`, or `stop_decoder=False`.
         target (Float[Tensor, "batch d_model"] | None): what both reconstructions are compared with,
             if that is not x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.

@@ -231,9 +231,9 @@ def jumprelu_loss(
             it.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies. The same holds for pre_act_coeff.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0. The same holds for pre_act_coeff.
         f (Float[Tensor, "batch d_sae"] | None): the latents, already computed by
             [`jumprelu`][termwise.sae.jumprelu] from the same pre, threshold and bandwidth. None:
             computed.
@@ -259,8 +259,8 @@ def jumprelu_loss(
         input_gradient: whether the jump's gradient reaches h as well, as in Anthropic's update.
         target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with, if
             that is not x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum" (both sources).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.

@@ -117,9 +117,10 @@ def matryoshka_loss(
             loss. None: equal.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which takes
             all latents once. It depends on `feature_reduction`: with "sum" an equal trade-off needs
-            d_model times as much. Exactly 0.0 leaves the penalty out of the loss and of the
-            gradient, even if it is infinite. A tensor, on the device of x, may change at each step
-            without recompiling; it is never read, and multiplies. The same holds for aux_coeff.
+            d_model times as much. Exactly 0.0 removes the penalty from the loss and the gradient,
+            even if it is infinite. A tensor, on the device of x, may change at each step without
+            recompiling; its term is always multiplied and added, even if it is 0. The same holds
+            for aux_coeff.
         x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, where
             the caller has decoded it: the block of latents that the last prefix adds is then not
             decoded again, and the gradient of the last error goes through x_hat. None: decoded.
@@ -134,8 +135,8 @@ def matryoshka_loss(
             Gradients reach them if they require one. None: 1.
         p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
             0 there, as that of `torch.norm`.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.

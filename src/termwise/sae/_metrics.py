@@ -81,8 +81,8 @@ def normalized_mse(
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -132,8 +132,8 @@ def fraction_of_variance_unexplained(
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
             much.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -180,8 +180,8 @@ def explained_variance(
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -222,8 +222,8 @@ def cosine_similarity(
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction. A row of zeros has cosine 0.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

@@ -97,8 +97,8 @@ def batch_topk(
             gradient; NaN ranks first.
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others keep nothing and get
-            no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others keep no latents and get no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
 

@@ -74,15 +74,15 @@ def topk_loss(
         aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
             gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalised auxiliary
-            loss. Exactly 0.0 leaves aux out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies.
+            loss. Exactly 0.0 removes aux from the loss and the gradient, even if it is infinite. A
+            tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0.
         dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
             on every rank. Required with aux. None: not known, and `n_dead` is NaN.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
             x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum".
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.

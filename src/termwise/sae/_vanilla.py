@@ -76,9 +76,10 @@ def vanilla_loss(
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared error is d_model times that of "mean", so an
-            equal trade-off needs d_model times the coefficient. Exactly 0.0 leaves the penalty out
-            of the loss and of the gradient, even if it is infinite. A tensor, on the device of x,
-            may change at each step without recompiling; it is never read, and multiplies.
+            equal trade-off needs d_model times the coefficient. Exactly 0.0 removes the penalty
+            from the loss and the gradient, even if it is infinite. A tensor, on the device of x,
+            may change at each step without recompiling; its term is always multiplied and added,
+            even if it is 0.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
             the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
             Gradients reach them if they require one. None: 1.
@@ -86,8 +87,8 @@ def vanilla_loss(
             0 there, as that of `torch.norm`.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
             x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (SAELens, dictionary_learning).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
