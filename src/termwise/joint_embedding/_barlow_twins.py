@@ -89,7 +89,7 @@ def barlow_twins_loss(
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order. Both have
             a gradient.
         off_weight: weight of `off_diagonal` (lambda); 5e-3 in the paper, 0.0051 in the authors'
-            code. A weight of exactly 0 leaves its term out of the loss and of the gradient.
+            code. A weight of exactly 0 removes its term from the loss and the gradient.
         eps: keeps the divisor of a constant column off 0; 1e-5, batch normalization's. In squared
             units of z added to the variance, in units of z added to the deviation. At 0 a constant
             column makes the loss NaN.

@@ -70,8 +70,8 @@ def lejepa_loss(
         num_global: how many views, from the first one, are global. None: all. Read with
             `centre="global"` alone.
         sigreg_weight: weight of `sigreg` (lambda); 0.05 as in lightly, 0.02 in the authors' minimal
-            example. A weight of exactly 0 leaves its term out of the loss and of the gradient, even
-            if the term is infinite.
+            example. A weight of exactly 0 removes its term from the loss and the gradient, even if
+            the term is infinite.
         convex: weigh `invariance` with 1 - sigreg_weight as the paper does, or (False) with 1.
         centre: compare each view with the mean of all views ("all"), or of the global ones.
         slices (Float[Tensor, "dim slices"] | None): as in `sigreg_loss`.

@@ -75,8 +75,8 @@ def multi_view_vicreg_loss(
             torch.stack((z1, z2, ...)). Not normalised: the variance term sets their scale.
         num_global: how many views, the first ones, are global. None: all, so that every pair
             counts.
-        invariance_weight: weight of `invariance`; 25 in the paper. A weight of exactly 0 leaves its
-            term out of the loss and of the gradient, even if the term is infinite.
+        invariance_weight: weight of `invariance`; 25 in the paper. A weight of exactly 0 removes
+            its term from the loss and the gradient, even if the term is infinite.
         var_weight: weight of `var`; 25 in the paper.
         cov_weight: weight of `cov`; 1 in the paper.
         gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.

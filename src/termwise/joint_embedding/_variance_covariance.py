@@ -66,8 +66,8 @@ def variance_covariance_loss(
         z (Float[Tensor, "batch dim"]): features, a row for each sample. Not normalised: the
             variance term sets their scale.
         var_weight: weight of `var`; 25 as in VICReg. Beside another loss both weights are to be
-            searched. A weight of exactly 0 leaves its term out of the loss and of the gradient,
-            even if the term is infinite.
+            searched. A weight of exactly 0 removes its term from the loss and the gradient, even if
+            the term is infinite.
         cov_weight: weight of `cov`; 1 as in VICReg. Of code that divides the squares by d (d - 1)
             pass the weight / (d - 1).
         gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.

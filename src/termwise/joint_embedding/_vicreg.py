@@ -80,8 +80,8 @@ def vicreg_loss(
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
             normalised: the variance term sets their scale.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
-        sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 leaves its term
-            out of the loss and of the gradient, even if the term is infinite.
+        sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 removes its
+            term from the loss and the gradient, even if the term is infinite.
         var_weight: weight of `var`; 25 in the paper (mu).
         cov_weight: weight of `cov`; 1 in the paper (nu).
         gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.

@@ -79,8 +79,7 @@ def visreg_loss(
         num_global: how many views, from the first one, are global. None: all.
         weight: of the three terms of the distribution, and 1 - weight that of `invariance`; 0.9 in
             the paper for large datasets, 0.6 for small ones (lambda). A product of weights of
-            exactly 0 leaves its term out of the loss and of the gradient, even if the term is
-            infinite.
+            exactly 0 removes its term from the loss and the gradient, even if the term is infinite.
         scale_weight: weight of `scale` beside the others; 1 in the paper.
         shape_weight: weight of `shape`; 1 in the paper, more for long-tailed data.
         center_weight: weight of `center`; 1 in the paper.

@@ -52,8 +52,8 @@ def targeted_variance_loss(
         coefficient: weight of the squared error. With 0 it is left out, even where it overflows.
         target: variance to hold, in squared units of weight; not negative.
         valid_rows (Bool[Tensor, " vocab"] | None): rows that count. Others (padding up to a round
-            number of rows) enter neither value nor gradient, whatever they hold. None: all rows. If
-            no row counts, on any rank, the terms are NaN.
+            number of rows) affect neither value nor gradient, even if they are NaN. None: all rows.
+            If no row counts, on any rank, the terms are NaN.
         vocab_group: ranks that hold other rows of the matrix, in any numbers, 0 included. None:
             this rank alone, nothing is sent.
 
