@@ -52,9 +52,8 @@ def gram_anchor_loss(
     negative similarities `negatives` says what is compared.
 
     Beyond 2^16 pairs the patches x patches matrices are formed in tiles, with the gradient, and
-    never held whole.
-    Inputs in half precision are converted to float32, with or without autocast; the terms of
-    float64 inputs are float64. A non-finite value gives non-finite terms.
+    never held whole. Inputs in half precision are converted to float32, with or without autocast;
+    the terms of float64 inputs are float64. A non-finite input makes the terms non-finite.
 
     Args:
         student (Float[Tensor, "images patches dim"]): features that are trained. Feature maps have
@@ -88,8 +87,8 @@ def gram_anchor_loss(
         in elements of that dtype (float32 for half precision): a sum of W + 3 numbers and, at level
         "batch", the features of both in a ring, less than N * d in and out in W - 1 messages, or,
         where products of features are taken, a sum of about d^2 elements. The numbers of images are
-        read on the host: with a group a call synchronizes with the device once. It is sent under
-        `torch.no_grad()` too.
+        read on the host: with a group a call synchronizes with the device once. It is sent also
+        under `torch.no_grad()`.
 
     Raises:
         ContractError: student and teacher are not floating "images patches dim" tensors with the
@@ -139,7 +138,7 @@ def gram_anchor_loss(
 def _as_written(
     student: Tensor, teacher: Tensor, negatives: Negatives, level: Level
 ) -> tuple[Tensor, Tensor]:
-    """Compute loss and agreement in operations that autograd follows to any order."""
+    """Compute loss and agreement by operations with derivatives of any order."""
     if level == "batch":
         student, teacher = (x.flatten(0, 1).unsqueeze(0) for x in (student, teacher))
     own, wanted = product(student, student.mT), product(teacher, teacher.mT)
@@ -274,7 +273,7 @@ _gram_anchor = Operator("gram_anchor", _Inputs, _kernel, _fake)
 class GramAnchorLoss(LossModule):
     """[`gram_anchor_loss`][termwise.joint_embedding.gram_anchor_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

@@ -85,7 +85,7 @@ def ibot_loss(
         without a group; otherwise they raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of two
-        integers, under `torch.no_grad()` too. Does not synchronize with the device. No argument is
+        integers, also under `torch.no_grad()`. Does not synchronize with the device. No argument is
         written into.
 
     Raises:
@@ -148,7 +148,7 @@ def ibot_loss(
 class IBOTLoss(LossModule):
     """[`ibot_loss`][termwise.joint_embedding.ibot_loss] as a module.
 
-    Has no parameters and no center: the teacher's probabilities come with each call.
+    Has no parameters and no center: pass the teacher's probabilities with each call.
 
     Examples:
         >>> import torch

@@ -61,7 +61,7 @@ def info_nce_loss(
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x candidates tensor
     is stored. Near convergence the value and the gradient in float32 keep their relative precision:
     see `tests/bench/bench_contrast.py`. Half precision is converted to float32 first, with or
-    without autocast. A non-finite value gives a non-finite loss.
+    without autocast. A non-finite input makes the loss non-finite.
 
     Args:
         queries (Float[Tensor, "batch dim"]): one embedding for each sample. Of a feature map, or of
@@ -96,8 +96,8 @@ def info_nce_loss(
         Communication of each rank, for d = dim, N keys over all ranks, n of this rank, in elements
         of the embeddings' dtype (float32 for half precision) but for counts: its n * d keys are
         sent to the others and (N - n) * d received, the gradients of N * d keys are
-        reduce-scattered; symmetric, 3 sums of N (2 of them in float64); 2 sums of at most 5; under
-        `torch.no_grad()` too. With `negatives` only those 2 sums. The numbers of keys are read on
+        reduce-scattered; symmetric, 3 sums of N (2 of them in float64); 2 sums of at most 5; also
+        under `torch.no_grad()`. With `negatives` only those 2 sums. The numbers of keys are read on
         the host: with a group and without `negatives` a call synchronizes with the device.
 
     Raises:
@@ -181,7 +181,7 @@ def info_nce_loss(
 class InfoNCELoss(LossModule):
     """[`info_nce_loss`][termwise.joint_embedding.info_nce_loss] as a module.
 
-    Has no parameters and holds no process group: a learnt scale and the group come with each call.
+    Has no parameters and stores no process group: pass a learnt scale and the group with each call.
 
     Examples:
         >>> import torch

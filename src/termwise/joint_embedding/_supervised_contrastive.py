@@ -51,16 +51,16 @@ def supervised_contrastive_loss(
         a
     label for each sample is NT-Xent.
 
-    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored. Half precision is converted to float32 first, with or without autocast. A non-finite
-    value gives a non-finite loss.
+    Above 2^17 logits, and with a group, logits are computed in strips, and no batch x batch tensor
+    is stored. Half precision is converted to float32 first, with or without autocast. A non-finite
+    input makes the loss non-finite.
 
     Args:
         z (Float[Tensor, "batch dim"]): embeddings, divided by their norms here. Of a feature map,
             or of tokens, `einops.rearrange(z, "b c h w -> (b h w) c")` makes each position a
             sample, with labels of their own; pooled to "b c", each image is one.
         labels (Int[Tensor, " batch"]): the class of each sample, any numbers.
-        temperature: T, what cosines are divided by; 0.07 in the authors' code, 0.1 in the paper.
+        temperature: T, the divisor of the cosines; 0.07 in the authors' code, 0.1 in the paper.
         base_temperature: the loss is multiplied by temperature / base_temperature, as the authors'
             code does, with 0.07. None: by nothing.
         positives: take the mean over positives "outside" of the log, equation 2 of the paper and
@@ -80,9 +80,9 @@ def supervised_contrastive_loss(
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in
         elements of the embeddings' dtype (float32 for half precision): its n * d embeddings and n
         labels are sent to the others and N - n of them received, the gradients of N * d are
-        reduce-scattered, and there are sums of 4 and of one count for each rank; under
-        `torch.no_grad()` too. The counts are read on the host: with a group a call synchronizes
-        with the device.
+        reduce-scattered, and there are sums of 4 and of one count for each rank; also under
+        `torch.no_grad()`. The counts are read on the host, so with a group a call synchronizes with
+        the device.
 
     Raises:
         ContractError: z is not a floating "batch dim" tensor, or labels are no integers of it.
@@ -130,7 +130,7 @@ def supervised_contrastive_loss(
 class SupervisedContrastiveLoss(LossModule):
     """[`supervised_contrastive_loss`][termwise.joint_embedding.supervised_contrastive_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

@@ -131,7 +131,7 @@ def swapped_prediction_loss(
 class SwappedPredictionLoss(LossModule):
     """[`swapped_prediction_loss`][termwise.joint_embedding.swapped_prediction_loss] as a module.
 
-    Has no parameters and no queue: one comes with a call.
+    Has no parameters and stores no queue: pass it with each call.
 
     Examples:
         >>> import torch

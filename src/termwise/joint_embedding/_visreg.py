@@ -68,14 +68,14 @@ def visreg_loss(
     shape)`.
 
     Inputs in half precision are converted to float32 before anything is subtracted or multiplied,
-    with or without autocast; the terms of float64 inputs are float64. A non-finite value gives
-    non-finite terms.
+    with or without autocast; the terms of float64 inputs are float64. A non-finite input makes the
+    terms non-finite.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of at least two views of each sample, the
             global ones first. Not normalised: `scale` sets their scale. Feature maps: with
-            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, which the
-            views have to show at the same place; with `"v b c h w -> v b (c h w)"` an image is one.
+            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, so the
+            views must be aligned; with `"v b c h w -> v b (c h w)"` an image is one.
         num_global: how many views, from the first one, are global. None: all.
         weight: of the three terms of the distribution, and 1 - weight that of `invariance`; 0.9 in
             the paper for large datasets, 0.6 for small ones (lambda). A product of weights of
@@ -85,12 +85,13 @@ def visreg_loss(
         center_weight: weight of `center`; 1 in the paper.
         slices (Float[Tensor, "dim slices"] | None): the directions, columns of length 1, used as
             they are and without a gradient. None: drawn at each call.
-        num_slices: how many to draw; 4096 in the paper. Not read if `slices` is given.
+        num_slices: number of slices to draw; 4096 in the paper. Ignored if `slices` is passed.
         eps: added to the standard deviation that columns are divided by, in units of z.
-        generator: what draws the slices, in float32. None: the default generator of z's device.
-            Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks. torch.compile cannot trace a generator: pass
-            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
+        generator: generator that draws the slices, in float32. None: the default generator of z's
+            device. All ranks must draw the same slices: pass generators with the same seed, and use
+            them for nothing that differs between ranks. torch.compile cannot trace a generator:
+            pass `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)`
+            then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -107,10 +108,10 @@ def visreg_loss(
         in elements of that dtype (float32 for half precision) where nothing else is said: one sum
         of 2 W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1
         or 2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and
-        back, under `torch.no_grad()` too. No rank holds the whole batch, but for its share of the
+        back, also under `torch.no_grad()`. No rank holds the whole batch, but for its share of the
         slices. The numbers of rows are read on the host: with a group a call synchronizes with the
-        device once. Ranks whose slices differ by a bit are refused on the CPU in eager mode; on an
-        accelerator, or compiled, all terms are NaN.
+        device once. If the slices of ranks differ by a bit, an error is raised on the CPU in eager
+        mode; on an accelerator, or compiled, all terms are NaN.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.
@@ -157,7 +158,7 @@ def visreg_loss(
     loss = sum(weighted(*pair) for pair in zip(weights[1:], parts[1:], strict=True))
     loss = loss + weighted(weights[0], invariance)
     if all(map(is_zero, weights)):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + link_to(views)
     return VISRegTerms(loss=loss, invariance=invariance, center=center, scale=scale, shape=shape)
 
@@ -171,8 +172,7 @@ def _root(variance: Tensor) -> Tensor:
 class VISRegLoss(LossModule):
     """[`visreg_loss`][termwise.joint_embedding.visreg_loss] as a module.
 
-    Has no parameters, and holds neither slices, a generator nor a process group: these come with
-    each call.
+    Has no parameters, and stores no slices, generator or process group: pass them with each call.
 
     Examples:
         >>> import torch
@@ -199,7 +199,7 @@ class VISRegLoss(LossModule):
         generator: torch.Generator | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> VISRegTerms:
-        """Compute the terms of the loss; slices that are given replace drawn ones."""
+        """Compute the terms of the loss, with these slices or new random ones."""
         return visreg_loss(
             z,
             slices=slices,
