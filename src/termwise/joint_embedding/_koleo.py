@@ -167,7 +167,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples, ranks, rank = sum(each), len(each), _groups.resolved(name).rank()
     _refuse(samples, top_k, inputs.group_size or None)
     first = [sum(each[:one]) for one in range(ranks)]
-    owners = [(rank - step) % ranks for step in range(ranks)]  # of the rows that are on this rank now
+    owners = [(rank - step) % ranks for step in range(ranks)]  # of the rows now on this rank
 
     with without_autocast(unit):
         visiting, best = unit, _none(unit, top_k)

@@ -113,8 +113,8 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
     Args:
         views: "views batch dim".
         slices: directions a, "dim slices".
-        t_max: the last knot.
-        knots: how many, with 0.
+        t_max: the largest knot.
+        knots: number of knots, including 0.
 
     Returns:
         "knots-1 views*slices 2", in the wider type.
@@ -128,12 +128,12 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
 def epps_pulley(sums: Tensor, rows: Tensor | int, t_max: float, knots: int) -> Tensor:
     """Integrate |phi_n(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) over [-t_max, t_max], for each slice.
 
-    By the trapezoid on [0, t_max], doubled. At t = 0 the integrand is 0.
+    By the trapezoid rule on [0, t_max], doubled. At t = 0 the integrand is 0.
     """
     t = _times(sums, t_max / (knots - 1), knots)
     target = (-0.5 * t.square()).exp()
     weights = (2 * t_max / (knots - 1)) * target
-    weights[-1].div_(2)  # an end of the trapezoid
+    weights[-1].div_(2)  # an end of the trapezoid rule
     real, imaginary = (sums / rows).unbind(-1)
     distances = (real - target[:, None]).square() + imaginary.square()
     return (weights[:, None] * distances).sum(0)
@@ -234,7 +234,8 @@ class _Sums(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, weights = ctx.saved_tensors
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        # A compiled graph has no second derivative, and Dynamo would trace this recursion without
+        # end.
         series = _series if torch.compiler.is_compiling() else _Series.apply
         for_x = series(x, _derivative(gradients[0], ctx.step), ctx.step)
         if weights is None:
@@ -291,9 +292,8 @@ def quantile_distance(
         counts: the ranks' numbers of rows; they are read on the host, which synchronizes with the
             device once, with a group only.
         group: process group whose ranks hold different rows. For S slices, V views, n rows here and
-            N over W ranks each rank sends n V S numbers and gets N V S / W of them, a share of the
-            slices with all rows, and as many the other way for the gradient. None: no
-            communication.
+            N over W ranks, each rank sends n V S numbers and receives N V S / W, a share of the
+            slices with all rows, and the reverse for the gradient. None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
     """
@@ -361,7 +361,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _slice_blocks(slices: Tensor, elements: int) -> Iterator[slice]:
-    """Cut the slices, for each of which so many projections are held, alike on every rank."""
+    """Cut the slices into blocks, the same on every rank, given the projections of each slice."""
     step = max(block_rows(slices.T, 5 * elements), _FEWEST_SLICES)
     return (slice(start, start + step) for start in range(0, slices.shape[1], step))
 

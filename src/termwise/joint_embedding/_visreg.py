@@ -1,4 +1,4 @@
-"""VISReg: invariance, and the scale, shape and centre of an isotropic normal distribution."""
+"""VISReg: invariance, and the scale, shape and center of an isotropic normal distribution."""
 
 import torch
 from jaxtyping import Float
@@ -22,9 +22,9 @@ class VISRegTerms(Terms):
 
     loss: Float[Tensor, ""]
     """(1 - weight) * invariance + weight * (center_weight * center + scale_weight * scale +
-    shape_weight * shape), without those of weight 0."""
+    shape_weight * shape), without terms of weight 0."""
     invariance: Float[Tensor, ""]
-    """Squared difference of each view and the mean of the global ones: mean over views, batch and
+    """Squared difference of each view from the mean of the global ones, mean over views, batch and
     dim."""
     center: Float[Tensor, ""]
     """Squared mean of a column, mean over dim and views."""
@@ -73,20 +73,21 @@ def visreg_loss(
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of at least two views of each sample, the
-            global ones first. Not normalised: `scale` sets their scale. Feature maps: with
+            global ones first. Do not normalize them: `scale` sets their scale. Feature maps: with
             `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, so the
             views must be aligned; with `"v b c h w -> v b (c h w)"` an image is one.
-        num_global: how many views, from the first one, are global. None: all.
-        weight: of the three terms of the distribution, and 1 - weight that of `invariance`; 0.9 in
-            the paper for large datasets, 0.6 for small ones (lambda). A product of weights of
-            exactly 0 removes its term from the loss and the gradient, even if the term is infinite.
-        scale_weight: weight of `scale` beside the others; 1 in the paper.
+        num_global: number of global views, which come first. None: all.
+        weight: weight of the three terms of the distribution; that of `invariance` is 1 - weight.
+            0.9 in the paper for large datasets, 0.6 for small ones (lambda). If the product of a
+            term's weights is exactly 0, the term is removed from the loss and the gradient, even if
+            it is infinite.
+        scale_weight: weight of `scale`; 1 in the paper.
         shape_weight: weight of `shape`; 1 in the paper, more for long-tailed data.
         center_weight: weight of `center`; 1 in the paper.
         slices (Float[Tensor, "dim slices"] | None): the directions, columns of length 1, used as
             they are and without a gradient. None: drawn at each call.
         num_slices: number of slices to draw; 4096 in the paper. Ignored if `slices` is passed.
-        eps: added to the standard deviation that columns are divided by, in units of z.
+        eps: added to the standard deviation before dividing columns by it, in units of z.
         generator: generator that draws the slices, in float32. None: the default generator of z's
             device. All ranks must draw the same slices: pass generators with the same seed, and use
             them for nothing that differs between ranks. torch.compile cannot trace a generator:
@@ -105,11 +106,11 @@ def visreg_loss(
         with a group those of any term do.
 
         Communication of each rank, for S slices, V views, d = dim, n rows here and N over W ranks,
-        in elements of that dtype (float32 for half precision) where nothing else is said: one sum
-        of 2 W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1
-        or 2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and
-        back, also under `torch.no_grad()`. No rank holds the whole batch, but for its share of the
-        slices. The numbers of rows are read on the host: with a group a call synchronizes with the
+        in elements of that dtype (float32 for half precision) unless stated otherwise: one sum of 2
+        W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1 or
+        2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and back,
+        also under `torch.no_grad()`. A rank holds the whole batch only for its share of the slices.
+        The numbers of rows are read on the host, so with a group a call synchronizes with the
         device once. If the slices of ranks differ by a bit, an error is raised on the CPU in eager
         mode; on an accelerator, or compiled, all terms are NaN.
 
@@ -120,8 +121,8 @@ def visreg_loss(
 
     References:
         Wu, Balestriero, Levine, VISReg (2026), https://arxiv.org/abs/2606.02572, equations 1, 2, 5
-        and 6. There each rank draws slices of its own for its own rows (section 3.2), which is the
-        mean of the ranks' losses; here the statistics are those of all rows.
+        and 6. In the paper each rank uses its own slices for its own rows (section 3.2), which
+        gives the mean of the ranks' losses; here the statistics are those of all rows.
 
     Examples:
         >>> import torch
@@ -143,7 +144,7 @@ def visreg_loss(
 
     views = lifted(z)
     means = mean(views)
-    # Over ranks the rows are centred without a gradient, which is 0 over all rows.
+    # Over ranks the rows are centered without a gradient, which would sum to 0 over all rows.
     centred = views - (means if batch_group is None else means.detach())[:, None]
     std = _root(mean(centred.square()))
     standardised = centred / (std.detach() + eps)[:, None]
@@ -164,7 +165,7 @@ def visreg_loss(
 
 
 def _root(variance: Tensor) -> Tensor:
-    """Return the root, with a derivative of 0 at 0, as torch.std has it."""
+    """Return the root, with a derivative of 0 at 0, as in torch.std."""
     positive = variance != 0
     return variance.where(positive, 1).sqrt().where(positive, 0)
 
