@@ -231,7 +231,7 @@ def refuse_static_graph(caller: str, energies: Tensor) -> None:
 
 
 def refuse_batch_statistics(caller: str, energy: Energy) -> None:
-    """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
+    """Refuse batch normalization in training mode, where one row's energy depends on the others."""
     for module in modules_of(energy):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
             module.training or module.running_mean is None

@@ -67,7 +67,7 @@ def energy_discrepancy_loss(
     Args:
         energy: returns the energy of each row. It is called M + 1 times: on x, then on each of the
             copies, so that what it closes over lines up with x every time.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         t: variance of each of the two disturbances, of data scaled to about 1.
         copies: M.
         w_stable: w, which keeps the log from 0 and copies of low energy from running off. The
@@ -75,9 +75,9 @@ def energy_discrepancy_loss(
             finitely many copies.
         noise (Float[Tensor, "draws batch *event"] | None): standard normal, M + 1 for each row:
             first xi, which all copies of a row share, then xi' of each copy. None: drawn.
-        generator: what draws it. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        generator: generator for the noise. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -87,13 +87,13 @@ def energy_discrepancy_loss(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 5 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: t is not positive, w_stable is negative, copies is under 1, or the noise is not
-            that of copies + 1 draws; or the energy has batch normalisation in training mode.
+            that of copies + 1 draws; or the energy has batch normalization in training mode.
 
     References:
         Schroder et al., Energy Discrepancies: A Score-Independent Loss for Energy-Based Models

@@ -78,13 +78,14 @@ def energy_matching_loss(
             number. Detached. None: the flow alone.
         contrastive_weight: of the contrast.
         cutoff: a, from where the flow's share fades. 1: nowhere.
-        weights (Float[Tensor, " batch"] | None): of the rows, for both terms, normalised over all
-            ranks. None: equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        weights (Float[Tensor, " batch"] | None): weights of the rows, for both terms, normalized
+            over all ranks. None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x_t: "autograd", "func" (torch.func),
+            or "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -94,15 +95,15 @@ def energy_matching_loss(
         The terms of all rows, the same on every rank. Without a row of any kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
         that holds all rows. Each rank sends one sum of 2 float64 elements, of 5 with negatives,
-        which all ranks have or none. Does not synchronize with the device. Autocast is off inside,
-        for the energy too unless it enters autocast itself.
+        which all ranks have or none. Does not synchronize with the device. Autocast is disabled
+        inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on its input, has batch normalisation in training
-            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in
-            [0, 1].
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on its input, has batch normalization in training
+            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in [0,
+            1].
 
     References:
         Balcerak et al., Energy Matching: Unifying Flow Matching and Energy-Based Models for

@@ -206,7 +206,7 @@ def _batch_norm(
 ) -> Tensor:
     if training or running_mean is None or running_var is None:
         raise CoupledRowsError(
-            "needs energies of each row alone, got batch normalisation in training mode, which "
+            "needs energies of each row alone, got batch normalization in training mode, which "
             "couples the rows of a batch: call eval() on it, or use a normalisation of each row"
         )
     scale = (running_var + eps).rsqrt()

@@ -83,15 +83,15 @@ def contrastive_divergence_kl_term(
         Gradient: by the samples, exact, of the first order (a second derivative is refused).
         Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 3 float64 elements. Memory: n x n distances, n x m with
-        neighbours, in float64. Does not synchronize with the device. Autocast is off inside, for
-        the energy too unless it enters autocast itself.
+        neighbours, in float64. Does not synchronize with the device. Autocast is disabled inside,
+        also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: fewer than 2 samples and no neighbours; neighbours of no row; a batch_group
             without neighbours, for the nearest sample may be on another rank; the energy does not
-            depend on its input, or has batch normalisation in training mode.
+            depend on its input, or has batch normalization in training mode.
 
     References:
         Du, Li, Tenenbaum, Mordatch, Improved Contrastive Divergence Training of Energy-Based Models

@@ -80,16 +80,16 @@ def langevin(
         Float[Tensor, "batch *event"]: where the chains end, in x's dtype; halves move in float32,
         so that small steps add up. Detached without differentiable_steps, and under no_grad. It may
         be called under no_grad and inference_mode all the same; flags, modes and gradients of the
-        energy's parameters are untouched. Does not synchronize with the device. Autocast is off
-        inside, for the energy too unless it enters autocast itself.
+        energy's parameters are untouched. Does not synchronize with the device. Autocast is
+        disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: a number is out of range; noise or uniform are not those of `steps` steps, or
-            uniform comes without "metropolis"; "metropolis" with another noise_scale than
-            sqrt(2 * step_size), or with differentiable_steps, as an acceptance has no derivative;
-            the energy does not depend on its input, or has batch normalisation in training mode.
+            uniform comes without "metropolis"; "metropolis" with another noise_scale than sqrt(2 *
+            step_size), or with differentiable_steps, as an acceptance has no derivative; the energy
+            does not depend on its input, or has batch normalization in training mode.
 
     References:
         Roberts, Tweedie, Exponential convergence of Langevin distributions and their discrete

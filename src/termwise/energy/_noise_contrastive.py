@@ -61,15 +61,15 @@ def noise_contrastive_loss(
 
     Args:
         energy: returns the energy of each row. It is called twice, on x and on the noise.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         noise (Float[Tensor, "noise *event"]): samples of q, in any number. Not detached: what made
             them gets its gradient.
         log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, normalised.
         log_noise_noise (Float[Tensor, " noise"]): log q of the rows of noise.
         log_z (Float[Tensor, ""]): log of the model's normaliser, an estimate that is learnt like a
             parameter.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal. They leave nu as it is.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights. They leave nu as it is.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. nu is that of all rows of all ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -79,13 +79,13 @@ def noise_contrastive_loss(
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
         that holds all rows. Each rank sends two counts, then one sum of 6 float64 elements. Does
-        not synchronize with the device. Autocast is off inside, for the energy too unless it enters
-        autocast itself.
+        not synchronize with the device. Autocast is disabled inside, also for the energy unless it
+        enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy has batch normalization in training mode.
 
     References:
         Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with

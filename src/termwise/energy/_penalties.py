@@ -65,8 +65,8 @@ def energy_square_penalty(
         energy: returns the energy of each row. Called once.
         x (Float[Tensor, "batch *event"]): data or samples, as many axes to a sample as the energy
             takes.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -76,12 +76,12 @@ def energy_square_penalty(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy has batch normalization in training mode.
 
     References:
         Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
@@ -128,13 +128,14 @@ def gradient_penalty(
         x (Float[Tensor, "batch *event"]): where the slope is taken: data, samples, or points
             between them.
         target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: with respect to x: "autograd", "func" (torch.func), or "auto": as needed.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x: "autograd", "func" (torch.func), or
+            "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -144,13 +145,13 @@ def gradient_penalty(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: target is negative; the energy does not depend on its input, has batch
-            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+            normalization in training mode, or is under DistributedDataParallel(static_graph=True).
 
     References:
         Mescheder, Geiger, Nowozin, Which Training Methods for GANs do actually Converge? (ICML

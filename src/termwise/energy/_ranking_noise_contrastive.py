@@ -56,17 +56,17 @@ def ranking_noise_contrastive_loss(
     where the model is q.
 
     Args:
-        energy: returns the energy of each row. It is called K + 1 times: on x, then on each of the
-            noises, so that what it closes over lines up with x every time.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        energy: returns the energy of each row. It is called K + 1 times, on x and on each of the
+            noises, always with the rows in the order of x.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         noise (Float[Tensor, "noises batch *event"]): samples of q, K for each row of x; for a
             conditional q those of the row's condition. Not detached: what made them gets its
             gradient.
         log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, up to a constant of the row.
         log_noise_noise (Float[Tensor, "noises batch"]): log q of the noises, up to the same
             constant.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -76,12 +76,12 @@ def ranking_noise_contrastive_loss(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 6 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: no noise, or the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: no noise, or the energy has batch normalization in training mode.
 
     References:
         Jozefowicz et al., Exploring the Limits of Language Modeling (2016),

@@ -78,7 +78,7 @@ def score_matching_loss(
     Args:
         energy: returns the energy of each row. It needs two derivatives in x: with relu
             alone the trace is 0 almost everywhere, and the loss has no minimum.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
             forward through the energy, called once. "forward_over_reverse" and "reverse"
             differentiate the gradient, along each of the d axes of x. Where one of the first two
@@ -93,15 +93,14 @@ def score_matching_loss(
             decomposition of the layer. An energy that reads x once more after that layer is called
             again, along all axes, at the first call. Without effect if chunk_size is given, in half
             precision, and where the energy begins otherwise.
-        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
-            compositions.
-            Without it gradients with respect to the parameters may be silently wrong. The forward
-            Laplacian has its own rules for them.
+        higher_order_safe: whether to replace functions whose third derivatives are wrong or missing
+            in PyTorch (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) by
+            compositions. Otherwise gradients with respect to the parameters may be silently wrong.
+            The forward Laplacian has its own rules for them.
         differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
             can follow. "auto" chooses.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -111,12 +110,12 @@ def score_matching_loss(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on x, or has batch normalization in training mode;
             chunk_size below 1.
         NotImplementedError: a second derivative with respect to the parameters is taken through
             "forward_laplacian" along a row space: pass row_space=False.
@@ -191,7 +190,7 @@ def hessian_trace(
 
     Raises:
         ContractError: the energy does not return one floating number for each row.
-        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+        ValueError: the energy does not depend on x, or has batch normalization in training mode;
             chunk_size below 1.
 
     Examples:

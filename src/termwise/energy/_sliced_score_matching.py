@@ -79,25 +79,24 @@ def sliced_score_matching_loss(
         energy: returns the energy of each row. Called once, whatever K is (and once more where it
             turns out that derivatives cannot be carried through it): the energies and their
             gradient are shared by the projections, each of which adds second-order products alone.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        projections (int | Float[Tensor, "projections batch *event"]): K, drawn for each row, or the
-            directions themselves, of length sqrt(d) on average.
-        distribution: of what is drawn: "rademacher" (signs, the least variance), "sphere" (of
-            radius sqrt(d)) or "gaussian".
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        projections (int | Float[Tensor, "projections batch *event"]): K, the number of directions
+            to draw for each row, or the directions, of length sqrt(d) on average.
+        distribution: distribution of the directions: "rademacher" (signs, the least variance),
+            "sphere" (of radius sqrt(d)) or "gaussian".
         variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
-        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
-            compositions.
-            Without it gradients with respect to the parameters may be silently wrong.
+        higher_order_safe: whether to replace functions whose third derivatives are wrong or missing
+            in PyTorch (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) by
+            compositions. Otherwise gradients with respect to the parameters may be silently wrong.
         differentiation: "autograd" differentiates the gradient once more, and so does "func", which
             torch.func and torch.compile can follow. "auto" does where there is one projection, or
             fewer than 256 of all rows. Else it carries derivatives along the directions forward
             through the energy, which is faster then; where the energy calls a function without a
             rule for that, it goes backward, and a warning, one for each energy, names the cause.
             All give the same numbers, up to rounding.
-        generator: what draws. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        generator: generator for the draws. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -107,13 +106,13 @@ def sliced_score_matching_loss(
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
         all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: there is no projection; or the energy does not depend on x, has batch
-            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+            normalization in training mode, or is under DistributedDataParallel(static_graph=True).
 
     References:
         Song et al., Sliced Score Matching (UAI 2019), https://arxiv.org/abs/1905.07088, whose
@@ -274,7 +273,7 @@ class SlicedScoreMatchingLoss(LossModule):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> SlicedScoreMatchingTerms:
-        """Compute the terms of the loss; projections that are given replace drawn ones."""
+        """Compute the terms of the loss, with these projections or new random ones."""
         options = self.hyperparameters()
         if projections is not None:
             options["projections"] = projections
