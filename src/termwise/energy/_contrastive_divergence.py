@@ -223,7 +223,7 @@ def _sampled(sampler: Sampler, energy: Energy, x: Tensor) -> Tensor:
 class ContrastiveDivergenceLoss(LossModule):
     """[`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss] as a module.
 
-    The regularization is taken over all parameters of the energy, which must then be a module.
+    The regularization covers all parameters of the energy, which must then be a module.
 
     Examples:
         >>> import torch

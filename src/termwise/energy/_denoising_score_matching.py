@@ -262,7 +262,7 @@ class DenoisingScoreMatchingLoss(LossModule):
         sigma: standard deviation of the noise, or several levels.
         weighting: of the levels.
         antithetic: whether to use each noise together with its negative.
-        higher_order_safe: swap functions without right higher derivatives.
+        higher_order_safe: whether to replace functions without correct higher derivatives.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 

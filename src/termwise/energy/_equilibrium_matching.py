@@ -1,4 +1,4 @@
-"""Equilibrium matching: a gradient that leads from any noise level to data, and rests there."""
+"""Equilibrium matching: a gradient field that leads from noise to data and vanishes there."""
 
 import dataclasses
 
@@ -51,14 +51,14 @@ def equilibrium_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EquilibriumMatchingTerms:
-    r"""Make an energy's gradient point from data to noise, and fade to 0 at the data.
+    r"""Make an energy's gradient point from data to noise, and decrease to 0 at the data.
 
     $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
     c(t) = \lambda \min\Big(1, \frac{1 - t}{1 - a}\Big), \quad
     \mathrm{loss} = \sum_i w_i \left\| \nabla E(x_t) - c(t)\, (x_0 - x_1) \right\|^2$$
 
-    over pairs of rows, whose weights w sum to 1. The energy does not see t: descending it from
-    noise, with any optimizer, leads to data. It is a landscape for sampling: exp(-E) is not the
+    over pairs of rows, whose weights w sum to 1. The energy does not depend on t: descending it
+    from noise, with any optimizer, leads to data. It serves for sampling only: exp(-E) is not the
     density of the data. The square is not halved.
 
     Args:
@@ -67,7 +67,8 @@ def equilibrium_matching_loss(
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row (the paper's gamma), 0 at the noise and 1 at
             the data.
-        cutoff: a, from where the gradient fades: 0.8 in the authors' code; 0: at once.
+        cutoff: a, the time after which the gradient decreases; 0.8 in the authors' code; 0: from
+            the start.
         multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
         weights (Float[Tensor, " batch"] | None): weights of the rows, normalized over all ranks.
             None: equal weights.
@@ -97,10 +98,10 @@ def equilibrium_matching_loss(
 
     References:
         Wang, Du, Equilibrium Matching: Generative Modeling with Implicit Energy-Based Models
-        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. The sign is
-        an energy's, as in TorchEBM: a sampler descends the gradient of E. The authors' code
-        (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and takes the
-        mean over the event where this is the sum. Their dispersive regularizer is left to the user.
+        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. The sign is an energy's,
+        as in TorchEBM: a sampler descends the gradient of E. The authors' code
+        (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and uses the
+        mean over the event instead of the sum. Their dispersive regularizer is not included.
 
     Examples:
         >>> import torch

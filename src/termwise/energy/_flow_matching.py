@@ -1,4 +1,4 @@
-"""Flow matching by an energy: its descent is the velocity that carries noise to data."""
+"""Flow matching with an energy: its negative gradient is the velocity from noise to data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ._paths import squares, straight_path
 TimedEnergy: TypeAlias = Callable[
     [Float[Tensor, "batch *event"], Float[Tensor, " batch"]], Float[Tensor, " batch"]
 ]
-"""Returns the energy of each row at its time."""
+"""A callable that returns the energy of each row at its time."""
 
 
 @terms
@@ -58,22 +58,23 @@ def flow_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> FlowMatchingTerms:
-    r"""Make the descent of an energy the velocity of straight paths from noise to data.
+    r"""Match the negative gradient of an energy to the velocity of paths from noise to data.
 
     $$x_t = (1 - (1 - \sigma)\, t)\, x_0 + t\, x_1, \qquad
     \mathrm{loss} = \sum_i w_i \left\| -\nabla E(x_{t}) - (x_1 - (1 - \sigma)\, x_0) \right\|^2$$
 
     over pairs of rows, whose weights w sum to 1. Its optimum is the mean velocity of the paths that
-    pass through a point at a time, or the gradient field nearest to it: for independent normal
-    noise the two are the same, for other pairs need not be. The square is not halved.
+    pass through a point at a time, or the gradient field nearest to it. For independent normal
+    noise both are the same; for other pairs they may differ. The square is not halved.
 
     Args:
-        energy: returns the energy of each row of x_t. One that depends on time closes over it:
-            `lambda x: model(x, time)`. Called once.
+        energy: returns the energy of each row of x_t. Called once. If it depends on time, pass a
+            closure: `lambda x: model(x, time)`.
         x0 (Float[Tensor, "batch *event"]): noise.
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row, 0 at the noise and 1 at the data.
-        sigma_min: sigma, the spread of a path's end around its row of data, for standard normal x0.
+        sigma_min: sigma, the standard deviation of a path's end around its row of data, for
+            standard normal x0.
         weights (Float[Tensor, " batch"] | None): weights of the rows, normalized over all ranks.
             None: equal weights.
         higher_order_safe: whether to replace functions that have no second derivative in PyTorch
@@ -104,7 +105,7 @@ def flow_matching_loss(
         Lipman et al., Flow Matching for Generative Modeling (ICLR 2023),
         https://arxiv.org/abs/2210.02747, the optimal-transport path; Liu, Gong, Liu, Flow Straight
         and Fast (ICLR 2023), https://arxiv.org/abs/2209.03003, which is sigma_min = 0. Code often
-        takes the mean over the event where the papers have this norm.
+        uses the mean over the event instead of the papers' squared norm.
 
     Examples:
         >>> import torch
@@ -136,12 +137,12 @@ def flow_matching_loss(
 
 
 class FlowMatchingLoss(LossModule):
-    """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
+    """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that takes time.
 
     Args:
         energy: returns the energy of each row at its time, `energy(x, time)`.
-        sigma_min: the spread of a path's end around its row of data.
-        higher_order_safe: swap functions without right higher derivatives.
+        sigma_min: the standard deviation of a path's end around its row of data.
+        higher_order_safe: whether to replace functions without correct higher derivatives.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
@@ -176,7 +177,7 @@ class FlowMatchingLoss(LossModule):
         batch_group: ProcessGroup | None = None,
     ) -> FlowMatchingTerms:
         """Compute the terms of the loss."""
-        # What the function sees is a closure, which would hide that a model is compiled.
+        # The function gets a closure, which would hide that the model is compiled.
         model = cast("TimedEnergy", uncompiled(cast("Energy", self.energy)))
         return flow_matching_loss(
             lambda x: model(x, time),

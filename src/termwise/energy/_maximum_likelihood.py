@@ -47,19 +47,19 @@ def maximum_likelihood_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> MaximumLikelihoodTerms:
-    r"""Follow the gradient of the log-likelihood of p(x) = exp(-E(x)) / Z.
+    r"""Lower the energy of data and raise that of samples of the model.
 
     $$\mathrm{loss} = \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j) + \lambda R$$
 
-    over the rows of data x, whose weights w sum to 1, and m samples y of the model. With
-    alpha = 1 and exact samples its gradient is that of the negative log-likelihood. Its value is
-    not: it is the gap of the energies, unchanged by a constant added to E.
+    over the rows of data x, whose weights w sum to 1, and m samples y of the model. With alpha = 1
+    and exact samples its gradient is that of the negative log-likelihood. Its value is not: it is
+    the difference of the energies, which a constant added to E does not change.
 
     Args:
         energy: returns the energy of each row. It is called twice, on x and on the negatives.
         x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
-        negatives (Float[Tensor, "negatives *event"]): samples of the model itself, in any number.
-            Detached.
+        negatives (Float[Tensor, "negatives *event"]): samples of the model, in any number;
+            detached.
         negative_weight: alpha. The true model is stationary only for 1; any other weight is biased,
             and below 1 energies may decrease without bound.
         regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
@@ -123,7 +123,7 @@ def maximum_likelihood_loss(
 class MaximumLikelihoodLoss(LossModule):
     """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss] as a module.
 
-    The regularization is taken over all parameters of the energy, which must then be a module.
+    The regularization covers all parameters of the energy, which must then be a module.
 
     Examples:
         >>> import torch

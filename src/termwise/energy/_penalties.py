@@ -1,4 +1,4 @@
-"""Penalties on an energy's size and slope, for objectives of one's own."""
+"""Penalties on the value and gradient of an energy, for your own objectives."""
 
 import dataclasses
 from typing import cast
@@ -53,18 +53,18 @@ def energy_square_penalty(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EnergySquareTerms:
-    r"""Keep energies near 0: no loss of this family adds this by itself.
+    r"""Penalize the square of energies; no loss of this family adds this by default.
 
     $$\mathrm{loss} = \sum_i w_i E(x_i)^2$$
 
-    over rows x, whose weights w sum to 1, without a coefficient. It fixes the constant in E, which
-    contrastive losses leave free, and bounds its size; with it the true density is no longer
-    exactly stationary.
+    over rows x, whose weights w sum to 1, without a coefficient. It determines the additive
+    constant of E, which contrastive losses leave free, and bounds E; with it the true density is no
+    longer exactly stationary.
 
     Args:
         energy: returns the energy of each row. Called once.
-        x (Float[Tensor, "batch *event"]): data or samples, as many axes to a sample as the energy
-            takes.
+        x (Float[Tensor, "batch *event"]): data or samples, with the axes of a sample that the
+            energy takes.
         weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
             ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
@@ -116,18 +116,18 @@ def gradient_penalty(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> GradientPenaltyTerms:
-    r"""Keep an energy flat, or of one slope: no loss of this family adds this by itself.
+    r"""Penalize the norm of an energy's gradient; no loss of this family adds this by default.
 
     $$\mathrm{loss} = \sum_i w_i \big( \| \nabla E(x_i) \| - c \big)^2$$
 
     over rows x, whose weights w sum to 1, without a coefficient and not halved. At c = 0 it is the
-    zero-centred penalty (R1 where x is data, R2 where x are samples).
+    zero-centered penalty (R1 if x is data, R2 if x are samples).
 
     Args:
         energy: returns the energy of each row. Called once.
-        x (Float[Tensor, "batch *event"]): where the slope is taken: data, samples, or points
+        x (Float[Tensor, "batch *event"]): where the gradient is penalized: data, samples, or points
             between them.
-        target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
+        target: c. If it is not 0, the derivative of the norm at a gradient of 0 is taken as 0.
         weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
             ranks. None: equal weights.
         higher_order_safe: whether to replace functions that have no second derivative in PyTorch
@@ -176,7 +176,7 @@ def gradient_penalty(
             "gradient_penalty", energy, x, differentiation, "x", higher_order_safe
         )
         rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
-        if target == 0:  # without a root, whose slope at 0 is infinite
+        if target == 0:  # without a root, whose derivative at 0 is infinite
             per_row = per_row_sum(gradient.square())
             norms = per_row.detach().sqrt()
         else:
