@@ -6,9 +6,9 @@ For n rows of a and b, centered and divided by the standard deviation r of each 
 
 without a dim x dim matrix in memory, by one of two paths. *Covariance*: strips of rows of C, their
 diagonal entries set to zero before squaring. *Gram*: since ||A^T B||^2 = <A A^T, B B^T>, strips of
-the upper triangles of two n x n matrices, less the squared diagonal of C; automatic where
-2 n <= dim. Each strip serves the energy and both gradients while it is in cache: d off / dA is
-2 B C^T / n, or 2 (B B^T) A / n^2.
+the upper triangles of two n x n matrices, minus the squared diagonal of C; chosen automatically if
+2 n <= dim. Each strip serves the energy and both gradients while it is in cache: d off / dA is 2 B
+C^T / n, or 2 (B B^T) A / n^2.
 
 Over ranks, the gradient with respect to a needs only one more sum, of dim elements: with g = d off
 / dA, whose columns sum to 0 as those of B do, it is g / r - A h sum_i g_i A_i, where h (a - mean)

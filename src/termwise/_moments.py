@@ -7,7 +7,7 @@ For rows z of a batch of N with column means m, and Z = z - m:
 
 The energy is computed without a dim x dim matrix in memory, in one of two ways. *Covariance*: the
 upper triangle of C in strips, with the diagonal set to zero before squaring. *Gram*: since
-||Z^T Z|| = ||Z Z^T||, the smaller N x N matrix in strips, less the squared diagonal of C. The
+||Z^T Z|| = ||Z Z^T||, the smaller N x N matrix in strips, minus the squared diagonal of C. The
 difference cancels at most (off + diagonal) / off, and off / diagonal >= dim / (N - 1) - 1 where the
 variances are equal, so this path is chosen automatically only if 2 N <= dim.
 

@@ -67,12 +67,13 @@ def multi_view_vicreg_loss(
     [`vicreg_loss`][termwise.joint_embedding.vicreg_loss] with both means over views; memory,
     precision and paths are the same, for one view at a time.
 
-    Maps: einops.rearrange(z, "v b c h w -> v (b h w) c") takes positions as samples, which compares
-    the same position of each view, "v b c h w -> v b (c h w)" each position's channels as columns.
+    For feature maps, with einops.rearrange(z, "v b c h w -> v (b h w) c") positions are samples, so
+    the same position of each view is compared; with "v b c h w -> v b (c h w)" each channel at each
+    position is a column.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of each view, samples in the same order:
-            torch.stack((z1, z2, ...)). Not normalised: the variance term sets their scale.
+            torch.stack((z1, z2, ...)). Do not normalize them: the variance term sets their scale.
         num_global: number of global views, which come first. None: all, so that every pair counts.
         invariance_weight: weight of `invariance`; 25 in the paper. A weight of exactly 0 removes
             its term from the loss and the gradient, even if the term is infinite.

@@ -46,8 +46,8 @@ def predictive_cosine_loss(
     is converted to float32 first, with or without autocast. A row of zeros stays zero: its cosine
     is 0, its squared difference 1.
 
-    Maps: einops.rearrange(z, "b c h w -> (b h w) c") compares each position, "b c h w -> b (c h
-    w)" whole images.
+    For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") compares each position, "b c h w
+    -> b (c h w)" whole images.
 
     Args:
         prediction (Float[Tensor, "batch dim"]): output of the predictor, a row for each sample.

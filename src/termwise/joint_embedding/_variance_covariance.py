@@ -57,20 +57,20 @@ def variance_covariance_loss(
 
     with the unbiased variance, n - 1. `loss = var_weight * var + cov_weight * cov`: the terms of
     [`vicreg_loss`][termwise.joint_embedding.vicreg_loss] that take one view, for the features of
-    any layer, beside a supervised loss too. Memory and precision are as there.
+    any layer, for example in addition to a supervised loss. Memory and precision are the same.
 
     For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") computes statistics of each
     channel over samples and positions, "b c h w -> b (c h w)" those of each channel at each
     position.
 
     Args:
-        z (Float[Tensor, "batch dim"]): features, a row for each sample. Not normalised: the
+        z (Float[Tensor, "batch dim"]): features, a row for each sample. Do not normalize them: the
             variance term sets their scale.
-        var_weight: weight of `var`; 25 as in VICReg. Beside another loss both weights are to be
-            searched. A weight of exactly 0 removes its term from the loss and the gradient, even if
-            the term is infinite.
-        cov_weight: weight of `cov`; 1 as in VICReg. Of code that divides the squares by d (d - 1)
-            pass the weight / (d - 1).
+        var_weight: weight of `var`; 25 as in VICReg. Tune both weights if you add another loss. A
+            weight of exactly 0 removes its term from the loss and the gradient, even if the term is
+            infinite.
+        cov_weight: weight of `cov`; 1 as in VICReg. For the weight of code that divides the squares
+            by d (d - 1), pass the weight / (d - 1).
         gamma: target of the standard deviation of each column, in units of z; 1 in the paper.
         eps: added to the variance before its root is taken, in squared units of z; 1e-4 as in
             VICReg. At 0 a constant column has an infinite gradient.

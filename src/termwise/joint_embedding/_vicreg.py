@@ -77,8 +77,8 @@ def vicreg_loss(
     non-finite input makes the terms non-finite.
 
     Args:
-        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
-            normalised: the variance term sets their scale.
+        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Do not
+            normalize them: the variance term sets their scale.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
         sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 removes its
             term from the loss and the gradient, even if the term is infinite.

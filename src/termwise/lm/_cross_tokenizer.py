@@ -150,9 +150,11 @@ def cross_tokenizer_loss(
             `universal_logit_loss` with a vocab_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
-            an alignment is held in the same parts, one with an alignment whole on each rank.
-        sequence_group: ranks that hold other positions of all models, in the order of ranks.
+        vocab_group: process group whose ranks hold different student tokens, in the order of ranks.
+            The logits of a teacher without an alignment are sharded in the same way; those of one
+            with an alignment are complete on each rank.
+        sequence_group: process group whose ranks hold different positions of all models, in the
+            order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 

@@ -104,8 +104,8 @@ def distillation_loss(
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
-            batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
-            up exactly.
+            batch_group and sequence_group. Pass that of a whole optimizer step, and micro-batches
+            add up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         vocab_group: process group whose ranks hold different columns of both logits, in any

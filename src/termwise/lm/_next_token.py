@@ -53,12 +53,12 @@ def next_token_loss(
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
-            batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
-            add up exactly.
+            batch_group and sequence_group. Pass that of a whole optimizer step, and its
+            micro-batches add up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
-            ranks; tokens are numbered over all of them.
+        vocab_group: process group whose ranks hold different columns of the logits, in any numbers,
+            in the order of ranks; tokens are numbered over all of them.
         sequence_group: process group whose ranks hold different positions, in the order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.

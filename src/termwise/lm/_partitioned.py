@@ -66,11 +66,11 @@ def partitioned_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> PartitionedTerms:
-    r"""Teach tokens that both vocabularies have by name, and the others by the shape of their tail.
+    r"""Match shared tokens one by one, and the other tokens by their sorted probabilities.
 
     With x and y the logits of student and teacher, T the temperature, c a chunk, t a position that
     predicts one of its tokens, and averages over the chunk's positions of log-probabilities over
-    the *whole* vocabulary of each side,
+    the *whole* vocabulary of each model,
 
     $$a_c = \frac{1}{n_c} \sum_{t \in c} \log\, \mathrm{softmax}(x_t / T), \qquad
     b_c = \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}(y_t / T)$$
@@ -84,15 +84,15 @@ def partitioned_loss(
     $$\mathrm{l1\_tail} = \frac{1}{N} \sum_c \sum_{i=1}^{k}
     \left| (\mathrm{sorted}\, e^{a_c})_i - (\mathrm{sorted}\, e^{b_c})_i \right|$$
 
-    The tails hold the tokens that are not paired, sorted from the largest, each side on its own; k
-    is tail_top_k, or the number of them on the side with fewer, if that is less.
+    The tails are the tokens that are not paired, sorted in descending order for each model; k is
+    the minimum of tail_top_k and the sizes of both tails.
 
-    Conventions, besides those of [`projected_kl_loss`][termwise.lm.projected_kl_loss] on the shift,
-    on which chunks count and on positions that are never read: a mean of log-probabilities is not
-    normalised again, on either side. So equal models have a loss of 0, and kl_common alone may be
-    negative. 0 log 0 is 0. The subgradient of |0| is 0; which of equal probabilities comes first
-    is left open. The loss alone is in the graph: its gradient is made in the same pass as its
-    value, and one for each term would be as large as the logits; weigh them by the arguments.
+    The shift, the chunks that count and the positions that are never read are as in
+    [`projected_kl_loss`][termwise.lm.projected_kl_loss]. Means of log-probabilities are not
+    normalized again. So equal models have a loss of 0, and kl_common alone may be negative. 0 log 0
+    is 0. The subgradient of |0| is 0; the order of equal probabilities is unspecified. Only the
+    loss is in the graph: its gradient is computed in the same pass as its value, and one for each
+    term would be as large as the logits. Use the arguments to weight the terms.
 
     Args:
         student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalized, a row for
@@ -100,12 +100,12 @@ def partitioned_loss(
         teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same for the
             teacher. No gradient.
         alignment: the chunk of each token.
-        partition: the paired tokens and the rest, of vocabularies as wide as the logits.
-        tail_top_k: the most that is compared of the tails, at least 1; 8192 in NeMo-RL.
+        partition: the paired tokens and the rest, for vocabularies of the size of the logits.
+        tail_top_k: maximum number of tokens of each tail to compare, at least 1; 8192 in NeMo-RL.
         common_weight: w_1; 1 in NeMo-RL.
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
-        divergence: of the divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: "forward", KL(teacher || student), or "reverse".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
             affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
             its student tokens count.
@@ -116,8 +116,9 @@ def partitioned_loss(
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
-            Each has all of the teacher's logits and the partition of the whole vocabularies.
+        vocab_group: process group whose ranks hold different student tokens, in any numbers, in the
+            order of ranks. Each rank has all of the teacher's logits and the partition of the whole
+            vocabularies.
         sequence_group: process group whose ranks hold different positions of both models, in the
             order of ranks; a chunk may extend over several ranks. Each rank has the whole
             `pair_valid` and `pair_exact`.
@@ -372,7 +373,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         sums, push = distance(a, b, block)
 
         def compute_gradient() -> Tensor:
-            # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
+            # Backward of log-softmax: the gradient minus the softmax times its sum.
             factor = block.student.share() * scale
             together = push.sum(1)[block.student.chunk] * factor * inverse
             pushed = block.student.spread(push if own is None else push[:, own], factor)

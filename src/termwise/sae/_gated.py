@@ -100,7 +100,7 @@ def gated_loss(
             if that is not x (a transcoder). None: x.
         mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
             gradient, even if they are NaN. None: all.
-        feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
+        feature_reduction: over d_model, "mean" or "sum" (the paper), in both mse and aux.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".

@@ -276,7 +276,7 @@ def _some_rows(given: Given) -> Iterator[slice]:
     if not on_host(values):
         return blocks(values, parts * given.target.shape[1])
     if values.dtype not in (torch.float32, torch.float64):
-        parts = max(8, parts)  # a lifted copy of so many latents stays small beside them
+        parts = max(8, parts)  # a float32 copy of so many latents is small compared with them
     step = max(128, -(-values.shape[0] // parts))  # fewer rows would waste the matrix product
     return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
