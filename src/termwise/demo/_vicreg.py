@@ -95,7 +95,7 @@ RUN = Run(
 class Network(nn.Module):
     """A convolutional encoder and, as in VICReg, an expander whose output only the loss uses.
 
-    It normalises within a sample: with batch normalisation an embedding would depend on which
+    It normalizes within a sample: with batch normalization an embedding would depend on which
     samples are on the same rank.
     """
 

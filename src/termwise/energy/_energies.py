@@ -240,7 +240,7 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
             raise ValueError(
                 f"{caller} needs energies of each row alone, got {type(module).__name__} in "
                 "training mode, which couples the rows of a batch: call eval() on it, or use a "
-                "normalisation of each row"
+                "normalization of each row"
             )
 
 

@@ -37,7 +37,7 @@ class Attempt:
 
     @functools.cached_property
     def key(self) -> tuple[object, ...]:
-        """The key that the outcome depends on."""
+        """Return what the outcome depends on."""
         x = self.x
         return (
             _identity(self.energy),

@@ -1277,7 +1277,7 @@ def _det(A: Any) -> Any:
 
 
 def _cholesky(A: Any, *, upper: bool = False) -> Any:
-    """A = L L^T: dA = dL L^T + L dL^T, and d2A = d2L L^T + 2 dL dL^T + L d2L^T."""
+    """Factor A = L L^T: dA = dL L^T + L dL^T, and d2A = d2L L^T + 2 dL dL^T + L d2L^T."""
     if upper:
         raise UnknownFunctionError("torch.linalg.cholesky with upper=True")
     with torch.set_grad_enabled(A.create_graph):

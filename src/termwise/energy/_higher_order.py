@@ -124,7 +124,7 @@ def _is_checkpointed() -> bool:
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
-def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     wide = lifted(x)
     centred = wide - wide.mean(axes, keepdim=True)
     return (centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()).to(x.dtype)
@@ -138,7 +138,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    normal = _normalised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    normal = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
     scaled = normal if weight is None else normal * weight
     return scaled if bias is None else scaled + bias
 
@@ -174,7 +174,7 @@ def _group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     groups = input.reshape(input.shape[0], num_groups, -1)
-    return _affine(_normalised(groups, (2,), eps).reshape(input.shape), weight, bias)
+    return _affine(_normalized(groups, (2,), eps).reshape(input.shape), weight, bias)
 
 
 def _instance_norm(
@@ -191,7 +191,7 @@ def _instance_norm(
         return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:  # which the function updates
         F.instance_norm(input.detach(), running_mean, running_var, momentum=momentum, eps=eps)
-    return _affine(_normalised(input, tuple(range(2, input.ndim)), eps), weight, bias)
+    return _affine(_normalized(input, tuple(range(2, input.ndim)), eps), weight, bias)
 
 
 def _batch_norm(
@@ -207,7 +207,7 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         raise CoupledRowsError(
             "needs energies of each row alone, got batch normalization in training mode, which "
-            "couples the rows of a batch: call eval() on it, or use a normalisation of each row"
+            "couples the rows of a batch: call eval() on it, or use a normalization of each row"
         )
     scale = (running_var + eps).rsqrt()
     if weight is not None:

@@ -31,7 +31,7 @@ class VISRegTerms(Terms):
     scale: Float[Tensor, ""]
     """(1 - standard deviation of a column)^2, mean over dim and views. Near 1: collapse."""
     shape: Float[Tensor, ""]
-    """Squared difference of sorted projections of the standardised columns and normal quantiles,
+    """Squared difference of sorted projections of the standardized columns and normal quantiles,
     mean over views, slices and batch."""
 
 
@@ -147,9 +147,9 @@ def visreg_loss(
     # Over ranks the rows are centered without a gradient, which would sum to 0 over all rows.
     centred = views - (means if batch_group is None else means.detach())[:, None]
     std = _root(mean(centred.square()))
-    standardised = centred / (std.detach() + eps)[:, None]
+    standardized = centred / (std.detach() + eps)[:, None]
     shape = _slices.quantile_distance(
-        standardised, slices, counts, group=batch_group, grad_reduction=grad_reduction
+        standardized, slices, counts, group=batch_group, grad_reduction=grad_reduction
     )
     apart = spread(z, num_global, rows, group=batch_group, grad_reduction=grad_reduction)
     invariance = apart.from_the_mean().to(views.dtype)

@@ -135,7 +135,7 @@ def distillation_loss(
     References:
         Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015),
         https://arxiv.org/abs/1503.02531, from which T^2 is. Agarwal et al., On-Policy Distillation
-        of Language Models (ICLR 2024), https://arxiv.org/abs/2306.13649, whose generalised
+        of Language Models (ICLR 2024), https://arxiv.org/abs/2306.13649, whose generalized
         Jensen-Shannon divergence this is. TRL's GKD trainer omits T^2, and uses beta = 0 and 1 for
         the forward and the reverse divergence, which have their own names here.
 

@@ -31,7 +31,7 @@ class PartitionedTerms(Terms):
     loss: Float[Tensor, ""]
     """temperature^2 * (common_weight * kl_common + tail_weight * l1_tail)."""
     kl_common: Float[Tensor, ""]
-    """Divergence on the paired tokens of a chunk in nats, without normalisation among them (so it
+    """Divergence on the paired tokens of a chunk in nats, without normalization among them (so it
     may be negative), summed over the chunks that count, over the normalizer; detached."""
     l1_tail: Float[Tensor, ""]
     """L1 distance of a chunk's sorted probabilities of the other tokens, from 0 to 2, summed over
