@@ -257,15 +257,6 @@ def _of_level(
 class DenoisingScoreMatchingLoss(LossModule):
     """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss] as a module.
 
-    Args:
-        energy: returns the energy of each row.
-        sigma: standard deviation of the noise, or several levels.
-        weighting: of the levels.
-        antithetic: whether to use each noise together with its negative.
-        higher_order_safe: whether to replace functions without correct higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
-
     Examples:
         >>> import torch
         >>> from termwise.energy import DenoisingScoreMatchingLoss
@@ -293,7 +284,7 @@ class DenoisingScoreMatchingLoss(LossModule):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> DenoisingScoreMatchingTerms:
-        """Compute the terms of the loss; a sigma of each row replaces the field."""
+        """Compute the terms of the loss; a sigma for each row replaces the field."""
         options = self.hyperparameters()
         if sigma is not None:
             options["sigma"] = sigma

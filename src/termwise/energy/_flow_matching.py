@@ -137,14 +137,7 @@ def flow_matching_loss(
 
 
 class FlowMatchingLoss(LossModule):
-    """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that takes time.
-
-    Args:
-        energy: returns the energy of each row at its time, `energy(x, time)`.
-        sigma_min: the standard deviation of a path's end around its row of data.
-        higher_order_safe: whether to replace functions without correct higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
+    """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
 
     Examples:
         >>> import torch
