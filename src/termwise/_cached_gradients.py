@@ -104,7 +104,7 @@ def cached_gradients(
     batches = list(micro_batches)
     if not batches:
         raise ValueError(
-            "cached_gradients needs a micro-batch at least, got none: a rank without rows passes "
+            "cached_gradients needs at least one micro-batch, got none: a rank without rows passes "
             "one without rows"
         )
     states: list[list[Tensor]] = []

@@ -90,7 +90,7 @@ def term_gradients(
     else:
         weights = cast("dict[str, float | Tensor]", dict.fromkeys(weights_or_names, 1.0))
     if not weights:
-        raise ValueError("term_gradients needs the name of a term at least, got none")
+        raise ValueError("term_gradients needs the name of at least one term, got none")
     reached = [x for x in inputs if x.requires_grad]
     if not reached:
         raise ValueError(

@@ -249,7 +249,7 @@ class ContrastiveDivergenceLoss(LossModule):
         if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "ContrastiveDivergenceLoss needs a module to regularize, got "
-                f"{type(self.energy).__name__}: give the parameters to contrastive_divergence_loss"
+                f"{type(self.energy).__name__}: pass parameters to contrastive_divergence_loss"
             )
 
     def __call__(

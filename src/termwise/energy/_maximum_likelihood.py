@@ -143,7 +143,7 @@ class MaximumLikelihoodLoss(LossModule):
         if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "MaximumLikelihoodLoss needs a module to regularize, got "
-                f"{type(self.energy).__name__}: give the parameters to maximum_likelihood_loss"
+                f"{type(self.energy).__name__}: pass parameters to maximum_likelihood_loss"
             )
 
     def __call__(

@@ -138,7 +138,7 @@ class SharedLogits:
             descriptor = os.open(_path(handle), os.O_RDWR)
         except OSError as error:
             raise RuntimeError(
-                f"SharedLogits.open needs a live producer, but process {handle.process} is gone, "
+                f"SharedLogits.open needs a live producer, but process {handle.process} has ended, "
                 f"has closed it, or is of another user or container ({error.strerror})"
             ) from error
         try:
@@ -243,7 +243,7 @@ class SharedLogits:
         if not int(self._head[_OPEN]):
             raise RuntimeError(f"SharedLogits needs its producer, but {producer} has closed it")
         if _inode(self.handle) != self._inode:
-            raise RuntimeError(f"SharedLogits needs its producer, but {producer} is gone")
+            raise RuntimeError(f"SharedLogits needs its producer, but {producer} has ended")
 
 
 def _path(handle: SharedLogitsHandle) -> str:

@@ -310,11 +310,11 @@ def jumprelu_loss(
     if penalty != "l0_relative" and l0_target is not None:
         raise ValueError(f'l0_target belongs to penalty="l0_relative", got penalty="{penalty}"')
     if x_hat is not None and f is None:
-        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: give its latents")
+        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: pass its latents")
     if not is_zero(pre_act_coeff) and dead is None:
         raise ValueError(
             "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: "
-            'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
+            'pass a mask of the dead latents, or dead="all" for Anthropic\'s formula'
         )
 
     with without_autocast(x):

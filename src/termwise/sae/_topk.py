@@ -114,7 +114,7 @@ def topk_loss(
     check_latents("topk_loss", f, x.shape[0], mask=mask)
     if aux is not None and dead is None:
         raise ValueError(
-            "topk_loss needs dead where aux is given, got None: give the mask of dead latents that "
+            "topk_loss needs dead where aux is given, got None: pass the mask of dead latents that "
             "auxiliary_k_loss took"
         )
     error = residual(x if target is None else target, x_hat, mask)
