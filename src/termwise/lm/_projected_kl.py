@@ -15,6 +15,7 @@ from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
 from ._alignment import Alignment
+from ._checks import check_groups
 from ._chunk_blocks import Block, sum_over_chunks
 from ._chunk_softmax import MeanSoftmax
 from ._chunks import Chunks, check_times, chunks_of
@@ -138,7 +139,7 @@ def projected_kl_loss(
         ContractError: shapes or dtypes do not fit.
         ValueError: the size of alignment or projection does not match the logits, both
             columns_top_k and teacher_columns are passed, or a number, a chunk's id or a column is
-            out of range.
+            out of range. Or one group of several ranks is passed for two axes.
 
     References:
         NeMo-RL's projected KL (https://github.com/NVIDIA-NeMo/RL,
@@ -159,6 +160,7 @@ def projected_kl_loss(
         (2.0, 0.4256)
     """
     name = "projected_kl_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_times(name, alignment, student_logits, teacher_logits)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)
     setting = divergence_setting(
