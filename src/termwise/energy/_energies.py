@@ -106,14 +106,9 @@ def energies_and_gradients(
     since the gradient is in a graph and is differentiated again.
     """
     if differentiation_of(differentiation) == "func":
-        with _higher_order.higher_order_safe(higher_order_safe, order=2):
-            try:
-                gradient, values = gradient_function(caller, energy, argument)(x)
-            except RuntimeError as error:
-                problem = _higher_order.in_our_words(caller, error)
-                if problem is None:
-                    raise
-                raise problem from error
+        safe = _higher_order.higher_order_safe(higher_order_safe, order=2)
+        with safe, _higher_order.in_our_words(caller):
+            gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     create_graph = torch.is_grad_enabled()
     if create_graph or higher_order_safe:  # functions inside compiled code cannot be replaced
@@ -150,9 +145,13 @@ def recording() -> Generator[None, None, None]:
 
 def point_of(x: Tensor) -> Tensor:
     """Return a tensor to differentiate with respect to, connected to x's graph if it has one."""
-    if x.is_inference():
-        x = x.clone()
+    x = recordable(x)
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+def recordable(x: Tensor) -> Tensor:
+    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 def gradient_of(
@@ -161,15 +160,10 @@ def gradient_of(
     """Differentiate a sum of energies with respect to their argument."""
     gradient = None
     if total.requires_grad:
-        try:
+        with _higher_order.in_our_words(caller):
             (gradient,) = torch.autograd.grad(
                 total, point, create_graph=create_graph, allow_unused=True
             )
-        except RuntimeError as error:
-            problem = _higher_order.in_our_words(caller, error)
-            if problem is None:
-                raise
-            raise problem from error
     if gradient is None:
         raise _independent(caller, argument)
     return gradient
