@@ -106,7 +106,7 @@ def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | Non
 
 
 def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:
-    """Return x, and refuse its derivative, and with it that of what hangs on the link."""
+    """Return x; a derivative through it, or through link, raises NotImplementedError(why)."""
     return cast("Tensor", _Refusing.apply(x, why, link))
 
 

@@ -36,11 +36,11 @@ class TermGradients:
         return host_numbers(tensors, prefix)
 
     def __repr__(self) -> str:
-        """Return a table, a row for each term. Reads values: synchronizes with the device."""
+        """Return a table with a row for each term. Synchronizes with the device."""
         return text_table(type(self).__name__, self._table())
 
     def _repr_html_(self) -> str:
-        """Return the same table for notebooks."""
+        """Return the table of `repr` as HTML, for notebooks."""
         return html_table(type(self).__name__, self._table())
 
     def _table(self) -> list[list[str]]:

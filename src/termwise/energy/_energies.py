@@ -150,7 +150,7 @@ def point_of(x: Tensor) -> Tensor:
 
 
 def recordable(x: Tensor) -> Tensor:
-    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    """Return a tensor that a graph may save; Dynamo does not support inference tensors."""
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 

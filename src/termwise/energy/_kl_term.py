@@ -193,7 +193,7 @@ class _HeldEnergies(Function):
             "contrastive_divergence_kl_term has no second derivative: it holds the gradient of the "
             "energy"
         )
-        # That by the samples would be the Hessian's.
+        # A derivative with respect to the samples would need the Hessian.
         gradient = slope * gradients[0].view(-1, *[1] * (slope.ndim - 1))
         return refusing(gradient, why, samples), None, None
 
