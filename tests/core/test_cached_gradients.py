@@ -155,7 +155,7 @@ def test_all_but_the_last_second_pass_is_inside_no_sync():
 @pytest.mark.parametrize(
     ("embed", "parts", "loss", "error", "message"),
     [
-        (Network(), [], scaled, ValueError, "a micro-batch at least, got none"),
+        (Network(), [], scaled, ValueError, "at least one micro-batch, got none"),
         (lambda x: {"z": x}, [3], scaled, TypeError, "a tensor, or a tuple or list of t.*got dict"),
         (lambda x: [x, 2.0], [3], scaled, TypeError, "a tensor, or a tuple or list .*, got list"),
         (lambda x: [x] * len(x), [2, 3], scaled, ValueError, r"as many .*, got \[2, 3\]"),

@@ -357,7 +357,7 @@ def test_gradcheck_to_second_order_away_from_the_jump():
         ),
         (
             {"pre_act_coeff": 3e-6},
-            "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: give a mask of the "
+            "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: pass a mask of the "
             'dead latents, or dead="all" for Anthropic\'s formula',
         ),
     ],

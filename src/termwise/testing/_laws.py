@@ -819,7 +819,7 @@ def assert_compiles(
     Args:
         fn: the function.
         backend: of `torch.compile`.
-        max_examples: pairs of calls to draw, each compiled anew.
+        max_examples: pairs of calls to draw, each compiled again.
         **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
             otherwise.
 
