@@ -235,7 +235,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
             changed = _first_difference(surroundings, _surroundings(fn))
         for path, tensor in used.tensors().items():
             version, value = before[path]
-            if tensor._version != version or not _equal(tensor.detach(), value):
+            if tensor._version != version or not equal(tensor.detach(), value):
                 raise BrokenLawError(f"{path} is changed in place", call)
             if tensor.is_leaf and tensor.grad is not None:
                 raise BrokenLawError(f"{path} is given a gradient", call)
@@ -244,7 +244,7 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         other.mapped(_same_tensor)()
         again = called(call.mapped(leaf))
         for name, value in first.items():
-            if not _equal(value, again[name].detach()):
+            if not equal(value, again[name].detach()):
                 one, two = told_apart(value, again[name])
                 raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
 
@@ -592,7 +592,7 @@ def assert_shift_invariant(
 
         def shift(path: str, tensor: Tensor) -> Tensor:
             nonlocal shifted
-            chosen = _is_of(path, arguments)
+            chosen = is_of(path, arguments)
             names = axes.get(path, ())
             inexact = is_inexact(tensor.dtype)
             if not chosen or axis not in names or not inexact or not tensor.numel():
@@ -650,13 +650,13 @@ def assert_scale(
         given = {name: call.get(name) for name in arguments}
         numbers = {name: x * factor for name, x in given.items() if isinstance(x, float | int)}
         larger = call.changed(**numbers).mapped(
-            lambda path, t: t * factor if _is_of(path, arguments) else t.clone()
+            lambda path, t: t * factor if is_of(path, arguments) else t.clone()
         )
         values, ours = (called(one) for one in (call.mapped(_same_tensor), larger))
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
-            wanted = _term("assert_scale", fn, values, name) * factor**power
+            wanted = term("assert_scale", fn, values, name) * factor**power
             if not close(ours[name], wanted):
                 one, two = told_apart(ours[name], wanted)
                 raise BrokenLawError(
@@ -699,7 +699,7 @@ def assert_formula(
         if not formula:
             raise MisuseError("assert_formula: the reference gives no tensor")
         for name, wanted in formula.items():
-            ours = _term("assert_formula", fn, values, name)
+            ours = term("assert_formula", fn, values, name)
             if not close(ours, wanted):
                 one, two = told_apart(ours, wanted)
                 raise BrokenLawError(f"{name} is {one}, the formula's {two}", call)
@@ -757,7 +757,7 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and t.numel() and _is_of(path, arguments)
+            if is_inexact(t.dtype) and t.numel() and is_of(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -881,7 +881,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and _is_of(path, arguments)
+            if is_inexact(t.dtype) and is_of(path, arguments)
         ]
         if not paths:
             return
@@ -1112,7 +1112,7 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
 
 
-def _is_of(path: str, arguments: Collection[str] | None) -> bool:
+def is_of(path: str, arguments: Collection[str] | None) -> bool:
     """Whether a tensor is one of these arguments, or within one; None: of all."""
     if arguments is None:
         return True
@@ -1129,7 +1129,7 @@ def refuse_unknown_arguments(
             raise MisuseError(f"{law}: {signature.name} takes no {path}, only {known}")
 
 
-def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
+def term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
     if name not in values:
         known = ", ".join(values)
         raise MisuseError(f"{law}: what {Signature(fn).name} returns has no {name}, only {known}")
@@ -1149,7 +1149,7 @@ def _copied(values: Numbers) -> Numbers:
     return {name: value.detach().clone() for name, value in values.items()}
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
+def equal(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
