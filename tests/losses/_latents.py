@@ -1,5 +1,7 @@
 """What declarations of sparse autoencoders share."""
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,12 +48,14 @@ def of_latents(
 ) -> Declaration:
     """Declare a function of latents, dense or sparse, which may leave a row of the decoder out."""
     own = more or {}
+    masked = "mask" in inspect.signature(others["function"]).parameters
     return Declaration(
         sizes=SIZES,
         overrides={**SPARSE, **(overrides or {})},
         ignores=("W_dec", "decoder_norm", *ignores),
         more={**own, **{law: {**masks, **own.get(law, {})} for law, masks in MASKS.items()}},
-        **{"shards": GROUPS, **others},
+        # A mean of no row is 0 / 0.
+        **{"shards": GROUPS, "masked": {"mask": {"nothing": math.nan}} if masked else {}, **others},
     )
 
 

@@ -75,6 +75,7 @@ AUXILIARY = of_latents(
     overrides={"k_aux": 1, "detach_residual": True},
     more={
         "assert_finite": {"dead": all_dead},
+        "assert_masked": {"dead": all_dead},  # without dead latents the loss is 0
         "assert_formula": {"pre": without_ties, "detach_residual": st.booleans()},
     },
     formula_at=(

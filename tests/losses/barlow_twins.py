@@ -63,5 +63,5 @@ BARLOW_TWINS = Declaration(
     symmetric=(("z1", "z2"),),
     shifted={"batch": ("z1", "z2")},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

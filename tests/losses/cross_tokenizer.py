@@ -3,7 +3,7 @@
 import torch
 
 from losses import Declaration, Variant
-from losses._chunks import NARROW, NORMALIZER, TEXT, aligned, some_tokens, tokens, zeros
+from losses._chunks import NARROW, NORMALIZER, TEXT, aligned, masks, some_tokens, tokens, zeros
 from termwise import lm
 
 
@@ -91,6 +91,7 @@ CROSS_TOKENIZER = Declaration(
     },
     weights={"kd": lambda call: call["kd_weight"], "cross_entropy": "ce_weight"},
     also_in_graph=("teacher_kd",),
+    masked=masks("student_logits"),
     shards={
         "batch_group": ("batch", {}),
         "vocab_group": None,

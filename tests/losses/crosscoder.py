@@ -44,5 +44,5 @@ CROSSCODER = of_latents(
         ("x", "x_hat", "target"): {"mse_per_layer": 2, "sparsity": 0},
         ("W_dec",): {"sparsity": 1, "mse": 0},
     },
-    second=True,
+    second=("right",),
 )

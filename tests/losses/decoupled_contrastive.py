@@ -25,6 +25,7 @@ DECOUPLED_CONTRASTIVE = Declaration(
     formula=formula,
     formula_at=({"sigma": None}, {"sigma": 0.5}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=DecoupledContrastiveLoss(**WEIGHTED),

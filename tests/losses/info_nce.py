@@ -50,6 +50,7 @@ INFO_NCE = Declaration(
     formula=formula,
     formula_at=({"symmetric": True}, HARD, {"negatives": queue, "symmetric": False}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=InfoNCELoss(symmetric=True),

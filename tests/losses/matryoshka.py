@@ -64,5 +64,5 @@ MATRYOSHKA = of_latents(
     weights={**SPLIT, "aux": "aux_coeff"},
     also_in_graph=("mse_per_prefix", "l1"),
     scaled={("x", "x_hat", "target", "W_dec", "b_dec"): {"mse_per_prefix": 2, "sparsity": 0}},
-    second=True,
+    second=("right",),
 )

@@ -34,5 +34,5 @@ MMCR = Declaration(
     permuted=("views", "batch", "dim"),
     scaled={("z",): {"loss": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

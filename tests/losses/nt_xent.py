@@ -17,6 +17,7 @@ NT_XENT = Declaration(
     function=nt_xent_loss,
     formula=formula,
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=NTXentLoss(**SHARP), options=SHARP, shapes=("rows columns", "rows columns")

@@ -20,7 +20,9 @@ from termwise.joint_embedding import (
 
 PATHS = ({}, {"termwise.joint_embedding._prototypes._SMALL": 0})
 POSITIVE = st.floats(0.1, 1.0)
-UNDIFFERENTIATED = {"assert_gradients": "no part of what .* returns has a gradient"}
+UNDIFFERENTIATED = dict.fromkeys(
+    ("assert_gradients", "assert_double_backward"), "no part of what .* returns has a gradient"
+)
 
 
 def assigned(logits, *, temperature, iterations, **_):
@@ -104,6 +106,7 @@ DINO = Declaration(
     function=dino_loss,
     formula=dino,
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({}, SUMMED),
     variants={
         "": Variant(
@@ -131,6 +134,7 @@ IBOT = Declaration(
     function=ibot_loss,
     formula=ibot,
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({"over": "images"}, {"over": "patches"}),
     variants={
         "": Variant(
@@ -155,6 +159,7 @@ SWAPPED = Declaration(
     function=swapped_prediction_loss,
     formula=swapped,
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({}, {"num_global": 1, "queue": None}),
     variants={
         "": Variant(
@@ -168,7 +173,10 @@ SWAPPED = Declaration(
     weights={"cross_entropy": 1.0},
     permuted=("batch", "prototypes"),
     shards=GROUPS,
-    not_held={"assert_gradients": "gradient by logits"},  # as targets they have none
+    not_held={  # as targets they have none
+        "assert_gradients": "gradient by logits",
+        "assert_double_backward": "second derivative with respect to logits",
+    },
 )
 SINKHORN = Declaration(
     function=sinkhorn,

@@ -11,6 +11,7 @@ BATCH_TOPK = of_latents(
     ignores=("pre", "score"),
     # The latents are each rank's own part, whose gradient a sum over parts cannot compare.
     shards={"batch_group": None},
+    masked={"mask": {}},
 )
 TOPK = of_latents(
     function=topk, overrides={"k": st.integers(1, 2)}, shards={}, ignores=("pre", "score")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, TypeAlias, Unpack, cast
+from typing import TypeAlias, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ from ._laws import (
 
 Counted: TypeAlias = Callable[[Tensor], Tensor]
 Nothing: TypeAlias = float | Mapping[str, float] | type[Exception]
-
-_POISONS: Final = (math.nan, math.inf)
 
 
 def assert_masked(
@@ -64,8 +62,8 @@ def assert_masked(
             numbers, if None.
         max_examples: calls to draw.
         **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise. With `elements` or `overrides` for the mask, the mask that leaves out
-            everything is tried only if they draw it.
+            otherwise. With `elements` for the mask, or an override that is no annotation, a mask
+            that leaves out everything is tried only if they draw it.
 
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
@@ -91,28 +89,33 @@ def assert_masked(
     elements = inputs.get("elements")
     limited = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
     arrays = [option for option in options_of(Signature(fn).hints.get(mask)) if is_array(option)]
+    if is_array(limited.get(mask)):
+        del limited[mask]
     if len(arrays) == 1:
         overrides.setdefault(mask, arrays[0])
     tried = False
 
     def check(call: Call) -> None:
+        nonlocal tried
         given = call.tensors().get(mask)
         if given is None:
             return
         masks = [given]
         if given.dtype == torch.bool and given_for(mask, limited) is None:
+            every_second = (torch.arange(given.numel()) % 2 == 1).reshape(given.shape)
+            partial = given.any() and not given.all()
+            masks = [given if partial else every_second]
             masks += [torch.zeros_like(given), torch.ones_like(given)]
         for one in masks:
             with_one = _replaced(call, {mask: one})
             counted = _counted(law, with_one, mask, arguments)
             if not any(kept.any() for kept in counted.values()):
                 check_nothing(with_one, counted)
-            elif one is given and not all(kept.all() for kept in counted.values()):
+            elif not all(kept.all() for kept in counted.values()):
+                tried = True
                 check_left_out(with_one, counted)
 
     def check_nothing(call: Call, counted: Numbers) -> None:
-        nonlocal tried
-        tried = True
         where = f"where {mask} leaves out everything"
         for held, also in ((call, ""), (_filled(call, counted, math.nan), " and all that is NaN")):
             if isinstance(nothing, type):
@@ -121,8 +124,6 @@ def assert_masked(
                 _check_values_of_nothing(law, held, mask, nothing, where + also)
 
     def check_left_out(call: Call, counted: Numbers) -> None:
-        nonlocal tried
-        tried = True
         wanted = _numbers(call, mask)
         for path, kept in counted.items():
             slope = wanted.get(GRADIENT + path, torch.zeros(()))
@@ -131,25 +132,27 @@ def assert_masked(
                 raise BrokenLawError(
                     f"{GRADIENT}{path} is {nonzero} in a place that {mask} leaves out", call
                 )
-            for poison in _POISONS if not kept.all() else ():
-                poisoned = _filled(call, {path: kept}, poison)
-                ours = _numbers(poisoned, mask)
-                for name, value in wanted.items():
-                    if not close(ours[name], value):
-                        one, two = told_apart(value, ours[name])
-                        raise BrokenLawError(
-                            f"{name} is {one}, and {two} where {path} is {poison} in the places "
-                            f"that {mask} leaves out",
-                            poisoned,
-                        )
+        # NaN in each alone, to name it.
+        filled = [(path, {path: kept}, math.nan) for path, kept in counted.items()]
+        for where, places, poison in (*filled, (" and ".join(counted), counted, math.inf)):
+            poisoned = _filled(call, places, poison)
+            ours = _numbers(poisoned, mask)
+            for name, value in wanted.items():
+                if not close(ours[name], value):
+                    one, two = told_apart(value, ours[name])
+                    raise BrokenLawError(
+                        f"{name} is {one}, and {two} with {poison} in {where} in the places that "
+                        f"{mask} leaves out",
+                        poisoned,
+                    )
 
     inputs["overrides"] = overrides
     inputs.setdefault("dtypes", (torch.float64,))
     hold(law, calls(fn, **inputs), check, max_examples)
     if not tried:
         raise MisuseError(
-            f"{law}: no call of {Signature(fn).name} left anything out by {mask}: give elements or "
-            "overrides that do"
+            f"{law}: {mask} left out some places and not all in no call of {Signature(fn).name}: "
+            "give sizes, elements or overrides that do"
         )
 
 
