@@ -115,6 +115,8 @@ class Declaration:
     shape); tests/distributed holds those."""
     ignores: tuple[str, ...] = ()
     """Arguments of which a NaN need not reach the result."""
+    aliases: tuple[str, ...] = ()
+    """Parts of the result that are an argument as it was given."""
     more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """More overrides, by law: so that every element counts, say."""
     large: float = 1e3

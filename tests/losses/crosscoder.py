@@ -38,6 +38,7 @@ CROSSCODER = of_latents(
         )
     },
     weights={**SPLIT, "aux": "aux_coeff"},
+    aliases=("aux",),
     also_in_graph=("mse_per_layer",),
     permuted=("batch", "layers"),
     scaled={

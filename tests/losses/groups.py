@@ -13,12 +13,14 @@ NO_GRADIENT = dict.fromkeys(("assert_gradients", "assert_double_backward"), "no 
 SUM = Declaration(
     function=groups.sum_over_ranks,
     formula=lambda x, group, **_: x,
+    aliases=("result",),  # of one process
     permuted=(),
     shards={"group": None},
 )
 BOTH_WAYS = Declaration(
     function=groups.sum_over_ranks_both_ways,
     formula=lambda x, group: x,
+    aliases=("result",),
     permuted=(),
     shards={"group": None},
 )
@@ -44,6 +46,7 @@ COUNT = Declaration(
 MAX = Declaration(
     function=groups.max_over_ranks,
     formula=lambda x, group: x.detach(),
+    aliases=("result",),
     permuted=(),
     shards={"group": None},
     not_held=NO_GRADIENT,

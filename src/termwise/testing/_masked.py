@@ -117,7 +117,7 @@ def assert_masked(
 
     def check_nothing(call: Call, counted: Numbers) -> None:
         where = f"where {mask} leaves out everything"
-        for held, also in ((call, ""), (_filled(call, counted, math.nan), " and all that is NaN")):
+        for held, also in ((call, ""), (_filled(call, counted, math.nan), ", which is NaN")):
             if isinstance(nothing, type):
                 _check_refused(held, where + also, nothing)
             else:
