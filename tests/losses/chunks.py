@@ -28,6 +28,7 @@ MEANS = Declaration(
     formula=means,
     elements={"chunk_id": st.integers(-1, 1)},
     overrides={"max_chunks": 2},
+    second=("right",),
     shards={"sequence_group": ("time", {"grad_reduction": "sum"})},
     more={"assert_finite": {"chunk_id": zeros}},
 )

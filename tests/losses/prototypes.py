@@ -159,7 +159,6 @@ SWAPPED = Declaration(
     function=swapped_prediction_loss,
     formula=swapped,
     paths=PATHS,
-    second=("right", "refused"),
     formula_at=({}, {"num_global": 1, "queue": None}),
     variants={
         "": Variant(

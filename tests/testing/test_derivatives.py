@@ -79,6 +79,15 @@ class HalfMixed(torch.autograd.Function):
         return grad * y.detach() ** 2, 2 * x * y * grad
 
 
+class HalfRefused(HalfMixed):
+    """One gradient is refused, and the other lacks a part."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensors
+        return Refusing.apply(grad * y**2), 2 * x.detach() * y * grad
+
+
 def of(function):
     def cube(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         return function.apply(x).sum()
@@ -88,6 +97,10 @@ def of(function):
 
 def mixed(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     return HalfMixed.apply(x, y).sum()
+
+
+def half_refused(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    return HalfRefused.apply(x, y).sum()
 
 
 def smooth(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -141,6 +154,8 @@ def test_wrong_second_derivatives_are_found():
         assert re.match(r"result's second derivative with respect to x is 0, by finite diff", text)
     text = failure("assert_double_backward", mixed)
     assert re.match(r"result's second derivative with respect to y is ", text)
+    text = failure("assert_double_backward", half_refused)
+    assert re.match(r"result's second derivative with respect to x is 0, by finite diff", text)
     testing.assert_double_backward(mixed, arguments=["x"])  # which it lacks no part of
     text = failure("assert_double_backward", of(Crashes), sizes={"n": 3})
     assert text.startswith("result's second derivative fails, RuntimeError: ")

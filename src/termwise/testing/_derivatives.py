@@ -1,5 +1,6 @@
 """Second derivatives and forward mode: right or refused, and never wrong without a word."""
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from typing import Final, Unpack
@@ -98,19 +99,26 @@ def assert_double_backward(
             live = {path: t.clone().requires_grad_() for path, t in at.items()}
             values = outputs(_moved(call, live)())
             parts = [name for name, value in values.items() if value.requires_grad]
+        whole = ("loss",) if "loss" in parts else parts
+        withheld: list[str] = []
         compared = compared or bool(parts)
         weights, direction = _directions(at, seed=0), _directions(at, seed=1)
-        for name in parts:
+        # Of all gradients together; where that is refused each alone, for one may be there.
+        each: list[Numbers] = [weights, *({path: weight} for path, weight in weights.items())]
+        for name, some in itertools.product(parts, each):
+            if some is not weights and name not in withheld:
+                continue
             try:
-                by = _twice(values[name], name, live, weights)
+                by = _twice(values[name], name, live, some)
             except (NotImplementedError, RuntimeError) as error:
                 _take_refusal(error, f"{name}'s second derivative", refused, call)
+                withheld.append(name)
                 continue
-            if refused and name in (parts if "loss" not in parts else ("loss",)):
+            if refused and some is weights and name in whole:
                 raise BrokenLawError(f"{name} has a second derivative", call)
             for path in at:
                 along = {path: direction[path]}
-                problem = _apart(call, at, name, weights, along, _inner(by, along))
+                problem = _apart(call, at, name, some, along, _inner(by, along))
                 if problem:
                     raise BrokenLawError(
                         f"{name}'s second derivative with respect to {path} is {problem}", call
@@ -162,7 +170,7 @@ def _difference(
         found = _gradients(scalar({name: value}), list(live.values()))
         ends.append(dict(zip(live, found, strict=True)))
     slopes = {path: (ends[0][path] - ends[1][path]) / (2 * step) for path in at}
-    sizes = [slopes[path].abs().max() * weights[path].abs().sum() for path in at]
+    sizes = [slopes[path].abs().max() * weight.abs().sum() for path, weight in weights.items()]
     unit = sum(float(size) for size in sizes)
     return _inner(slopes, weights), unit
 

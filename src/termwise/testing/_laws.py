@@ -423,13 +423,13 @@ def _unharmed(call: Call, path: str) -> Call | None:
     """
     first = torch.zeros(call.tensors()[path].numel(), dtype=torch.bool)
     first[0] = True
-    values = called(call.mapped(_same_tensor))
     for some in (first, torch.ones_like(first)):
         poisoned = _filled(call, path, some, lambda t: torch.full_like(t, torch.nan))
         found = called(poisoned)
         parts = [found["loss"]] if "loss" in found else list(found.values())
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             return None
+        values = called(call.mapped(_same_tensor))
         others = [called(_filled(call, path, some, change)) for change in (_larger, torch.neg)]
         used = any(not equal(other[name], values[name]) for other in others for name in values)
         if used or some.all():

@@ -75,9 +75,7 @@ class State:
         codes = [one.__code__]
         for code in codes:  # which grows by what is defined within
             codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
-            assigned = {
-                line.argval for line in dis.get_instructions(code) if line.opname == "STORE_GLOBAL"
-            }
+            assigned = _assigned(code)
             for name in code.co_names:
                 held = one.__globals__.get(name)
                 if name in assigned:
@@ -108,6 +106,14 @@ class State:
             yield changed
         finally:
             _put(later, names, cells)
+
+
+def _assigned(code: types.CodeType) -> set[str]:
+    """List the global names that a function assigns to."""
+    if dis.opmap["STORE_GLOBAL"] not in code.co_code[::2]:  # to list instructions takes long
+        return set()
+    lines = dis.get_instructions(code)
+    return {line.argval for line in lines if line.opname == "STORE_GLOBAL"}
 
 
 def _put(
