@@ -1,7 +1,7 @@
 """What a mask leaves out may hold anything."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias, Unpack, cast
 
 import torch
@@ -36,7 +36,7 @@ def assert_masked(
     fn: Function,
     mask: str = "mask",
     *,
-    arguments: Collection[str] | Mapping[str, Counted] | None = None,
+    arguments: Sequence[str] | Mapping[str, Counted] | None = None,
     nothing: Nothing | None = None,
     max_examples: int = 8,
     **inputs: Unpack[Inputs],
@@ -157,7 +157,7 @@ def assert_masked(
 
 
 def _counted(
-    law: str, call: Call, mask: str, arguments: Collection[str] | Mapping[str, Counted] | None
+    law: str, call: Call, mask: str, arguments: Sequence[str] | Mapping[str, Counted] | None
 ) -> Numbers:
     """Return where each tensor counts, as booleans of its shape."""
     signature, axes, given = Signature(call.fn), call.axes(), call.tensors()[mask]
