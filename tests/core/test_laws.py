@@ -131,7 +131,7 @@ def test_deterministic(name):
 def test_masked(name, mask, monkeypatch):
     of = DECLARED[name]
     given = {argument: value for argument, value in of.overrides.items() if argument != mask}
-    for path in ends(of):
+    for path in ends(of)[: 1 if mask == "sample_mask" else 2]:  # it makes a mask of tokens
         with on_path(monkeypatch, path):
             told = {"max_examples": 2, "overrides": given, **of.masked[mask]}
             hold(name, "assert_masked", mask, **told)

@@ -83,7 +83,7 @@ AUXILIARY = of_latents(
         {"x": apart, "mask": None, "dead": all_dead, "k_aux": st.integers(1, 3)},
     ),
     by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-    ignores=("pre",),
+    ignores=("pre", "W_dec"),  # of latents that are not dead
 )
 BY_LEVEL = dataclasses.replace(
     AUXILIARY,
@@ -91,5 +91,5 @@ BY_LEVEL = dataclasses.replace(
     formula=by_level,
     overrides={**AUXILIARY.overrides, "prefixes": lambda sizes: (1, sizes["d_sae"])},
     by={"assert_gradients": ("pre",)},  # W_dec is in the residual too, which is a target
-    ignores=(*AUXILIARY.ignores, "f", "f.values", "b_dec"),
+    ignores=("pre",),
 )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias, Unpack, cast
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ def _counted(
     paths: Collection[str] | None = arguments
     functions: Mapping[str, Counted] = {}
     if isinstance(arguments, Mapping):
-        functions = cast("Mapping[str, Counted]", arguments)
+        functions = arguments
     if given.dtype != torch.bool and not functions:
         raise MisuseError(
             f"{law}: {mask} of {signature.name} is {show(given)}, no mask of booleans: give in "
