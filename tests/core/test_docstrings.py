@@ -168,7 +168,8 @@ SENTENCES = {
 @pytest.mark.parametrize("argument", SENTENCES)
 def test_an_argument_of_every_loss_has_the_same_sentence_everywhere(argument):
     said = [(where, arguments(text).get(argument)) for where, text in documented()]
-    said = [(where, text) for where, text in said if text]
+    # A law of the test kit takes the name of a mask.
+    said = [(where, text) for where, text in said if text and not where.startswith("testing/")]
     assert len(said) > 15
     wrong = [where for where, text in said if not re.match(SENTENCES[argument], text)]
     assert not wrong

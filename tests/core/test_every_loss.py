@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from declared import CASES, Case
-from losses import Variant, kept
+from losses import Variant
 from losses._energies import bowl
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
@@ -348,36 +348,3 @@ def test_no_grad_gives_the_same_terms(case):
     assert_same(quiet, case.function(*inputs, **extra).detach())
     with torch.inference_mode():
         assert_same(quiet, case.function(*inputs, **extra))
-
-
-MASKED = [name for name, case in CASES.items() if case.held.masks]
-
-
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", MASKED)
-def test_rows_that_do_not_count_may_hold_anything(name, poison):
-    case, rows = CASES[name], 7
-    left_out = ~kept(rows)
-
-    def poisoned(x: Tensor, shape: str) -> Tensor:
-        axes = shape.split()
-        if "rows" not in axes:
-            return x
-        return x.index_fill(axes.index("rows"), left_out.nonzero()[:, 0], poison)
-
-    def run(change):
-        shapes = case.held.shapes
-        inputs = [change(x, shape) for x, shape in zip(case.held.tensors(), shapes, strict=True)]
-        extra = case.held.extra()
-        for argument, shape in case.held.named.items():
-            extra[argument] = change(extra[argument], shape)
-        inputs = [x.requires_grad_() for x in inputs]
-        terms = case.function(*inputs, **extra)
-        return terms, gradients(terms, inputs)
-
-    ours, theirs = run(poisoned), run(lambda x, shape: x)
-    assert_same(ours[0], theirs[0])
-    torch.testing.assert_close(ours[1], theirs[1])
-    for gradient, shape in zip(ours[1], case.held.shapes, strict=True):
-        if shape.startswith("rows"):
-            assert gradient[left_out].count_nonzero() == 0

@@ -236,28 +236,6 @@ def test_no_nan_is_repaired(path, name, bad):
 # --- derivatives ----------------------------------------------------------------------------
 
 
-def test_second_derivatives_are_right_as_written():
-    a, b = views(3, 3)
-    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    for run in (
-        lambda a, b, s: clip(a, b, scale=s).loss,
-        lambda a, b, s: nt_xent_loss(a, b).loss,
-        lambda a, b, s: decoupled_contrastive_loss(a, b).loss,
-        lambda a, b, s: supervised(a, b).loss,
-        lambda a, b, s: supervised(a, b, positives="inside").loss,
-    ):
-        assert torch.autograd.gradgradcheck(run, (a, b, scale))
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_second_derivatives_are_refused_in_strips(monkeypatch, name):
-    monkeypatch.setattr(_contrast, "_SMALL", 0)
-    z = views(5, 3)
-    (gradient, _) = torch.autograd.grad(LOSSES[name][0](*z).loss, z, create_graph=True)
-    with pytest.raises(NotImplementedError, match="made with its value has no second derivative"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_with_respect_to_one_view(path, name):
     a, b = views(6, 4)

@@ -75,6 +75,7 @@ AUXILIARY = of_latents(
     overrides={"k_aux": 1, "detach_residual": True},
     more={
         "assert_finite": {"dead": all_dead},
+        "assert_masked": {"dead": all_dead},  # without dead latents the loss is 0
         "assert_formula": {"pre": without_ties, "detach_residual": st.booleans()},
     },
     formula_at=(
@@ -82,7 +83,7 @@ AUXILIARY = of_latents(
         {"x": apart, "mask": None, "dead": all_dead, "k_aux": st.integers(1, 3)},
     ),
     by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-    ignores=("pre",),
+    ignores=("pre", "W_dec"),  # of latents that are not dead
 )
 BY_LEVEL = dataclasses.replace(
     AUXILIARY,
@@ -90,5 +91,5 @@ BY_LEVEL = dataclasses.replace(
     formula=by_level,
     overrides={**AUXILIARY.overrides, "prefixes": lambda sizes: (1, sizes["d_sae"])},
     by={"assert_gradients": ("pre",)},  # W_dec is in the residual too, which is a target
-    ignores=(*AUXILIARY.ignores, "f", "f.values", "b_dec"),
+    ignores=("pre",),
 )

@@ -80,5 +80,5 @@ END_TO_END = of_latents(
     permuted=("batch", "vocab"),
     shifted={"vocab": ("logits", "original_logits")},
     optimum=lambda call: {"logits": call["original_logits"], "f": None, "mask": None},
-    second=True,
+    second=("right",),
 )

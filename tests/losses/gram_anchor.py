@@ -62,6 +62,7 @@ GRAM_ANCHOR = Declaration(
     },
     formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
     paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
+    second=("right", "refused"),
     variants={
         "": Variant(module=GramAnchorLoss(), shapes=PAIR),
         "batch": Variant(module=GramAnchorLoss(**BATCH), options=BATCH, shapes=PAIR),

@@ -63,5 +63,5 @@ PREDICTIVE_COSINE = Declaration(
     symmetric=(("prediction", "target"),),
     scaled={("prediction",): {"cosine": 0}, ("target",): {"cosine": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

@@ -23,7 +23,9 @@ from termwise.joint_embedding import (
 
 PATHS = ({}, {"termwise.joint_embedding._prototypes._SMALL": 0})
 POSITIVE = st.floats(0.1, 1.0)
-UNDIFFERENTIATED = {"assert_gradients": "no part of what .* returns has a gradient"}
+UNDIFFERENTIATED = dict.fromkeys(
+    ("assert_gradients", "assert_double_backward"), "no part of what .* returns has a gradient"
+)
 
 
 def assigned(logits, *, temperature, iterations, **_):
@@ -161,6 +163,7 @@ DINO = Declaration(
     formula=dino,
     bench={"": over_prototypes(of_views, plain_dino, rows=256)},
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({}, SUMMED),
     variants={
         "": Variant(
@@ -189,6 +192,7 @@ IBOT = Declaration(
     formula=ibot,
     bench={"": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024)},
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({"over": "images"}, {"over": "patches"}),
     variants={
         "": Variant(
@@ -234,7 +238,10 @@ SWAPPED = Declaration(
     weights={"cross_entropy": 1.0},
     permuted=("batch", "prototypes"),
     shards=GROUPS,
-    not_held={"assert_gradients": "gradient by logits"},  # as targets they have none
+    not_held={  # as targets they have none
+        "assert_gradients": "gradient by logits",
+        "assert_double_backward": "second derivative with respect to logits",
+    },
 )
 SINKHORN = Declaration(
     function=sinkhorn,

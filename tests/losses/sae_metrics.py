@@ -1,6 +1,7 @@
 """Measurements of a reconstruction."""
 
 import dataclasses
+import math
 
 from hypothesis import strategies as st
 
@@ -47,6 +48,7 @@ MEASURED = Declaration(
     more={"assert_formula": {"mask": some_rows}},
     shards=GROUPS,
     not_held=UNDEFINED,
+    masked={"mask": {"nothing": math.nan}},
 )
 UNEXPLAINED = dataclasses.replace(
     MEASURED,
@@ -63,6 +65,7 @@ COSINE = Declaration(
     overrides={"mask": None},
     more=MEASURED.more,
     shards=GROUPS,
+    masked=MEASURED.masked,
 )
 RECOVERED = Declaration(
     function=loss_recovered,

@@ -68,6 +68,7 @@ SUPERVISED_CONTRASTIVE = Declaration(
     },
     formula_at=({"positives": "outside"}, {"positives": "inside"}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(module=SupervisedContrastiveLoss(**SHARP), options=SHARP, made=classes),
     },

@@ -1,5 +1,7 @@
 """Embeddings kept at a target variance."""
 
+import math
+
 from torch import Tensor
 
 from losses import Declaration, Variant
@@ -58,5 +60,6 @@ TARGETED_VARIANCE = Declaration(
     scaled={("weight",): {"variance": 2}},
     optimum=lambda call: {"weight": 0 * call["weight"], "target": 0.0, "valid_rows": None},
     shards={"vocab_group": ("vocab", {"grad_reduction": "sum"})},
-    second=True,
+    second=("right",),
+    masked={"valid_rows": {"nothing": math.nan}},
 )

@@ -119,7 +119,7 @@ def langevin(
                 moved = _metropolis(
                     energy, x, position, steps, step_size, noise, uniform, generator
                 )
-            return moved.to(x.dtype)
+            return moved.detach().to(x.dtype)  # in forward mode no_grad does not detach
         tracked = torch.is_grad_enabled()
         for step in range(steps):
             kept = step >= steps - differentiable_steps

@@ -149,8 +149,8 @@ def centered_softmax(
         tensor([[0.5000, 0.5000]])
     """
     check_temperature("centered_softmax", temperature)
-    with torch.no_grad():
-        return ((lifted(logits) - center) / temperature).softmax(1)
+    # no_grad would let the tangents of forward mode pass.
+    return ((lifted(logits.detach()) - center.detach()) / temperature).softmax(1)
 
 
 @contract
@@ -197,6 +197,7 @@ def updated_center(
     if not 0 <= momentum <= 1:
         raise ValueError(f"updated_center needs momentum in 0..1, got {momentum}")
     name = _groups.name_of(batch_group)
+    center, logits = center.detach(), logits.detach()
     with torch.no_grad():
         total = torch.zeros_like(center, dtype=accumulator(center))
         for block in blocks(logits):

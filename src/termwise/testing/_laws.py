@@ -35,6 +35,7 @@ from ._calls import (
     named_axes,
     violations,
 )
+from ._state import State
 
 Function: TypeAlias = Callable[..., Any]
 Numbers: TypeAlias = dict[str, Tensor]
@@ -202,22 +203,35 @@ def _check_refusal(broken: Any, run: Callable[[], Any], how: str = "") -> None:
         raise BrokenLawError(f"{how}{argument} is broken ({violation}), and was taken", broken)
 
 
-def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs]) -> None:
+def assert_pure(
+    fn: Function,
+    *,
+    aliases: Collection[str] = (),
+    max_examples: int = 10,
+    **inputs: Unpack[Inputs],
+) -> None:
     """Assert that a function depends on its arguments alone, and changes nothing.
 
     The same call gives the same result bit by bit, also after another call in between. Arguments
     keep their values, their versions and their `.grad`; the global generators of torch, Python and
     NumPy, the default dtype, the grad mode, the precision of matrix products, whether algorithms
-    are deterministic, and the parameters and buffers of a module, stay as they were.
+    are deterministic, and the parameters and buffers of a module, stay as they were. No part of the
+    result shares memory with an argument. What is kept between calls, as in a cache by shape,
+    changes no result: a call gives after another one what it gives as the first. Kept is what is in
+    global names, attributes, closures and `functools.cache`s of the function, and of those it calls
+    in its own package; it is put back for one call.
 
     Args:
         fn: the function.
+        aliases: parts of the result, by name, that may share memory with an argument: what is
+            returned as it was given. A single result is called "result".
         max_examples: calls to draw.
         **inputs: as [`calls`][termwise.testing.calls] takes them.
 
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
+    state = State(fn)
 
     def check(pair: list[Call]) -> None:
         call, other = pair
@@ -226,7 +240,8 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         with _other_seeds():
             surroundings = _surroundings(fn)
             try:
-                first = _copied(called(used))
+                result = called(used)
+                first = _copied(result)
             except RuntimeError as error:
                 if "in-place" in str(error) or "inplace" in str(error):
                     problem = f"an argument is changed in place: {error}"
@@ -234,21 +249,47 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
                 raise
             changed = _first_difference(surroundings, _surroundings(fn))
         for path, tensor in used.tensors().items():
+            if path not in before:
+                raise BrokenLawError(f"{path} is put into an argument", call)
             version, value = before[path]
-            if tensor._version != version or not _equal(tensor.detach(), value):
+            if tensor._version != version or not equal(tensor.detach(), value):
                 raise BrokenLawError(f"{path} is changed in place", call)
             if tensor.is_leaf and tensor.grad is not None:
                 raise BrokenLawError(f"{path} is given a gradient", call)
         if changed:
             raise BrokenLawError(f"{changed} is changed", call)
-        other.mapped(_same_tensor)()
+        own = {name: value for name, value in result.items() if name not in aliases}
+        _check_memory(call, own, used.tensors())
+        later = _copied(called(other.mapped(_same_tensor)))
         again = called(call.mapped(leaf))
         for name, value in first.items():
-            if not _equal(value, again[name].detach()):
+            if not equal(value, again[name].detach()):
                 one, two = told_apart(value, again[name])
                 raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
+        with state.first() as kept:
+            alone = _copied(called(other.mapped(_same_tensor))) if kept else later
+        for name, value in alone.items():
+            if not equal(later[name], value):
+                one, two = told_apart(value, later[name])
+                raise BrokenLawError(
+                    f"{name} is {one} as a first call, and {two} after a call of the same shapes "
+                    "(a value of that call is kept)",
+                    other,
+                )
 
     hold("assert_pure", drawn_calls(fn, inputs, count=2), check, max_examples)
+
+
+def _check_memory(call: Call, result: Numbers, arguments: Numbers) -> None:
+    """Refuse a result that a change in place of it would carry into an argument."""
+    for name, value in result.items():
+        for path, tensor in arguments.items():
+            kept = value.layout == tensor.layout == torch.strided and value.numel()
+            if kept and value.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                is_all = "is" if value.data_ptr() == tensor.data_ptr() else "is a view of"
+                raise BrokenLawError(
+                    f'{name} {is_all} {path}: copy it, or say aliases=["{name}"]', call
+                )
 
 
 def _surroundings(fn: Function) -> dict[str, Any]:
@@ -299,7 +340,7 @@ def assert_finite(
     fn: Function,
     *,
     ignores: Collection[str] = (),
-    scale: float = 1e3,
+    scale: float | Mapping[str, float] = 1e3,
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
@@ -307,12 +348,14 @@ def assert_finite(
 
     Values and gradients are finite for arguments as drawn, for all zeros, for rows that are all
     equal, and for elements `scale` times as large. A NaN in the first element of any floating
-    argument gives a result that is not finite.
+    argument gives a result that is not finite; where the result does not depend on that element, as
+    of a node without an edge, a NaN in all of them.
 
     Args:
         fn: the function.
         ignores: arguments (or fields, "f.values") of which an element need not reach the result.
-        scale: how large elements are tried.
+        scale: how large elements are tried, or how large by argument, the others by 1000:
+            `{"log_variance": 10}` of what is exponentiated.
         max_examples: calls to draw.
         **inputs: as [`calls`][termwise.testing.calls] takes them. Arguments with `elements` or
             `overrides` of their own are not scaled or made equal.
@@ -320,7 +363,9 @@ def assert_finite(
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    refuse_unknown_arguments("assert_finite", fn, ignores)
+    scales: Mapping[str, float] = scale if isinstance(scale, Mapping) else {}
+    usual = 1e3 if isinstance(scale, Mapping) else scale
+    refuse_unknown_arguments("assert_finite", fn, [*ignores, *scales])
     elements = inputs.get("elements")
     overrides = inputs.get("overrides") or {}
     limited = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
@@ -329,11 +374,16 @@ def assert_finite(
         everywhere = isinstance(elements, st.SearchStrategy)
         return is_inexact(tensor.dtype) and not everywhere and given_for(path, limited) is None
 
-    def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
-        return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
+    def times(path: str) -> float:
+        return usual if (own := given_for(path, scales)) is None else own
+
+    def changed(call: Call, change: Callable[[Tensor, float], Tensor]) -> Call:
+        return call.mapped(
+            lambda path, t: change(t, times(path)) if is_free(path, t) else t.clone()
+        )
 
     def check(call: Call) -> None:
-        for kind, change in _extremes(scale).items():
+        for kind, change in _EXTREMES.items():
             extreme = changed(call, change)
             values, gradients = values_and_gradients(extreme)
             for name, value in {**values, **gradients}.items():
@@ -342,33 +392,64 @@ def assert_finite(
                     raise BrokenLawError(f"{name} is {few(worst)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
             if is_inexact(tensor.dtype) and tensor.numel() and path not in ignores:
-                poisoned = _poisoned(call, path)
-                values = called(poisoned)
-                loss = values.get("loss")
-                parts = [loss] if loss is not None else list(values.values())
-                if all(bool(torch.isfinite(part).all()) for part in parts):
-                    raise BrokenLawError(f"a NaN in {path} does not reach the result", poisoned)
+                poisoned = _unharmed(call, path)
+                if poisoned is not None:
+                    raise BrokenLawError(
+                        f"a NaN in {path} does not reach the result (where it need not: "
+                        f'ignores=["{path}"])',
+                        poisoned,
+                    )
 
     hold("assert_finite", calls(fn, **inputs), check, max_examples)
 
 
-def _extremes(scale: float) -> dict[str, Callable[[Tensor], Tensor]]:
-    return {
-        "arguments as drawn": torch.clone,
-        "zeros": torch.zeros_like,
-        "equal rows": lambda t: t[:1].expand_as(t).clone() if t.ndim and t.numel() else t.clone(),
-        "large numbers": lambda t: t * scale,
-    }
+def _equal_rows(tensor: Tensor, scale: float) -> Tensor:
+    one = tensor[:1] if tensor.ndim and tensor.numel() else tensor
+    return one.expand_as(tensor).clone()
 
 
-def _poisoned(call: Call, poisoned: str) -> Call:
-    return call.mapped(lambda path, t: _with_nan(t) if path == poisoned else t.clone())
+_EXTREMES: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
+    "arguments as drawn": lambda t, scale: t.clone(),
+    "zeros": lambda t, scale: torch.zeros_like(t),
+    "equal rows": _equal_rows,
+    "large numbers (scale= says how large)": lambda t, scale: t * scale,
+}
 
 
-def _with_nan(tensor: Tensor) -> Tensor:
-    changed = tensor.clone(memory_format=torch.contiguous_format)
-    changed.view(-1)[0] = torch.nan
-    return changed
+def _unharmed(call: Call, path: str) -> Call | None:
+    """Return the call with a NaN that does not reach the result; None if there is none.
+
+    The first element counts, or else all of them: a gather leaves elements out.
+    """
+    first = torch.zeros(call.tensors()[path].numel(), dtype=torch.bool)
+    first[0] = True
+    for some in (first, torch.ones_like(first)):
+        poisoned = _filled(call, path, some, lambda t: torch.full_like(t, torch.nan))
+        found = called(poisoned)
+        parts = [found["loss"]] if "loss" in found else list(found.values())
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            return None
+        values = called(call.mapped(_same_tensor))
+        others = [called(_filled(call, path, some, change)) for change in (_larger, torch.neg)]
+        used = any(not equal(other[name], values[name]) for other in others for name in values)
+        if used or some.all():
+            # Of an empty tensor no element is used.
+            empty = not used and any(not t.numel() for t in call.tensors().values())
+            return None if empty else poisoned
+    return None
+
+
+def _filled(call: Call, path: str, some: Tensor, change: Callable[[Tensor], Tensor]) -> Call:
+    """Return the call with some elements of a tensor changed."""
+
+    def filled(at: str, t: Tensor) -> Tensor:
+        return torch.where(some.reshape(t.shape), change(t), t) if at == path else t.clone()
+
+    return call.mapped(filled)
+
+
+def _larger(tensor: Tensor) -> Tensor:
+    return 3 * tensor + 1
 
 
 def assert_terms_sum(
@@ -592,7 +673,7 @@ def assert_shift_invariant(
 
         def shift(path: str, tensor: Tensor) -> Tensor:
             nonlocal shifted
-            chosen = _is_of(path, arguments)
+            chosen = is_of(path, arguments)
             names = axes.get(path, ())
             inexact = is_inexact(tensor.dtype)
             if not chosen or axis not in names or not inexact or not tensor.numel():
@@ -650,13 +731,13 @@ def assert_scale(
         given = {name: call.get(name) for name in arguments}
         numbers = {name: x * factor for name, x in given.items() if isinstance(x, float | int)}
         larger = call.changed(**numbers).mapped(
-            lambda path, t: t * factor if _is_of(path, arguments) else t.clone()
+            lambda path, t: t * factor if is_of(path, arguments) else t.clone()
         )
         values, ours = (called(one) for one in (call.mapped(_same_tensor), larger))
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
-            wanted = _term("assert_scale", fn, values, name) * factor**power
+            wanted = term("assert_scale", fn, values, name) * factor**power
             if not close(ours[name], wanted):
                 one, two = told_apart(ours[name], wanted)
                 raise BrokenLawError(
@@ -699,7 +780,7 @@ def assert_formula(
         if not formula:
             raise MisuseError("assert_formula: the reference gives no tensor")
         for name, wanted in formula.items():
-            ours = _term("assert_formula", fn, values, name)
+            ours = term("assert_formula", fn, values, name)
             if not close(ours, wanted):
                 one, two = told_apart(ours, wanted)
                 raise BrokenLawError(f"{name} is {one}, the formula's {two}", call)
@@ -757,7 +838,7 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and t.numel() and _is_of(path, arguments)
+            if is_inexact(t.dtype) and t.numel() and is_of(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -881,7 +962,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and _is_of(path, arguments)
+            if is_inexact(t.dtype) and is_of(path, arguments)
         ]
         if not paths:
             return
@@ -1112,7 +1193,7 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
 
 
-def _is_of(path: str, arguments: Collection[str] | None) -> bool:
+def is_of(path: str, arguments: Collection[str] | None) -> bool:
     """Whether a tensor is one of these arguments, or within one; None: of all."""
     if arguments is None:
         return True
@@ -1129,7 +1210,7 @@ def refuse_unknown_arguments(
             raise MisuseError(f"{law}: {signature.name} takes no {path}, only {known}")
 
 
-def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
+def term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
     if name not in values:
         known = ", ".join(values)
         raise MisuseError(f"{law}: what {Signature(fn).name} returns has no {name}, only {known}")
@@ -1149,7 +1230,7 @@ def _copied(values: Numbers) -> Numbers:
     return {name: value.detach().clone() for name, value in values.items()}
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
+def equal(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
