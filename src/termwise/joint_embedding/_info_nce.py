@@ -102,7 +102,7 @@ def info_nce_loss(
 
     Raises:
         ContractError: an argument is not a tensor of the shape and dtype that its annotation asks.
-        ValueError: fewer keys than queries without `positives`; no keys; symmetric with
+        ValueError: fewer keys than queries without `positives`; no keys; dim of 0; symmetric with
             `positives`, `negatives` or other numbers of keys and queries.
 
     References:
