@@ -534,7 +534,7 @@ def drawn_calls(
 
 
 def _one_by_one(draw: st.DrawFn, overrides: Mapping[Any, Any]) -> dict[str, Any]:
-    """Give each of several arguments its part of what they are given together."""
+    """Take apart what several arguments are given together."""
     parts: dict[str, Any] = {}
     for names, value in overrides.items():
         if isinstance(names, str):
@@ -574,7 +574,7 @@ def _each(names: tuple[str, ...], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _of_dtype(value: Any, hint: Any, path: str, dtype: torch.dtype) -> Any:
-    """Give floating tensors the dtype of the call, if the annotation takes it."""
+    """Convert floating tensors to the dtype of the call, if the annotation takes it."""
 
     def changed(path: str, tensor: Tensor) -> Tensor:
         wanted = dtype.to_complex() if tensor.is_complex() else dtype
