@@ -622,6 +622,12 @@ def test_a_function_of_the_sizes_gives_all_arguments():
     assert {shape for _, shape, _ in drawn} == {(2, 2), (3, 2)}
     assert all(sizes == {"rows": n, "columns": m} for sizes, (n, m), _ in drawn)
     assert {tuple(names) for *_, names in drawn} == {("x", "y")}
+
+    def with_axes(x: Float[Tensor, "{k}+1 n"], k: int):
+        return x.shape
+
+    wide = calls(with_axes, given=lambda sizes: {"k": 2, "x": torch.ones(3, sizes["n"])})
+    assert {shape[0] for shape in every(wide, lambda call: call(), 5)} == {3}
     named = calls(distance, given=lambda sizes: dict.fromkeys("xy", torch.zeros(*sizes.values())))
     assert all(every(named, lambda call: call["x"].shape[0] == call.sizes["batch"]))
 

@@ -446,27 +446,14 @@ def drawn_calls(
         known = ", ".join(Inputs.__annotations__)
         raise TypeError(f"calls take no {', '.join(sorted(unknown))}, only {known}")
     signature = Signature(fn)
-    overrides = _one_by_one(draw, inputs.get("overrides") or {})
     given: Any = inputs.get("given")
     together: dict[str, Any] = {}
-    of_sizes = None
-    if isinstance(given, st.SearchStrategy):
-        together = dict(draw(cast("st.SearchStrategy[dict[str, Any]]", given)))
-    else:
-        of_sizes = given
     # First what each argument is, and all that has no shape; then sizes; then tensors.
     chosen: dict[str, Any] = {}
-    measures = {name for hint in signature.hints.values() for name in _asked_for(hint)}
-    for name, parameter in signature.parameters.items() if of_sizes is None else ():
-        hint, default = signature.hints.get(name), parameter.default
-        if name in measures:  # None has no size
-            some = [option for option in options_of(hint) if option is not type(None)]
-            hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
-        chosen[name] = (
-            together[name]
-            if name in together
-            else _choose(draw, signature.name, name, hint, default, overrides)
-        )
+    of_sizes = None if isinstance(given, st.SearchStrategy) else given
+    if of_sizes is None:
+        together = dict(draw(cast("Any", given))) if given is not None else {}
+        chosen = _choose_all(draw, signature, inputs.get("overrides") or {}, together)
     values = dict(signature.held)
     for name, value in chosen.items():
         if isinstance(value, _Several):  # drawn later, but "{len(xs)}" is known
@@ -517,7 +504,7 @@ def drawn_calls(
         if of_sizes is not None:
             together = dict(_settled(draw, _OfSizes(of_sizes), here))
         for name in (name for name in signature.parameters if name in together):
-            hint = signature.hint(name, values)
+            hint = signature.hint(name, {**values, **together})
             ready[name] = _of_dtype(together[name], hint, name, dtype)
         tensors: dict[str, Tensor] = {}
         for _ in range(count):
@@ -531,6 +518,28 @@ def drawn_calls(
             call = Call(fn, arguments, here, hints, together)
             drawn.append(call.mapped(lambda path, t: t.to("meta")) if meta else call)
     return drawn
+
+
+def _choose_all(
+    draw: st.DrawFn,
+    signature: Signature,
+    overrides: Mapping[Any, Any],
+    together: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Decide what each argument is."""
+    one_by_one = _one_by_one(draw, overrides)
+    measures = {name for hint in signature.hints.values() for name in _asked_for(hint)}
+    chosen: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name in together:
+            chosen[name] = together[name]
+            continue
+        hint = signature.hints.get(name)
+        if name in measures:  # None has no size
+            some = [option for option in options_of(hint) if option is not type(None)]
+            hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
+        chosen[name] = _choose(draw, signature.name, name, hint, parameter.default, one_by_one)
+    return chosen
 
 
 def _one_by_one(draw: st.DrawFn, overrides: Mapping[Any, Any]) -> dict[str, Any]:
