@@ -306,6 +306,15 @@ def test_no_matrix_of_all_pairs(monkeypatch):
             lambda z: nt_xent_loss(z[:0], z[:0]),
             "nt_xent_loss needs at least 2 embeddings over all ranks, got 0",
         ),
+        (lambda z: nt_xent_loss(z[:, :0], z[:, :0]), "nt_xent_loss needs dim >= 1, got 0"),
+        (
+            lambda z: supervised_contrastive_loss(z[:, :0], torch.zeros(3, dtype=torch.int64)),
+            "supervised_contrastive_loss needs dim >= 1, got 0",
+        ),
+        (
+            lambda z: info_nce_loss(z[:, :0], z[:, :0], scale=1.0),
+            "info_nce_loss needs dim >= 1, got 0",
+        ),
         (
             lambda z: decoupled_contrastive_loss(z[:1], z[:1]),
             "decoupled_contrastive_loss needs at least 4 embeddings over all ranks, got 2",

@@ -74,7 +74,7 @@ def counted(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def squared_error(x: Tensor, x_hat: Tensor, feature_reduction: str) -> Tensor:
     squares = ((x - x_hat) ** 2).sum(-1)
-    return (squares if feature_reduction == "sum" else squares / x.shape[-1]).mean(0)
+    return (squares if feature_reduction == "sum" else squares / max(x.shape[-1], 1)).mean(0)
 
 
 def size(f: Tensor) -> Tensor:

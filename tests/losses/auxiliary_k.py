@@ -32,9 +32,10 @@ def formula(x, x_hat, pre, W_dec, *, dead, k_aux, activation, normalize, mask, *
     scale = min(len(columns) / k_aux, 1) if options["scale_by_count"] else 1
     if normalize == "none":
         mean = options["feature_reduction"] == "mean"
-        return scale * error / len(left) / (left.shape[1] if mean else 1)
+        return scale * error / len(left) / (max(left.shape[1], 1) if mean else 1)
     divided = left if normalize == "residual" else goal
-    return scale * error / ((divided - divided.mean(0)) ** 2).sum()
+    spread = ((divided - divided.mean(0)) ** 2).sum()
+    return scale * error / spread if spread > 0 else 0 * error
 
 
 def by_level(x, f, pre, W_dec, b_dec, *, prefixes, dead, **options):

@@ -39,7 +39,7 @@ def assigned(logits, *, temperature, iterations, **_):
 
 def summed(samples, temperature, prototypes):
     """Sum cross-entropy and the teacher's entropy of (logits, probabilities, weight)."""
-    cross = entropy = 0.0
+    cross = entropy = torch.zeros((), dtype=torch.float64)
     for logits, p, weight in samples:
         logs = logits / temperature
         logs = logs - logs.exp().sum().log()
@@ -74,7 +74,7 @@ def ibot(student_logits, teacher_probs, image_index, *, images, temperature, ove
     size = [1 / (images * own.count(i)) if over == "images" else 1 / len(own) for i in own]
     samples = list(zip(student_logits, p, size, strict=True))
     terms = summed(samples, temperature, p.shape[1])
-    marginal = sum(weight * row for _, row, weight in samples)
+    marginal = sum((weight * row for _, row, weight in samples), start=0 * p.sum(0))
     return {**named(*terms, marginal), "n_masked": torch.tensor(float(len(own)))}
 
 
@@ -265,7 +265,7 @@ CENTERED = Declaration(
 CENTER = Declaration(
     function=updated_center,
     formula=lambda center, logits, *, momentum, **_: (
-        momentum * center + (1 - momentum) * logits.mean(0)
+        momentum * center + (1 - momentum) * (logits.mean(0) if len(logits) else center)
     ).detach(),
     overrides={"momentum": 0.75},
     permuted=("batch", "prototypes"),

@@ -6,6 +6,7 @@ import math
 from hypothesis import strategies as st
 
 from losses import GROUPS, Declaration
+from losses._contrast import ELEMENTS
 from losses._latents import counted, some_rows
 from termwise.sae import (
     cosine_similarity,
@@ -30,7 +31,7 @@ def squares(x_hat, x, norm):
 
 def by_norm(x, x_hat, *, mask, **_):
     x, x_hat = counted(mask, x, x_hat)
-    return squares(x_hat, x, True).sum(1).mean()
+    return (((x - x_hat) ** 2).sum(1) / (x**2).sum(1)).mean()
 
 
 def cosine(x, x_hat, *, mask, **_):
@@ -62,6 +63,7 @@ EXPLAINED = dataclasses.replace(
 COSINE = Declaration(
     function=cosine_similarity,
     formula=cosine,
+    elements={"x": ELEMENTS, "x_hat": ELEMENTS},
     overrides={"mask": None},
     more=MEASURED.more,
     shards=GROUPS,

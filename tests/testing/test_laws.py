@@ -553,7 +553,61 @@ def test_a_view_of_what_is_transposed_is_found():
 
     said = failure("assert_permutation_invariant", flat, "batch", max_examples=30)
     assert "view size is not compatible" in said
-    assert ".mT.contiguous().mT" in said  # the call as code has the strides too
+    # The call as code has the strides too.
+    assert re.search(r"\]\](, dtype=torch.float64)?\)\.(mT\.contiguous|repeat\()", said), said
+
+
+def test_repeated_rows_are_views_of_one():
+    def flat(x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        return x.square().sum() / (x.stride(0) // x.stride(0))
+
+    said = failure("assert_finite", flat, sizes={"batch": 2, "n": 2})
+    assert "assert_finite: flat: equal rows, ZeroDivisionError: integer division" in said
+    assert ".expand(2, 2)" in said
+
+
+def test_sizes_above_a_block_are_drawn_and_empty_ones():
+    def first_block(x: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+        return x[:64].square().sum() / len(x)
+
+    def plain(x: Tensor) -> Tensor:
+        return x.square().mean(0).sum()
+
+    def right(x: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+        return x.square().sum(1).mean()
+
+    assert "the formula's" in failure("assert_formula", first_block, plain)
+    testing.assert_formula(right, plain)
+    # A size that is named is never another one.
+    testing.assert_formula(first_block, plain, sizes={"batch": st.integers(1, 64)})
+
+    @tw.contract
+    def highest(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.max()
+
+    @tw.contract
+    def refused(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        if not len(x):
+            raise ValueError("refused needs one n, got x of size 0")
+        return x.max()
+
+    def made_up(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.max() if len(x) else x.sum() + 1
+
+    said = failure("assert_contract", highest)
+    assert "assert_contract: highest: n of size 0 ends in RuntimeError: max(): " in said
+    assert "torch.zeros([0], dtype=" in said
+    testing.assert_contract(refused)
+    testing.assert_contract(highest, sizes={"n": st.integers(1, 3)})
+    said = failure("assert_formula", made_up, lambda x: x.max())
+    assert "result is 1 where n has size 0, for which the formula has no value: " in said
+    testing.assert_formula(refused, lambda x: x.max())
+
+
+def test_laws_refuse_a_keyword_that_they_do_not_know():
+    for law in ("assert_pure", "assert_formula", "assert_gradients"):
+        with pytest.raises(TypeError, match="calls take no size, only sizes, dtypes"):
+            getattr(testing, law)(log_sum, *[log_sum] * (law == "assert_formula"), size={"n": 2})
 
 
 def test_a_change_within_an_argument_is_found():
@@ -709,7 +763,8 @@ def test_a_profile_and_the_environment_ask_for_more_calls(monkeypatch):
 
     def calls_of(**options):
         seen.clear()
-        testing.assert_formula(counted, lambda x: x.sum(), **options)
+        sizes = {"n": st.integers(1, 4)}
+        testing.assert_formula(counted, lambda x: x.sum(), sizes=sizes, **options)
         return len(seen)
 
     before = settings()

@@ -97,6 +97,9 @@ def contrast(
         caller: the loss that an error names.
         at_least: least number of columns over all ranks.
     """
+    if rows.shape[1] == 0:
+        raise ValueError(f"{caller} needs dim >= 1, got 0")
+    labels = None if labels is None else labels.contiguous()  # else torch.searchsorted warns
     few = len(rows) * len(rows if columns is None else columns) <= _SMALL
     if group is None and few:
         _refuse_fewer(len(rows if columns is None else columns), at_least, caller)

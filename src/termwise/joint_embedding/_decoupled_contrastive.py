@@ -77,8 +77,8 @@ def decoupled_contrastive_loss(
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
-        ValueError: fewer than 2 samples (4 embeddings) over all ranks, or temperature or sigma not
-            positive.
+        ValueError: fewer than 2 samples (4 embeddings) over all ranks, dim of 0, or temperature or
+            sigma not positive.
 
     References:
         Yeh et al., Decoupled contrastive learning (2022), https://arxiv.org/abs/2110.06848,

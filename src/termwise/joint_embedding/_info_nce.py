@@ -101,7 +101,7 @@ def info_nce_loss(
 
     Raises:
         ContractError: an argument does not have the shape or dtype of its annotation.
-        ValueError: fewer keys than queries without `positives`; no keys; symmetric with
+        ValueError: fewer keys than queries without `positives`; no keys; dim of 0; symmetric with
             `positives`, `negatives` or other numbers of keys and queries.
 
     References:

@@ -68,7 +68,7 @@ def nt_xent_loss(
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
-        ValueError: no sample over all ranks, or a temperature that is not positive.
+        ValueError: no sample over all ranks, dim of 0, or a temperature that is not positive.
 
     References:
         Chen et al., SimCLR (2020), https://arxiv.org/abs/2002.05709, equation 1 and algorithm 1.

@@ -99,8 +99,8 @@ def sigreg_loss(
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.
-        ValueError: no row without a group, dim or slices of 0, t_max that is not positive, fewer
-            than 2 knots, or slices that differ between ranks.
+        ValueError: no view, no row without a group, dim or slices of 0, t_max that is not positive,
+            fewer than 2 knots, or slices that differ between ranks.
 
     References:
         Balestriero, LeCun, LeJEPA (2025), https://arxiv.org/abs/2511.08544, Algorithm 1, whose
@@ -119,6 +119,8 @@ def sigreg_loss(
     slices = _slices.slices_of("sigreg_loss", z, slices, num_slices, generator)
     _, rows = _slices.counted_rows("sigreg_loss", z, slices, batch_group)
     views = z if z.ndim == 3 else z[None]
+    if len(views) == 0:
+        raise ValueError("sigreg_loss needs at least one view, got 0")
     sums = _slices.characteristic_sums(views, slices, t_max, knots)
     mean, variance = _column_moments(views)
     if batch_group is not None:

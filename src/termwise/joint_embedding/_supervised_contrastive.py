@@ -86,7 +86,8 @@ def supervised_contrastive_loss(
     Raises:
         ContractError: z is not a floating "batch dim" tensor, or labels is not an integer " batch"
             tensor.
-        ValueError: fewer than 2 samples over all ranks, or a temperature that is not positive.
+        ValueError: fewer than 2 samples over all ranks, dim of 0, or a temperature that is not
+            positive.
 
     References:
         Khosla et al., Supervised contrastive learning (2020), https://arxiv.org/abs/2004.11362,

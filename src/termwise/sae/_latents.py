@@ -210,6 +210,8 @@ def _weighted_sum(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
 
 
 def _bag(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    if rows.shape[1] == 0:  # which embedding_bag does not take
+        return (values[..., None] * rows[indices]).sum(1)
     return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
 
 

@@ -15,6 +15,7 @@ from ._calls import calls as calls
 from ._derivatives import assert_double_backward as assert_double_backward
 from ._derivatives import assert_forward_mode as assert_forward_mode
 from ._deterministic import assert_deterministic as assert_deterministic
+from ._launches import assert_launches as assert_launches
 from ._laws import assert_compiles as assert_compiles
 from ._laws import assert_contract as assert_contract
 from ._laws import assert_finite as assert_finite
@@ -29,6 +30,7 @@ from ._laws import assert_terms_sum as assert_terms_sum
 from ._laws import assert_vmaps as assert_vmaps
 from ._masked import assert_masked as assert_masked
 from ._ranks import Ranks as Ranks
+from ._recompiles import assert_recompiles as assert_recompiles
 from ._recovers import GaussianEnergy as GaussianEnergy
 from ._recovers import check_recovers as check_recovers
 from ._recovers import exact_noise as exact_noise

@@ -65,8 +65,12 @@ def laws(x: Tensor) -> None:
     testing.assert_formula(bowl, x)  # error: reportArgumentType: parameter "reference"
     testing.assert_gradients(bowl, "x")  # error: reportCallIssue: Expected 1 positional argument
     testing.assert_gradients(bowl, second=x)  # error: reportArgumentType: parameter "second"
+    testing.assert_launches(bowl)  # error: reportCallIssue: Argument missing for parameter "axis"
+    testing.assert_launches(bowl, "batch", at_most="9")  # error: reportArgumentType: parameter "at_most"
     testing.assert_permutation_invariant(bowl)  # error: reportCallIssue: Argument missing for parameter "axis"
     testing.assert_permutation_invariant(bowl, 0)  # error: reportArgumentType: parameter "axis"
+    testing.assert_pure(bowl, given={"x": x})  # error: reportArgumentType: parameter "given"
+    testing.assert_recompiles(bowl, at_most=None)  # error: reportArgumentType: parameter "at_most"
     testing.assert_pure(x.sum())  # error: reportArgumentType: parameter "fn"
     testing.assert_scale(bowl, ["x"])  # error: reportCallIssue: Argument missing for parameter "degree"
     testing.assert_scale(bowl, ["x"], "1")  # error: reportArgumentType: parameter "degree"
