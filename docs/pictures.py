@@ -484,8 +484,8 @@ PICTURES: dict[str, Picture] = {
         },
         "time (0: noise, 1: data)", (0, 1), ("cutoff 0.5", "cutoff 0.8"),
         "length of the target gradient, units of x",
-        "The energy is learned, so the target of its gradient is drawn, for a pair at a distance of "
-        "1: multiplier = 4 times the distance from noise up to the cutoff, then a line to 0 at "
+        "The energy is learned, so the target of its gradient is drawn, for a pair at a distance "
+        "of 1: multiplier = 4 times the distance from noise up to the cutoff, then a line to 0 at "
         "the data, where descent comes to rest.",
         slope=False,
     ),
