@@ -96,7 +96,7 @@ def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
     place = local.clamp(0, x.shape[1] - 1)[:, None]
     # A target beyond the vocabulary makes its row's gradient NaN too.
     nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
-    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
+    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & (local == place[:, 0])
     return _both(nats, right, unused)
 
 
@@ -108,28 +108,29 @@ def cross_entropy_by_hand(
     *,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Compute the same with e^(x - highest) alone, which turns into the gradient in place."""
-    powers = centred(rows, unused, 1.0, vocab_group, out)
-    width = rows.shape[1]
-    beyond = local >= width
-    place = local.clamp(0, width - 1)[:, None]
-    on_rank = torch.ones_like(powers[:, :1]) if width else powers.new_zeros(len(powers), 1)
-    at_target = powers.gather(1, place)[:, 0] if width else on_rank[:, 0]
-    if vocab_group is not None:
-        here = (local >= 0) & ~beyond
-        on_rank, at_target = here.to(powers.dtype)[:, None], at_target.where(here, 0)
+    """Compute the same with e^(x - highest) alone, which turns into the gradient in place.
+
+    A row without a target is NaN as a whole, and stays so if it counts: its target is beyond the
+    vocabulary.
+    """
+    top, width = highest(rows, vocab_group), rows.shape[1]
+    place = local.clamp(0, max(width - 1, 0))
+    if vocab_group is None:
+        top.masked_fill_(local != place, torch.nan)
+    powers = centred(rows, top, 1.0, out)
+    at_target = powers.gather(1, place[:, None])[:, 0] if width else torch.zeros_like(top)
+    on_rank = torch.ones_like(top)
     total = powers.exp_().sum(1)
     if vocab_group is not None:
-        sums = torch.stack([total, at_target, on_rank[:, 0]])
+        here = (local == place) & bool(width)
+        sums = torch.stack([total, at_target.where(here, 0), on_rank.mul_(here)])
         total, at_target, found = over_columns(sums, vocab_group)
-        beyond = found == 0
-    total = total.masked_fill_(beyond, torch.nan)  # a target beyond the vocabulary
+        total, at_target = (x.masked_fill(found == 0, torch.nan) for x in (total, at_target))
     if out is not None and width:
-        powers.div_(total[:, None]).scatter_add_(1, place, on_rank.neg_())
+        powers.div_(total[:, None]).scatter_add_(1, place[:, None], on_rank.neg_()[:, None])
         put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
-    return _both(total.log() - at_target, (at_target >= 0) & ~beyond, unused)
+    return _both(total.log() - at_target, at_target >= 0, unused)
 
 
 def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
-    dtype = accumulator(nats)
-    return clear(nats, unused).sum(dtype=dtype), clear(right, unused).sum(dtype=dtype)
+    return clear(nats, unused).sum(dtype=accumulator(nats)), right.sum()

@@ -14,6 +14,7 @@ from ._rows import (
     Sums,
     centred,
     clear,
+    highest,
     log_softmax,
     over_columns,
     put,
@@ -75,16 +76,17 @@ def _kl_by_hand(
     KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
     """
     forward = compared.divergence == "forward"
-    a = centred(x, unused, compared.temperature, vocab_group, out)
-    b = centred(y, unused, compared.temperature, vocab_group)
+    a = centred(x, highest(x, vocab_group), compared.temperature, out)
+    b = centred(y, highest(y, vocab_group), compared.temperature)
     other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
     own = a.exp_()
     if not forward:
         difference.neg_()
     gap = weighted_log_sums(other if forward else own, difference)
-    gap, own_sum, other_sum = over_columns(
-        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
-    )
+    own_sum, other_sum = own.sum(1), other.sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([gap, own_sum, other_sum])
+        gap, own_sum, other_sum = over_columns(sums, vocab_group)
     gap = gap / (other_sum if forward else own_sum)
     logs = own_sum.log() - other_sum.log()
     per_row = clear(gap + logs if forward else gap - logs, unused)
@@ -111,8 +113,11 @@ def _jensen_shannon_by_hand(
     q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
     mixed = mixture(p, q, compared.beta)
     student = (1 - compared.beta) * weighted_logs(q.exp(), q - mixed)
-    sums = [student.sum(1), compared.beta * weighted_logs(p.exp(), p - mixed).sum(1)]
-    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
+    student_sum = student.sum(1)
+    teacher_sum = compared.beta * weighted_logs(p.exp(), p - mixed).sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([student_sum, teacher_sum])
+        student_sum, teacher_sum = over_columns(sums, vocab_group)
     if out is not None:
         student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
         _write(out, student, unused, compared.temperature)

@@ -143,6 +143,7 @@ class _Blocks(Function):
         ctx.again = again
         ctx.save_for_backward(gradient, unused, *rows)
         ctx.mark_non_differentiable(*sums[1:])
+        ctx.set_materialize_grads(False)
         return sums
 
     @staticmethod
@@ -181,6 +182,7 @@ def clear(x: Tensor, unused: Tensor | None) -> Tensor:
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Return the highest logit of each row over the columns of all ranks, without a gradient."""
     top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
+    top = lifted(top)
     name = None if vocab_group is None else vocab_group.group_name
     return _groups.all_reduce(top, name, "max")
 
@@ -190,20 +192,13 @@ def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     return _groups.all_reduce(x, None if vocab_group is None else vocab_group.group_name)
 
 
-def centred(
-    rows: Tensor,
-    unused: Tensor | None,
-    temperature: float,
-    vocab_group: ProcessGroup | None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Read rows, subtract the highest of each over all ranks, and divide by the temperature.
+def centred(rows: Tensor, top: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    """Subtract from each row its `highest`, in float32 at least, and divide by the temperature.
 
     What the logits of a row have in common then costs no digits in what follows.
     """
-    x = read(rows, unused)
-    room = out if out is not None and out.dtype == x.dtype else None
-    x = torch.sub(x, highest(x, vocab_group)[:, None], out=room)
+    room = out if out is not None and out.dtype == top.dtype else None
+    x = torch.sub(rows, top[:, None], out=room)
     return x if temperature == 1 else torch.div(x, temperature, out=room)
 
 
@@ -211,10 +206,11 @@ def log_softmax(
     rows: Tensor, unused: Tensor | None, temperature: float, vocab_group: ProcessGroup | None
 ) -> Tensor:
     """Return log-probabilities of rows over a temperature; over a vocab_group without gradient."""
+    x = read(rows, unused)
+    if vocab_group is not None or temperature != 1:
+        x = centred(x, highest(x, vocab_group), temperature)
     if vocab_group is None:
-        x = read(rows, unused) if temperature == 1 else centred(rows, unused, temperature, None)
         return x.log_softmax(1)
-    x = centred(rows, unused, temperature, vocab_group)
     return x - over_columns(x.exp().sum(1), vocab_group).log()[:, None]
 
 
@@ -226,10 +222,12 @@ def unused_positions(
 ) -> Tensor:
     """Return which of the batch * time positions predict no token that counts."""
     if mask is None:
-        mask = torch.ones(positions.shape[:2], dtype=torch.bool, device=positions.device)
+        places = torch.zeros(positions.shape[:2], dtype=torch.int64, device=positions.device)
+    else:
+        places = mask.long() - 1
     if sample_mask is not None:
-        mask = mask & sample_mask[:, None]
-    return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
+        places = places.where(sample_mask[:, None], -1)
+    return logit_chunks(places, sequence_group).reshape(-1) < 0
 
 
 def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
@@ -242,10 +240,11 @@ def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
 
 def weighted_log_sums(mass: Tensor, logs: Tensor) -> Tensor:
     """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
-    found = row_products(mass, logs)
-    if not on_host(found) or bool(found.isnan().any()):
-        found = row_products(mass, logs.masked_fill_(mass == 0, 0))
-    return found
+    if on_host(logs):
+        found = row_products(mass, logs)
+        if not bool(found.isnan().any()):
+            return found
+    return row_products(mass, logs.masked_fill_(mass == 0, 0))
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
@@ -272,9 +271,9 @@ def means_over_ranks(
 ) -> tuple[Tensor, Sums, Tensor]:
     """Sum over ranks. Return the first sum over the normalizer, the others, and the count."""
     first, *others = sums
-    count = unused.numel() - unused.sum()
+    count = unused.logical_not().sum()
     if batch_group is not None or sequence_group is not None:
-        whole = torch.stack([*sums, count.to(first.dtype)])
+        whole = torch.stack([x.to(first.dtype) for x in (*sums, count)])
         whole = _groups.terminal_sum(whole, sequence_group, 1.0)
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         first, *others, count = _groups.terminal_sum(whole, batch_group, scale).unbind()
