@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._groups import GradReduction, ProcessGroup, first_column
-from .._numbers import accumulator, lifted
+from .._numbers import lifted
 from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
-from ._rows import Sums, centred, clear, highest, means_over_ranks, over_columns, put, read
+from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, put, read
 
 
 @terms
@@ -49,7 +49,6 @@ def local_targets(targets: Tensor, columns: Tensor, vocab_group: ProcessGroup | 
 
 def next_token_terms(
     sums: Sums,
-    unused: Tensor,
     kind: torch.dtype,
     normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
@@ -57,13 +56,11 @@ def next_token_terms(
     grad_reduction: GradReduction,
 ) -> NextTokenTerms:
     """Average the sums over the rows of all ranks."""
-    loss, (hits,), count = means_over_ranks(
-        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
-    )
+    nats, hits, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
+    counted = divisor(None, count)
+    by = counted if normalizer is None else divisor(normalizer, count)
     return NextTokenTerms(
-        loss=loss.to(kind),
-        num_tokens=count.to(kind),
-        accuracy=(hits / count.clamp_min(1)).to(kind),
+        loss=(nats / by).to(kind), num_tokens=count.to(kind), accuracy=(hits / counted).to(kind)
     )
 
 
@@ -89,15 +86,15 @@ def terms_of_few(
     return NextTokenTerms(loss=loss.to(x.dtype), num_tokens=count, accuracy=hits / len(x))
 
 
-def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
-    """Sum -log softmax at each row's target over the rows that count, and the targets on top."""
+def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> PerRow:
+    """Return -log softmax at each row's target, and whether no logit is higher than it."""
     x = read(rows, unused)
-    beyond = local >= x.shape[1]
-    place = local.clamp(0, x.shape[1] - 1)[:, None]
+    place = local.clamp(0, x.shape[1] - 1)
+    known = local == place
     # A target beyond the vocabulary makes its row's gradient NaN too.
-    nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
-    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & (local == place[:, 0])
-    return _both(nats, right, unused)
+    nats = x.log_softmax(1).gather(1, place[:, None])[:, 0] * torch.where(known, -1.0, torch.nan)
+    right = x.detach().gather(1, place[:, None])[:, 0] >= highest(x, None)
+    return nats, right & known
 
 
 def cross_entropy_by_hand(
@@ -107,7 +104,7 @@ def cross_entropy_by_hand(
     local: Tensor,
     *,
     vocab_group: ProcessGroup | None,
-) -> Sums:
+) -> PerRow:
     """Compute the same with e^(x - highest) alone, which turns into the gradient in place.
 
     A row without a target is NaN as a whole, and stays so if it counts: its target is beyond the
@@ -119,18 +116,14 @@ def cross_entropy_by_hand(
         top.masked_fill_(local != place, torch.nan)
     powers = centred(rows, top, 1.0, out)
     at_target = powers.gather(1, place[:, None])[:, 0] if width else torch.zeros_like(top)
-    on_rank = torch.ones_like(top)
+    less = torch.full_like(top, -1.0)
     total = powers.exp_().sum(1)
     if vocab_group is not None:
         here = (local == place) & bool(width)
-        sums = torch.stack([total, at_target.where(here, 0), on_rank.mul_(here)])
+        sums = torch.stack([total, at_target.where(here, 0), less.mul_(here)])
         total, at_target, found = over_columns(sums, vocab_group)
         total, at_target = (x.masked_fill(found == 0, torch.nan) for x in (total, at_target))
     if out is not None and width:
-        powers.div_(total[:, None]).scatter_add_(1, place[:, None], on_rank.neg_()[:, None])
+        powers.div_(total[:, None]).scatter_add_(1, place[:, None], less[:, None])
         put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
-    return _both(total.log() - at_target, at_target >= 0, unused)
-
-
-def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
-    return clear(nats, unused).sum(dtype=accumulator(nats)), right.sum()
+    return total.log() - at_target, at_target >= 0

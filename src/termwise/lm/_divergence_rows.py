@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from .._groups import ProcessGroup
-from .._numbers import accumulator
 from ._rows import (
     ByHand,
-    Sums,
+    PerRow,
     centred,
-    clear,
     highest,
     log_softmax,
     over_columns,
@@ -69,7 +67,7 @@ def _kl_by_hand(
     *,
     compared: Compared,
     vocab_group: ProcessGroup | None,
-) -> Sums:
+) -> PerRow:
     """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
 
     With a and b the centred logits of the model that the mean is over and of the other:
@@ -89,7 +87,6 @@ def _kl_by_hand(
         gap, own_sum, other_sum = over_columns(sums, vocab_group)
     gap = gap / (other_sum if forward else own_sum)
     logs = own_sum.log() - other_sum.log()
-    per_row = clear(gap + logs if forward else gap - logs, unused)
     if out is not None:
         own.div_(own_sum[:, None])
         if forward:
@@ -97,7 +94,7 @@ def _kl_by_hand(
         else:
             own.mul_(difference.sub_(gap[:, None]))
         _write(out, own, unused, compared.temperature)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+    return (gap + logs if forward else gap - logs,)
 
 
 def _jensen_shannon_by_hand(
@@ -108,9 +105,9 @@ def _jensen_shannon_by_hand(
     *,
     compared: Compared,
     vocab_group: ProcessGroup | None,
-) -> Sums:
+) -> PerRow:
     """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
-    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
+    q, p = (log_softmax(logits, None, compared.temperature, vocab_group) for logits in (x, y))
     mixed = mixture(p, q, compared.beta)
     student = (1 - compared.beta) * weighted_logs(q.exp(), q - mixed)
     student_sum = student.sum(1)
@@ -121,8 +118,7 @@ def _jensen_shannon_by_hand(
     if out is not None:
         student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
         _write(out, student, unused, compared.temperature)
-    per_row = clear(student_sum + teacher_sum, unused)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+    return (student_sum + teacher_sum,)
 
 
 def _write(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:

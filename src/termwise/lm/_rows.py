@@ -1,7 +1,7 @@
 """Sums over rows of logits: where a loss runs its formula, and in which pieces.
 
 A loss writes its formula once as a plain expression over all rows, and once by hand: the value of
-some rows, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
+each row, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
 the expression is what runs: a compiler fuses it, and the graph does not grow with the data. So it
 does for few logits, where the number of calls is what costs. Eagerly the rows are read in blocks,
 each of which gives value and gradient in one pass: blocks that stay in cache on the CPU, and
@@ -18,7 +18,15 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import block_rows, few, lifted, may_look_at, without_autocast
+from .._numbers import (
+    accumulator,
+    block_rows,
+    few,
+    lifted,
+    lifted_dtype,
+    may_look_at,
+    without_autocast,
+)
 from ._checks import divisor
 from ._chunks import logit_chunks
 
@@ -30,40 +38,57 @@ SHARDED_ROWS = 512
 HALF_SCALE = 256.0
 
 
+# Numbers of each row, which may be anything where it does not count, and marks, False there.
+PerRow = tuple[Tensor, ...]
+# Their sums over the rows that count, and the number of these.
 Sums = tuple[Tensor, ...]
 
 
-# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns the sums over some
-# rows, of which `unused` do not count (None: all do), and writes the gradient of the first sum with
-# respect to the first of rows into out, which has its shape and dtype (None: none is wanted).
-ByHand = Callable[..., Sums]
+# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns the numbers of
+# some rows, of which `unused` do not count (None: all do), and writes the gradient of the first
+# one's sum with respect to the first of rows into out, which has its shape and dtype (None: none is
+# wanted).
+ByHand = Callable[..., PerRow]
 
 
 def over_rows(
-    formula: Callable[..., Sums],
+    formula: Callable[..., PerRow],
     by_hand: ByHand | None,
     vocab_group: ProcessGroup | None,
     unused: Tensor,
     *rows: Tensor,
+    wide: bool,
 ) -> Sums:
-    """Return formula(unused, *rows), a tuple of sums over rows.
+    """Sum what formula(unused, *rows) returns over the rows that count, and count these.
 
-    The first of them has a gradient with respect to the first of rows. Over a vocab_group by_hand
-    is the formula, and every rank takes the same blocks, compiled or not, with a gradient or
-    without. Without by_hand a block's gradient is that of the expression.
+    The first sum has a gradient with respect to the first of rows. Over a vocab_group by_hand is
+    the formula, and every rank takes the same blocks, compiled or not, with a gradient or without.
+    Without by_hand a block's gradient is that of the expression. The sums are returned in the type
+    that they are made in if wide, which sums over ranks are made of too.
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
+    dtype = accumulator(x) if wide else lifted_dtype(x)
     if vocab_group is None and (compiling or transformed()):
-        return formula(unused, *rows)
+        return sums_of(formula(unused, *rows), unused, dtype)
     if vocab_group is None and few(x):
-        return formula(_or_none(unused), *rows)
+        seen = _or_none(unused)
+        return sums_of(formula(seen, *rows), seen, dtype)
     run = by_hand or differentiated(formula)
     step = SHARDED_ROWS if vocab_group is not None and not compiling else block_rows(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
-            return in_blocks(run, step, None, unused, rows)
+            return sums_of(in_blocks(run, step, None, unused, rows), unused, dtype)
     again = formula if vocab_group is None else None
-    return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
+    return cast("Sums", _Blocks.apply(run, again, step, dtype, unused, *rows))
+
+
+def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Sums:
+    """Sum over the rows that count, in the wider type, and count them."""
+    first = per_row[0]
+    used = torch.ones_like(first) if unused is None else unused.logical_not()
+    rows = [clear(x, unused) if x.is_floating_point() else x for x in per_row]
+    sums = torch.stack([*rows, used]).sum(1, dtype=accumulator(first))
+    return sums.to(dtype).unbind()
 
 
 def in_blocks(
@@ -72,7 +97,7 @@ def in_blocks(
     gradient: Tensor | None,
     unused: Tensor | None,
     rows: tuple[Tensor, ...],
-) -> Sums:
+) -> PerRow:
     """Run a formula by hand on so many rows at a time. Gradient may be the first of rows."""
     if rows[0].shape[0] <= step:
         return run(gradient, unused, *rows)
@@ -84,7 +109,7 @@ def in_blocks(
         )
         for part in (slice(start, start + step) for start in range(0, len(rows[0]), step))
     ]
-    return tuple(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _or_none(unused: Tensor) -> Tensor | None:
@@ -104,18 +129,19 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
     return few and on_host(x) and not transformed()
 
 
-def differentiated(formula: Callable[..., Sums]) -> ByHand:
+def differentiated(formula: Callable[..., PerRow]) -> ByHand:
     """Return a formula by hand that takes its gradient from the expression."""
 
-    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
+    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> PerRow:
         if out is None:
             return formula(unused, *rows)
         with torch.enable_grad():
             x = rows[0].detach().requires_grad_()
-            sums = formula(unused, x, *rows[1:])
-            (gradient,) = torch.autograd.grad(sums[0], x, materialize_grads=True)
+            per_row = formula(unused, x, *rows[1:])
+            total = clear(per_row[0], unused).sum()
+            (gradient,) = torch.autograd.grad(total, x, materialize_grads=True)
         put(out, gradient)
-        return tuple(x.detach() for x in sums)
+        return tuple(x.detach() for x in per_row)
 
     return run
 
@@ -133,13 +159,14 @@ class _Blocks(Function):
     def forward(
         ctx: Any,
         run: ByHand,
-        again: Callable[..., Sums] | None,
+        again: Callable[..., PerRow] | None,
         step: int,
+        dtype: torch.dtype,
         unused: Tensor,
         *rows: Tensor,
     ) -> Sums:
         gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        sums = in_blocks(run, step, gradient, unused, rows)
+        sums = sums_of(in_blocks(run, step, gradient, unused, rows), unused, dtype)
         ctx.again = again
         ctx.save_for_backward(gradient, unused, *rows)
         ctx.mark_non_differentiable(*sums[1:])
@@ -154,17 +181,17 @@ class _Blocks(Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.again is None:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)
-            first = ctx.again(unused, *rows)[0]
+            first = clear(ctx.again(unused, *rows)[0], unused).sum()
             own = cast(
                 "tuple[Tensor]",
                 torch.autograd.grad(
                     first, rows[0], factor, create_graph=True, materialize_grads=True
                 ),
             )
-            return None, None, None, None, own[0], *unasked
+            return None, None, None, None, None, own[0], *unasked
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
-        return None, None, None, None, times_factor(gradient, factor), *unasked
+        return None, None, None, None, None, times_factor(gradient, factor), *unasked
 
 
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
@@ -261,21 +288,16 @@ def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Ten
     return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count
 
 
-def means_over_ranks(
+def over_ranks(
     sums: Sums,
-    unused: Tensor,
-    normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
     grad_reduction: GradReduction,
-) -> tuple[Tensor, Sums, Tensor]:
-    """Sum over ranks. Return the first sum over the normalizer, the others, and the count."""
-    first, *others = sums
-    count = unused.logical_not().sum()
+) -> Sums:
+    """Add the sums of all ranks; the first has a gradient."""
     if batch_group is not None or sequence_group is not None:
-        whole = torch.stack([x.to(first.dtype) for x in (*sums, count)])
-        whole = _groups.terminal_sum(whole, sequence_group, 1.0)
+        whole = _groups.terminal_sum(torch.stack(sums), sequence_group, 1.0)
         scale = _groups.gradient_scale(batch_group, grad_reduction)
-        first, *others, count = _groups.terminal_sum(whole, batch_group, scale).unbind()
-        others, count = [x.detach() for x in others], count.detach()
-    return first / divisor(normalizer, count), tuple(others), count
+        sums = _groups.terminal_sum(whole, batch_group, scale).unbind()
+    first, *others = sums
+    return first, *[x.detach() for x in others]
