@@ -65,16 +65,18 @@ def in_place(factor: Tensor) -> bool:
     )
 
 
-def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Multiply a gradient that was made with the value by the one that comes in.
+def times_factor(factor: Tensor, *gradients: Tensor) -> list[Tensor]:
+    """Multiply gradients that were made with the value by the one that comes in.
 
-    Where that is 0 the loss is left out, even if its own gradient is not finite.
+    Where that is 0 the loss is left out, even if its own gradients are not finite.
     """
     if not in_place(factor):
-        return (gradient * factor).where(factor != 0, 0).to(gradient.dtype)
+        return [(x * factor).where(factor != 0, 0).to(x.dtype) for x in gradients]
+    left_out = factor == 0
     if on_host(factor):
-        return gradient.mul_(factor) if bool(factor != 0) else gradient.zero_()
-    return gradient.mul_(factor).masked_fill_(factor == 0, 0)
+        seen = bool(left_out)
+        return [x.zero_() if seen else x.mul_(factor) for x in gradients]
+    return [x.mul_(factor).masked_fill_(left_out, 0) for x in gradients]
 
 
 def wants_gradient(x: Tensor) -> bool:
@@ -89,18 +91,16 @@ def link_to(x: Tensor) -> Tensor:
     return x[:0].sum()
 
 
-def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
-    """Multiply a gradient that was made with the value by the one that comes in.
+def chain(factor: Tensor, link: Tensor, *gradients: Tensor) -> list[Tensor]:
+    """Multiply gradients that were made with the value by the one that comes in.
 
-    In place where `times_factor` says so, for a second tensor of its size would be most of the
-    loss's memory. The result hangs on the link, so that a second derivative is refused rather than
+    In place where `times_factor` says so, for a second tensor of such a size would be most of the
+    loss's memory. The results hang on the link, so that a second derivative is refused rather than
     left out.
     """
-    if factor is None:
-        return None
     if in_place(factor):
-        return times_factor(gradient, factor)
-    return cast("Tensor", _Refusing.apply(gradient, factor, link))
+        return times_factor(factor, *gradients)
+    return [cast("Tensor", _Refusing.apply(x, factor, link)) for x in gradients]
 
 
 class _Refusing(Function):
@@ -108,7 +108,7 @@ class _Refusing(Function):
 
     @staticmethod
     def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
-        return times_factor(gradient, factor)
+        return times_factor(factor, gradient)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Cross-entropy of rows of logits with a target each: as an expression, and by hand."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,6 +13,9 @@ from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
 from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, put, read
+
+# What F.cross_entropy leaves out.
+IGNORED = -100
 
 
 @terms
@@ -69,21 +74,25 @@ def terms_of_few(
 ) -> NextTokenTerms | None:
     """Return the terms of few logits, by a kernel that is fused, if all tokens are of its kind.
 
-    That is, none of those that are predicted is padding or beyond the vocabulary.
+    That is, none of those that are predicted is padding or beyond the vocabulary. And all logits
+    are numbers, so that those of the last position may stay, with no target and no gradient.
     """
-    targets = tokens[:, 1:].flatten().long()
-    least, most = targets.aminmax()
-    if int(least) < 0 or int(most) >= logits.shape[2]:
+    found, following = logits.detach(), tokens[:, 1:].long()
+    top = found.amax(2, keepdim=True)
+    if not math.isfinite(float(top.sum())):
         return None
-    x = lifted(logits[:, :-1].flatten(0, 1))
-    found = x.detach()
-    right = found.gather(1, targets[:, None]) >= found.amax(1, keepdim=True)
-    hits, count = right.sum(dtype=x.dtype), found.new_full((), len(x))
-    if normalizer is None:
-        loss = F.cross_entropy(x, targets)
-    else:
-        loss = F.cross_entropy(x, targets, reduction="sum") / divisor(normalizer, count)
-    return NextTokenTerms(loss=loss.to(x.dtype), num_tokens=count, accuracy=hits / len(x))
+    x, mean = lifted(logits.flatten(0, 1)).log_softmax(1), normalizer is None
+    targets = F.pad(following, (0, 1), value=IGNORED).flatten()
+    try:  # the kernel refuses what F.cross_entropy does, and counts the others
+        loss, count = torch.ops.aten.nll_loss_forward(x, targets, None, 2 - mean, IGNORED)
+    except IndexError:
+        return None
+    if int(count) != following.numel():
+        return None
+    right = found[:, :-1].gather(2, following[..., None]) >= top[:, :-1]
+    accuracy = right.mean(dtype=x.dtype)
+    loss = loss if mean else (loss / divisor(normalizer, count)).to(x.dtype)
+    return NextTokenTerms(loss=loss, num_tokens=count, accuracy=accuracy)
 
 
 def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> PerRow:
@@ -116,14 +125,19 @@ def cross_entropy_by_hand(
         top.masked_fill_(local != place, torch.nan)
     powers = centred(rows, top, 1.0, out)
     at_target = powers.gather(1, place[:, None])[:, 0] if width else torch.zeros_like(top)
-    less = torch.full_like(top, -1.0)
-    total = powers.exp_().sum(1)
+    total, less = powers.exp_().sum(1), None
     if vocab_group is not None:
         here = (local == place) & bool(width)
-        sums = torch.stack([total, at_target.where(here, 0), less.mul_(here)])
-        total, at_target, found = over_columns(sums, vocab_group)
+        less = here.to(total.dtype).neg_()
+        total, at_target, found = over_columns(
+            torch.stack([total, at_target.where(here, 0), less]), vocab_group
+        )
         total, at_target = (x.masked_fill(found == 0, torch.nan) for x in (total, at_target))
     if out is not None and width:
-        powers.div_(total[:, None]).scatter_add_(1, place[:, None], less[:, None])
+        powers.div_(total[:, None])
+        if less is None:
+            powers.scatter_(1, place[:, None], -1.0, reduce="add")
+        else:
+            powers.scatter_add_(1, place[:, None], less[:, None])
         put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
     return total.log() - at_target, at_target >= 0

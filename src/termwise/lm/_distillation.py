@@ -159,13 +159,12 @@ def distillation_loss(
         )
     logits = student_logits, teacher_logits.detach()
     compared = Compared(divergence, beta, temperature)
-    formula = functools.partial(
-        _per_row, compared=compared, teacher_top_k=teacher_top_k, tail=tail
-    )
+    formula = functools.partial(_per_row, compared=compared, teacher_top_k=teacher_top_k, tail=tail)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
     if few_that_count(student_logits, _numbers.FEW, *limits):
         rows = [x[:, :-1].flatten(0, 1) for x in logits]
-        mean, count = mean_of_few(*formula(None, *rows), normalizer)
+        (per_row,) = formula(None, *rows)
+        mean, count = mean_of_few(per_row, normalizer)
     else:
         unused = unused_positions(student_logits, mask, sample_mask, sequence_group)
         sums = over_rows(

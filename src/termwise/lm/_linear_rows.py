@@ -145,10 +145,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         taught=inputs.taught,
         vocab_group=None if inputs.vocab_name is None else resolved(inputs.vocab_name),
     )
-    of_hidden, of_weight, of_bias = (
-        torch.zeros_like(x) if asked else x.new_empty(0)
-        for x, asked in zip(student[:3], inputs.asked, strict=True)
-    )
+    of_hidden, of_weight, of_bias = _room(inputs)
+    if on_host(of_hidden):
+        of_hidden.zero_()  # rows that do not count are in no block
     with_gradient, capped = any(inputs.asked), student.softcap is not None
     # A block's logits, its gradient, and the teacher's logits, in the same memory for each of them.
     size = _rows_at_once(inputs.unused, len(student.weight), sharded)
@@ -158,7 +157,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
     found: list[PerRow] = []
     with without_autocast(room), torch.no_grad():
-        for rows, left_out in _row_blocks(inputs.unused, size):
+        for number, (rows, left_out) in enumerate(_row_blocks(inputs.unused, size)):
             h, x = student.logits(rows, left_out, room)
             others: list[Tensor] = []
             if inputs.taught:
@@ -174,32 +173,39 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 continue
             if student.softcap is not None:  # tanh' = 1 - tanh^2
                 slope.mul_(x.div_(student.softcap).square_().neg_().add_(1))
-            if len(of_hidden):
+            if len(of_hidden) and isinstance(rows, slice):
+                torch.mm(slope, student.weight, out=of_hidden[rows])
+            elif len(of_hidden):
                 of_hidden[rows] = slope @ student.weight
-            if len(of_weight):
-                of_weight.addmm_(slope.T, h)
+            if len(of_weight):  # of which nothing is there before the first block
+                of_weight.addmm_(slope.T, h, beta=min(number, 1))
             if len(of_bias):
-                of_bias.add_(slope.sum(0))
+                of_bias.copy_(slope.sum(0) + of_bias if number else slope.sum(0))
     per_row = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
     unused = None if on_host(inputs.unused) else inputs.unused  # which is in no block
     sums = sums_of(tuple(per_row), unused, inputs.dtype)
+    # Not a view of the sums, for no result of an operator may be one of another.
     divergence_weight, cross_entropy_weight = inputs.weighted[1:]
     weighed = [divergence_weight * sums[0]] if inputs.taught and divergence_weight else []
     if inputs.local is not None and cross_entropy_weight:
         weighed.append(cross_entropy_weight * sums[-3])
     loss = functools.reduce(torch.add, weighed) if weighed else torch.zeros_like(sums[0])
-    return loss, torch.stack(sums), of_hidden, of_weight, of_bias
+    return loss, sums, of_hidden, of_weight, of_bias
+
+
+def _room(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors for the gradients that are wanted."""
+    student, asked = inputs.student, inputs.asked
+    of_hidden, of_weight, of_bias = (
+        x.new_empty(x.shape if wanted else 0) for x, wanted in zip(student[:3], asked, strict=True)
+    )
+    return of_hidden, of_weight, of_bias
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    student = inputs.student
-    of_hidden, of_weight, of_bias = (
-        x.new_empty(x.shape if asked else 0)
-        for x, asked in zip(student[:3], inputs.asked, strict=True)
-    )
     count = 1 + inputs.taught + 2 * (inputs.local is not None)
-    sums = student.hidden.new_empty(count, dtype=inputs.dtype)
-    return sums.new_empty(()), sums, of_hidden, of_weight, of_bias
+    sums = inputs.unused.new_empty(count, dtype=inputs.dtype)
+    return sums.new_empty(()), sums, *_room(inputs)
 
 
 _linear_rows = Operator("linear_rows", _Inputs, _kernel, _fake)

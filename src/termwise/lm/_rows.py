@@ -69,26 +69,25 @@ def over_rows(
     x, compiling = rows[0], torch.compiler.is_compiling()
     dtype = accumulator(x) if wide else lifted_dtype(x)
     if vocab_group is None and (compiling or transformed()):
-        return sums_of(formula(unused, *rows), unused, dtype)
+        return sums_of(formula(unused, *rows), unused, dtype).unbind()
     if vocab_group is None and few(x):
         seen = _or_none(unused)
-        return sums_of(formula(seen, *rows), seen, dtype)
+        return sums_of(formula(seen, *rows), seen, dtype).unbind()
     run = by_hand or differentiated(formula)
     step = SHARDED_ROWS if vocab_group is not None and not compiling else block_rows(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
-            return sums_of(in_blocks(run, step, None, unused, rows), unused, dtype)
+            return sums_of(in_blocks(run, step, None, unused, rows), unused, dtype).unbind()
     again = formula if vocab_group is None else None
     return cast("Sums", _Blocks.apply(run, again, step, dtype, unused, *rows))
 
 
-def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Sums:
-    """Sum over the rows that count, in the wider type, and count them."""
+def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Sum over the rows that count, in the wider type, and count them, as one vector."""
     first = per_row[0]
     used = torch.ones_like(first) if unused is None else unused.logical_not()
     rows = [clear(x, unused) if x.is_floating_point() else x for x in per_row]
-    sums = torch.stack([*rows, used]).sum(1, dtype=accumulator(first))
-    return sums.to(dtype).unbind()
+    return torch.stack([*rows, used]).sum(1, dtype=accumulator(first)).to(dtype)
 
 
 def in_blocks(
@@ -166,7 +165,7 @@ class _Blocks(Function):
         *rows: Tensor,
     ) -> Sums:
         gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        sums = sums_of(in_blocks(run, step, gradient, unused, rows), unused, dtype)
+        sums = sums_of(in_blocks(run, step, gradient, unused, rows), unused, dtype).unbind()
         ctx.again = again
         ctx.save_for_backward(gradient, unused, *rows)
         ctx.mark_non_differentiable(*sums[1:])
@@ -191,7 +190,7 @@ class _Blocks(Function):
             return None, None, None, None, None, own[0], *unasked
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
-        return None, None, None, None, None, times_factor(gradient, factor), *unasked
+        return None, None, None, None, None, *times_factor(factor, gradient), *unasked
 
 
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
@@ -299,5 +298,4 @@ def over_ranks(
         whole = _groups.terminal_sum(torch.stack(sums), sequence_group, 1.0)
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         sums = _groups.terminal_sum(whole, batch_group, scale).unbind()
-    first, *others = sums
-    return first, *[x.detach() for x in others]
+    return sums[0], *[x.detach() for x in sums[1:]]
