@@ -77,14 +77,15 @@ def terms_of_few(
     That is, none of those that are predicted is padding or beyond the vocabulary. And all logits
     are numbers, so that those of the last position may stay, with no target and no gradient.
     """
-    found, following = logits.detach(), tokens[:, 1:].long()
+    x, following = lifted(logits), tokens[:, 1:].long()
+    found = x.detach()
     top = found.amax(2, keepdim=True)
     if not math.isfinite(float(top.sum())):
         return None
-    x, mean = lifted(logits.flatten(0, 1)).log_softmax(1), normalizer is None
+    logs, mean = x.flatten(0, 1).log_softmax(1), normalizer is None
     targets = F.pad(following, (0, 1), value=IGNORED).flatten()
     try:  # the kernel refuses what F.cross_entropy does, and counts the others
-        loss, count = torch.ops.aten.nll_loss_forward(x, targets, None, 2 - mean, IGNORED)
+        loss, count = torch.ops.aten.nll_loss_forward(logs, targets, None, 2 - mean, IGNORED)
     except IndexError:
         return None
     if int(count) != following.numel():
