@@ -21,3 +21,13 @@ def weighted(weight: float | Tensor, term: Tensor) -> Tensor:
         return torch.zeros_like(term).detach()
     # A weight in float64 must not change the dtype of the loss.
     return (weight.to(term.dtype) if isinstance(weight, Tensor) else weight) * term
+
+
+def with_auxiliary(
+    loss: Tensor, weight: float | Tensor, aux: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return loss + weight * aux, and aux in the dtype of the loss; None is 0, and not added."""
+    if aux is None:
+        return loss, torch.zeros_like(loss).detach()
+    aux = aux.to(loss.dtype)
+    return loss + weighted(weight, aux), aux
