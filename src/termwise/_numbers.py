@@ -47,17 +47,19 @@ def may_look_at(x: Tensor) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off where it is on.
+    """Turn autocast off where it is on: to do so takes as long as a small tensor's reduction."""
+    if autocast_is_off(x):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
-    To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
-    """
+
+def autocast_is_off(x: Tensor) -> bool:
+    """Whether autocast leaves operations on x alone; meta tensors have none."""
     device = x.device.type
     if device == "meta":
-        return nullcontext()
+        return True
     # A graph that was made while it was off may run while it is on.
-    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device))
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class _Product(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
         # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
-        once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        once = not torch.is_grad_enabled() or torch.compiler.is_compiling()
         product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
         of_left = None
@@ -94,7 +96,9 @@ class _Product(Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    with without_autocast(left):
+    if autocast_is_off(left):
+        return left @ right
+    with torch.autocast(left.device.type, enabled=False):
         return left @ right
 
 

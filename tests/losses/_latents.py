@@ -35,6 +35,10 @@ def some_rows(sizes: dict[str, Any]) -> st.SearchStrategy[Tensor | None]:
 # By finite differences every row counts.
 MASKS = {"assert_gradients": {"mask": None}, "assert_formula": {"mask": some_rows}}
 SPARSE = {"f.indices": rows_of_indices}
+# Few latents, many, and as on an accelerator, where nobody looks at a value.
+LOOK = ("_squared_errors", "_penalties")
+MANY = {"termwise._numbers.FEW": 0}
+PATHS = ({}, MANY, MANY | {f"termwise.sae.{name}.may_look_at": lambda x: False for name in LOOK})
 
 
 def of_latents(
@@ -51,7 +55,7 @@ def of_latents(
         overrides={**SPARSE, **(overrides or {})},
         ignores=("W_dec", "decoder_norm", *ignores),
         more={**own, **{law: {**masks, **own.get(law, {})} for law, masks in MASKS.items()}},
-        **{"shards": GROUPS, **others},
+        **{"shards": GROUPS, "paths": PATHS, **others},
     )
 
 

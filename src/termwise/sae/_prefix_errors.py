@@ -149,13 +149,15 @@ def _as_written(
     batch_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the errors and L1 of dense latents in operations that autograd follows."""
-    x_hat, errors = b_dec, list[Tensor]()
+    # Lifted once, so that gradients in half precision are rounded once.
+    target, values, W_dec = lifted(target), lifted(values), lifted(W_dec)
+    x_hat, errors = b_dec, cast("list[Tensor]", [])
     for low, high in _blocks(prefixes):
         x_hat = decode(values[:, low:high], W_dec[low:high], x_hat)
         errors.append(squared_errors(target, x_hat, mask, feature_reduction, batch_group))
     # One that is not finite is not a mean already, as others may be.
-    errors = torch.broadcast_tensors(*errors)
-    return torch.stack(errors, -1), magnitudes(lifted(values)).sum(1)
+    alike = cast("tuple[Tensor, ...]", torch.broadcast_tensors(*errors))
+    return torch.stack(alike, -1), magnitudes(values).sum(1)
 
 
 def compute_errors(given: Given) -> tuple[Tensor, Tensor]:
