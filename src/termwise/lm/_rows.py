@@ -173,10 +173,12 @@ class _Blocks(Function):
         return sums
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, unused, *rows = ctx.saved_tensors
         factor = gradients[0]
         unasked = (None,) * (len(rows) - 1)
+        if factor is None:  # nothing of the loss was asked for
+            return None, None, None, None, None, None, *unasked
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.again is None:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)
