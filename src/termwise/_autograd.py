@@ -100,22 +100,26 @@ def chain(factor: Tensor, link: Tensor, *gradients: Tensor) -> list[Tensor]:
     """
     if in_place(factor):
         return times_factor(factor, *gradients)
-    return [cast("Tensor", _Refusing.apply(x, factor, link)) for x in gradients]
+    why = "a loss whose gradient is made with its value has no second derivative"
+    return [refusing(x, why, link) for x in times_factor(factor, *gradients)]
+
+
+def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:
+    """Return x, and refuse its derivative, and with it that of what hangs on the link."""
+    return cast("Tensor", _Refusing.apply(x, why, link))
 
 
 class _Refusing(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
-        return times_factor(factor, gradient)[0]
+    def forward(x: Tensor, why: str, link: Tensor | None) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.why = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError(
-            "a loss whose gradient is made with its value has no second derivative"
-        )
+        raise NotImplementedError(ctx.why)
