@@ -47,17 +47,19 @@ def may_look_at(x: Tensor) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Disable autocast if it is enabled.
+    """Disable autocast if it is enabled: disabling it takes as long as reducing a small tensor."""
+    if autocast_is_off(x):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
-    Disabling it takes as long as reducing a small tensor; meta tensors have no autocast.
-    """
+
+def autocast_is_off(x: Tensor) -> bool:
+    """Whether autocast does not change operations on x; meta tensors have no autocast."""
     device = x.device.type
     if device == "meta":
-        return nullcontext()
+        return True
     # A graph that was compiled while autocast was off may run while it is on.
-    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device))
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class _Product(Function):
         left, right = ctx.saved_tensors
         # A compiled graph has no second derivative, and Dynamo would trace this recursion without
         # end.
-        once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        once = not torch.is_grad_enabled() or torch.compiler.is_compiling()
         product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
         of_left = None
@@ -95,7 +97,9 @@ class _Product(Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    with without_autocast(left):
+    if autocast_is_off(left):
+        return left @ right
+    with torch.autocast(left.device.type, enabled=False):
         return left @ right
 
 
