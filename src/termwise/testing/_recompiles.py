@@ -47,7 +47,7 @@ def assert_recompiles(
         dynamic: whether the sizes are marked as dynamic before the first call, as by
             `torch._dynamo.mark_dynamic`, so that one graph is enough.
         backend: of `torch.compile`; "aot_eager" traces the backward pass too.
-        max_examples: sets of ten calls to draw, each compiled anew.
+        max_examples: sets of ten calls to draw, each compiled again.
         **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
             otherwise.
 
