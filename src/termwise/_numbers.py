@@ -65,6 +65,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return cast("Tensor", _Product.apply(left, right))
 
 
+def plain_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
+        return product(left, right)
+    return left @ right
+
+
 class _Product(Function):
     """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
 

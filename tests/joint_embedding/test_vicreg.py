@@ -105,12 +105,13 @@ def test_the_hessian_is_the_formulas():
         terms = VICREG.expected(z, z2, gamma=2.0)
         return 25 * terms["sim"] + 25 * terms["var"] + terms["cov"]
 
-    ours = torch.func.hessian(lambda z: vicreg_loss(z, z2, gamma=2.0).loss)
+    ours = torch.func.hessian(lambda z, path: vicreg_loss(z, z2, gamma=2.0, **path).loss)
     reverse = torch.func.jacrev(torch.func.jacrev(lambda z: vicreg_loss(z, z2, gamma=2.0).loss))
     expected = torch.func.hessian(formula)(z1)
     torch.testing.assert_close(reverse(z1), expected)
+    torch.testing.assert_close(ours(z1, {}), expected)
     with pytest.raises(RuntimeError, match="jvp"):
-        ours(z1)
+        ours(z1, {"covariance_path": "gram"})
 
 
 def test_a_gradient_of_one_view_alone():

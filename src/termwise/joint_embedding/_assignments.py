@@ -9,11 +9,13 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import accumulator, blocks, lifted, product
+from .._numbers import accumulator, blocks, lifted, without_autocast
 
-# Of a logarithm, in sums that are no less than 1 / prototypes: arithmetic on float32's numbers
-# below e^-87 takes a hundred times as long.
-_LEAST = -60.0
+# The least power, as a share of the dtype's exponents: arithmetic on numbers that are below its
+# least takes a hundred times as long. Between scales, what is smaller is lost in any sum.
+_LEAST = 0.7
+# Iterations until scales go into the exponents, where none may leave the dtype.
+_AT_ONCE = 3
 
 
 @contract
@@ -87,32 +89,37 @@ def assigned(
 ) -> Tensor:
     """Return the assignments of each view by itself, "views batch prototypes", all at a time."""
     name, (views, count, prototypes) = _groups.name_of(group), logits.shape
+    samples = list(blocks(logits.movedim(1, 0), views * prototypes))
     with torch.no_grad():
-        powers = lifted(logits[:, :0]).new_empty(logits.shape)
-        top = lifted(logits.amax(1)) if count else powers.new_full((views, prototypes), -torch.inf)
-        top = _groups.all_reduce(top, name, "max")[:, None]
-        of_prototypes = torch.zeros_like(top)
-        # Each row's maximum: how much the sample weighs until it is first normalised.
-        of_samples = powers.new_zeros(views, count, 1)
-        own = torch.zeros_like(of_samples)
-        samples = list(blocks(logits.movedim(1, 0), views * prototypes))
-        for block in samples:
-            x = lifted(logits[:, block]) - top
-            of_samples[:, block] = x.amax(2, keepdim=True) / temperature
-        weights = of_samples.clamp_min(_LEAST).exp_().mT
+        top = (
+            lifted(logits.amax(1, keepdim=True))
+            if count
+            else lifted(logits.new_full((views, 1, prototypes), -torch.inf))
+        )
+        top = _groups.all_reduce(top, name, "max")
+        whole = _below(logits, top, temperature) if len(samples) == 1 else None
+        shift: Tensor | None = None
+
+        def probs(block: slice) -> Tensor:
+            x = _below(logits[:, block], top, temperature) if whole is None else whole
+            return x.exp() if shift is None else (x - shift).softmax(2)
+
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
             for block in samples:
-                x = (lifted(logits[:, block]) - top).div_(temperature).sub_(of_prototypes)
-                x = x.sub_(of_samples[:, block]).clamp_min_(_LEAST).exp_()
-                sums += product(weights[:, :, block], x)
-                powers[:, block] = x
-            sums = _groups.all_reduce(sums, name).to(top.dtype)
-            for block in samples:
-                own[:, block] = powers[:, block].div_(sums).sum(2, keepdim=True)
-            of_prototypes, of_samples = of_prototypes + sums.log(), of_samples + own.log()
-            weights = torch.ones_like(weights)
-        return powers.div_(own)
+                sums += probs(block).sum(1, keepdim=True)
+            logs = _groups.all_reduce(sums, name).log().to(top.dtype)
+            shift = logs if shift is None else shift + logs
+        if whole is not None:
+            return probs(samples[0])
+        found = top.new_empty(logits.shape)
+        for block in samples:
+            found[:, block] = probs(block)
+        return found
+
+
+def _below(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
+    return (lifted(logits) - top).div_(temperature)
 
 
 @contract

@@ -31,7 +31,7 @@ from .._numbers import (
     accumulator,
     alike,
     lifted,
-    product,
+    plain_product,
     softplus,
     without_autocast,
 )
@@ -151,13 +151,6 @@ def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
         raise ValueError(f"{needed}, got {count}")
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
-        return product(left, right)
-    return left @ right
-
-
 def _row_losses(
     form: str,
     negatives: Tensor,
@@ -188,7 +181,7 @@ def _as_written(
     symmetric: bool,
 ) -> Contrast:
     """Compute the same with the whole matrix, in operations that autograd follows to any order."""
-    logits = _product(rows * scale, (rows if columns is None else columns).T)
+    logits = plain_product(rows * scale, (rows if columns is None else columns).T)
     lowest = torch.finfo(logits.dtype).min  # not -inf, for the gradient of a row of nothing else
     itself = torch.arange(len(rows), device=rows.device)[:, None] if columns is None else None
     place = None if positive is None else positive[:, None]

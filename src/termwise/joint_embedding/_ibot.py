@@ -124,14 +124,15 @@ def ibot_loss(
     n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
     if over == "images":
         ones = torch.ones_like(image_index, dtype=accumulator(student_logits))
-        weights = ones / ones.new_zeros(images).index_add_(0, image_index, ones)[image_index]
+        sizes = ones.new_zeros(images).index_add_(0, image_index, ones)
+        weights = sizes.index_select(0, image_index).reciprocal_()
         divisor = n_images
     else:
         weights = None
         divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
     means = cross_entropy_of_views(
-        student_logits[None],
-        teacher_probs[None],
+        student_logits.unsqueeze(0),
+        teacher_probs.unsqueeze(0),
         weights,
         divisor,
         temperature=temperature,
