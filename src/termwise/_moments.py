@@ -56,8 +56,8 @@ def second_moments(
     """Return the unbiased variance of each column, and the energy of the off-diagonal covariance.
 
     Args:
-        views: this rank's rows of each view, "batch dim", or a tensor of them all, or of one. Halves
-            are lifted to float32.
+        views: this rank's rows of each view, "batch dim"; or a tensor of them all, or of one.
+            Halves are lifted to float32.
         counts: `_groups.row_counts` of a view.
         path: which product to form; "auto" takes the smaller one.
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no

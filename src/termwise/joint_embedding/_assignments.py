@@ -9,13 +9,7 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import accumulator, blocks, lifted, without_autocast
-
-# The least power, as a share of the dtype's exponents: arithmetic on numbers that are below its
-# least takes a hundred times as long. Between scales, what is smaller is lost in any sum.
-_LEAST = 0.7
-# Iterations until scales go into the exponents, where none may leave the dtype.
-_AT_ONCE = 3
+from .._numbers import accumulator, blocks, lifted
 
 
 @contract
@@ -32,10 +26,10 @@ def sinkhorn(
     \quad Q_{bk} \leftarrow Q_{bk} / \sum_{b'} Q_{b'k}, \quad
     Q_{bk} \leftarrow Q_{bk} / \sum_{k'} Q_{bk'}$$
 
-    In the log domain: the powers of each iteration are taken after the scales found so far are
-    subtracted, so that each sum over samples is between 1 / prototypes and the batch, and each over
-    prototypes between 1 / batch and prototypes. Finite for any logits, temperature and number of
-    iterations, in float32 too.
+    In the log domain: for scales $f_k$ of the prototypes, at first those of one division, Q is
+    softmax(logits / T - f) of each row, and an iteration adds the logarithm of the sum of each
+    column to f, which is between 1 / prototypes and the batch. Finite for any logits, temperature
+    and number of iterations, in float32 too.
 
     The prototypes come first, so a constant added to a prototype's logits changes nothing. A
     constant added to a sample's logits does, though less with each iteration: it is how much the
@@ -91,30 +85,27 @@ def assigned(
     name, (views, count, prototypes) = _groups.name_of(group), logits.shape
     samples = list(blocks(logits.movedim(1, 0), views * prototypes))
     with torch.no_grad():
-        top = (
-            lifted(logits.amax(1, keepdim=True))
-            if count
-            else lifted(logits.new_full((views, 1, prototypes), -torch.inf))
-        )
+        lowest = logits.new_full((views, 1, prototypes), -torch.inf)  # of a rank without samples
+        top = lifted(logits.amax(1, keepdim=True) if count else lowest)
         top = _groups.all_reduce(top, name, "max")
-        whole = _below(logits, top, temperature) if len(samples) == 1 else None
-        shift: Tensor | None = None
+        held = _below(logits, top, temperature) if len(samples) == 1 else None
+        scales: Tensor | None = None  # logarithms; those of samples are a softmax's
 
-        def probs(block: slice) -> Tensor:
-            x = _below(logits[:, block], top, temperature) if whole is None else whole
-            return x.exp() if shift is None else (x - shift).softmax(2)
+        def powers(block: slice) -> Tensor:
+            x = _below(logits[:, block], top, temperature) if held is None else held
+            return x.exp() if scales is None else (x - scales).softmax(2)
 
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
             for block in samples:
-                sums += probs(block).sum(1, keepdim=True)
+                sums += powers(block).sum(1, keepdim=True)
             logs = _groups.all_reduce(sums, name).log().to(top.dtype)
-            shift = logs if shift is None else shift + logs
-        if whole is not None:
-            return probs(samples[0])
+            scales = logs if scales is None else scales + logs
+        if held is not None:
+            return powers(samples[0])
         found = top.new_empty(logits.shape)
         for block in samples:
-            found[:, block] = probs(block)
+            found[:, block] = powers(block)
         return found
 
 
