@@ -51,13 +51,17 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
     To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
     """
+    if not _may_cast(x):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _may_cast(x: Tensor) -> bool:
+    """Whether autocast is on, or may be: a graph that was made while it was off may run with it."""
     device = x.device.type
     if device == "meta":
-        return nullcontext()
-    # A graph that was made while it was off may run while it is on.
-    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+        return False
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -67,9 +71,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 def plain_product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
-        return product(left, right)
-    return left @ right
+    return product(left, right) if _may_cast(left) else left @ right
 
 
 class _Product(Function):

@@ -909,7 +909,7 @@ over_latents = functools.partial(Case, LATENTS, rows=1024)
 ASSIGNED = (64, 128), (128, 1024), (64, 65_536)
 over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 32_768))
 over_chunks = functools.partial(Case, (), chunked, rows=1024, size_of=lambda rows: (rows, 32_768))
-# 2^25 logits of 4096 rows, of two views each.
+# 2^26 logits of 4096 rows, of two views each.
 of_pairs = functools.partial(
     Case, ((64, 128), (256, 128), (2048, 256)), rows=4096, size_of=lambda rows: (rows, 256)
 )
@@ -1121,7 +1121,7 @@ CASES = {
         peer=("lightly", lightly_cosine),
     ),
     "joint_embedding.info_nce_loss": of_pairs(
-        views_and_scale, plain_clip, our_clip, products=pair_products
+        views_and_scale, plain_clip, our_clip, products=pair_products, rows=8192
     ),
     "joint_embedding.nt_xent_loss": of_pairs(
         two_views, plain_nt_xent, lambda *z: nt_xent_loss(*z).loss
@@ -1130,6 +1130,7 @@ CASES = {
         of_ten_classes,
         plain_supervised,
         lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
+        rows=8192,
     ),
     "joint_embedding.decoupled_contrastive_loss": of_pairs(
         two_views,

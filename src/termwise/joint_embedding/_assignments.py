@@ -26,10 +26,10 @@ def sinkhorn(
     \quad Q_{bk} \leftarrow Q_{bk} / \sum_{b'} Q_{b'k}, \quad
     Q_{bk} \leftarrow Q_{bk} / \sum_{k'} Q_{bk'}$$
 
-    In the log domain: for scales $f_k$ of the prototypes, at first those of one division, Q is
-    softmax(logits / T - f) of each row, and an iteration adds the logarithm of the sum of each
-    column to f, which is between 1 / prototypes and the batch. Finite for any logits, temperature
-    and number of iterations, in float32 too.
+    In the log domain: with f the logarithm of all that each prototype was divided by, Q is the
+    softmax of logits / T - f over each row. An iteration adds the logarithms of Q's column sums to
+    f; these sums are between 1 / prototypes and the batch. Finite for any logits, temperature and
+    number of iterations, in float32 too.
 
     The prototypes come first, so a constant added to a prototype's logits changes nothing. A
     constant added to a sample's logits does, though less with each iteration: it is how much the
@@ -82,18 +82,21 @@ def assigned(
     logits: Tensor, temperature: float, iterations: int, group: ProcessGroup | None
 ) -> Tensor:
     """Return the assignments of each view by itself, "views batch prototypes", all at a time."""
-    name, (views, count, prototypes) = _groups.name_of(group), logits.shape
+    views, count, prototypes = logits.shape
     samples = list(blocks(logits.movedim(1, 0), views * prototypes))
     with torch.no_grad():
+        if len(samples) == 1 and group is None:
+            return _as_written(logits, temperature, iterations)
+        name = _groups.name_of(group)
         lowest = logits.new_full((views, 1, prototypes), -torch.inf)  # of a rank without samples
         top = lifted(logits.amax(1, keepdim=True) if count else lowest)
         top = _groups.all_reduce(top, name, "max")
-        held = _below(logits, top, temperature) if len(samples) == 1 else None
-        scales: Tensor | None = None  # logarithms; those of samples are a softmax's
+        # Logarithms of what prototypes were divided by; a softmax divides the samples.
+        scales: Tensor | None = None
 
         def powers(block: slice) -> Tensor:
-            x = _below(logits[:, block], top, temperature) if held is None else held
-            return x.exp() if scales is None else (x - scales).softmax(2)
+            x = (lifted(logits[:, block]) - top).div_(temperature)
+            return x.exp_() if scales is None else x.sub_(scales).softmax(2)
 
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
@@ -101,16 +104,18 @@ def assigned(
                 sums += powers(block).sum(1, keepdim=True)
             logs = _groups.all_reduce(sums, name).log().to(top.dtype)
             scales = logs if scales is None else scales + logs
-        if held is not None:
-            return powers(samples[0])
         found = top.new_empty(logits.shape)
         for block in samples:
             found[:, block] = powers(block)
         return found
 
 
-def _below(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
-    return (lifted(logits) - top).div_(temperature)
+def _as_written(logits: Tensor, temperature: float, iterations: int) -> Tensor:
+    x = (lifted(logits) - logits.amax(1, keepdim=True)).div_(temperature)
+    scales = x.exp().sum(1, keepdim=True).log()
+    for _ in range(iterations - 1):
+        scales = scales + (x - scales).softmax(2).sum(1, keepdim=True).log()
+    return (x - scales).softmax(2)
 
 
 @contract

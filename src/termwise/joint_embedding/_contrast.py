@@ -11,8 +11,9 @@ number.
 
 A first pass over the strips takes the log-sums of the rows, and of the columns for the other
 direction; a second one forms the strips again and turns them into the gradient. That is four
-products of rows * columns * dim, and two strips in memory. Where the columns are the rows L is
-symmetric: the strips of its upper triangle make two such products.
+products of rows * columns * dim, and two strips in memory, of which an accelerator has at most 8:
+a quarter of the matrix, for kernels that do not grow with the rows. Where the columns are the rows
+L is symmetric: the strips of its upper triangle make two such products.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from .._autograd import on_host, wants_gradient
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import (
     IN_CACHE,
+    MOST_BLOCKS,
     ON_DEVICE,
     accumulator,
     alike,
@@ -346,8 +348,12 @@ class _Matrix(NamedTuple):
 
 def _rows_at_once(rows: Tensor, width: int) -> int:
     """Return how many rows a strip of so many columns has."""
-    step = max(_STRIP, IN_CACHE // max(width, 1)) if on_host(rows) else ON_DEVICE // max(width, 1)
-    return max(1, min(step, len(rows)))
+    count, width = len(rows), max(width, 1)
+    if on_host(rows):
+        step = max(_STRIP, IN_CACHE // width)
+    else:
+        step = max(ON_DEVICE // width, -(-count // MOST_BLOCKS))
+    return max(1, min(step, count))
 
 
 def _matrix(inputs: _Inputs) -> _Matrix:

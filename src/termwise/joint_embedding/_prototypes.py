@@ -74,7 +74,8 @@ def cross_entropy_of_views(
     value, entropy, marginal = value / -divisor, entropy.detach() / -divisor, marginal.detach()
     marginal_entropy = torch.special.entr(marginal / marginal.sum()).sum()
     found = value, entropy, value.detach() - entropy, marginal_entropy
-    return CrossEntropy(*[x.to(lifted_dtype(student)) for x in found])
+    dtype = lifted_dtype(student)
+    return CrossEntropy(*(found if value.dtype == dtype else [x.to(dtype) for x in found]))
 
 
 def over_ranks(
@@ -100,17 +101,20 @@ def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
     """Compute the sums, in this dtype, in operations that autograd follows to any order."""
     student, p, weights, temperature, skip, _ = inputs
     logs, p = (lifted(student) * (1 / temperature)).log_softmax(2), lifted(p)
+    views, same = student.shape[0], min(student.shape[0], p.shape[0]) if skip else 0
     negatives = _finite_logs(p)
     if weights is not None:  # all that follows is linear in p
         p = p * weights.to(p.dtype).unsqueeze(1)
-    negatives = (negatives * p).sum(2)
-    target, same = _summed(p), min(len(logs), len(p)) if skip else 0
-    entropy, targets = negatives.sum(dtype=dtype) * len(logs), target
-    if same:
+    negatives = negatives * p
+    # Each teacher's view has as many pairs, less one where it is the student's too.
+    entropy = negatives.sum(dtype=dtype) * (views - (same == p.shape[0]))
+    if 0 < same < p.shape[0]:
         entropy = entropy - negatives[:same].sum(dtype=dtype)
+    targets = target = _summed(p)
+    if same:
         targets = target - p[:same]
-    if 0 < same < len(logs):
-        targets = torch.cat((targets, target.expand(len(logs) - same, -1, -1)))
+    if 0 < same < views:
+        targets = torch.cat((targets, target.expand(views - same, -1, -1)))
     return (logs * targets).sum(dtype=dtype), entropy, target.sum(0, dtype=dtype)
 
 
@@ -157,7 +161,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _summed(views: Tensor) -> Tensor:
-    return views.squeeze(0) if len(views) == 1 else views.sum(0)
+    return views.squeeze(0) if views.shape[0] == 1 else views.sum(0)
 
 
 def _finite_logs(p: Tensor) -> Tensor:
