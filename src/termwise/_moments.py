@@ -70,10 +70,12 @@ def second_moments(
         Variance "*views dim", and energy "*views" in the wider type, where it cannot overflow; both
         differentiable: twice without a group, once with one.
     """
-    whole = isinstance(views, Tensor)
-    first = views if whole and views.ndim == 2 else views[0]
+    each, together = views, None
+    if isinstance(views, Tensor):
+        each, together = (views,) if views.ndim == 2 else views.unbind(), views
+    first = each[0]
     if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
-        return _as_written(views if whole else torch.stack(tuple(views)), path)
+        return _as_written(torch.stack(tuple(each)) if together is None else together, path)
     moments = [
         differentiable(
             _second_moments,
@@ -89,7 +91,7 @@ def second_moments(
             ),
             (0, 3),
         )
-        for z in ((views,) if first is views else views)
+        for z in each
     ]
     return (
         torch.stack([variance for _, variance, _, _ in moments]),

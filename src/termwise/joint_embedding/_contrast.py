@@ -132,7 +132,8 @@ def contrast(
 def unit_rows(x: Tensor) -> Tensor:
     """Divide rows by their norms; one of 0 stays. Halves are lifted."""
     x = lifted(x)  # as F.normalize does, in fewer calls
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+    norms = cast("Tensor", torch.linalg.vector_norm(x, dim=1, keepdim=True))
+    return x / norms.clamp_min(1e-12)
 
 
 def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ and the gradient, softmax less targets, is made with the value and in its place.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -72,8 +72,8 @@ def cross_entropy_of_views(
     scale = _groups.gradient_scale(group, grad_reduction)
     value, entropy, marginal = _groups.terminal_sums(sums, group, scale)
     value, entropy, marginal = value / -divisor, entropy.detach() / -divisor, marginal.detach()
-    marginal_entropy = torch.special.entr(marginal / marginal.sum()).sum()
-    found = value, entropy, value.detach() - entropy, marginal_entropy
+    surprise = cast("Tensor", torch.special.entr(marginal / marginal.sum()))
+    found = value, entropy, value.detach() - entropy, surprise.sum()
     dtype = lifted_dtype(student)
     return CrossEntropy(*(found if value.dtype == dtype else [x.to(dtype) for x in found]))
 
