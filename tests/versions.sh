@@ -23,12 +23,13 @@ fi
 
 requirements() { # oldest or newest, of the package itself and of what its tests here need
   "$1" - "$2" <<'PYTHON'
-import re, sys, tomllib
+import sys, tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
 wanted = project["dependencies"] + extras["testing"] + extras["test"][1:]
-print(*(re.sub(">=", "==", one) if sys.argv[1] == "oldest" else one for one in wanted))
+for one in wanted:
+    print(one.replace(">=", "==", 1) if sys.argv[1] == "oldest" else one)
 PYTHON
 }
 
@@ -40,9 +41,9 @@ for python in "${pythons[@]}"; do
     printf '\n== %s, the %s versions (%ss)\n' "$python" "$which" "$SECONDS"
     rm -rf "$work/env"
     "$python" -m venv "$work/env"
-    # shellcheck disable=SC2046 # one word for each requirement
-    if "$work/env/bin/pip" install --upgrade $(requirements "$python" "$which") -e . &&
-      "$work/env/bin/pip" list | grep -iE '^(torch|jaxtyping|beartype|einops|hypothesis|numpy) ' &&
+    requirements "$python" "$which" >"$work/requirements.txt"
+    if "$work/env/bin/pip" install --upgrade -r "$work/requirements.txt" -e . &&
+      PIP_QUIET=0 "$work/env/bin/pip" list | grep -iE '^(torch|jaxtyping|beartype|einops|hypothesis|numpy) ' &&
       "$work/env/bin/python" -m pytest -q "${tests[@]}"; then :; else
       failed+=("$python at the $which")
     fi

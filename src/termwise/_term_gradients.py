@@ -11,10 +11,10 @@ from torch import Tensor
 from . import _groups
 from ._groups import GradReduction, ProcessGroup
 from ._numbers import accumulator, lifted
-from ._terms import Terms, host_numbers
+from ._terms import Terms, host_numbers, html_table, is_readable, text_table
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TermGradients:
     """What [`term_gradients`][termwise.term_gradients] returns, on the device."""
 
@@ -34,6 +34,28 @@ class TermGradients:
         for j, i in pairs:
             tensors[f"cosine[{self.names[i]}, {self.names[j]}]"] = self.cosines[i, j]
         return host_numbers(tensors, prefix)
+
+    def __repr__(self) -> str:
+        """Return a table, a row for each term. Reads values: synchronizes with the device."""
+        return text_table(type(self).__name__, self._table())
+
+    def _repr_html_(self) -> str:
+        """Return the same table for notebooks."""
+        return html_table(type(self).__name__, self._table())
+
+    def _table(self) -> list[list[str]]:
+        several = range(len(self.names))
+        if is_readable(self.norms):
+            numbers = host_numbers({"norm": self.norms, "cosine": self.cosines.flatten()})
+            cells = [
+                [f"{numbers[f'norm[{i}]']:.6g}"]
+                + [f"{numbers[f'cosine[{i * len(self.names) + j}]']:.3f}" for j in several]
+                for i in several
+            ]
+        else:
+            cells = [["..."] * (1 + len(self.names)) for _ in several]
+        rows = [[name, *row] for name, row in zip(self.names, cells, strict=True)]
+        return [["", "norm", *(f"cosine[{name}]" for name in self.names)], *rows]
 
 
 def term_gradients(

@@ -5,7 +5,7 @@ import html
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar, cast, dataclass_transform
 
 import torch
@@ -73,24 +73,14 @@ class Terms:
 
     def __repr__(self) -> str:
         """Return a table of name, value and shape. Reads values: synchronizes with the device."""
-        rows = self._table()
-        wide, long = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [
-            f"    {name:<{wide}}  {value:<{long}}  {shape}".rstrip() for name, value, shape in rows
-        ]
-        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+        return text_table(type(self).__name__, self._table())
 
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
-        cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td>"
-            f"<td>{html.escape(shape)}</td></tr>"
-            for name, value, shape in self._table()
-        )
-        return f"<table><caption>{html.escape(type(self).__name__)}</caption>{cells}</table>"
+        return html_table(type(self).__name__, self._table())
 
     def _table(self) -> list[tuple[str, str, str]]:
-        shown = {name: value for name, value in self.items() if _is_readable(value)}
+        shown = {name: value for name, value in self.items() if is_readable(value)}
         numbers = host_numbers({name: value.reshape(-1)[:_SHOWN] for name, value in shown.items()})
         rows: list[tuple[str, str, str]] = []
         for field in dataclasses.fields(self):
@@ -114,7 +104,27 @@ class Terms:
 _SHOWN = 6
 
 
-def _is_readable(value: Tensor) -> bool:
+def text_table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as aligned lines, within the parentheses of a record."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)) for row in rows
+    ]
+    return "\n".join([f"{title}(", *(f"    {line}".rstrip() for line in lines), ")"])
+
+
+def html_table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a table of HTML, whose first column is of headings."""
+    cells = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for name, *row in rows
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
+
+
+def is_readable(value: Tensor) -> bool:
     """Whether a tensor has numbers to show: meta and fake tensors, and those in a trace, do not."""
     wrapped = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(value)
     return not (wrapped or value.device.type == "meta" or is_fake(value))

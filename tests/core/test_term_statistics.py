@@ -1,5 +1,6 @@
 """Gradients of terms against their formula, and running means over steps and over ranks."""
 
+import dataclasses
 import math
 
 import pytest
@@ -30,6 +31,25 @@ def pair(x: Tensor, w: Tensor, *, rare: bool = False) -> PairTerms:
         each=x[:, 0],
         rare=near.detach() if rare else None,
     )
+
+
+def test_gradients_are_shown_as_a_table():
+    x = torch.tensor([[3.0, 0.0]], requires_grad=True)
+    near, far = 2 * x.sum(), (x * torch.tensor([[4.0, 0.0]])).sum()
+    terms = PairTerms(loss=near + far, near=near, far=far, count=near.detach(), each=x[:, 0])
+    found = tw.term_gradients(terms, ["near", "far"], [x])
+    assert repr(found) == (
+        "TermGradients(\n"
+        "          norm     cosine[near]  cosine[far]\n"
+        "    near  2.82843  1.000         0.707\n"
+        "    far   4        0.707         1.000\n"
+        ")"
+    )
+    assert "<tr><th>far</th><td>4</td><td>0.707</td><td>1.000</td></tr>" in found._repr_html_()
+    nowhere = dataclasses.replace(
+        found, norms=found.norms.to("meta"), cosines=found.cosines.to("meta")
+    )
+    assert "    near  ...   ...           ..." in repr(nowhere)
 
 
 def leaves(seed: int = 0) -> tuple[Tensor, Tensor]:

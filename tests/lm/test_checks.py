@@ -1,10 +1,13 @@
 """Temperatures, normalizers and weights: what every loss of language models says of them."""
 
 import functools
+import itertools
 import math
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from termwise import lm
 from termwise.lm import Alignment, Teacher, VocabProjection, vocab_partition
@@ -148,3 +151,26 @@ def test_a_part_of_weight_0_is_left_out(part):
     if part == "common_weight":
         torch.testing.assert_close(terms.loss, terms.l1_tail)
         assert torch.autograd.grad(terms.loss, x)[0].isfinite().all()
+
+
+@pytest.fixture
+def two_ranks():
+    """Return the group of two ranks, of which only this process is there: nothing is sent."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+EYE = torch.eye(3)
+LINEAR = {
+    "linear_next_token_loss": lambda **more: lm.linear_next_token_loss(X, EYE, TOKENS, **more),
+    "linear_distillation_loss": lambda **more: lm.linear_distillation_loss(X, EYE, Y, EYE, **more),
+}
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *LINEAR])
+@pytest.mark.parametrize("axes", [*itertools.combinations(("batch", "vocab", "sequence"), 2)])
+def test_one_group_is_not_of_two_axes(name, axes, two_ranks):
+    first, second = (f"{axis}_group" for axis in axes)
+    with pytest.raises(ValueError, match=f"^{name} needs other groups for {first} and {second}"):
+        {**LOSSES, **LINEAR}[name](**{first: two_ranks, second: two_ranks})

@@ -1,18 +1,15 @@
 """TRL's distillation losses beside ours, and its GKD trainer with the loss swapped."""
 
-import random
-import re
+import functools
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gkd import GKDTrainer
 from trl.experimental.gold.gold_trainer import ULDLoss
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
@@ -23,6 +20,11 @@ from termwise.lm import (
     universal_logit_loss,
 )
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs/pages/examples"))
+
+import trl_gkd
+
+model = functools.partial(trl_gkd.model, width=32, dtype=torch.float64)
 BETAS = [0.0, 1.0, 0.5, 0.1, 0.9]
 
 
@@ -231,144 +233,22 @@ def test_cross_entropy_of_the_causal_models():
     assert_close(ours.loss, theirs, check_dtype=False, rtol=1e-6, atol=1e-6)
 
 
-# Ten steps of the real trainer: tiny random models, a tokenizer trained here, a chat template.
-
-WORDS = ["the", "losses", "of", "language", "models", "have", "names", "and", "shapes"]
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+# Ten steps of the real trainer, as the example runs them: tiny random models, a tokenizer trained
+# there. In float64, so that Adam, which divides by small numbers, keeps two equal runs equal.
 
 
-def sentences(count, generator):
-    return [" ".join(generator.choices(WORDS, k=generator.randint(2, 7))) for _ in range(count)]
-
-
-def tokenizer():
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
-    learned.train_from_iterator(
-        sentences(200, random.Random(0)),
-        trainers.BpeTrainer(
-            vocab_size=320,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=learned, pad_token="<|pad|>", eos_token="<|end|>"
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
-
-
-def model(seed, vocab=320, width=32):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-    ).double()  # so that Adam, which divides by small numbers, keeps two equal runs equal
-
-
-class OurGKDTrainer(GKDTrainer):
-    """GKDTrainer whose loss is distillation_loss, at any beta."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        assert num_items_in_batch is not None  # tokens of both micro-batches
-        sees = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        outputs = model(**sees)
-        with torch.no_grad():
-            teacher = self.teacher_model.eval()(**sees)
-        terms = distillation_loss(
-            outputs.logits,
-            teacher.logits,
-            mask=inputs["labels"] != -100,
-            normalizer=float(num_items_in_batch),
-            **ours_at(self.beta),
-        )
-        return (terms.loss, outputs) if return_outputs else terms.loss
-
-
-def trained(kind, folder, *, beta, lmbda, steps=10):
-    """Return each step's loss and the parameters after `steps` steps of the trainer."""
-    chooser = random.Random(1)
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
-        }
-        for question, answer in zip(sentences(40, chooser), sentences(40, chooser), strict=True)
-    ]
-    random.seed(3)
-    trainer = kind(
-        model=model(1),
-        teacher_model=model(2, width=48),
-        args=GKDConfig(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            learning_rate=1e-2,
-            lr_scheduler_type="constant",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            seed=3,
-            beta=beta,
-            lmbda=lmbda,
-            max_new_tokens=6,
-            max_length=64,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(),
-    )
-    trainer.train()
+def trained(kind, **options):
+    """Return each step's loss and the parameters after ten steps of the trainer."""
+    trainer = trl_gkd.main(kind, torch.float64, **options)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: value.detach() for name, value in trainer.model.named_parameters()}
 
 
-def of_the_page():
-    """Return the trainer that the page writes down."""
-    page = Path(__file__).parents[2] / "docs/pages/coming_from/trl.md"
-    (code,) = re.findall(r"```text\n(import torch\n.*?)```", page.read_text(), re.DOTALL)
-    namespace = {}
-    exec(compile(code, str(page), "exec"), namespace)
-    return namespace["Trainer"]
-
-
-@pytest.mark.parametrize(
-    ("beta", "lmbda", "kind"),
-    [
-        (0.5, 0.0, of_the_page),
-        (0.0, 0.0, lambda: OurGKDTrainer),
-        (1.0, 0.0, lambda: OurGKDTrainer),
-        (0.5, 1.0, lambda: OurGKDTrainer),
-    ],
-    ids=["of_the_page", "forward", "reverse", "on_policy"],
-)
-def test_ten_steps_of_the_gkd_trainer_with_the_loss_swapped(tmp_path, beta, lmbda, kind):
+@pytest.mark.parametrize(("beta", "lmbda"), [(0.5, 0.0), (0.0, 0.0), (1.0, 0.0), (0.5, 1.0)])
+def test_ten_steps_of_the_gkd_trainer_with_the_loss_swapped(beta, lmbda):
     """On the data's answers (lmbda 0), and on those that the student samples (1)."""
-    their_losses, theirs = trained(GKDTrainer, tmp_path / "theirs", beta=beta, lmbda=lmbda)
-    our_losses, ours = trained(kind(), tmp_path / "ours", beta=beta, lmbda=lmbda)
+    their_losses, theirs = trained(GKDTrainer, beta=beta, lmbda=lmbda)
+    our_losses, ours = trained(trl_gkd.Distiller, beta=beta, lmbda=lmbda)
     assert len(our_losses) == 10
     assert our_losses[-1] != our_losses[0]
     assert_close(torch.tensor(our_losses), torch.tensor(their_losses), rtol=1e-6, atol=1e-8)

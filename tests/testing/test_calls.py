@@ -969,3 +969,26 @@ def test_without_hypothesis_the_extra_is_named():
     )
     said = 'termwise.testing needs hypothesis: pip install "termwise[testing]"'
     assert done.stderr.rstrip().endswith(f"ModuleNotFoundError: {said}")
+
+
+WITHOUT_NUMPY = """
+import sys
+from importlib.machinery import PathFinder
+
+class WithoutNumPy(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == "numpy" else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutNumPy
+from termwise import joint_embedding, testing
+testing.assert_contract(joint_embedding.vicreg_loss, sizes={"batch": 3}, max_examples=2)
+"""
+
+
+def test_without_numpy_the_laws_leave_out_its_arrays():
+    # PyTorch does not require NumPy, and a tensor's .numpy() fails where it is not installed.
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMPY], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

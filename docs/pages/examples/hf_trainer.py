@@ -24,21 +24,26 @@ class Loss:
     def __call__(
         self, outputs: CausalLMOutput, labels: Tensor, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of a micro-batch: labels of -100 do not count.
+        """Return a micro-batch's part of the loss of a step; labels of -100 do not count.
 
-        `num_items_in_batch` counts the tokens of all micro-batches of an optimizer step, so that
-        these add up to the loss of the whole batch, however unequal they are.
+        The terms are means over the tokens of the micro-batch. `num_items_in_batch` counts those of
+        all micro-batches of the step, so that the parts add up, however unequal they are.
         """
-        terms = next_token_loss(outputs.logits, labels, normalizer=num_items_in_batch)
+        terms = next_token_loss(outputs.logits, labels)
         self.average = self.average.update(terms, weight=terms.num_tokens)
-        return terms.loss
+        if num_items_in_batch is None:
+            return terms.loss
+        return terms.loss * (terms.num_tokens / num_items_in_batch)
 
 
 # --8<-- [end:loss]
 
 
-def main(loss: Loss | None) -> tuple[LlamaForCausalLM, Loss | None]:
-    """Train three steps of two micro-batches, with the loss given or with the model's own."""
+def main(loss: Loss | None) -> tuple[LlamaForCausalLM, float]:
+    """Train three steps of two micro-batches, with the loss given or with the model's own.
+
+    Return the model, and the mean loss of the steps as the trainer reports it.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -66,10 +71,10 @@ def main(loss: Loss | None) -> tuple[LlamaForCausalLM, Loss | None]:
             disable_tqdm=True,
         )
         trainer = Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss)
-        trainer.train()
-    return model, loss
+        return model, trainer.train().training_loss
 
 
 if __name__ == "__main__":
-    _, used = main(Loss())
-    print(used.average.metrics() if used else {})
+    used = Loss()
+    main(used)
+    print(used.average.metrics())

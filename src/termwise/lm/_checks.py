@@ -1,10 +1,12 @@
-"""What every loss of language models asks of its temperature and its normalizer."""
+"""What every loss of language models asks of its temperature, its normalizer and its groups."""
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
+from .._groups import ProcessGroup
 from .._numbers import accumulator
 
 
@@ -24,6 +26,29 @@ def check_normalizer(name: str, normalizer: Tensor | float | None) -> None:
         raise ValueError(f"{name} needs normalizer >= 0, got {normalizer}")
     if normalizer == math.inf:
         raise ValueError(f"{name} needs a finite normalizer, got {normalizer}")
+
+
+def check_groups(
+    name: str,
+    batch_group: ProcessGroup | None,
+    vocab_group: ProcessGroup | None,
+    sequence_group: ProcessGroup | None,
+) -> None:
+    """Refuse one group of several ranks for two axes: its ranks can hold parts of only one."""
+    groups = {
+        "batch_group": batch_group,
+        "vocab_group": vocab_group,
+        "sequence_group": sequence_group,
+    }
+    given = [(argument, group) for argument, group in groups.items() if group is not None]
+    for (first, one), (second, other) in itertools.combinations(given, 2):
+        if one.group_name == other.group_name and one.size() > 1:
+            raise ValueError(
+                f"{name} needs other groups for {first} and {second}, got one for both: its ranks "
+                f"can hold parts of one axis only. Leave one of them out, and pass tensors that "
+                f"are whole along its axis; for a DTensor that is "
+                f"x.redistribute(placements=[Replicate()]).to_local()"
+            )
 
 
 def divisor(normalizer: Tensor | float | None, count: Tensor) -> Tensor:

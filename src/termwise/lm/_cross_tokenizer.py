@@ -15,6 +15,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._numbers import accumulator, blocks, lifted
 from .._terms import Terms, terms
+from ._checks import check_groups
 from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
 from ._rows import (
@@ -188,6 +189,7 @@ def cross_tokenizer_loss(
         (0.2877, 1.3863)
     """
     name = "cross_tokenizer_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     several = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
     _check(name, several, combine, score, score_scale, log_vocab)
     for argument, number in (("teacher_top_k", teacher_top_k), ("columns_top_k", columns_top_k)):

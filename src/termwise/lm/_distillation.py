@@ -13,7 +13,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._numbers import accumulator, alike, lifted_dtype
 from .._terms import Terms, terms
-from ._checks import check_normalizer, check_temperature
+from ._checks import check_groups, check_normalizer, check_temperature
 from ._divergence_rows import (
     Compared,
     Divergence,
@@ -128,7 +128,8 @@ def distillation_loss(
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature is not positive and finite, normalizer a number that is negative or
             not finite, beta not in (0, 1), teacher_top_k not in 1..vocab or given with vocab_group,
-            or tail given without teacher_top_k.
+            or tail given without teacher_top_k. Or one group of several ranks is given for two
+            axes.
 
     References:
         Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015),
@@ -144,6 +145,7 @@ def distillation_loss(
         >>> distillation_loss(student, teacher).metrics()
         {'loss': 0.693..., 'divergence': 0.693..., 'num_tokens': 1.0}
     """
+    check_groups("distillation_loss", batch_group, vocab_group, sequence_group)
     name, vocab = "distillation_loss", student_logits.shape[2]
     check_temperature(name, temperature)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)

@@ -7,7 +7,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._terms import Terms, terms
-from ._checks import check_normalizer, check_temperature, divisor
+from ._checks import check_groups, check_normalizer, check_temperature, divisor
 from ._cross_entropy_rows import local_targets, targets_of
 from ._divergence_rows import Compared, Divergence, check_beta
 from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
@@ -121,7 +121,8 @@ def linear_distillation_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature, softcap or teacher_softcap is not positive and finite, normalizer a
-            number that is negative or not finite, or beta not in (0, 1).
+            number that is negative or not finite, or beta not in (0, 1). Or one group of several
+            ranks is given for two axes.
 
     References:
         As in [`distillation_loss`][termwise.lm.distillation_loss]; the heads are fused with the
@@ -138,6 +139,7 @@ def linear_distillation_loss(
         {'loss': 0.143..., 'divergence': 0.143..., 'num_tokens': 1.0}
     """
     name = "linear_distillation_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_temperature(name, temperature)
     check_normalizer(name, normalizer)
     check_beta(name, beta)

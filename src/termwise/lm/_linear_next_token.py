@@ -6,7 +6,7 @@ from torch import Tensor
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from ._checks import check_normalizer
+from ._checks import check_groups, check_normalizer
 from ._cross_entropy_rows import NextTokenTerms, local_targets, next_token_terms, targets_of
 from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
 
@@ -76,7 +76,7 @@ def linear_next_token_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: softcap is not positive and finite, normalizer a number that is negative or not
-            finite.
+            finite. Or one group of several ranks is given for two axes.
 
     References:
         As in [`next_token_loss`][termwise.lm.next_token_loss]; the head is fused with the loss as
@@ -92,6 +92,7 @@ def linear_next_token_loss(
         {'loss': 0.813..., 'num_tokens': 2.0, 'accuracy': 0.5}
     """
     name = "linear_next_token_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_softcap(name, softcap=softcap)
     check_normalizer(name, normalizer)
     targets = targets_of(tokens, mask, sample_mask, sequence_group)

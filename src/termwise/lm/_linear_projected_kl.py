@@ -15,6 +15,7 @@ from .._module import LossModule
 from .._numbers import alike, lifted
 from .._operators import Operator, with_gradients
 from ._alignment import Alignment
+from ._checks import check_groups
 from ._chunk_blocks import Block, sum_over_chunks
 from ._chunk_softmax import MeanSoftmax
 from ._chunks import Chunks, check_times
@@ -119,6 +120,7 @@ def linear_projected_kl_loss(
         0.4256
     """
     name = "linear_projected_kl_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_times(name, alignment, hidden, teacher_logits)
     hidden, weight, teacher_logits = alike(hidden, weight, teacher_logits)
     setting = divergence_setting(

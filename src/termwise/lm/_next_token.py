@@ -10,7 +10,7 @@ from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
 from .._numbers import lifted_dtype
 from . import _rows
-from ._checks import check_normalizer
+from ._checks import check_groups, check_normalizer
 from ._cross_entropy_rows import (
     NextTokenTerms,
     cross_entropy,
@@ -77,7 +77,8 @@ def next_token_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: normalizer is a number that is negative or not finite.
+        ValueError: normalizer is a number that is negative or not finite. Or one group of several
+            ranks is given for two axes.
 
     References:
         The usual cross-entropy, as `torch.nn.functional.cross_entropy` of shifted logits has it.
@@ -92,6 +93,7 @@ def next_token_loss(
         >>> terms.metrics()
         {'loss': 0.503..., 'num_tokens': 2.0, 'accuracy': 1.0}
     """
+    check_groups("next_token_loss", batch_group, vocab_group, sequence_group)
     check_normalizer("next_token_loss", normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
     if few_that_count(logits, _rows.FUSED, *limits):

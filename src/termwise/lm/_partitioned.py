@@ -17,6 +17,7 @@ from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 from ._alignment import Alignment
+from ._checks import check_groups
 from ._chunk_blocks import Block, ChunkRows, sum_over_chunks
 from ._chunk_softmax import all_columns, centred, exponentials, own_columns
 from ._chunks import Chunks, check_times, chunks_of, normalized, padding
@@ -134,7 +135,7 @@ def partitioned_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: alignment or partition are of another size than the logits, or a number is out
-            of its range.
+            of its range. Or one group of several ranks is given for two axes.
 
     References:
         NeMo-RL's gold loss (https://github.com/NVIDIA-NeMo/RL,
@@ -154,6 +155,7 @@ def partitioned_loss(
         (-0.1352, 0.1667)
     """
     name = "partitioned_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_times(name, alignment, student_logits, teacher_logits)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)
     _check_partition(name, partition, student_logits, teacher_logits, vocab_group)

@@ -15,6 +15,7 @@ from .._module import LossModule
 from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
 from ._alignment import Alignment
+from ._checks import check_groups
 from ._chunk_blocks import Block, sum_over_chunks
 from ._chunk_softmax import MeanSoftmax
 from ._chunks import Chunks, check_times, chunks_of
@@ -136,9 +137,9 @@ def projected_kl_loss(
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: alignment or projection are of another size than the logits, both
-            columns_top_k and teacher_columns are given, or a number, a chunk's id or a column is
-            out of its range.
+        ValueError: alignment or projection are of another size than the logits, both columns_top_k
+            and teacher_columns are given, or a number, a chunk's id or a column is out of its
+            range. Or one group of several ranks is given for two axes.
 
     References:
         NeMo-RL's projected KL (https://github.com/NVIDIA-NeMo/RL,
@@ -159,6 +160,7 @@ def projected_kl_loss(
         (2.0, 0.4256)
     """
     name = "projected_kl_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_times(name, alignment, student_logits, teacher_logits)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)
     setting = divergence_setting(

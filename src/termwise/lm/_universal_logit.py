@@ -16,7 +16,7 @@ from .._numbers import accumulator, alike, lifted
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 from ._alignment import Alignment
-from ._checks import check_temperature
+from ._checks import check_groups, check_temperature
 from ._chunk_blocks import Block, sum_over_chunks
 from ._chunk_softmax import MeanSoftmax, all_columns, own_columns
 from ._chunks import Chunks, check_times, chunks_of, normalized
@@ -108,7 +108,8 @@ def universal_logit_loss(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: the alignment is of another size than the logits, student_vocab is missing with
-            vocab_group or does not fit, or a number is out of its range.
+            vocab_group or does not fit, or a number is out of its range. Or one group of several
+            ranks is given for two axes.
 
     References:
         Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss
@@ -129,6 +130,7 @@ def universal_logit_loss(
         {'loss': 1.0, 'num_chunks': 1.0}
     """
     name = "universal_logit_loss"
+    check_groups(name, batch_group, vocab_group, sequence_group)
     check_times(name, alignment, student_logits, teacher_logits)
     student_logits, teacher_logits = alike(student_logits, teacher_logits)
     check_temperature(name, temperature)

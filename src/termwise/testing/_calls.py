@@ -1,6 +1,7 @@
 """Calls of a function, drawn from the shapes in its signature, and calls that break it."""
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -889,7 +890,8 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         other = value.new_zeros(sizes, dtype=family)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
         plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
-        wrong.append(("array", "a NumPy array", plain.numpy()))
+        with contextlib.suppress(RuntimeError):  # NumPy is not installed: nobody passes its arrays
+            wrong.append(("array", "a NumPy array", plain.numpy()))
     if any(typing.get_origin(option) is Literal for option in options) and isinstance(value, str):
         wrong.append(("literal", "no such option", f"not {value}"))
     wrong.extend(_wrong_items(options, value))
