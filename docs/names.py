@@ -1,9 +1,17 @@
-"""A hook of mkdocs: the page of every public name, with the first line of its docstring."""
+"""A hook of mkdocs: what pages show of public names is read from the library.
+
+The page of a loss is written by hand where it explains (what the loss is for, its gradient, its
+cost); formula, terms, module and references are put around that. Tables and lists of losses take
+the order of the navigation, the title of each page and the first line of each docstring; the
+table of other libraries what the page of each says in its comments.
+"""
 
 import inspect
 import json
+import re
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,11 +26,137 @@ MODULES = {
     "groups": "Over ranks",
     "testing": "The test kit",
 }
+DOCS = Path(__file__).parent
+SETTINGS = (DOCS / "mkdocs.yml").read_text()
+NAVIGATION = re.findall(r"api/(\w+)/(?!index)(\w+)\.md", SETTINGS)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Write the tables where a page asks for them."""
-    return markdown.replace("<!-- names -->", "\n".join(_lines()))
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Write what a page asks for, and around the text of a loss what its docstring says."""
+    return written(markdown, page.file.src_uri)
+
+
+def written(markdown: str, path: str) -> str:
+    """Return the page at a path below `pages`, as the site has it."""
+    found = re.fullmatch(r"api/(\w+)/(\w+)\.md", path)
+    if found and found.groups() in NAVIGATION:
+        markdown = _loss_page(markdown, *found.groups())
+    markdown = markdown.replace("<!-- names -->", "\n".join(_lines()))
+    markdown = markdown.replace("<!-- table of libraries -->", "\n".join(_libraries()))
+    markdown = markdown.replace("<!-- table of measurements -->", "\n".join(_measurements()))
+    markdown = re.sub(r"<!-- table of (\w+) -->", lambda x: "\n".join(_table(x[1])), markdown)
+    return re.sub(r"<!-- list of (\w+) -->", lambda x: ",\n".join(_links(x[1])), markdown)
+
+
+def _loss_page(markdown: str, family: str, stem: str) -> str:
+    """Add a loss's formula, terms, module and references to the text of its page."""
+    loss = _loss(family, stem)
+    name = f"termwise.{family}.{loss.__name__}"
+    parts = [part.rstrip("\n") for part in re.split(r"^(?=## )", markdown, flags=re.MULTILINE)]
+    titles = [part.partition("\n")[0] for part in parts]
+    gradient, after = titles.index("## Gradient"), titles.index("## Cost") + 1
+    written = [
+        parts[0],
+        f"## Formula\n\n::: {name}\n    options: {{extra: {{part: formula}}}}",
+        *parts[1:gradient],
+        f"## Terms\n\n{_terms(family, loss)}",
+        *parts[gradient:after],
+        "## Module",
+        *_modules(family, loss),
+        *parts[after:],
+        f"## References\n\n::: {name}\n    options: {{extra: {{part: references}}, "
+        "show_root_heading: false, show_root_toc_entry: false}",
+    ]
+    return "\n\n".join(written) + "\n"
+
+
+def _terms(family: str, loss: Any) -> str:
+    """Write the record of a loss, or a link where a loss before it has the same."""
+    record = _record(loss)
+    name = f"termwise.{family}.{record.__name__}"
+    if next(of for stem in _stems(family) if _record(of := _loss(family, stem)) is record) is loss:
+        return f"::: {name}\n    options: {{show_signature: false}}"
+    return f"See [`{record.__name__}`][{name}]: this loss returns the same record."
+
+
+def _modules(family: str, loss: Any) -> Iterator[str]:
+    """Write the modules of a loss's file that return its record, each after its config."""
+    for name, value in vars(getattr(termwise, family)).items():
+        if (
+            inspect.isclass(value)
+            and issubclass(value, termwise.LossModule)
+            and value.__module__ == loss.__module__
+            and _record(value.forward) is _record(loss)
+        ):
+            if config := value.__annotations__.get("cfg"):
+                of = f"termwise.{family}.{config.__name__}"
+                yield f"::: {of}\n    options: {{show_signature: false}}"
+            yield f"::: termwise.{family}.{name}\n    options: {{members: [forward]}}"
+
+
+def _table(family: str) -> Iterator[str]:
+    """Write a row for each loss that has a page."""
+    yield from ("| | loss | what it does | terms | groups |", "|---|---|---|---|---|")
+    for stem in _stems(family):
+        loss = _loss(family, stem)
+        terms = [name for name in _record(loss).__annotations__ if name != "loss"]
+        groups = [f"`{x}`" for x in inspect.signature(loss).parameters if x.endswith("_group")]
+        cells = _first_line(loss), ", ".join(terms), ", ".join(groups)
+        yield f"| {_link(family, stem)} | `{loss.__name__}` | {' | '.join(cells)} |"
+
+
+def _links(family: str) -> Iterator[str]:
+    """Write a link to each loss: by the title of its page, or else by its name."""
+    yield from (_link(family, stem) for stem in _stems(family))
+    paged = {_loss(family, stem).__name__ for stem in _stems(family)}
+    for name in _public(getattr(termwise, family)):
+        if name.endswith("_loss") and name not in paged | {"create_loss"}:
+            yield f"[`{name}`][termwise.{family}.{name}]"
+
+
+def _libraries() -> Iterator[str]:
+    """Write the rows that the page of each library has in its comments."""
+    yield "| project | theirs | ours | main difference | multiply |\n|---|---|---|---|---|"
+    for project, page in re.findall(r"- (.+): coming_from/(\w+\.md)", SETTINGS):
+        first = f"[{project}]({page})"
+        text = (DOCS / "pages/coming_from" / page).read_text()
+        for row in re.findall(r"^<!-- in short: (.*) -->$", text, re.MULTILINE):
+            yield f"| {first} | {row} |"
+            first = ""
+
+
+def _measurements() -> Iterator[str]:
+    """Write what tests/bench/run.py has put on the pages of losses as one table."""
+    head = ""
+    for family, stem in NAVIGATION:
+        text = (DOCS / "pages/api" / family / f"{stem}.md").read_text()
+        found = re.search(r"<!-- measured by .* -->\n\n(\|.*)\n(\|.*)\n((?:\|.*\n)+)", text)
+        if found and not head:
+            head = f"| loss {found[1]}\n|---{found[2]}"
+            yield head
+        name = f"{family}.{_loss(family, stem).__name__}"
+        for row in found[3].splitlines() if found else ():
+            yield f"| [`{name}`][termwise.{name}] {row}"
+
+
+def _link(family: str, stem: str) -> str:
+    page = DOCS / "pages/api" / family / f"{stem}.md"
+    title = page.read_text().partition("\n")[0].removeprefix("# ")
+    return f"[{title}][termwise.{family}.{_loss(family, stem).__name__}]"
+
+
+def _stems(family: str) -> list[str]:
+    return [stem for of, stem in NAVIGATION if of == family]
+
+
+def _loss(family: str, stem: str) -> Any:
+    """Return the function that a page is of."""
+    module = getattr(termwise, family)
+    return getattr(module, f"{stem}_loss", None) or getattr(module, stem)
+
+
+def _record(loss: Any) -> Any:
+    return inspect.signature(loss).return_annotation
 
 
 def _lines() -> Iterator[str]:

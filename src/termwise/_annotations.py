@@ -105,47 +105,45 @@ class Expected:
         self.hint = hint
         self.options = options
         self.spelled = spell(hint)
-        self.anything = any(option is Any or option is object for option in options)
-        self.shapes = tuple(Shape(option) for option in options if is_array(option))
-        self.literals: tuple[Any, ...] = tuple(
-            value
-            for option in options
-            if typing.get_origin(option) is Literal
-            for value in typing.get_args(option)
-        )
-        self.literal_types: tuple[type, ...] = tuple(value.__class__ for value in self.literals)
-        records = [option for option in options if is_record(option)]
-        collected = [option for option in options if _is_collection(option)]
-        named = {
-            option
-            for option in options
-            if _is_class(option) and not any(option is r for r in records)
-        }
+        self.anything = self.of_own_class = self.called = self.group = False
+        shapes: list[Shape] = []
+        literals: list[Any] = []
+        records: list[Record] = []
+        collected: list[Collection] = []
+        classes: list[type] = []
+        others: list[Any] = []
+        for option in options:
+            if option is Any or option is object:
+                self.anything = True
+            elif option is Self:
+                self.of_own_class = True
+            elif option is ProcessGroup:
+                self.group = True
+            elif _is_called(option):
+                self.called = True
+            elif is_array(option):
+                shapes.append(Shape(option))
+            elif typing.get_origin(option) is Literal:
+                literals.extend(typing.get_args(option))
+            elif is_record(option):
+                records.append(record_of(option))
+            elif _is_collection(option):
+                collected.append(Collection(option, (*within, *_aliases(hint))))
+            else:
+                (classes if _is_class(option) else others).append(option)
+        self.shapes, self.records = tuple(shapes), tuple(records)
+        self.collections = tuple(collected)
+        self.literals = tuple(literals)
+        self.literal_types: tuple[type, ...] = tuple(value.__class__ for value in literals)
         # An int where a float is declared is fine, as BEARTYPE has it.
         tower = {complex: (float, int), float: (int,)}
         self.classes: tuple[type, ...] = (
-            *named,
-            *(less for kind in named for less in tower.get(kind, ())),
+            *classes,
+            *(less for kind in classes for less in tower.get(kind, ())),
         )
-        self.real = float in named or complex in named
-        self.of_own_class = any(option is Self for option in options)
-        self.called = any(_is_called(option) for option in options)
-        self.group = any(option is ProcessGroup for option in options)
-        self.records = tuple(record_of(option) for option in records)
-        self.collections = tuple(
-            Collection(option, (*within, *_aliases(hint))) for option in collected
-        )
-        known = (*named, *records, *collected)
+        self.real = float in classes or complex in classes
         # Beartype's to judge: generators, protocols, iterables of what has no shape.
-        self.others = tuple(
-            option
-            for option in options
-            if not any(option is one for one in known)
-            and not is_array(option)
-            and typing.get_origin(option) is not Literal
-            and option not in (Any, object, Self, ProcessGroup)
-            and not _is_called(option)
-        )
+        self.others = tuple(others)
         self.other_classes: tuple[type, ...] = tuple(
             kind
             for option in self.others
@@ -725,10 +723,6 @@ def _is_class(hint: Any) -> bool:
     return (
         isinstance(hint, type)
         and typing.get_origin(hint) is None
-        and hint is not Any
-        and hint is not object
-        and hint is not ProcessGroup
-        and not is_array(hint)
         and not getattr(hint, "_is_protocol", False)
         and not typing.is_typeddict(hint)
     )

@@ -100,22 +100,26 @@ def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | Non
         return None
     if in_place(factor):
         return times_factor(gradient, factor)
-    return cast("Tensor", _Refusing.apply(gradient, factor, link))
+    why = "a loss whose gradient is made with its value has no second derivative"
+    return refusing(times_factor(gradient, factor), why, link)
+
+
+def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:
+    """Return x, and refuse its derivative, and with it that of what hangs on the link."""
+    return cast("Tensor", _Refusing.apply(x, why, link))
 
 
 class _Refusing(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, factor: Tensor, link: Tensor) -> Tensor:
-        return times_factor(gradient, factor)
+    def forward(x: Tensor, why: str, link: Tensor | None) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.why = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError(
-            "a loss whose gradient is made with its value has no second derivative"
-        )
+        raise NotImplementedError(ctx.why)

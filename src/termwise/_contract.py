@@ -257,14 +257,11 @@ class _Check:
             asked = expected.get(parameter.name)
             if asked is not None and asked.real:
                 if parameter.kind is parameter.VAR_POSITIONAL:
-                    value = tuple(float(one) if is_another_real(one) else one for one in value)
+                    value = tuple(_float_of(one) for one in value)
                 elif parameter.kind is parameter.VAR_KEYWORD:
-                    value = {
-                        key: float(one) if is_another_real(one) else one
-                        for key, one in value.items()
-                    }
-                elif is_another_real(value):
-                    value = float(value)
+                    value = {key: _float_of(one) for key, one in value.items()}
+                else:
+                    value = _float_of(value)
             given.append(value)
         return tuple(given)
 
@@ -274,20 +271,12 @@ class _Check:
             raise ContractError(f"{self.name}: {problem}")
         return result
 
-    def call(self, values: tuple[Any, ...]) -> Any:
-        """Call the body."""
-        by_position: list[Any] = []
-        by_keyword: dict[str, Any] = {}
-        for parameter, value in zip(self.parameters, values, strict=True):
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                by_position.extend(value)
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                by_keyword.update(value)
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                by_keyword[parameter.name] = value
-            else:
-                by_position.append(value)
-        return self.fn(*by_position, **by_keyword)
+    def body(self) -> Callable[..., Any]:
+        """Return the function as one of the values of all parameters, in their order."""
+        names = [parameter.name for parameter in self.parameters]
+        own = "_" * (1 + max(map(len, names), default=0))  # longer than any of them
+        source = f"lambda {', '.join(names)}: {own}({_passed(self.parameters)})"
+        return cast("Callable[..., Any]", eval(source, {own: self.fn}))
 
     def generated(self) -> Callable[..., Any]:
         """Write the check of this signature."""
@@ -304,13 +293,15 @@ class _Check:
                 return cast("tuple[tuple[Any, ...], Bindings]", shielded()(values))
             return self.judge(values)
 
+        body = self.body()
+
         def again(values: tuple[Any, ...]) -> Any:
             values, known = judge(values)
-            return self.judged_result(self.call(values), known)
+            return self.judged_result(body(*values), known)
 
         async def again_as_coroutine(values: tuple[Any, ...]) -> Any:
             values, known = judge(values)
-            return self.judged_result(await self.call(values), known)
+            return self.judged_result(await body(*values), known)
 
         def wrong(result: Any, values: tuple[Any, ...], axes: Iterable[Any]) -> Any:
             known = self.bindings(values)
@@ -321,6 +312,10 @@ class _Check:
         return _Writer(self, of_coroutine).written(
             expected, again_as_coroutine if of_coroutine else again, wrong
         )
+
+
+def _float_of(value: Any) -> Any:
+    return float(value) if is_another_real(value) else value
 
 
 def _is_forgotten(option: Any) -> bool:
@@ -422,15 +417,11 @@ class _Writer:
             lines = [*self.head, *lines, *after, f"    return {result}"]
         except _NotWrittenError:
             lines = [f"    return {awaited}{self.constant(again)}({values})"]
-        head = f"{'async ' if self.of_coroutine else ''}def {fn.__name__}"
-        if not fn.__name__.isidentifier():  # <lambda>
-            head = f"{'async ' if self.of_coroutine else ''}def checked"
-        source = "\n".join([f"{head}({self.declared(parameters)}):", first, *lines])
+        name = fn.__name__ if fn.__name__.isidentifier() else "checked"  # <lambda>
+        head = f"{'async ' if self.of_coroutine else ''}def {name}({self.declared(parameters)}):"
+        source = "\n".join([head, first, *lines])
         exec(compile(source, f"<contract of {fn.__qualname__}>", "exec"), self.scope)
-        made = cast(
-            "types.FunctionType",
-            self.scope.pop(fn.__name__ if fn.__name__.isidentifier() else "checked"),
-        )
+        made = cast("types.FunctionType", self.scope.pop(name))
         made.__qualname__ = fn.__qualname__
         made.source = source  # type: ignore[attr-defined]
         return made
@@ -477,17 +468,7 @@ class _Writer:
         branches: list[tuple[str, list[str]]] = []
         kinds = [kind for kind in asked.classes if kind is not type(None)]
         parts: tuple[Record | Collection, ...] = (*asked.records, *asked.collections)
-        alone = (
-            len(asked.shapes)
-            + len(parts)
-            + len(kinds)
-            + bool(asked.literals)
-            + asked.of_own_class
-            + asked.called
-            + asked.group
-            + bool(asked.others)
-            == 1
-        )
+        alone = len(asked.options) == 1
         optional = type(None) in asked.classes
         surely = sure and alone and not optional
         inner = space + "    "
@@ -599,12 +580,7 @@ class _Writer:
                 tests.append(f"({ones}{size} == {self.computed(axis, known)})")
             else:
                 if "{" in owner and not self.of_item:  # in a loop there is nothing to wait for
-                    there = {name: self.axes[name][0] for name in axis.needs if name in self.axes}
-                    if any(name not in there and name not in within for name in axis.needs):
-                        raise _NotWrittenError
-                    tests += [f"{local} is not None" for local in there.values()]
-                    tests.append(f"({ones}{size} == {self.computed(axis, there | within)})")
-                    continue
+                    raise _NotWrittenError
                 kept = f"{self.new()}w"
                 self.head.append(f"    {kept} = None")
                 binds.append(f"{space}{kept} = {size}")

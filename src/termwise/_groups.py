@@ -13,7 +13,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed import ProcessGroup as ProcessGroup
 
-from ._autograd import Function, apply
+from ._autograd import Function, apply, refusing
 
 GradReduction = Literal["mean", "sum"]
 """How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
@@ -224,29 +224,14 @@ class _TerminalSums(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        scaled = [None if part is None else _Once.apply(part, ctx.scale) for part in gradients]
-        return None, None, *scaled
+        scaled = (None if part is None else part * ctx.scale for part in gradients)
+        refused = (x if x is None else refusing(x, NO_SECOND_DERIVATIVE) for x in scaled)
+        return None, None, *refused
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         # Of any shape: what is mapped over is one more axis of each part that has it.
         return _TerminalSums.apply(*args), in_dims[2:]
-
-
-class _Once(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, scale: float) -> Tensor:
-        return gradient * scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
 class _SumOverRanks(Function):

@@ -1,12 +1,14 @@
 """Losses beside the best plain formula and the peer: small, middle, large, eager, compiled.
 
-`python tests/bench/run.py --out docs/pages/numbers.md` measures all and writes the table between
-the page's markers; names choose some, `--device cuda` another device (no GPU has run it yet). The
-plain formula is the fastest that a few lines of PyTorch give. The floor is one pass that reads each
-input and writes each gradient, with the matrix products that cannot be left out.
+`python tests/bench/run.py --out docs/pages/api` measures all and writes a table into the page of
+each loss, at the end of its section *Cost*; names choose some, `--device cuda` another device (no
+GPU has run it yet). The plain formula is the fastest that a few lines of PyTorch give. The floor is
+one pass that reads each input and writes each gradient, with the matrix products that cannot be
+left out.
 """
 
 import argparse
+import collections
 import functools
 import re
 import statistics
@@ -19,7 +21,11 @@ import torch
 from formulas import CASES, Case, Loss
 from torch import Tensor, nn
 
-BEGIN, END = "<!-- measured by tests/bench/run.py -->", "<!-- end of what run.py measured -->"
+BEGIN = "<!-- measured by tests/bench/run.py -->"
+HEAD = (
+    "| | size | eager | of plain | of the peer | of the floor | compiled, of plain compiled | peak "
+    "| of plain |\n|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def step(loss: Loss, tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -144,7 +150,7 @@ def rows_of(name: str, case: Case, options: argparse.Namespace) -> Iterator[str]
             cells += [f"{of_ours / 2**20:.3g} MiB", share]
         else:
             cells += ["", ""]
-        row = f"| {name} | {' x '.join(map(str, size))} | {' | '.join(cells)} |"
+        row = f"| {name.partition(', ')[2]} | {' x '.join(map(str, size))} | {' | '.join(cells)} |"
         print(row, flush=True)
         yield row
 
@@ -160,7 +166,7 @@ def main() -> None:
     timed = [name for name, case in CASES.items() if case.sizes]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(timed))
-    parser.add_argument("--out", type=Path, help="page to write the table into, at its markers")
+    parser.add_argument("--out", type=Path, help="folder of the pages to write tables into")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sizes", type=int, default=3, help="1: small, 2: middle too, 3: all")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for each function")
@@ -177,19 +183,25 @@ def main() -> None:
     unknown = [name for name in options.names if name not in timed]
     if unknown:
         parser.error(f"no case {unknown[0]!r}; there are {', '.join(timed)}")
-    head = (
+    print(
         f"PyTorch {torch.__version__}, {machine(options.device)}; forward and backward, medians of "
-        "alternating runs.\n\n"
-        "| loss | size | eager | of plain | of the peer | of the floor | compiled, of plain "
-        "compiled | peak | of plain |\n|---|---|---|---|---|---|---|---|---|"
+        f"alternating runs.\n\n{HEAD}"
     )
-    print(head)
-    rows = [row for name in options.names or timed for row in rows_of(name, CASES[name], options)]
-    if options.out:
-        page = options.out.read_text()
-        before, rest = page.split(BEGIN)
-        table = "\n".join([BEGIN, "", head, *rows, "", END])
-        options.out.write_text(before + table + rest.split(END)[1])
+    measured = collections.defaultdict[str, list[str]](list)
+    for name in options.names or timed:
+        print(name, flush=True)
+        measured[name.partition(",")[0]] += rows_of(name, CASES[name], options)
+    for loss, rows in measured.items() if options.out else ():
+        page = options.out / f"{loss.replace('.', '/').removesuffix('_loss')}.md"
+        page.write_text(with_table(page.read_text(), rows))
+
+
+def with_table(page: str, rows: list[str]) -> str:
+    """Put rows at the end of the section *Cost*, in place of those that are there."""
+    before, cost, rest = page.partition("\n## Cost\n")
+    text, heading, after = rest.partition("\n## ")
+    table = "\n".join([BEGIN, "", HEAD, *rows])
+    return f"{before}{cost}{text.partition(BEGIN)[0].rstrip()}\n\n{table}\n{heading}{after}"
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ class Case:
     def module(self, *inputs: Tensor, **extra: Any) -> tw.Terms:
         return self.held.module(*inputs, **extra)
 
+    def changed(self, rows: int = 7, **given: Any) -> tw.Terms:
+        """Call the function with some arguments in place of the declared ones, of what it takes."""
+        signature = inspect.signature(self.loss)
+        options = {**self.held.options, **self.extra(rows)}
+        call = signature.bind(*self.held.first, *self.tensors(rows), **options)
+        taken = {name: value for name, value in given.items() if name in signature.parameters}
+        return self.loss(**call.arguments | taken)
+
 
 CASES = {
     (label := f"{name} {variant}".strip()): Case(label, declaration.function, held)

@@ -1162,7 +1162,7 @@ def test_the_written_check_and_its_judges_agree():
 
         def walked(**values):
             given, known = check.judge(tuple(values.values()))
-            return check.judged_result(check.call(given), known)
+            return check.judged_result(check.body()(*given), known)
 
         got, again = outcome(quick), outcome(walked)
         assert isinstance(got, str) == isinstance(again, str), values

@@ -1,10 +1,11 @@
 """Every public name stands on one page of the documentation, and every loss has a page of its own.
 
-Read from the pages' `:::` lines: nothing is built.
+Read from the `:::` lines of the pages as the hook of mkdocs writes them: nothing is built.
 """
 
 import inspect
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,11 @@ import termwise
 import termwise.testing
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {page: page.read_text() for page in sorted((DOCS / "pages/api").rglob("*.md"))}
+WRITTEN = runpy.run_path(str(DOCS / "names.py"))["written"]
+PAGES = {
+    page: WRITTEN(page.read_text(), page.relative_to(DOCS / "pages").as_posix())
+    for page in sorted((DOCS / "pages/api").rglob("*.md"))
+}
 FAMILIES = {
     "termwise": termwise,
     "termwise.energy": termwise.energy,

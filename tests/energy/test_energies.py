@@ -6,48 +6,25 @@ import re
 
 import pytest
 import torch
+from declared import CASES
 from torch import nn
 
 import termwise as tw
 from termwise import energy
 
-X, Y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-ROWS = torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
-NOISE = torch.stack([Y, -Y])
+X, Y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
 CALLS = {
-    energy.maximum_likelihood_loss: ((X, Y), {}),
-    energy.contrastive_divergence_loss: ((X, Y), {}),
-    energy.contrastive_divergence_kl_term: ((X,), {}),
-    energy.noise_contrastive_loss: (
-        (X, Y),
-        {"log_noise_x": ROWS, "log_noise_noise": ROWS, "log_z": ROWS[0]},
-    ),
-    energy.ranking_noise_contrastive_loss: (
-        (X, NOISE),
-        {"log_noise_x": ROWS, "log_noise_noise": torch.stack([ROWS, ROWS])},
-    ),
-    energy.conditional_noise_contrastive_loss: ((X, NOISE), {}),
-    energy.energy_discrepancy_loss: ((X,), {"t": 0.3}),
-    energy.score_matching_loss: ((X,), {}),
-    energy.hessian_trace: ((X,), {}),
-    energy.sliced_score_matching_loss: ((X,), {}),
-    energy.finite_difference_score_matching_loss: ((X,), {}),
-    energy.denoising_score_matching_loss: ((X,), {"sigma": 0.3}),
-    energy.flow_matching_loss: ((X, Y, ROWS), {}),
-    energy.equilibrium_matching_loss: ((X, Y, ROWS), {}),
-    energy.energy_matching_loss: ((X, Y, ROWS), {}),
-    energy.energy_square_penalty: ((X,), {}),
-    energy.gradient_penalty: ((X,), {}),
-    energy.langevin: ((X,), {"steps": 1, "step_size": 0.1}),
+    energy.hessian_trace: functools.partial(energy.hessian_trace, x=X),
+    energy.langevin: functools.partial(energy.langevin, x=X, steps=1, step_size=0.1),
+    **{
+        case.loss: lambda energy, case=case: case.changed(4, energy=energy)
+        for case in CASES.values()
+        if "energy" in inspect.signature(case.loss).parameters
+    },
 }
-"""Each function of an energy, with what it takes besides."""
+"""Each function of an energy: the losses as they are declared, on four rows of three numbers."""
 
 every = pytest.mark.parametrize("function", CALLS, ids=lambda function: function.__name__)
-
-
-def call(function, model):
-    tensors, options = CALLS[function]
-    return function(model, *tensors, **options)
 
 
 def test_no_function_of_an_energy_is_left_out():
@@ -66,20 +43,20 @@ def cubic(x):
 
 
 SHAPES = {
-    "squeeze": (lambda x: cubic(x)[:, None], "float64[4, 1]: write energy(x).squeeze(-1)"),
-    "flatten": (lambda x: cubic(x)[:, None, None], "float64[4, 1, 1]: write energy(x).flatten()"),
+    "squeeze": (lambda x: cubic(x)[:, None], "float32[4, 1]: write energy(x).squeeze(-1)"),
+    "flatten": (lambda x: cubic(x)[:, None, None], "float32[4, 1, 1]: write energy(x).flatten()"),
     "field": (
         lambda x: 3 * x.square(),
-        "float64[4, 3]: that is a vector field (a velocity, a score or a denoiser), which is no "
+        "float32[4, 3]: that is a vector field (a velocity, a score or a denoiser), which is no "
         "energy: an energy is one number for each sample, and its field is its gradient",
     ),
     "sum": (
         lambda x: cubic(x).sum(),
-        "float64[]: give the energy of each sample, not their sum or mean over the batch",
+        "float32[]: give the energy of each sample, not their sum or mean over the batch",
     ),
     "parts": (
         lambda x: x.pow(3)[:, :2],
-        "float64[4, 2]: give one number for each sample, such as a sum over the other axes, where "
+        "float32[4, 2]: give one number for each sample, such as a sum over the other axes, where "
         "these are the parts of one energy",
     ),
 }
@@ -91,7 +68,7 @@ def test_another_shape_is_refused_with_what_to_write(function, shape):
     model, said = SHAPES[shape]
     said = re.escape(f'needs Float[Tensor, " batch"] with batch 4, got {said}')
     with pytest.raises(tw.ContractError, match=rf"^{function.__name__}: energy\(.*\) {said}$"):
-        call(function, model)
+        CALLS[function](energy=model)
 
 
 def test_an_event_of_one_number_is_squeezed():
@@ -116,7 +93,7 @@ def coupled():
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0)
-    ).double()
+    )
 
 
 FORMS = {
@@ -145,8 +122,8 @@ def said_of(function):
 def test_batch_normalisation_in_training_mode_is_refused(function):
     model = coupled()
     with pytest.raises(ValueError, match=said_of(function)):
-        call(function, model)
-    call(function, model.eval())
+        CALLS[function](energy=model)
+    CALLS[function](energy=model.eval())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,12 +1,14 @@
 """Temperatures, normalizers and weights: what every loss of language models says of them."""
 
 import functools
+import inspect
 import itertools
 import math
 
 import pytest
 import torch
 import torch.distributed as dist
+from declared import CASES
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from termwise import lm
@@ -22,24 +24,11 @@ PROJECTION = VocabProjection.from_pairs(
     {(0, 0): 1.0, (1, 1): 1.0, (2, 1): 0.5, (2, 2): 0.5}, student_vocab=3, teacher_vocab=3
 )
 PARTITION = vocab_partition(PROJECTION, rule="strict")
+# Each loss over tokens, as it is declared, of two samples of four tokens.
 LOSSES = {
-    "next_token_loss": lambda x=X, **more: lm.next_token_loss(x, TOKENS, **more),
-    "distillation_loss": lambda x=X, **more: lm.distillation_loss(x, Y, **more),
-    "projected_kl_loss": lambda x=X, **more: lm.projected_kl_loss(
-        x, Y, alignment=ALIGNED, projection=PROJECTION, **more
-    ),
-    "linear_projected_kl_loss": lambda x=X, **more: lm.linear_projected_kl_loss(
-        x, torch.eye(3), Y, alignment=ALIGNED, projection=PROJECTION, **more
-    ),
-    "partitioned_loss": lambda x=X, **more: lm.partitioned_loss(
-        x, Y, alignment=ALIGNED, partition=PARTITION, **more
-    ),
-    "universal_logit_loss": lambda x=X, **more: lm.universal_logit_loss(
-        x, Y, alignment=ALIGNED, **more
-    ),
-    "cross_tokenizer_loss": lambda x=X, **more: lm.cross_tokenizer_loss(
-        x, TOKENS, Teacher(Y), **more
-    ),
+    name.removeprefix("lm."): case
+    for name, case in CASES.items()
+    if "normalizer" in inspect.signature(case.loss).parameters and name.startswith("lm.")
 }
 EVERY = pytest.mark.parametrize("name", LOSSES)
 SAID = {"cross_tokenizer_loss": "(next_token|distillation)_loss"}
@@ -50,41 +39,39 @@ SAID = {"cross_tokenizer_loss": "(next_token|distillation)_loss"}
 def test_normalizers_that_are_none_are_refused(name, value):
     needs = "a finite normalizer" if value == math.inf else "normalizer >= 0"
     with pytest.raises(ValueError, match=f"^{SAID.get(name, name)} needs {needs}, got {value}$"):
-        LOSSES[name](normalizer=value)
+        LOSSES[name].changed(2, normalizer=value)
 
 
 @EVERY
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_temperatures_that_are_none_are_refused(name, value):
-    if name == "next_token_loss":
-        return  # it has none
+    if "temperature" not in inspect.signature(LOSSES[name].loss).parameters:
+        return
     needs = "a finite temperature" if value == math.inf else "temperature > 0"
     with pytest.raises(ValueError, match=f"^{SAID.get(name, name)} needs {needs}, got {value}$"):
-        LOSSES[name](temperature=value)
+        LOSSES[name].changed(2, temperature=value)
 
 
 @EVERY
 def test_a_count_is_a_normalizer_in_any_form(name):
-    expected = LOSSES[name](normalizer=7.0).loss
+    expected = LOSSES[name].changed(2, normalizer=7.0).loss
     for normalizer in (7, torch.tensor(7), torch.tensor(7.0), torch.tensor(7, dtype=torch.int32)):
-        torch.testing.assert_close(LOSSES[name](normalizer=normalizer).loss, expected)
+        torch.testing.assert_close(LOSSES[name].changed(2, normalizer=normalizer).loss, expected)
 
 
 @EVERY
 def test_a_negative_tensor_is_no_number(name):
     # To look into it would wait for the device.
-    assert LOSSES[name](normalizer=torch.tensor(-3)).loss.isnan()
+    assert LOSSES[name].changed(2, normalizer=torch.tensor(-3)).loss.isnan()
 
 
 @EVERY
 def test_nothing_over_0_is_nothing(name):
     if name == "cross_tokenizer_loss":
         return  # made of the others
-    nothing = {"mask": torch.zeros(2, 4, dtype=torch.bool)}
-    if name not in ("next_token_loss", "distillation_loss"):
-        nothing = {"sample_mask": torch.zeros(2, dtype=torch.bool)}
+    nothing = {"sample_mask": torch.zeros(2, dtype=torch.bool)}
     for normalizer in (0, torch.tensor(0)):
-        assert LOSSES[name](**nothing, normalizer=normalizer).loss == 0
+        assert LOSSES[name].changed(2, **nothing, normalizer=normalizer).loss == 0
 
 
 IMPOSSIBLE = X.clone()
@@ -161,16 +148,9 @@ def two_ranks():
     dist.destroy_process_group()
 
 
-EYE = torch.eye(3)
-LINEAR = {
-    "linear_next_token_loss": lambda **more: lm.linear_next_token_loss(X, EYE, TOKENS, **more),
-    "linear_distillation_loss": lambda **more: lm.linear_distillation_loss(X, EYE, Y, EYE, **more),
-}
-
-
-@pytest.mark.parametrize("name", [*LOSSES, *LINEAR])
+@EVERY
 @pytest.mark.parametrize("axes", [*itertools.combinations(("batch", "vocab", "sequence"), 2)])
 def test_one_group_is_not_of_two_axes(name, axes, two_ranks):
     first, second = (f"{axis}_group" for axis in axes)
     with pytest.raises(ValueError, match=f"^{name} needs other groups for {first} and {second}"):
-        {**LOSSES, **LINEAR}[name](**{first: two_ranks, second: two_ranks})
+        LOSSES[name].changed(2, **{first: two_ranks, second: two_ranks})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import termwise as tw
+from losses._bench import Case
 from termwise import testing
 
 GROUPS = {"batch_group": ("batch", {})}
@@ -125,6 +126,8 @@ class Declaration:
     """Whether second derivatives are compared with finite differences too."""
     not_held: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Laws that do not hold, with a pattern of what they say: there is a reason beside it."""
+    bench: Mapping[str, Case] = dataclasses.field(default_factory=dict)
+    """What the benches measure, by a label: "" alone, where there is one."""
 
     def expected(self, *arguments: Any, **numbers: Any) -> Any:
         """Return the formula's terms, called as the function is."""

@@ -1,9 +1,12 @@
 """Barlow Twins."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, Loss, lightly, two_embeddings
 from termwise.joint_embedding import BarlowTwinsLoss, barlow_twins_loss
 
 
@@ -44,9 +47,41 @@ def always(*_):
 
 PAIR = ("rows columns", "rows columns")
 SOME = {"off_weight": 0.3, "correction": 1, "eps_added_to": "deviation", "loss_scale": 0.5}
+
+
+# What the benches measure.
+
+
+def plain_barlow(z1: Tensor, z2: Tensor) -> Tensor:
+    batch, dim = z1.shape
+    a, b = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    diagonal = (a * b).sum(0) / batch
+    few_rows = 2 * batch <= dim
+    square = (a @ a.mT * (b @ b.mT)).sum() if few_rows else (a.mT @ b).square().sum()
+    off_diagonal = square / batch**2 - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + 5e-3 * off_diagonal
+
+
+def lightly_barlow() -> Loss:
+    lightly()
+    from lightly.loss import BarlowTwinsLoss
+
+    return BarlowTwinsLoss()
+
+
 BARLOW_TWINS = Declaration(
     function=barlow_twins_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (256, 8192)),
+            two_embeddings,
+            plain_barlow,
+            rows=4096,
+            size_of=lambda rows: (rows, 2048),
+            peer=("lightly", lightly_barlow),
+        )
+    },
     formula_at=({}, {"correction": 1, "eps_added_to": "deviation", "off_weight": 0.5}),
     paths=(
         {},

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from losses._bench import model, over_batches
 from losses._energies import PAIR, PENALISED, bowl, mean, minus, of_energy, penalty, variant
 from termwise.energy import ContrastiveDivergenceLoss, contrastive_divergence_loss
 
@@ -25,9 +26,21 @@ def formula(energy, x, negatives, *, negative_weight, energy_square_weight, weig
     }
 
 
+# What the benches measure.
+
+
+def plain_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return model(x)(x).mean() - model(x)(other).mean()
+
+
+def our_contrastive(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    return contrastive_divergence_loss(model(x), x, other).loss
+
+
 CONTRASTIVE_DIVERGENCE = of_energy(
     function=contrastive_divergence_loss,
     formula=formula,
+    bench={"": over_batches(plain_contrastive, our_contrastive)},
     formula_at=({}, PENALISED),
     variants={
         "": variant(

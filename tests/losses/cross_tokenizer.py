@@ -1,8 +1,16 @@
 """Several teachers beside cross-entropy: the formula is by the losses that each is compared by."""
 
 import torch
+from torch import Tensor
 
 from losses import Declaration, Variant
+from losses._bench import (
+    alignment_of,
+    over_chunks,
+    plain_next_token,
+    plain_projected_kl,
+    projection_of,
+)
 from losses._chunks import NARROW, NORMALIZER, TEXT, aligned, some_tokens, tokens, zeros
 from termwise import lm
 
@@ -65,9 +73,25 @@ def taught(rows):
     return {**tokens(rows), "teachers": (lm.Teacher(logits), other)}
 
 
+# What the benches measure.
+
+
+def our_cross_tokenizer(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection = others
+    of_teacher = lm.Teacher(
+        teacher, alignment_of(ids, valid), projection=projection_of(*projection)
+    )
+    return lm.cross_tokenizer_loss(student, ids, of_teacher).loss
+
+
+def plain_cross_tokenizer(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    return plain_next_token(student, ids) + plain_projected_kl(student, teacher, ids, *_)
+
+
 CROSS_TOKENIZER = Declaration(
     function=lm.cross_tokenizer_loss,
     formula=formula,
+    bench={"": over_chunks(plain_cross_tokenizer, our_cross_tokenizer)},
     variants={
         "": Variant(
             module=lm.CrossTokenizerLoss(scale="match"),

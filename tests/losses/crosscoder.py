@@ -1,6 +1,9 @@
 """The crosscoder objective."""
 
+from torch import Tensor
+
 from losses import Variant
+from losses._bench import COEFFICIENT, normal, over_latents, positive
 from losses._latents import (
     SPLIT,
     counted,
@@ -26,9 +29,30 @@ def formula(x, f, x_hat, W_dec, *, sparsity_coeff, aux, aux_coeff, decoder_norm,
 
 
 X, W = "rows layers columns", "latents layers columns"
+
+
+# What the benches measure.
+
+
+def of_layers(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
+    x_hat, W_dec = normal(rows, 4, d_model), normal(d_sae, 4, d_model, scale=d_sae**-0.5)
+    leaves = [positive(rows, d_sae), x_hat, W_dec]
+    return [*(leaf.requires_grad_() for leaf in leaves), normal(rows, 4, d_model)]
+
+
+def plain_crosscoder(f: Tensor, x_hat: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    errors = (x - x_hat).square().mean(2).sum(1).mean()
+    return errors + COEFFICIENT * (f.abs() * W_dec.norm(dim=2).sum(1)).sum(1).mean()
+
+
+def our_crosscoder(f: Tensor, x_hat: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    return crosscoder_loss(x, f, x_hat, W_dec, sparsity_coeff=COEFFICIENT).loss
+
+
 CROSSCODER = of_latents(
     function=crosscoder_loss,
     formula=formula,
+    bench={"": over_latents(of_layers, plain_crosscoder, our_crosscoder)},
     variants={
         "": Variant(
             module=CrosscoderObjective(Crosscoder(sparsity_coeff=0.3)),

@@ -2,8 +2,10 @@
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import between_views, of_pairs, two_embeddings
 from losses._contrast import ELEMENTS, PATHS, log_sum, nearest, two_views
 from termwise.joint_embedding import DecoupledContrastiveLoss, decoupled_contrastive_loss
 
@@ -20,9 +22,27 @@ def formula(z1, z2, *, temperature, sigma, **_):
 
 
 WEIGHTED = {"temperature": 0.2, "sigma": 0.5}
+
+
+# What the benches measure.
+
+
+def plain_decoupled(z1: Tensor, z2: Tensor) -> Tensor:
+    logits, itself, other = between_views(z1, z2, 0.5)
+    negatives = logits.masked_fill(itself.roll(len(z1), 1), -torch.inf)
+    return (negatives.logsumexp(1) - logits.gather(1, other[:, None])[:, 0]).mean()
+
+
 DECOUPLED_CONTRASTIVE = Declaration(
     function=decoupled_contrastive_loss,
     formula=formula,
+    bench={
+        "": of_pairs(
+            two_embeddings,
+            plain_decoupled,
+            lambda *z: decoupled_contrastive_loss(*z, temperature=0.5).loss,
+        )
+    },
     formula_at=({"sigma": None}, {"sigma": 0.5}),
     paths=PATHS,
     variants={

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
+from losses._bench import BATCHES, SIGMA, model, over_batches, slopes
 from losses._energies import bowl, each, mean, of_energy, per_row, slope, variant
 from termwise.energy import DenoisingScoreMatchingLoss, denoising_score_matching_loss
 
@@ -35,9 +36,24 @@ def formula(energy, x, *, sigma, weighting, antithetic, noise, weights, **_):
 
 
 LEVELS = {"sigma": (0.5, 2.0), "weighting": "sigma2"}
+
+
+# What the benches measure.
+
+
+def plain_denoising(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    _, score = slopes(x + SIGMA * noise)
+    return 0.5 * (score - noise / SIGMA).square().sum(1).mean()
+
+
+def our_denoising(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    return denoising_score_matching_loss(model(x), x, sigma=SIGMA, noise=noise).loss
+
+
 DENOISING = of_energy(
     function=denoising_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_denoising, our_denoising, *BATCHES)},
     formula_at=(
         {},
         {"sigma": Float[Tensor, " batch"], "weighting": Float[Tensor, " batch"]},

@@ -1,11 +1,26 @@
 """Distillation from a teacher with the same tokenizer."""
 
+import functools
 import math
+import os
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Declaration, Variant
+from losses._bench import (
+    LOGIT_SIZES,
+    Case,
+    Loss,
+    hidden_and_head,
+    import_torchvision,
+    normal,
+    over_head,
+    over_vocab,
+)
 from losses._chunks import (
     LOGITS,
     LOGITS_GROUPS,
@@ -69,9 +84,73 @@ def formula(student_logits, teacher_logits, *, divergence, beta, temperature, ma
 
 
 SOFT = {"divergence": "jensen_shannon", "temperature": 2.0}
+
+
+# What the benches measure.
+
+
+def two_logits(batch: int, time: int, vocab: int) -> list[Tensor]:
+    return [normal(batch, time, vocab).requires_grad_(), normal(batch, time, vocab)]
+
+
+def plain_forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    q, p = (x[:, :-1].flatten(0, 1).float().log_softmax(1) for x in (student, teacher))
+    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+def plain_reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return plain_forward_kl(teacher, student)
+
+
+def plain_jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
+    q, p = (x[:, :-1].flatten(0, 1).float().log_softmax(1) for x in (student, teacher))
+    mean = torch.logaddexp(q, p) - math.log(2)
+    of_teacher = F.kl_div(mean, p, log_target=True, reduction="batchmean")
+    return (of_teacher + F.kl_div(mean, q, log_target=True, reduction="batchmean")) / 2
+
+
+def trl_at(beta: float) -> Callable[[], Loss]:
+    def load() -> Loss:
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        import_torchvision()
+        from trl.experimental.gkd import GKDTrainer
+
+        def loss(student: Tensor, teacher: Tensor) -> Tensor:
+            return GKDTrainer.generalized_jsd_loss(
+                student[:, :-1], teacher[:, :-1], beta=beta, reduction="sum"
+            ) / (student.shape[0] * (student.shape[1] - 1))
+
+        return loss
+
+    return load
+
+
+def two_hidden(batch: int, time: int, vocab: int) -> list[Tensor]:
+    teacher = [x.detach() for x in hidden_and_head(batch, time, vocab)]
+    return [*hidden_and_head(batch, time, vocab), *teacher]
+
+
+def plain_linear_kl(hidden: Tensor, weight: Tensor, other: Tensor, head: Tensor) -> Tensor:
+    return plain_forward_kl(hidden @ weight.mT, other @ head.mT)
+
+
+over_logits = functools.partial(Case, LOGIT_SIZES, two_logits, size_of=over_vocab, rows=256)
+
+
 DISTILLATION = Declaration(
     function=lm.distillation_loss,
     formula=formula,
+    bench={
+        "forward KL": over_logits(plain_forward_kl, peer=("TRL", trl_at(0.0))),
+        "reverse KL": over_logits(
+            plain_reverse_kl, lambda *x: lm.distillation_loss(*x, divergence="reverse").loss
+        ),
+        "Jensen-Shannon": over_logits(
+            plain_jensen_shannon,
+            lambda *x: lm.distillation_loss(*x, divergence="jensen_shannon").loss,
+            peer=("TRL", trl_at(0.5)),
+        ),
+    },
     formula_at=(
         {},
         {"teacher_top_k": 2, **DISTINCT},
@@ -117,6 +196,7 @@ def of_heads(hidden, weight, teacher_hidden, teacher_weight, *, tokens, **option
 LINEAR_DISTILLATION = Declaration(
     function=lm.linear_distillation_loss,
     formula=of_heads,
+    bench={"": over_head(two_hidden, plain_linear_kl)},
     variants={
         "": Variant(
             module=lm.LinearDistillationLoss(**SOFT),

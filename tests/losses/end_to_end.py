@@ -1,8 +1,11 @@
 """The end-to-end objective."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from losses import Variant
+from losses._bench import Case, normal
 from losses._latents import counted, dense, of_latents, size, squared_error
 from termwise.sae import EndToEnd, EndToEndObjective, end_to_end_loss
 
@@ -34,9 +37,32 @@ def waves(phase: float):
 
 
 KL_AND_F = {"kl_coeff": 0.7, "sparsity_coeff": 0.3}
+
+
+# What the benches measure.
+
+
+def patched_and_original(rows: int, vocab: int) -> list[Tensor]:
+    return [normal(rows, vocab).requires_grad_(), normal(rows, vocab)]
+
+
+def plain_end_to_end(patched: Tensor, original: Tensor) -> Tensor:
+    q, p = (x.float().log_softmax(1) for x in (patched, original))
+    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
 END_TO_END = of_latents(
     function=end_to_end_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((32, 100), (256, 1000), (64, 32_000)),
+            patched_and_original,
+            plain_end_to_end,
+            rows=256,
+            size_of=lambda rows: (rows, 128_256),
+        )
+    },
     formula_at=({}, {"x": waves(0.0), "x_hat": waves(1.0)}),
     variants={
         "": Variant(

@@ -1,7 +1,10 @@
 """Energy matching."""
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
+from losses._bench import model, over_batches, plain_flow
 from losses._energies import (
     PATH,
     bowl,
@@ -26,9 +29,18 @@ def formula(energy, x0, x1, time, negatives, *, contrastive_weight, cutoff, weig
     return {"loss": flow + contrastive_weight * contrast, "flow": flow, "contrast": contrast}
 
 
+# What the benches measure.
+
+
+def our_energy_matching(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return energy_matching_loss(model(x), x, other, time).loss
+
+
 ENERGY_MATCHING = of_energy(
     function=energy_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_flow, our_energy_matching)},
     variants={
         "": variant(
             EnergyMatchingLoss(bowl, contrastive_weight=0.3),

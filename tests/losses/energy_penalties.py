@@ -1,5 +1,6 @@
 """Penalties on an energy and its slope."""
 
+from losses._bench import model, over_batches, slopes
 from losses._energies import bowl, mean, of_energy, slope, variant
 from termwise.energy import (
     EnergySquarePenalty,
@@ -21,12 +22,24 @@ def steepness(energy, x, *, target, weights, **_):
 SQUARE = of_energy(
     function=energy_square_penalty,
     formula=square,
+    bench={
+        "": over_batches(
+            lambda x, *_: model(x)(x).square().mean(),
+            lambda x, *_: energy_square_penalty(model(x), x).loss,
+        )
+    },
     variants={"": variant(EnergySquarePenalty(bowl), named={"weights": "rows"})},
     weights={},
 )
 GRADIENT = of_energy(
     function=gradient_penalty,
     formula=steepness,
+    bench={
+        "": over_batches(
+            lambda x, *_: slopes(x)[1].square().sum(1).mean(),
+            lambda x, *_: gradient_penalty(model(x), x).loss,
+        )
+    },
     variants={"": variant(GradientPenalty(bowl, target=1.0), options={"target": 1.0})},
     weights={},
 )

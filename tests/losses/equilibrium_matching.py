@@ -1,7 +1,10 @@
 """Equilibrium matching."""
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
+from losses._bench import model, over_batches, slopes
 from losses._energies import (
     PATH,
     bowl,
@@ -22,9 +25,25 @@ def formula(energy, x0, x1, time, *, cutoff, multiplier, weights, **_):
     return {"loss": loss, "gradient_square": square, "cross": cross, "target_square": target}
 
 
+# What the benches measure.
+
+
+def plain_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), 1, device=x.device)
+    _, score = slopes(x * (1 - time) + other * time)
+    weight = 4 * ((1 - time) / 0.2).clamp(max=1)
+    return (score - weight * (x - other)).square().sum(1).mean()
+
+
+def our_equilibrium(x: Tensor, other: Tensor, *_: Tensor) -> Tensor:
+    time = torch.rand(len(x), device=x.device)
+    return equilibrium_matching_loss(model(x), x, other, time).loss
+
+
 EQUILIBRIUM_MATCHING = of_energy(
     function=equilibrium_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_equilibrium, our_equilibrium)},
     variants={
         "": variant(
             EquilibriumMatchingLoss(bowl, multiplier=2.0), options={"multiplier": 2.0}, shapes=PATH

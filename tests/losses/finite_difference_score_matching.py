@@ -1,5 +1,8 @@
 """Finite-difference score matching."""
 
+from torch import Tensor
+
+from losses._bench import SIGMA, model, over_batches
 from losses._energies import PROJECTIONS, bowl, mean, of_all, of_energy, variant
 from termwise.energy import (
     FiniteDifferenceScoreMatchingLoss,
@@ -14,9 +17,23 @@ def formula(energy, x, *, step, projections, weights, **_):
     return {"loss": 0.5 * square - curvature, "score_square": square, "curvature": curvature}
 
 
+# What the benches measure.
+
+
+def plain_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    up, here, down = (model(x)(y) for y in (x + SIGMA * v, x, x - SIGMA * v))
+    slope, bend = (up - down) / (2 * SIGMA), (up + down - 2 * here) / SIGMA**2
+    return (0.5 * slope.square() - bend).mean()
+
+
+def our_differences(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    return finite_difference_score_matching_loss(model(x), x, step=SIGMA, projections=v[None]).loss
+
+
 FINITE_DIFFERENCE = of_energy(
     function=finite_difference_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_differences, our_differences)},
     variants={
         "": variant(
             FiniteDifferenceScoreMatchingLoss(bowl, step=0.2),

@@ -1,10 +1,12 @@
 """The gated objective."""
 
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
 from losses import Variant
+from losses._bench import COEFFICIENT, decoder_products, over_latents, two_encoders
 from losses._latents import (
     CODED,
     SPLIT,
@@ -30,9 +32,30 @@ def formula(x, f, x_hat, f_gate, W_dec, b_dec, *, sparsity_coeff, stop_decoder, 
     return {"loss": mse + sparsity + aux, **terms, "l0": mean_count(f)}
 
 
+# What the benches measure.
+
+
+def plain_gated(f_gate: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    gate, f = f_gate.relu(), magnitude.relu() * (f_gate > 0)
+    aux = F.mse_loss(gate @ W_dec.detach(), x)
+    return F.mse_loss(f @ W_dec, x) + COEFFICIENT * gate.sum(1).mean() + aux
+
+
+def our_gated(f_gate: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    f = magnitude.relu() * (f_gate > 0)
+    return gated_loss(x, f, f @ W_dec, f_gate, W_dec, sparsity_coeff=COEFFICIENT).loss
+
+
+def gated_products(pre: Tensor, magnitude: Tensor, W_dec: Tensor, x: Tensor) -> None:
+    decoder_products(magnitude, pre, W_dec, x)
+    pre.detach() @ W_dec.detach()
+    x @ W_dec.detach().mT
+
+
 GATED = of_latents(
     function=gated_loss,
     formula=formula,
+    bench={"": over_latents(two_encoders, plain_gated, our_gated, products=gated_products)},
     variants={
         "": Variant(
             module=GatedObjective(Gated(sparsity_coeff=0.3)),

@@ -1,8 +1,11 @@
 """Gram anchoring."""
 
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Declaration, Variant
+from losses._bench import Case, normal
 from termwise.joint_embedding import GramAnchorLoss, gram_anchor_loss
 
 
@@ -31,9 +34,32 @@ def formula(student, teacher, *, normalize, negatives, level, **_):
 PAIR = ("rows time columns", "rows time latents")
 BATCH = {"negatives": "teacher", "level": "batch"}
 KEEP = {"negatives": "keep", "normalize": False}
+
+
+# What the benches measure.
+
+
+def two_models(images: int, patches: int, dim: int) -> list[Tensor]:
+    return [normal(images, patches, dim).requires_grad_(), normal(images, patches, dim)]
+
+
+def plain_gram(student: Tensor, teacher: Tensor) -> Tensor:
+    own, wanted = (F.normalize(x, dim=2) for x in (student, teacher))
+    return F.mse_loss((own @ own.mT).relu(), (wanted @ wanted.mT).relu())
+
+
 GRAM_ANCHOR = Declaration(
     function=gram_anchor_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((1, 64, 128), (4, 196, 384), (8, 784, 384)),
+            two_models,
+            plain_gram,
+            rows=128,
+            size_of=lambda rows: (rows, 512, 512),
+        )
+    },
     formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
     paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
     variants={

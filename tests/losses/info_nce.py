@@ -1,9 +1,12 @@
 """InfoNCE."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Declaration, Variant
+from losses._bench import of_pairs, two_embeddings
 from losses._contrast import ELEMENTS, PATHS, log_sum, nearest, unit
 from termwise.joint_embedding import InfoNCELoss, info_nce_loss
 
@@ -45,9 +48,38 @@ def queue(sizes):
 
 SCALE = {"scale": ""}
 HARD = {"positives": some_keys, "symmetric": False}
+
+
+# What the benches measure.
+
+
+def views_and_scale(batch: int, dim: int) -> list[Tensor]:
+    return [*two_embeddings(batch, dim), torch.full((), 14.3).requires_grad_()]
+
+
+def plain_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * F.normalize(a, dim=1) @ F.normalize(b, dim=1).mT
+    labels = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
+
+
+def our_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    return info_nce_loss(a, b, scale=scale, symmetric=True).loss
+
+
+def pair_products(a: Tensor, b: Tensor, *_: Tensor) -> None:
+    """Of the value and of both gradients."""
+    logits = a.detach() @ b.detach().mT
+    logits @ b.detach()
+    logits.mT @ a.detach()
+
+
 INFO_NCE = Declaration(
     function=info_nce_loss,
     formula=formula,
+    bench={
+        "": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products, rows=8192)
+    },
     formula_at=({"symmetric": True}, HARD, {"negatives": queue, "symmetric": False}),
     paths=PATHS,
     variants={

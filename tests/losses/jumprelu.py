@@ -1,11 +1,13 @@
 """The JumpReLU objective, its latents and their number."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from losses import Variant
+from losses._bench import COEFFICIENT, decoder_products, over_latents, two_encoders
 from losses._latents import DECODED, SPLIT, counted, mean_count, of_latents, size, squared_error
 from termwise.sae import JumpReLU, JumpReLUObjective, jumprelu, jumprelu_l0, jumprelu_loss
 
@@ -72,9 +74,53 @@ def formula(x, pre, W_dec, b_dec, *, threshold, sparsity_coeff, penalty, dead, m
 
 
 NUMBERS = {"sparsity_coeff": 0.3, "bandwidth": 0.5}
+
+
+# What the benches measure.
+
+
+class Jump(torch.autograd.Function):
+    """JumpReLU and its count with the kernel's estimates, line by line."""
+
+    @staticmethod
+    def forward(pre: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        active = (pre > threshold).float()
+        return pre * active, active
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, of_f: Tensor, of_active: Tensor) -> tuple[Tensor, Tensor]:
+        pre, threshold = ctx.saved_tensors
+        kernel = ((pre - threshold).abs() < 0.5 / 2).float() / 0.5
+        of_threshold = -(threshold * kernel * of_f + kernel * of_active).sum(0)
+        return of_f * (pre > threshold).float(), of_threshold
+
+
+def with_threshold(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
+    pre, _, W_dec, x = two_encoders(rows, d_sae, d_model)
+    return [pre, torch.full((d_sae,), 0.5, requires_grad=True), W_dec, x]
+
+
+def plain_jumprelu(pre: Tensor, threshold: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    f, active = Jump.apply(pre, threshold)
+    return F.mse_loss(f @ W_dec, x) + COEFFICIENT * active.sum(1).mean()
+
+
+def our_jumprelu(pre: Tensor, threshold: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    return jumprelu_loss(
+        x, pre, W_dec, threshold=threshold, sparsity_coeff=COEFFICIENT, bandwidth=0.5
+    ).loss
+
+
 JUMPRELU_LOSS = of_latents(
     function=jumprelu_loss,
     formula=formula,
+    bench={
+        "": over_latents(with_threshold, plain_jumprelu, our_jumprelu, products=decoder_products)
+    },
     formula_at=(
         {},
         {"penalty": "l0_relative", "l0_target": 1.5, "dead": "all"},

@@ -1,9 +1,14 @@
 """KoLeo."""
 
+import os
+
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, Loss, import_torchvision, normal
 from termwise.joint_embedding import KoLeoLoss, koleo_loss
 
 
@@ -23,9 +28,43 @@ def formula(z, *, top_k, eps, group_size, **_):
 
 
 SOME = {"top_k": 2, "eps": 0.01}
+
+
+# What the benches measure.
+
+
+def one_view(batch: int, dim: int) -> list[Tensor]:
+    return [normal(batch, dim).requires_grad_()]
+
+
+def plain_koleo(z: Tensor) -> Tensor:
+    z = F.normalize(z, dim=1)
+    with torch.no_grad():
+        nearest = (z @ z.mT).fill_diagonal_(-1).argmax(1)
+    return -(F.pairwise_distance(z, z[nearest], eps=1e-8) + 1e-8).log().mean()
+
+
+def lightly_koleo() -> Loss:
+    os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"
+    import_torchvision()
+    from lightly.loss import KoLeoLoss
+
+    return KoLeoLoss()
+
+
 KOLEO = Declaration(
     function=koleo_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (4096, 512)),
+            one_view,
+            plain_koleo,
+            rows=8192,
+            size_of=lambda rows: (rows, 512),
+            peer=("lightly", lightly_koleo),
+        )
+    },
     formula_at=({}, {"group_size": 3}),
     variants={"": Variant(module=KoLeoLoss(**SOME), options=SOME)},
     sizes={"batch": st.just(6), "dim": st.integers(2, 3)},

@@ -2,8 +2,10 @@
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, plain_sigreg, projections, views_along_slices
 from losses._slices import DRAWN, SLICES, SMALL_AND_LARGE, apart, distances
 from termwise.joint_embedding import LeJEPALoss, lejepa_loss
 
@@ -19,9 +21,29 @@ def formula(z, *, num_global, sigreg_weight, convex, centre, slices, t_max, knot
 
 
 GLOBAL = {"num_global": 1, "centre": "global", "convex": False, "sigreg_weight": 0.3, "knots": 5}
+
+
+# What the benches measure.
+
+
+def plain_lejepa(z: Tensor, a: Tensor) -> Tensor:
+    return 0.95 * (z - z.mean(0)).square().mean() + 0.05 * plain_sigreg(z, a)
+
+
 LEJEPA = Declaration(
     function=lejepa_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128, 64), (256, 128, 256), (512, 512, 1024)),
+            views_along_slices,
+            plain_lejepa,
+            lambda z, a: lejepa_loss(z, slices=a).loss,
+            rows=1024,
+            size_of=lambda rows: (rows, 512, 1024),
+            products=projections,
+        )
+    },
     formula_at=({}, {"centre": "global", "convex": False}, {"num_global": None}),
     paths=SMALL_AND_LARGE,
     variants={

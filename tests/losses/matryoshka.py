@@ -1,10 +1,12 @@
 """The Matryoshka objective."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from losses import Variant
+from losses._bench import Case, decoder_products, normal, over_latents, positive
 from losses._latents import (
     DECODED,
     POWERS,
@@ -16,6 +18,7 @@ from losses._latents import (
     size,
     squared_error,
 )
+from termwise import sae
 from termwise.sae import Matryoshka, MatryoshkaObjective, matryoshka_loss
 
 
@@ -41,9 +44,69 @@ def up_to_all(*first: int):
     return lambda sizes: (*first, sizes["d_sae"])
 
 
+# What the benches measure.
+
+
+def with_prefixes(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
+    W_dec = normal(d_sae, d_model, scale=d_sae**-0.5).requires_grad_()
+    return [positive(rows, d_sae).requires_grad_(), W_dec, normal(rows, d_model)]
+
+
+def prefixes_of(d_sae: int) -> list[int]:
+    return [d_sae >> level for level in reversed(range(4))]
+
+
+def plain_matryoshka(f: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    x_hat, total, start = torch.zeros_like(x), 0.0, 0
+    for end in prefixes_of(f.shape[1]):
+        x_hat = x_hat + f[:, start:end] @ W_dec[start:end]
+        total, start = total + F.mse_loss(x_hat, x), end
+    return total / 4
+
+
+def our_matryoshka(f: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    return matryoshka_loss(x, f, W_dec, None, prefixes=prefixes_of(f.shape[1])).loss
+
+
+def kept(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
+    """64 latents of each row, and where they are."""
+    values = positive(rows, 64).requires_grad_()
+    W_dec = normal(d_sae, d_model, scale=d_sae**-0.5).requires_grad_()
+    return [values, torch.randint(d_sae, (rows, 64)), W_dec, normal(rows, d_model)]
+
+
+def plain_sparse_matryoshka(values: Tensor, indices: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    picked, total = W_dec[indices] * values[..., None], 0.0
+    for end in prefixes_of(len(W_dec)):
+        x_hat = (picked * (indices < end)[..., None]).sum(1)
+        total = total + F.mse_loss(x_hat, x)
+    return total / 4
+
+
+def our_sparse_matryoshka(values: Tensor, indices: Tensor, W_dec: Tensor, x: Tensor) -> Tensor:
+    f = sae.SparseLatents(values, indices)
+    return matryoshka_loss(x, f, W_dec, None, prefixes=prefixes_of(len(W_dec))).loss
+
+
 MATRYOSHKA = of_latents(
     function=matryoshka_loss,
     formula=formula,
+    bench={
+        "": over_latents(
+            with_prefixes,
+            plain_matryoshka,
+            our_matryoshka,
+            products=lambda f, W_dec, x: decoder_products(f, f, W_dec, x),
+        ),
+        "sparse": Case(
+            ((64, 2048, 64), (256, 16_384, 512)),
+            kept,
+            plain_sparse_matryoshka,
+            our_sparse_matryoshka,
+            rows=512,
+            compiled=False,
+        ),
+    },
     formula_at=(
         {},
         {"weights": [0.5, 2.0], "feature_reduction": "sum"},

@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from losses._bench import model, over_batches
 from losses._energies import PAIR, PENALISED, bowl, mean, minus, of_energy, penalty, variant
 from termwise.energy import MaximumLikelihoodLoss, maximum_likelihood_loss
 
@@ -21,6 +22,12 @@ def formula(energy, x, negatives, *, negative_weight, weights, regularization, *
 MAXIMUM_LIKELIHOOD = of_energy(
     function=maximum_likelihood_loss,
     formula=formula,
+    bench={
+        "": over_batches(
+            lambda x, y, *_: model(x)(x).mean() - model(x)(y).mean(),
+            lambda x, y, *_: maximum_likelihood_loss(model(x), x, y).loss,
+        )
+    },
     formula_at=({}, PENALISED),
     variants={
         "": variant(

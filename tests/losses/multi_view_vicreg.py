@@ -2,9 +2,12 @@
 
 import itertools
 
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, four_views
 from losses._second_moments import summed
 from termwise.joint_embedding import MultiViewVICRegLoss, multi_view_vicreg_loss
 
@@ -24,9 +27,34 @@ def formula(z, *, num_global, gamma, eps, **options):
 
 
 SOME = {"num_global": 1, "gamma": 2.0, "eps": 0.01}
+
+
+# What the benches measure.
+
+
+def plain_multi_view(z: Tensor) -> Tensor:
+    views, batch, dim = z.shape
+    pairs = 2 * views / (views - 1) * (z - z.mean(0)).square().mean()
+    z = z - z.mean(1, keepdim=True)
+    variances = z.square().sum(1) / (batch - 1)
+    products = z @ z.mT if dim > batch else z.mT @ z
+    off_diagonal = products.square().sum() / (batch - 1) ** 2 - variances.square().sum()
+    hinge = F.relu(1 - (variances + 1e-4).sqrt()).mean()
+    return 25 * pairs + 25 * hinge + off_diagonal / (dim * views)
+
+
 MULTI_VIEW_VICREG = Declaration(
     function=multi_view_vicreg_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (1024, 1024)),
+            four_views,
+            plain_multi_view,
+            rows=4096,
+            size_of=lambda rows: (rows, 2048),
+        )
+    },
     formula_at=({}, {"num_global": 1, "covariance_path": "gram"}),
     variants={
         "": Variant(

@@ -1,8 +1,19 @@
 """Next-token cross-entropy."""
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Declaration, Variant
+from losses._bench import (
+    LOGIT_SIZES,
+    Case,
+    hidden_and_head,
+    normal,
+    over_head,
+    over_vocab,
+    plain_next_token,
+)
 from losses._chunks import (
     LOGITS_GROUPS,
     NORMALIZER,
@@ -35,9 +46,35 @@ def formula(logits, tokens, *, mask, sample_mask, normalizer, **_):
     }
 
 
+# What the benches measure.
+
+
+def logits_and_tokens(batch: int, time: int, vocab: int) -> list[Tensor]:
+    return [normal(batch, time, vocab).requires_grad_(), torch.randint(vocab, (batch, time))]
+
+
+def hidden_and_tokens(batch: int, time: int, vocab: int) -> list[Tensor]:
+    return [*hidden_and_head(batch, time, vocab), torch.randint(vocab, (batch, time))]
+
+
+def plain_linear_next_token(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    return plain_next_token(hidden @ weight.mT, tokens)
+
+
 NEXT_TOKEN = Declaration(
     function=lm.next_token_loss,
     formula=formula,
+    bench={
+        "": Case(LOGIT_SIZES, logits_and_tokens, plain_next_token),
+        "bfloat16": Case(
+            ((2, 16, 100), (4, 64, 1000), (1, 49, 151_936)),
+            logits_and_tokens,
+            plain_next_token,
+            rows=256,
+            size_of=over_vocab,
+            dtype=torch.bfloat16,
+        ),
+    },
     paths=SMALL_AND_LARGE,
     variants={"": Variant(module=lm.NextTokenLoss(), shapes=("rows time columns",), made=tokens)},
     sizes={**TEXT, "batch": st.integers(1, 3)},
@@ -58,6 +95,7 @@ def of_a_head(hidden, weight, tokens, *, bias, softcap, **options):
 LINEAR_NEXT_TOKEN = Declaration(
     function=lm.linear_next_token_loss,
     formula=of_a_head,
+    bench={"": over_head(hidden_and_tokens, plain_linear_next_token)},
     variants={
         "": Variant(
             module=lm.LinearNextTokenLoss(softcap=2.0),

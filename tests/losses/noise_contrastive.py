@@ -3,7 +3,10 @@
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from losses._bench import log_density, model, over_batches
 from losses._energies import PAIR, bowl, mean, of_energy, right, variant
 from termwise.energy import NoiseContrastiveLoss, noise_contrastive_loss
 
@@ -26,9 +29,23 @@ def formula(energy, x, noise, *, log_noise_x, log_noise_noise, log_z, weights, *
     }
 
 
+# What the benches measure.
+
+
+def plain_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    of_data, of_noise = (model(y)(y) + log_density(y) for y in (x, noise))
+    return F.softplus(of_data).mean() + F.softplus(-of_noise).mean()
+
+
+def our_noise_contrastive(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)}
+    return noise_contrastive_loss(model(x), x, noise, log_z=x.new_zeros(()), **logs).loss
+
+
 NOISE_CONTRASTIVE = of_energy(
     function=noise_contrastive_loss,
     formula=formula,
+    bench={"": over_batches(plain_noise_contrastive, our_noise_contrastive)},
     variants={
         "": variant(
             NoiseContrastiveLoss(bowl, log_z=0.0),

@@ -1,6 +1,10 @@
 """NT-Xent."""
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from losses import GROUPS, Declaration, Variant
+from losses._bench import between_views, of_pairs, two_embeddings
 from losses._contrast import ELEMENTS, PATHS, log_sum, nearest, two_views
 from termwise.joint_embedding import NTXentLoss, nt_xent_loss
 
@@ -13,9 +17,20 @@ def formula(z1, z2, *, temperature, **_):
 
 
 SHARP = {"temperature": 0.2}
+
+
+# What the benches measure.
+
+
+def plain_nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
+    logits, _, other = between_views(z1, z2, 0.5)
+    return F.cross_entropy(logits, other)
+
+
 NT_XENT = Declaration(
     function=nt_xent_loss,
     formula=formula,
+    bench={"": of_pairs(two_embeddings, plain_nt_xent)},
     paths=PATHS,
     variants={
         "": Variant(

@@ -1,9 +1,12 @@
 """The partitioned loss: paired tokens by divergence, others by their sorted probabilities."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Variant
+from losses._bench import alignment_of, chunk_means, over_chunks
 from losses._chunks import (
     LOGITS,
     NARROW,
@@ -53,9 +56,36 @@ SOME_PAIRED = lm.VocabPartition(
     *(torch.tensor(ids) for ids in ([1, 3, 4], [0, 1, 4], [0, 2], [2, 3]))
 )
 PARTITION = lm.vocab_partition(NARROW, rule="strict")
+
+
+# What the benches measure.
+
+
+def partition_of(vocab: int, like: Tensor) -> lm.VocabPartition:
+    common, rest = torch.arange(vocab, device=like.device).chunk(2)
+    return lm.VocabPartition(common, common, rest, rest)
+
+
+def plain_partitioned(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    a, b = (chunk_means(x.log_softmax(2), ids).chunk(2, dim=1) for x in (student, teacher))
+    p, q = (x[1].exp().topk(min(8192, x[1].shape[1]), dim=1)[0] for x in (a, b))
+    kl = F.kl_div(a[0], b[0], log_target=True, reduction="batchmean")
+    return kl + (p - q).abs().sum(1).mean()
+
+
+def our_partitioned(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    return lm.partitioned_loss(
+        student,
+        teacher,
+        alignment=alignment_of(*others[:2]),
+        partition=partition_of(student.shape[2], student),
+    ).loss
+
+
 PARTITIONED = of_chunks(
     function=lm.partitioned_loss,
     formula=formula,
+    bench={"": over_chunks(plain_partitioned, our_partitioned)},
     formula_at=({}, {"partition": SOME_PAIRED, "tail_top_k": st.sampled_from((1, 8192))}),
     variants={
         "": Variant(

@@ -1,8 +1,11 @@
 """BYOL's and SimSiam's cosine."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, Loss, lightly, normal
 from termwise.joint_embedding import PredictiveCosineLoss, predictive_cosine_loss
 
 
@@ -15,9 +18,36 @@ def formula(prediction, target, *, form, stop_gradient, **_):
 
 
 SOME = {"form": "simsiam", "stop_gradient": False}
+
+
+# What the benches measure.
+
+
+def lightly_cosine() -> Loss:
+    lightly()
+    from lightly.loss import NegativeCosineSimilarity
+
+    return NegativeCosineSimilarity()
+
+
+def prediction_and_target(batch: int, dim: int) -> list[Tensor]:
+    return [normal(batch, dim).requires_grad_(), normal(batch, dim)]
+
+
 PREDICTIVE_COSINE = Declaration(
     function=predictive_cosine_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (4096, 256)),
+            prediction_and_target,
+            lambda p, t: -F.cosine_similarity(p, t).mean(),
+            lambda p, t: predictive_cosine_loss(p, t, form="simsiam").loss,
+            rows=2**15,
+            size_of=lambda rows: (rows, 1024),
+            peer=("lightly", lightly_cosine),
+        )
+    },
     formula_at=({"form": "simsiam"},),
     variants={
         "": Variant(

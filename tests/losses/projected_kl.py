@@ -2,8 +2,18 @@
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import Variant
+from losses._bench import (
+    Case,
+    alignment_of,
+    chunked,
+    normal,
+    over_chunks,
+    plain_projected_kl,
+    projection_of,
+)
 from losses._chunks import (
     LOGITS,
     NARROW,
@@ -78,9 +88,43 @@ AT = (
     {"columns_top_k": 3, "exact_only": True},
     {"teacher_columns": st.just(torch.tensor([0, 2, 3]))},
 )
+
+
+# What the benches measure.
+
+
+def chunked_head(time: int, vocab: int) -> list[Tensor]:
+    hidden, *others = chunked(time, vocab, 256)
+    return [hidden, *others, normal(vocab, 256, scale=0.06).requires_grad_()]
+
+
+def our_projected_kl(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection = others
+    return lm.projected_kl_loss(
+        student, teacher, alignment=alignment_of(ids, valid), projection=projection_of(*projection)
+    ).loss
+
+
+def plain_linear_projected_kl(hidden: Tensor, *others: Tensor) -> Tensor:
+    *chunks, weight = others
+    return plain_projected_kl(hidden @ weight.mT, *chunks)
+
+
+def our_linear_projected_kl(hidden: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    ids, valid, *projection, weight = others
+    return lm.linear_projected_kl_loss(
+        hidden,
+        weight,
+        teacher,
+        alignment=alignment_of(ids, valid),
+        projection=projection_of(*projection),
+    ).loss
+
+
 PROJECTED_KL = of_chunks(
     function=lm.projected_kl_loss,
     formula=formula,
+    bench={"": over_chunks(plain_projected_kl, our_projected_kl)},
     formula_at=AT,
     variants={
         "": Variant(
@@ -96,6 +140,16 @@ PROJECTED_KL = of_chunks(
 LINEAR_PROJECTED_KL = of_chunks(
     function=lm.linear_projected_kl_loss,
     formula=of_a_head,
+    bench={
+        "": Case(
+            (),
+            chunked_head,
+            plain_linear_projected_kl,
+            our_linear_projected_kl,
+            rows=1024,
+            size_of=lambda rows: (rows, 32_768),
+        )
+    },
     formula_at=AT,
     variants={
         "": Variant(

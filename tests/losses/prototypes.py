@@ -1,11 +1,14 @@
 """Assignments to prototypes, and the cross-entropies with them."""
 
+import functools
 import math
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, normal
 from termwise.joint_embedding import (
     DINOLoss,
     IBOTLoss,
@@ -100,9 +103,63 @@ def patches(rows):
 
 
 SUMMED = {"same_view": "keep", "over_pairs": "sum"}
+
+
+# What the benches measure.
+
+
+def of_views(batch: int, prototypes: int) -> list[Tensor]:
+    """Logits of 4 views of a student, and probabilities of 2 of its teacher."""
+    teacher = normal(2, batch, prototypes).div(0.5).softmax(2)
+    return [normal(4, batch, prototypes, scale=0.3).requires_grad_(), teacher]
+
+
+def plain_dino(student: Tensor, teacher: Tensor) -> Tensor:
+    logs, same = (student / 0.1).log_softmax(2), min(len(student), len(teacher))
+    total = (logs.sum(0) * teacher.sum(0)).sum() - (logs[:same] * teacher[:same]).sum()
+    return -total / (student.shape[1] * (len(student) * len(teacher) - same))
+
+
+def masked_patches(masked: int, prototypes: int) -> list[Tensor]:
+    """Four of each image."""
+    student, teacher = of_views(masked, prototypes)
+    return [student[0].detach().requires_grad_(), teacher[0], torch.arange(masked) // 4]
+
+
+def plain_ibot(student: Tensor, teacher: Tensor, image: Tensor) -> Tensor:
+    nats = -(teacher * (student / 0.1).log_softmax(1)).sum(1)
+    images = len(student) // 4
+    counts = torch.zeros(images, device=image.device).index_add(0, image, torch.ones_like(nats))
+    return (nats / counts[image]).sum() / images
+
+
+def our_ibot(student: Tensor, teacher: Tensor, image: Tensor) -> Tensor:
+    return ibot_loss(student, teacher, image, images=len(student) // 4).loss
+
+
+def logits_of_views(batch: int, prototypes: int) -> list[Tensor]:
+    return of_views(batch, prototypes)[:1]
+
+
+def plain_swapped(logits: Tensor) -> Tensor:
+    with torch.no_grad():
+        q = (logits[:2] / 0.05).exp()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True)
+            q = q / q.sum(2, keepdim=True)
+    return plain_dino(logits, q)
+
+
+ASSIGNED = (64, 128), (128, 1024), (64, 65_536)
+
+
+over_prototypes = functools.partial(Case, ASSIGNED, size_of=lambda rows: (rows, 32_768))
+
+
 DINO = Declaration(
     function=dino_loss,
     formula=dino,
+    bench={"": over_prototypes(of_views, plain_dino, rows=256)},
     paths=PATHS,
     formula_at=({}, SUMMED),
     variants={
@@ -130,6 +187,7 @@ def dino_pairs(call):
 IBOT = Declaration(
     function=ibot_loss,
     formula=ibot,
+    bench={"": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024)},
     paths=PATHS,
     formula_at=({"over": "images"}, {"over": "patches"}),
     variants={
@@ -154,6 +212,14 @@ IBOT = Declaration(
 SWAPPED = Declaration(
     function=swapped_prediction_loss,
     formula=swapped,
+    bench={
+        "": over_prototypes(
+            logits_of_views,
+            plain_swapped,
+            lambda x: swapped_prediction_loss(x, num_global=2).loss,
+            rows=256,
+        )
+    },
     paths=PATHS,
     formula_at=({}, {"num_global": 1, "queue": None}),
     variants={

@@ -1,7 +1,9 @@
 """Ranking noise-contrastive estimation."""
 
 import torch
+from torch import Tensor
 
+from losses._bench import log_density, model, over_batches
 from losses._energies import NOISES, bowl, mean, of_all, of_energy, right, variant
 from termwise.energy import RankingNoiseContrastiveLoss, ranking_noise_contrastive_loss
 
@@ -19,9 +21,23 @@ def formula(energy, x, noise, *, log_noise_x, log_noise_noise, weights, **_):
     }
 
 
+# What the benches measure.
+
+
+def plain_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    both = torch.stack([-model(y)(y) - log_density(y) for y in (x, noise)])
+    return -both.log_softmax(0)[0].mean()
+
+
+def our_ranking(x: Tensor, noise: Tensor, *_: Tensor) -> Tensor:
+    logs = {"log_noise_x": log_density(x), "log_noise_noise": log_density(noise)[None]}
+    return ranking_noise_contrastive_loss(model(x), x, noise[None], **logs).loss
+
+
 RANKING = of_energy(
     function=ranking_noise_contrastive_loss,
     formula=formula,
+    bench={"": over_batches(plain_ranking, our_ranking)},
     variants={
         "": variant(
             RankingNoiseContrastiveLoss(bowl),

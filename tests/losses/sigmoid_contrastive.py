@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, pairs
 from termwise.joint_embedding import SigmoidContrastiveLoss, sigmoid_contrastive_loss
 
 
@@ -27,9 +29,35 @@ def formula(a, b, *, scale, bias, normalize, **_):
 
 
 PAIR = ("rows columns", "rows columns")
+
+
+# What the benches measure.
+
+
+def plain_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    logits = scale * a @ b.mT + bias
+    signs = 2 * torch.eye(len(a), device=a.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(a)
+
+
+def our_sigmoid(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return sigmoid_contrastive_loss(a, b, scale=scale, bias=bias).loss
+
+
 SIGMOID_CONTRASTIVE = Declaration(
     function=sigmoid_contrastive_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128), (256, 128), (4096, 512)),
+            pairs,
+            plain_sigmoid,
+            our_sigmoid,
+            rows=16_384,
+            size_of=lambda rows: (rows, 512),
+        )
+    },
     paths=({}, {"termwise.joint_embedding._sigmoid_contrastive._FEW_LOGITS": 0}),
     variants={
         "": Variant(module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}),

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, along_slices, plain_sigreg, projections
 from losses._slices import DRAWN, SLICES, SMALL_AND_LARGE, distances
 from termwise.joint_embedding import SIGRegLoss, sigreg_loss
 
@@ -26,6 +27,17 @@ SOME = {"t_max": 2.0, "knots": 5}
 SIGREG = Declaration(
     function=sigreg_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128, 64), (256, 128, 256), (1024, 512, 1024)),
+            along_slices,
+            plain_sigreg,
+            lambda z, a: sigreg_loss(z, slices=a).loss,
+            rows=2048,
+            size_of=lambda rows: (rows, 512, 1024),
+            products=projections,
+        )
+    },
     paths=SMALL_AND_LARGE,
     variants={"": Variant(module=SIGRegLoss(**SOME), options=SOME, named=SLICES)},
     sizes={"batch": st.integers(1, 4), "slices": st.integers(1, 3)},

@@ -1,5 +1,9 @@
 """Sliced score matching."""
 
+import torch
+from torch import Tensor
+
+from losses._bench import BATCHES, model, over_batches, slopes
 from losses._energies import (
     PROJECTIONS,
     bowl,
@@ -22,9 +26,23 @@ def formula(energy, x, *, projections, variance_reduced, weights, **_):
     return {"loss": 0.5 * square - terms["curvature"], **terms}
 
 
+# What the benches measure.
+
+
+def plain_sliced(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    point, score = slopes(x)
+    (product,) = torch.autograd.grad((score * v).sum(), point, create_graph=True)
+    return (0.5 * score.square().sum(1) - (product * v).sum(1)).mean()
+
+
+def our_sliced(x: Tensor, v: Tensor, *_: Tensor) -> Tensor:
+    return sliced_score_matching_loss(model(x), x, projections=v[None]).loss
+
+
 SLICED = of_energy(
     function=sliced_score_matching_loss,
     formula=formula,
+    bench={"": over_batches(plain_sliced, our_sliced, *BATCHES)},
     variants={
         "": variant(
             SlicedScoreMatchingLoss(bowl, variance_reduced=False),

@@ -1,9 +1,12 @@
 """Supervised contrastive loss."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import normal, of_pairs
 from losses._contrast import ELEMENTS, PATHS, log_sum, nearest, unit
 from termwise.joint_embedding import SupervisedContrastiveLoss, supervised_contrastive_loss
 
@@ -34,9 +37,36 @@ def classes(rows: int) -> dict[str, torch.Tensor]:
 
 
 SHARP = {"temperature": 0.2, "base_temperature": 0.07}
+
+
+# What the benches measure.
+
+
+def of_ten_classes(batch: int, dim: int) -> list[Tensor]:
+    labels = torch.arange(batch) % 10
+    return [normal(batch, dim).requires_grad_(), labels]
+
+
+def plain_supervised(z: Tensor, labels: Tensor) -> Tensor:
+    z = F.normalize(z, dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = (z @ z.mT / 0.5).masked_fill(itself, -torch.inf)
+    positive = (labels[:, None] == labels) & ~itself
+    total = (logits.log_softmax(1).masked_fill(~positive, 0)).sum(1)
+    return -(total / positive.sum(1)).mean()
+
+
 SUPERVISED_CONTRASTIVE = Declaration(
     function=supervised_contrastive_loss,
     formula=formula,
+    bench={
+        "": of_pairs(
+            of_ten_classes,
+            plain_supervised,
+            lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
+            rows=8192,
+        )
+    },
     formula_at=({"positives": "outside"}, {"positives": "inside"}),
     paths=PATHS,
     variants={

@@ -1,6 +1,9 @@
 """Embeddings kept at a target variance."""
 
+from torch import Tensor
+
 from losses import Declaration, Variant
+from losses._bench import Case, normal
 from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
 
 
@@ -14,9 +17,36 @@ def formula(weight, *, coefficient, target, valid_rows, **_):
 
 NUMBERS = {"coefficient": 0.7, "target": 2.0}
 MODULE = TargetedVarianceLoss(**NUMBERS)
+
+
+# What the benches measure.
+
+
+def embeddings(rows: int, dim: int) -> list[Tensor]:
+    return [normal(rows, dim, scale=0.02).requires_grad_()]
+
+
+def plain_variance(weight: Tensor) -> Tensor:
+    return 0.1 * (weight.float().var(1, correction=0).mean() - 1).square()
+
+
+def our_variance(weight: Tensor) -> Tensor:
+    return targeted_variance_loss(weight).loss
+
+
 TARGETED_VARIANCE = Declaration(
     function=targeted_variance_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((256, 64), (4096, 512), (50_000, 1024)),
+            embeddings,
+            plain_variance,
+            our_variance,
+            rows=8192,
+            size_of=lambda rows: (rows, 4096),
+        )
+    },
     variants={
         "": Variant(module=MODULE, options=NUMBERS),
         "masked": Variant(module=MODULE, options=NUMBERS, masks=("valid_rows",)),

@@ -1,10 +1,12 @@
 """The TopK objective."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
 from losses import Variant
+from losses._bench import over_latents, x_f_x_hat
 from losses._latents import CODED, counted, dense, mean_count, of_latents, squared_error
 from termwise.sae import TopK, TopKObjective, topk_loss
 
@@ -19,9 +21,22 @@ def formula(x, f, x_hat, *, aux, aux_coeff, dead, target, mask, **options):
     }  # fmt: skip
 
 
+# What the benches measure.
+
+
+def plain_topk(x: Tensor, f: Tensor, x_hat: Tensor) -> Tensor:
+    return F.mse_loss(x_hat, x)
+
+
+def x_latents_x_hat(rows: int, d_sae: int, d_model: int) -> list[Tensor]:
+    x, f, x_hat = x_f_x_hat(rows, d_sae, d_model)
+    return [x, f.detach(), x_hat]
+
+
 TOPK = of_latents(
     function=topk_loss,
     formula=formula,
+    bench={"": over_latents(x_latents_x_hat, plain_topk)},
     variants={
         "": Variant(
             module=TopKObjective(TopK(aux_coeff=0.5)),

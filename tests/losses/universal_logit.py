@@ -2,8 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from losses import Variant
+from losses._bench import alignment_of, chunk_means, over_chunks
 from losses._chunks import LOGITS, aligned, counted_chunks, divided, nothing, of_chunks
 from termwise import lm
 
@@ -23,9 +25,22 @@ def formula(student_logits, teacher_logits, *, alignment, temperature, **options
     return {"loss": loss, "num_chunks": loss.new_tensor(count)}
 
 
+# What the benches measure.
+
+
+def plain_universal_logit(student: Tensor, teacher: Tensor, ids: Tensor, *_: Tensor) -> Tensor:
+    p, q = (chunk_means(x.softmax(2), ids).sort(1, descending=True)[0] for x in (student, teacher))
+    return (p - q).abs().sum(1).mean()
+
+
+def our_universal_logit(student: Tensor, teacher: Tensor, *others: Tensor) -> Tensor:
+    return lm.universal_logit_loss(student, teacher, alignment=alignment_of(*others[:2])).loss
+
+
 UNIVERSAL_LOGIT = of_chunks(
     function=lm.universal_logit_loss,
     formula=formula,
+    bench={"": over_chunks(plain_universal_logit, our_universal_logit)},
     variants={
         "": Variant(
             module=lm.UniversalLogitLoss(), shapes=LOGITS, made=aligned, masks=("sample_mask",)

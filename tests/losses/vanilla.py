@@ -1,6 +1,10 @@
 """The vanilla objective."""
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from losses import Variant
+from losses._bench import COEFFICIENT, over_latents, x_f_x_hat
 from losses._latents import (
     CODED,
     POWERS,
@@ -29,9 +33,23 @@ def formula(x, f, x_hat, *, sparsity_coeff, decoder_norm, p, target, mask, **opt
 
 NUMBERS = {"sparsity_coeff": 0.3, "feature_reduction": "sum"}
 MODULE = VanillaObjective(Vanilla(**NUMBERS))
+
+
+# What the benches measure.
+
+
+def plain_vanilla(x: Tensor, f: Tensor, x_hat: Tensor) -> Tensor:
+    return F.mse_loss(x_hat, x) + COEFFICIENT * f.abs().sum(1).mean()
+
+
+def our_vanilla(x: Tensor, f: Tensor, x_hat: Tensor) -> Tensor:
+    return vanilla_loss(x, f, x_hat, sparsity_coeff=COEFFICIENT).loss
+
+
 VANILLA = of_latents(
     function=vanilla_loss,
     formula=formula,
+    bench={"": over_latents(x_f_x_hat, plain_vanilla, our_vanilla)},
     variants={
         "plain": Variant(module=MODULE, options=NUMBERS, shapes=CODED),
         "masked": Variant(

@@ -1,8 +1,11 @@
 """VISReg."""
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from losses import GROUPS, Declaration, Variant
+from losses._bench import Case, projections, views_along_slices
 from losses._slices import DRAWN, SLICES, SMALL_AND_LARGE, apart, quantile_distance
 from termwise.joint_embedding import VISRegLoss, visreg_loss
 
@@ -29,9 +32,37 @@ def share(name):
 
 
 SOME = {"num_global": 1, "weight": 0.6, "shape_weight": 2.0, "eps": 0.01}
+
+
+# What the benches measure.
+
+
+def plain_visreg(z: Tensor, a: Tensor) -> Tensor:
+    n, mean = z.shape[1], z.mean(1)
+    centred = z - mean[:, None]
+    std = centred.square().mean(1).sqrt()
+    projected = (centred / (std.detach() + 1e-4)[:, None]) @ a
+    places = torch.arange(1, n + 1, device=z.device, dtype=torch.float64) / (n + 1)
+    quantiles = torch.special.ndtri(places).to(z.dtype)
+    shape = (projected.mT.sort(2).values - quantiles).square().mean()
+    spread = mean.square().mean() + (1 - std).square().mean() + shape
+    return 0.1 * (z - z.mean(0)).square().mean() + 0.9 * spread
+
+
 VISREG = Declaration(
     function=visreg_loss,
     formula=formula,
+    bench={
+        "": Case(
+            ((64, 128, 64), (256, 128, 256), (512, 512, 4096)),
+            views_along_slices,
+            plain_visreg,
+            lambda z, a: visreg_loss(z, slices=a).loss,
+            rows=2048,
+            size_of=lambda rows: (rows, 512, 4096),
+            products=projections,
+        )
+    },
     formula_at=({}, {"num_global": None}),
     paths=SMALL_AND_LARGE,
     variants={

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from declared import CASES
 from torch._dynamo.testing import CompileCounter
 
 from termwise import sae
@@ -54,49 +55,24 @@ def test_latents_stand_before_their_reconstruction(name):
         assert ordered[:3] == ["x", "f", "x_hat"]
 
 
-def test_latents_as_wide_as_the_activations_are_not_their_reconstruction():
-    x, f, x_hat = (torch.randn(5, 4, dtype=torch.float64) for _ in range(3))
-    error = (x - x_hat).square().mean()
-    for terms in (
-        sae.vanilla_loss(x, f, x_hat, sparsity_coeff=0.0),
-        sae.topk_loss(x, f, x_hat),
-        sae.gated_loss(x, f, x_hat, f, torch.eye(4).double(), sparsity_coeff=0.0),
-    ):
-        torch.testing.assert_close(terms.mse, error)
+# Each objective as it is declared, with tensors for the terms that it has on request.
+OBJECTIVE = {
+    name.removeprefix("sae.").removesuffix(" masked"): case
+    for name, case in CASES.items()
+    if name.startswith("sae.") and name != "sae.vanilla_loss plain"
+}
 
 
-def every_call(**coefficients):
-    """The terms of each loss, with coefficients for those that take them."""
-    generator = torch.Generator().manual_seed(0)
-    x, x_hat, f, pre, W_dec = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((6, 4), (6, 4), (6, 5), (6, 5), (5, 4))
-    )
-    dead = torch.arange(5) < 2
-    aux = torch.tensor(2.0, dtype=torch.float64)
-    jump = {"threshold": f[0].abs(), "penalty": "tanh", "dead": dead}
-    layers = {"x": x[:, None], "x_hat": x_hat[:, None], "W_dec": W_dec[:, None]}
-    calls = {
-        "vanilla_loss": {"x": x, "f": f, "x_hat": x_hat},
-        "topk_loss": {"x": x, "f": f, "x_hat": x_hat, "aux": aux, "dead": dead},
-        "jumprelu_loss": {"x": x, "pre": pre, "W_dec": W_dec, **jump},
-        "gated_loss": {"x": x, "f": f, "x_hat": x_hat, "f_gate": pre, "W_dec": W_dec},
-        "matryoshka_loss": {"x": x, "f": f, "W_dec": W_dec, "b_dec": None, "prefixes": (2, 5)},
-        "crosscoder_loss": {"f": f, **layers},
-        "end_to_end_loss": {
-            "logits": x,
-            "original_logits": x_hat,
-            "x": [x],
-            "f": f,
-            "x_hat": [x_hat],
-        },
-    }
-    terms = {}
-    for name, call in calls.items():
-        parameters = inspect.signature(getattr(sae, name)).parameters
-        given = {key: value for key, value in coefficients.items() if key in parameters}
-        terms[name] = getattr(sae, name)(**call, **given)
-    return terms
+def parameters_of(name):
+    return inspect.signature(OBJECTIVE[name].loss).parameters
+
+
+def called(name, **given):
+    """Call an objective with what it takes of some arguments, on six rows."""
+    on_request = {"mask": None, "aux": ONE, "dead": NORM > 0}
+    if "Sequence" in str(parameters_of(name)["x"].annotation):
+        on_request |= {"x": [X], "x_hat": [X_HAT]}
+    return OBJECTIVE[name].changed(6, **on_request | given)
 
 
 COEFFICIENTS = ("sparsity_coeff", "aux_coeff", "pre_act_coeff", "kl_coeff", "reconstruction_coeff")
@@ -104,14 +80,13 @@ COEFFICIENTS = ("sparsity_coeff", "aux_coeff", "pre_act_coeff", "kl_coeff", "rec
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 def test_only_the_sparsity_has_its_coefficient_in_it(coefficient):
-    objectives = {name for name in LOSSES if not name.endswith("auxiliary_k_loss")}
-    assert objectives == set(every_call(sparsity_coeff=0.5))
+    assert set(OBJECTIVE) == {name for name in LOSSES if not name.endswith("auxiliary_k_loss")}
     before = dict.fromkeys(COEFFICIENTS, 0.5)
     after = before | {coefficient: 1.5}
-    for name, terms in every_call(**before).items():
-        parameters = inspect.signature(getattr(sae, name)).parameters
+    for name in OBJECTIVE:
+        parameters = parameters_of(name)
         assert {key for key in parameters if key.endswith("_coeff")} <= set(COEFFICIENTS)
-        changed = every_call(**after)[name]
+        terms, changed = called(name, **before), called(name, **after)
         for key, value in terms.items():
             if key == "loss":
                 moved = changed.loss - value
@@ -125,85 +100,65 @@ def test_only_the_sparsity_has_its_coefficient_in_it(coefficient):
                 torch.testing.assert_close(getattr(changed, key), value, equal_nan=True)
 
 
-WEIGHED = {
-    "vanilla": lambda weight: sae.vanilla_loss(X, F, X_HAT, sparsity_coeff=weight),
-    "gated": lambda weight: sae.gated_loss(X, F, X_HAT, F, W_DEC, sparsity_coeff=weight),
-    "matryoshka": lambda weight: sae.matryoshka_loss(
-        X, F, W_DEC, None, prefixes=(1, 4), sparsity_coeff=weight, aux=ONE, aux_coeff=weight
-    ),
-    "crosscoder": lambda weight: sae.crosscoder_loss(
-        X[:, None], F, X_HAT[:, None], W_DEC[:, None], sparsity_coeff=weight
-    ),
-    "end to end": lambda weight: sae.end_to_end_loss(
-        X, X_HAT, f=F, sparsity_coeff=weight, kl_coeff=weight
-    ),
-    "topk": lambda weight: sae.topk_loss(
-        X, F, X_HAT, aux=ONE, aux_coeff=weight, dead=torch.ones(4) > 0
-    ),
-    **{
-        f"jumprelu, {penalty}": lambda weight, penalty=penalty: sae.jumprelu_loss(
-            X,
-            F,
-            W_DEC,
-            threshold=torch.full((4,), 0.3),
-            sparsity_coeff=weight,
-            penalty=penalty,
-            l0_target=2.0 if penalty == "l0_relative" else None,
-            pre_act_coeff=weight,
-            dead="all",
-        )
-        for penalty in ("l0", "l0_relative", "tanh")
-    },
-}
 GENERATOR = torch.Generator().manual_seed(0)
 X, X_HAT = torch.randn(6, 3, generator=GENERATOR), torch.randn(6, 3, generator=GENERATOR)
-F, W_DEC = torch.randn(6, 4, generator=GENERATOR), torch.randn(4, 3, generator=GENERATOR)
-ONE = torch.tensor(1.0)
+F, W_DEC = torch.randn(6, 5, generator=GENERATOR), torch.randn(5, 3, generator=GENERATOR)
+ONE, NORM, THETA = torch.tensor(1.0), torch.ones(5), torch.full((5,), 0.3)
+WEIGHED = {name: {} for name in OBJECTIVE} | {
+    f"{name}, {penalty}": {"penalty": penalty, "l0_target": 2.0 if "relative" in penalty else None}
+    for name in OBJECTIVE
+    if "penalty" in parameters_of(name)
+    for penalty in ("l0_relative", "tanh")
+}
+
+
+def weighed(name, weight):
+    return called(name.partition(",")[0], **WEIGHED[name], **dict.fromkeys(COEFFICIENTS, weight))
 
 
 @pytest.mark.parametrize("name", WEIGHED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_coefficient_may_be_a_tensor_of_any_type(name, dtype):
-    ours = WEIGHED[name](torch.tensor(0.25, dtype=dtype))
+    ours = weighed(name, torch.tensor(0.25, dtype=dtype))
     assert ours.loss.dtype == torch.float32
-    assert ours.metrics() == WEIGHED[name](0.25).metrics()
+    assert ours.metrics() == weighed(name, 0.25).metrics()
 
 
 def test_a_coefficient_that_changes_compiles_once():
+    def with_prefixes(weight):
+        numbers = {"sparsity_coeff": weight, "aux": ONE, "aux_coeff": weight}
+        return sae.matryoshka_loss(X, F, W_DEC, None, prefixes=(1, 5), **numbers)
+
     counts = CompileCounter()
-    compiled = torch.compile(WEIGHED["matryoshka"], fullgraph=True, backend=counts)
+    compiled = torch.compile(with_prefixes, fullgraph=True, backend=counts)
     for weight in (0.0, 0.25, 0.5):
         tensor = torch.tensor(weight)
-        torch.testing.assert_close(compiled(tensor).loss, WEIGHED["matryoshka"](weight).loss)
+        torch.testing.assert_close(compiled(tensor).loss, with_prefixes(weight).loss)
     assert counts.frame_count == 1
 
 
-NORM = torch.ones(4)
-THETA = torch.full((4,), 0.3)
+def left_out(name, term, of_the_term):
+    def call(w, bad, x, f):
+        one = {key: value * bad for key, value in of_the_term.items()}
+        return called(name, x=x, f=f, **{f"{term}_coeff": w}, **one)
+
+    return call
+
+
 # For each coefficient, a call with that coefficient, and a number that its term alone is made of.
 LEFT_OUT = {
-    "vanilla, sparsity": lambda w, bad, x, f: sae.vanilla_loss(
-        x, f, X_HAT, sparsity_coeff=w, decoder_norm=NORM * bad
-    ),
-    "vanilla, sparsity of squares": lambda w, bad, x, f: sae.vanilla_loss(
+    f"{name}, {term}": left_out(name, term, {key: value})
+    for name in OBJECTIVE
+    for term, key, value in (("sparsity", "decoder_norm", NORM), ("aux", "aux", ONE))
+    if key in parameters_of(name) and "layer" not in str(parameters_of(name)["x"].annotation)
+} | {
+    "vanilla_loss, sparsity of squares": lambda w, bad, x, f: sae.vanilla_loss(
         x, torch.cat([f, bad * ONE.expand(6, 1)], 1), X_HAT, sparsity_coeff=w, p=2.0
     ),
-    "gated, sparsity": lambda w, bad, x, f: sae.gated_loss(
-        x, f, X_HAT, f, W_DEC, sparsity_coeff=w, decoder_norm=NORM * bad
-    ),
-    "topk, aux": lambda w, bad, x, f: sae.topk_loss(
-        x, f, X_HAT, aux_coeff=w, aux=ONE * bad, dead=NORM > 0
-    ),
-    "matryoshka, sparsity": lambda w, bad, x, f: sae.matryoshka_loss(
-        x, f, W_DEC, None, prefixes=(1, 4), sparsity_coeff=w, decoder_norm=NORM * bad
-    ),
-    "matryoshka, aux": lambda w, bad, x, f: sae.matryoshka_loss(
-        x, f, W_DEC, None, prefixes=(1, 4), aux_coeff=w, aux=ONE * bad
-    ),
-    "crosscoder, sparsity": lambda w, bad, x, f: sae.crosscoder_loss(
+    "crosscoder_loss, sparsity": lambda w, bad, x, f: sae.crosscoder_loss(
         x[:, None], f, X_HAT[:, None], W_DEC[:, None] * bad, sparsity_coeff=w
     ),
-    "crosscoder, aux": lambda w, bad, x, f: sae.crosscoder_loss(
+    "crosscoder_loss, aux": lambda w, bad, x, f: sae.crosscoder_loss(
         x[:, None],
         f,
         X_HAT[:, None],
@@ -212,16 +167,16 @@ LEFT_OUT = {
         aux_coeff=w,
         aux=ONE * bad,
     ),
-    "end to end, kl": lambda w, bad, x, f: sae.end_to_end_loss(
+    "end_to_end_loss, kl": lambda w, bad, x, f: sae.end_to_end_loss(
         X * bad, X_HAT, x=[X_HAT], x_hat=[x], f=f, kl_coeff=w, reconstruction_coeff=0.5
     ),
-    "end to end, reconstruction": lambda w, bad, x, f: sae.end_to_end_loss(
+    "end_to_end_loss, reconstruction": lambda w, bad, x, f: sae.end_to_end_loss(
         f, F + 1, x=[x], x_hat=[X_HAT * bad], reconstruction_coeff=w
     ),
-    "end to end, sparsity": lambda w, bad, x, f: sae.end_to_end_loss(
+    "end_to_end_loss, sparsity": lambda w, bad, x, f: sae.end_to_end_loss(
         f, F + 1, x=[x], x_hat=[X_HAT], f=F * bad, sparsity_coeff=w
     ),
-    "jumprelu, l0_relative": lambda w, bad, x, f: sae.jumprelu_loss(
+    "jumprelu_loss, l0_relative": lambda w, bad, x, f: sae.jumprelu_loss(
         x,
         f,
         W_DEC,
@@ -230,7 +185,7 @@ LEFT_OUT = {
         penalty="l0_relative",
         l0_target=1 / min(bad, 1e300),
     ),
-    "jumprelu, tanh": lambda w, bad, x, f: sae.jumprelu_loss(
+    "jumprelu_loss, tanh": lambda w, bad, x, f: sae.jumprelu_loss(
         x,
         f,
         W_DEC * bad,
@@ -240,7 +195,7 @@ LEFT_OUT = {
         f=sae.jumprelu(f, THETA),
         x_hat=X_HAT,
     ),
-    "jumprelu, tanh by gate": lambda w, bad, x, f: sae.jumprelu_loss(
+    "jumprelu_loss, tanh by gate": lambda w, bad, x, f: sae.jumprelu_loss(
         x,
         f,
         W_DEC * bad,
@@ -251,7 +206,7 @@ LEFT_OUT = {
         f=sae.jumprelu(f, THETA),
         x_hat=X_HAT,
     ),
-    "jumprelu, pre_act": lambda w, bad, x, f: sae.jumprelu_loss(
+    "jumprelu_loss, pre_act": lambda w, bad, x, f: sae.jumprelu_loss(
         x,
         f,
         W_DEC * bad,
@@ -269,7 +224,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_has_coefficient_0_is_left_out(name, bad):
     """Of the value and of the gradient, though 0 times infinity is NaN."""
-    if name == "jumprelu, l0_relative" and math.isnan(bad):
+    if name == "jumprelu_loss, l0_relative" and math.isnan(bad):
         pytest.skip("no target is NaN")
     results = []
     for number in (bad, 1.0):
@@ -278,7 +233,7 @@ def test_what_has_coefficient_0_is_left_out(name, bad):
         slopes = torch.autograd.grad(terms.loss, leaves, materialize_grads=True, retain_graph=True)
         results.append((terms.loss, *slopes))
         assert terms.loss.isfinite()
-        if name == "jumprelu, pre_act":
+        if name == "jumprelu_loss, pre_act":
             assert terms.pre_act.requires_grad  # to be weighed anew
     torch.testing.assert_close(*results)
     if bad != 1e30:  # a tensor is not looked at
@@ -290,8 +245,8 @@ def test_every_coefficient_is_tried_at_0():
     for loss in LOSSES:
         for key in inspect.signature(getattr(sae, loss)).parameters:
             if key.endswith("_coeff"):
-                which = (loss.removesuffix("_loss").replace("_", " "), key.removesuffix("_coeff"))
-                aliases = {("jumprelu", "sparsity"): ("jumprelu", "tanh")}
+                which = (loss, key.removesuffix("_coeff"))
+                aliases = {("jumprelu_loss", "sparsity"): ("jumprelu_loss", "tanh")}
                 assert aliases.get(which, which) in tried
 
 

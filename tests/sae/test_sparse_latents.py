@@ -4,18 +4,10 @@ import copy
 
 import pytest
 import torch
+from declared import CASES
+from losses import SIZES
 
-from termwise.sae import (
-    SparseLatents,
-    crosscoder_loss,
-    end_to_end_loss,
-    gated_loss,
-    lp_penalty,
-    matryoshka_loss,
-    tanh_penalty,
-    topk_loss,
-    vanilla_loss,
-)
+from termwise.sae import SparseLatents, lp_penalty, tanh_penalty
 
 TWO = SparseLatents(torch.tensor([[2.0, 1.0]]), torch.tensor([[2, 0]]))
 
@@ -104,41 +96,40 @@ def test_what_it_is_made_of_is_refused_by_name(values, indices, message):
         SparseLatents(values, indices)
 
 
-X, NORM, EYE = torch.ones(2, 4), torch.ones(4), torch.eye(4)
+NORM, EYE = torch.ones(SIZES["latents"]), torch.eye(SIZES["latents"])
+# Every objective that takes latents, as it is declared.
+LOSSES = {
+    case.loss.__name__: case
+    for case in CASES.values()
+    if "SparseLatents" in str(case.loss.__annotations__.get("f")) and case.held.masks
+}
 TAKERS = {
-    "SparseLatents.dense": lambda f, mask: f.dense(4),
-    "SparseLatents.fired": lambda f, mask: f.fired(4),
+    "SparseLatents.dense": lambda f, mask: f.dense(len(EYE)),
+    "SparseLatents.fired": lambda f, mask: f.fired(len(EYE)),
     "SparseLatents.decode": lambda f, mask: f.decode(EYE),
     "lp_penalty": lambda f, mask: lp_penalty(f, p=1.0, decoder_norm=NORM),
     "tanh_penalty": lambda f, mask: tanh_penalty(f, decoder_norm=NORM),
-    "vanilla_loss": lambda f, mask: vanilla_loss(
-        X, f, X, sparsity_coeff=1.0, decoder_norm=NORM, mask=mask
-    ),
-    "topk_loss": lambda f, mask: topk_loss(X, f, X, dead=NORM > 0, mask=mask),
-    "gated_loss": lambda f, mask: gated_loss(X, f, X, X, EYE, sparsity_coeff=1.0, mask=mask),
-    "matryoshka_loss": lambda f, mask: matryoshka_loss(X, f, EYE, None, prefixes=[2, 4], mask=mask),
-    "crosscoder_loss": lambda f, mask: crosscoder_loss(
-        X[:, None], f, X[:, None], EYE[:, None], sparsity_coeff=1.0, mask=mask
-    ),
-    "end_to_end_loss": lambda f, mask: end_to_end_loss(X, X, f=f, mask=mask),
+    **{
+        name: lambda f, mask, case=case: case.changed(2, f=f, mask=mask)
+        for name, case in LOSSES.items()
+    },
 }
 WITHOUT_D_SAE = {"topk_loss", "end_to_end_loss"}
-WITH_MASK = [name for name in TAKERS if name.endswith("_loss")]
 
 
 @pytest.mark.parametrize("taker", TAKERS)
-@pytest.mark.parametrize("index", [-1, 4])
+@pytest.mark.parametrize("index", [-1, len(EYE)])
 def test_an_index_that_no_latent_has_is_refused_by_name(taker, index):
     f = SparseLatents(torch.ones(2, 2), torch.tensor([[0, 1], [2, index]]))
-    if index == 4 and taker in WITHOUT_D_SAE:
+    if index > 0 and taker in WITHOUT_D_SAE:
         return
-    wanted = "of at least 0, got -1: give .* the value 0" if index < 0 else "below d_sae = 4, got 4"
+    wanted = "of at least 0, got -1: give .* the value 0" if index < 0 else "below d_sae = 5, got 5"
     with pytest.raises(ValueError, match=f"^{taker} needs sparse latents with indices {wanted}"):
         TAKERS[taker](f, None)
 
 
-@pytest.mark.parametrize("taker", WITH_MASK)
-@pytest.mark.parametrize("index", [-1, 4])
+@pytest.mark.parametrize("taker", LOSSES)
+@pytest.mark.parametrize("index", [-1, len(EYE)])
 def test_a_row_that_does_not_count_may_hold_any_index(taker, index):
     mask = torch.tensor([True, False])
     padded = SparseLatents(torch.ones(2, 2), torch.tensor([[0, 1], [index, index]]))

@@ -106,14 +106,9 @@ def energies_and_gradients(
     what keeps the gradient in a graph and will differentiate it once more.
     """
     if differentiation_of(differentiation) == "func":
-        with _higher_order.higher_order_safe(higher_order_safe, order=2):
-            try:
-                gradient, values = gradient_function(caller, energy, argument)(x)
-            except RuntimeError as error:
-                problem = _higher_order.in_our_words(caller, error)
-                if problem is None:
-                    raise
-                raise problem from error
+        safe = _higher_order.higher_order_safe(higher_order_safe, order=2)
+        with safe, _higher_order.in_our_words(caller):
+            gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     create_graph = torch.is_grad_enabled()
     if create_graph or higher_order_safe:  # a swap does not reach into what is compiled
@@ -150,9 +145,13 @@ def recording() -> Generator[None, None, None]:
 
 def point_of(x: Tensor) -> Tensor:
     """Return x as a tensor of its own to differentiate by, in x's graph where it has one."""
-    if x.is_inference():
-        x = x.clone()
+    x = recordable(x)
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+def recordable(x: Tensor) -> Tensor:
+    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 def gradient_of(
@@ -161,15 +160,10 @@ def gradient_of(
     """Differentiate a sum of energies by the point that they were taken at."""
     gradient = None
     if total.requires_grad:
-        try:
+        with _higher_order.in_our_words(caller):
             (gradient,) = torch.autograd.grad(
                 total, point, create_graph=create_graph, allow_unused=True
             )
-        except RuntimeError as error:
-            problem = _higher_order.in_our_words(caller, error)
-            if problem is None:
-                raise
-            raise problem from error
     if gradient is None:
         raise _independent(caller, argument)
     return gradient

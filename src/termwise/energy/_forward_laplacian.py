@@ -575,19 +575,18 @@ def _keeps_rows(call: _Call) -> bool:
     return call.func in _CONVOLUTIONS and is_carrier(call.args[0])
 
 
-def _with_bias(place: int, axis: int) -> Rule:
-    """Return the rule of a function that is linear in each tensor, and adds a bias.
+def _with_bias(axis: int) -> Rule:
+    """Return the rule of a function that is linear in two tensors, and adds a third, the bias.
 
     Args:
-        place: of the bias among the arguments.
         axis: of the result along which the bias goes, counted from the end.
     """
 
     def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bias = args[place] if len(args) > place else kwargs.get("bias")
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
         if bias is None:
             return _multilinear(func, args, kwargs)
-        rest = (*args[:place], None, *args[place + 1 :]) if len(args) > place else args
+        rest = (*args[:2], None, *args[3:]) if len(args) > 2 else args
         call = _Call(func, rest, {**kwargs, "bias": None} if "bias" in kwargs else kwargs)
         if len(call.carriers) == 1 and not is_carrier(bias):
             value = _Call(func, args, kwargs).value()
@@ -970,17 +969,8 @@ def _deviation_and_mean(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     return _root(variance), mean
 
 
-def _largest(input: Any, *args: Any, **kwargs: Any) -> Any:
-    return _extreme(torch.max, torch.maximum, torch.amax, input, args, kwargs)
-
-
-def _smallest(input: Any, *args: Any, **kwargs: Any) -> Any:
-    return _extreme(torch.min, torch.minimum, torch.amin, input, args, kwargs)
-
-
-def _extreme(
-    select: Any, of_two: Any, of_all: Any, input: Any, args: tuple[Any, ...], kwargs: Any
-) -> Any:
+def _extreme(select: Any, of_two: Any, of_all: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply torch.max or torch.min, which are three functions in one."""
     if not args and not kwargs:
         return of_all(input, tuple(range(input.ndim)))
     other = args[0] if args else kwargs.get("other")
@@ -1086,58 +1076,24 @@ def _cross_entropy(
     **options: Any,
 ) -> Any:
     reduction = _reduction(options)
-    classes = 1 if input.ndim > 1 else 0
-    log_probabilities = _log_softmax(input, classes)
-    if not target.is_floating_point():
-        return _nll(
-            log_probabilities, target, weight, ignore_index, reduction, label_smoothing, classes
-        )
-    target = target * (1 - label_smoothing) + label_smoothing / input.shape[classes]
+    axis = 1 if input.ndim > 1 else 0
+    logarithms = _log_softmax(input, axis)
+    by_class = logarithms
     if weight is not None:
-        log_probabilities = log_probabilities * _along(weight, input.ndim, classes)
-    losses = -(log_probabilities * target).sum(classes)
-    if reduction == "mean":
-        return losses.sum() / losses.numel()
-    return _reduced(losses, reduction)
-
-
-def _nll_loss(
-    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, **options: Any
-) -> Any:
-    reduction = _reduction(options)
-    classes = 1 if input.ndim > 1 else 0
-    return _nll(input, target, weight, ignore_index, reduction, 0.0, classes)
-
-
-def _along(weight: Any, ndim: int, axis: int) -> Any:
-    return weight.reshape(-1, *[1] * (ndim - axis - 1))
-
-
-def _nll(
-    log_probabilities: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: int,
-    reduction: str,
-    smoothing: float,
-    axis: int,
-) -> Any:
+        by_class = logarithms * weight.reshape(-1, *[1] * (input.ndim - axis - 1))
+    share = label_smoothing / input.shape[axis]
+    if target.is_floating_point():
+        losses = -(by_class * (target * (1 - label_smoothing) + share)).sum(axis)
+        return losses.sum() / losses.numel() if reduction == "mean" else _reduced(losses, reduction)
+    of_class: Any = F.nll_loss(logarithms, target, weight, None, ignore_index, None, reduction)
+    if not label_smoothing:
+        return of_class
     ignored = target == ignore_index
-    classes = target.masked_fill(ignored, 0)
-    losses = -log_probabilities.gather(axis, classes.unsqueeze(axis)).squeeze(axis)
-    counts = 1.0 if weight is None else weight[classes]
-    counts = (~ignored) * counts
-    losses = (losses * counts).masked_fill(ignored, 0)
-    if smoothing:
-        by_class = -log_probabilities
-        if weight is not None:
-            by_class = by_class * _along(weight, by_class.ndim, axis)
-        share = smoothing / log_probabilities.shape[axis]
-        even = by_class.sum(axis).masked_fill(ignored, 0)
-        losses = (1 - smoothing) * losses + share * even
+    even = _reduced(-by_class.sum(axis).masked_fill(ignored, 0), reduction.replace("mean", "sum"))
     if reduction == "mean":
-        return losses.sum() / counts.sum()
-    return _reduced(losses, reduction)
+        counts = 1.0 if weight is None else weight[target.masked_fill(ignored, 0)]
+        even = even / (~ignored * counts).sum()
+    return (1 - label_smoothing) * of_class + share * even
 
 
 def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -1244,10 +1200,7 @@ def _log_determinant(A: Any, value: Tensor) -> Any:
         products = inverse @ tangents
         return -_traces(products, products)
 
-    def first(tangents: Tensor) -> Tensor:
-        return _traces(inverse, tangents)
-
-    return _of_one(A, value, first, second)
+    return _of_one(A, value, functools.partial(_traces, inverse), second)
 
 
 def _logdet(A: Any) -> Any:
@@ -1261,20 +1214,8 @@ def _slogdet(A: Any) -> Any:
 
 
 def _det(A: Any) -> Any:
-    with torch.set_grad_enabled(A.create_graph):
-        value, inverse = _linalg.det(A.value), _linalg.inv(A.value)
-
-    def second(tangents: Tensor) -> Tensor:
-        products = inverse @ tangents
-        traces: Any = products.diagonal(dim1=-2, dim2=-1).sum(-1)
-        curvatures: Tensor = value * (traces.square() - _traces(products, products))
-        return curvatures
-
-    def first(tangents: Tensor) -> Tensor:
-        slopes: Tensor = value * _traces(inverse, tangents)
-        return slopes
-
-    return _of_one(A, value, first, second)
+    sign, logarithm = _slogdet(A)
+    return sign * logarithm.exp()
 
 
 def _cholesky(A: Any, *, upper: bool = False) -> Any:
@@ -1399,7 +1340,7 @@ _set(
 _set(
     _linear_in_first,
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "unfold fold interpolate upsample",
+    "unfold fold interpolate upsample nll_loss",
     F,
 )
 _BY_ROW = frozenset(
@@ -1412,13 +1353,9 @@ _set(
     *_BOTH,
 )
 _set(_multilinear, "matmul multi_dot vecdot cross", torch.linalg)
-_set(_with_bias(2, -1), "linear", F)
-_set(_with_bias(2, -2), "conv1d", torch, F)
-_set(_with_bias(2, -3), "conv2d", torch, F)
-_set(_with_bias(2, -4), "conv3d", torch, F)
-_set(_with_bias(2, -2), "conv_transpose1d", torch, F)
-_set(_with_bias(2, -3), "conv_transpose2d", torch, F)
-_set(_with_bias(2, -4), "conv_transpose3d", torch, F)
+_set(_with_bias(-1), "linear", F)
+for _axes in (1, 2, 3):
+    _set(_with_bias(-1 - _axes), f"conv{_axes}d conv_transpose{_axes}d", torch, F)
 _RESHAPES = frozenset([torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view])
 _PRODUCTS = frozenset([F.linear, torch.matmul, Tensor.matmul, torch.mm, Tensor.mm])
 _CONVOLUTIONS = frozenset(
@@ -1440,8 +1377,13 @@ for _home in _BOTH:
     for _name, _place in {"max": 1, "min": 1, "sort": 1, "topk": 2, "kthvalue": 2}.items():
         _AXES[getattr(_home, _name)] = _place
 RULES.update(dict.fromkeys(_AXES, _selected))
-_set(_composed(_largest), "max", *_BOTH)
-_set(_composed(_smallest), "min", *_BOTH)
+for _name in ("max", "min"):
+    _functions = (
+        getattr(torch, _name),
+        getattr(torch, f"{_name}imum"),
+        getattr(torch, f"a{_name}"),
+    )
+    _set(_composed(functools.partial(_extreme, *_functions)), _name, *_BOTH)
 
 _ELEMENTWISE = (
     "rsub neg negative reciprocal pow float_power square sqrt rsqrt exp exp2 expm1 log log2 log10 "
@@ -1496,7 +1438,6 @@ for _composition, _names, _homes in (
     (_scatter_add, "scatter_add", _BOTH),
     (_broadcast_tensors, "broadcast_tensors", (torch,)),
     (_cross_entropy, "cross_entropy", (F,)),
-    (_nll_loss, "nll_loss", (F,)),
     (_dropout, "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", (F,)),
     (_dropout, "dropout", (torch,)),
     (_solve, "solve", (torch.linalg,)),

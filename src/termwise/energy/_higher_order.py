@@ -7,8 +7,8 @@ functions that have all derivatives.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -28,13 +28,19 @@ class MissingDerivativeError(NotImplementedError):
     """The energy calls what has no derivative of the order that the loss needs."""
 
 
-def in_our_words(caller: str, error: Exception) -> NotImplementedError | None:
-    """Return what to raise for an error of torch about derivatives, or None for any other error."""
-    text = str(error).partition("\n")[0]
-    for words, problem in _PROBLEMS.items():
-        if isinstance(error, RuntimeError) and words in text:
-            return NotImplementedError(f"{caller} {problem.format(text)}")
-    return None
+@contextmanager
+def in_our_words(caller: str) -> Generator[None, None, None]:
+    """Raise errors of torch about derivatives, and of coupled rows, in the name of a loss."""
+    try:
+        yield
+    except CoupledRowsError as coupled:
+        raise ValueError(f"{caller} {coupled}") from None
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0]
+        for words, problem in _PROBLEMS.items():
+            if words in text:
+                raise NotImplementedError(f"{caller} {problem.format(text)}") from error
+        raise
 
 
 _PROBLEMS = {

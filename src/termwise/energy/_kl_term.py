@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, refusing
 from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -189,26 +189,13 @@ class _HeldEnergies(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         samples, slope = ctx.saved_tensors
-        return cast("Tensor", _Once.apply(gradients[0], slope, samples)), None, None
-
-
-class _Once(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, slope: Tensor, samples: Tensor) -> Tensor:
-        return slope * gradient.view(-1, *[1] * (slope.ndim - 1))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass  # samples are here for their derivative, which would be the Hessian's, to be refused
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        raise NotImplementedError(
+        why = (
             "contrastive_divergence_kl_term has no second derivative: it holds the gradient of the "
             "energy"
         )
+        # That by the samples would be the Hessian's.
+        gradient = slope * gradients[0].view(-1, *[1] * (slope.ndim - 1))
+        return refusing(gradient, why, samples), None, None
 
 
 class ContrastiveDivergenceKLTerm(LossModule):

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, refusing
 from .._numbers import accumulator
 
 
@@ -100,23 +100,8 @@ class _Once(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return cast("Tensor", _NoMore.apply(gradients[0]))
-
-
-class _NoMore(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise NotImplementedError(
+        return refusing(
+            gradients[0],
             "a loss along the row space of an energy's first layer has no second derivative with "
-            "respect to the parameters: pass row_space=False"
+            "respect to the parameters: pass row_space=False",
         )

@@ -27,6 +27,7 @@ from ._energies import (
     gradient_of,
     per_row_sum,
     point_of,
+    recordable,
     recording,
     refuse_batch_statistics,
     refuse_static_graph,
@@ -35,6 +36,7 @@ from ._energies import (
 from ._fallback import Attempt, touch_saved_tensors
 from ._forward_laplacian import NoCarrierError, carried, carrier_of
 from ._hessian_products import hessian_products
+from ._projections import dot
 from ._row_space import Directions, ReadOtherwiseError
 
 Trace: TypeAlias = Literal["forward_laplacian", "reverse", "forward_over_reverse"]
@@ -230,9 +232,8 @@ def score_and_trace(
     refuse_batch_statistics(caller, energy)
     energy = uncompiled(energy)
     create_graph = torch.is_grad_enabled()
-    if not torch.compiler.is_compiling() and x.is_inference():
-        with recording():
-            x = x.clone()
+    with recording():
+        x = recordable(x)
     if torch.compiler.is_compiling():  # which follows neither carriers nor a jvp of any batch
         trace = "reverse"
         x = x * 1  # export saves no region without an operation, and one begins here
@@ -264,19 +265,12 @@ def score_and_trace(
         recording(),
         without_autocast(x),
         _higher_order.higher_order_safe(higher_order_safe),
+        _higher_order.in_our_words(caller),
     ):
-        try:
-            if differentiation_of(differentiation) == "func":
-                results = _reverse_func(caller, energy, x, chunk_size)
-            else:
-                results = _reverse(caller, energy, x, chunk_size, create_graph)
-        except _higher_order.CoupledRowsError as coupled:
-            raise ValueError(f"{caller} {coupled}") from None
-        except RuntimeError as error:
-            in_words = _higher_order.in_our_words(caller, error)
-            if in_words is None:
-                raise
-            raise in_words from error
+        if differentiation_of(differentiation) == "func":
+            results = _reverse_func(caller, energy, x, chunk_size)
+        else:
+            results = _reverse(caller, energy, x, chunk_size, create_graph)
     if attempt is not None and problem is not None:
         attempt.fail(problem)
     return _lifted(results, create_graph)
@@ -360,10 +354,7 @@ def _reverse(
         along = directions.unsqueeze(1).expand(-1, *x.shape).to(score.dtype)
         rows = hessian_products(score, point, along, create_graph)
         if rows is not None:
-            products = lifted(rows) * directions.unsqueeze(1)
-            trace = (
-                trace + products.flatten(2).sum((0, 2)) if x.ndim > 1 else trace + products.sum(0)
-            )
+            trace = trace + dot(lifted(rows), directions.unsqueeze(1)).sum(0)
     return energies, score, trace
 
 

@@ -24,6 +24,7 @@ from ._energies import (
     gradient_of,
     per_row_sum,
     point_of,
+    recordable,
     recording,
     refuse_batch_statistics,
     refuse_static_graph,
@@ -135,22 +136,15 @@ def sliced_score_matching_loss(
     with recording(), without_autocast(x):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
         # In half precision these are the directions that the energy is looked at along.
-        x, v = _recordable(x), _recordable(v.to(x.dtype))
-        try:
-            with _higher_order.higher_order_safe(higher_order_safe):
-                if differentiation_of(differentiation) == "func":
-                    rows = _by_func(energy, x, v, variance_reduced)
-                elif differentiation == "auto" and _carries(v):
-                    rows = _forward_or_backward(energy, x, v, variance_reduced)
-                else:
-                    rows = _by_autograd(energy, x, v, variance_reduced)
-        except _higher_order.CoupledRowsError as problem:
-            raise ValueError(f"sliced_score_matching_loss {problem}") from None
-        except RuntimeError as error:
-            in_words = _higher_order.in_our_words("sliced_score_matching_loss", error)
-            if in_words is None:
-                raise
-            raise in_words from error
+        x, v = recordable(x), recordable(v.to(x.dtype))
+        safe = _higher_order.higher_order_safe(higher_order_safe)
+        with _higher_order.in_our_words("sliced_score_matching_loss"), safe:
+            if differentiation_of(differentiation) == "func":
+                rows = _by_func(energy, x, v, variance_reduced)
+            elif differentiation == "auto" and _carries(v):
+                rows = _forward_or_backward(energy, x, v, variance_reduced)
+            else:
+                rows = _by_autograd(energy, x, v, variance_reduced)
     with without_autocast(x):
         score_square, curvature = weighted_means(
             ([part if create_graph else part.detach() for part in rows], weights),
@@ -169,11 +163,6 @@ def _carries(v: Tensor) -> bool:
     projections, rows, *_ = v.shape
     enough = projections >= FEWEST_PROJECTIONS and projections * rows >= FEWEST_CARRIED
     return enough and not torch.compiler.is_compiling()
-
-
-def _recordable(x: Tensor) -> Tensor:
-    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
-    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 def _forward_or_backward(
