@@ -1,4 +1,4 @@
-"""What an annotation asks of a value, parsed once; the contract and the test kit read it."""
+"""What an annotation requires of a value, parsed once, for the contract and the test kit."""
 
 import ast
 import builtins
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ._groups import ProcessGroup
 
-# Of an axis: its size, the argument that fixed it, and whether that one may still broadcast.
+# For each axis: its size, the argument that set it, and whether that argument may still broadcast.
 Axes: TypeAlias = dict[str, tuple[Any, str, bool]]
 
 # An int where a float is declared is what every caller means by `gamma=1`.
 BEARTYPE: Final = BeartypeConf(is_pep484_tower=True)
 
-# Each of their items is looked at, where beartype takes one of many.
+# Each item of these is checked; beartype checks one of many.
 SEQUENCES: Final[Any] = (list, tuple, Sequence)
 MAPPINGS: Final[Any] = (
     dict,
@@ -38,7 +38,7 @@ MAPPINGS: Final[Any] = (
     collections.OrderedDict,
     collections.defaultdict,
 )
-# Of these too, unless they are iterators, which to look at is to use up.
+# The items of these too, unless they are iterators: checking would consume them.
 ITERABLES: Final[Any] = (
     *SEQUENCES,
     collections.abc.MutableSequence,
@@ -61,7 +61,7 @@ DTYPE_NAMES: Final = {
 
 
 class Bindings:
-    """What one call has fixed: sizes of axes, and what sizes are computed from."""
+    """What one call has bound so far: sizes of axes, and values that sizes are computed from."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Bindings:
         self.axes, self.later = other.axes, other.later
 
     def finish(self) -> str:
-        """Compare the sizes that had to wait; those of axes that nothing has fixed are passed."""
+        """Compare the deferred sizes; accept those that depend on an unbound axis."""
         waiting, self.later = self.later, []
         for axis, size, needs in waiting:
             reason = axis.computed(size, self, self.axes)
@@ -142,18 +142,18 @@ class Expected:
             *(less for kind in classes for less in tower.get(kind, ())),
         )
         self.real = float in classes or complex in classes
-        # Beartype's to judge: generators, protocols, iterables of what has no shape.
+        # Checked by beartype: generators, protocols, iterables of items without a shape.
         self.others = tuple(others)
         self.other_classes: tuple[type, ...] = tuple(
             kind
             for option in self.others
             if isinstance(kind := typing.get_origin(option), type) and kind is not type
         )
-        # What `Annotated` adds for beartype alone.
+        # The validators of `Annotated`, which only beartype checks.
         self.validated = hint if _has_validators(hint) else None
 
     def problem(self, value: Any, owner: str, known: Bindings) -> str:
-        """Return what does not fit, a value or an item of it, or "" and bind its axes."""
+        """Return which value or item does not fit, or "" and bind its axes."""
         problem = self._problem(value, owner, known)
         if problem or self.validated is None or torch.compiler.is_compiling():
             return problem
@@ -169,7 +169,7 @@ class Expected:
             return ""
         if self.of_own_class and is_of_own_class(value, known.first, known.owner):
             return ""
-        # Dynamo shows a group as an object of another class.
+        # In Dynamo a group is an object of another class.
         if self.group and (torch.compiler.is_compiling() or isinstance(value, ProcessGroup)):
             return ""
         reason = fitting = ""
@@ -180,7 +180,7 @@ class Expected:
             if not reason:
                 return ""
             if isinstance(value, Tensor) and value.dtype in shape.dtypes:
-                fitting = reason  # of several shapes, that of the value's dtype is the one meant
+                fitting = reason  # of several shapes, report on the one with the value's dtype
         within = ""
         several: tuple[Record | Collection, ...] = (*self.records, *self.collections)
         for parts in several:
@@ -203,7 +203,7 @@ class Expected:
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
     def fits_others(self, value: Any) -> bool:
-        """Ask beartype, or where Dynamo traces, which beartype does not survive, the class."""
+        """Check by beartype, or by isinstance while Dynamo traces, which cannot trace beartype."""
         if torch.compiler.is_compiling():
             plain = len(self.other_classes) == len(self.others)
             return not plain or isinstance(value, self.other_classes)
@@ -215,12 +215,12 @@ _EXPECTED: Final[dict[Any, Expected]] = {}
 
 
 def expected_of(hint: Any) -> Expected:
-    """Parse an annotation, each once: signatures have most of theirs in common."""
-    # Unions are equal in any order, and are written in their own.
+    """Parse an annotation, each once: most signatures share their annotations."""
+    # Unions with another order of options are equal, but errors show the order as written.
     key = (hint, str(hint))
     try:
         known = _EXPECTED.get(key)
-    except TypeError:  # beartype's validators may have no hash
+    except TypeError:  # beartype's validators may not be hashable
         return Expected(hint)
     if known is None:
         known = _EXPECTED[key] = Expected(hint)
@@ -239,13 +239,13 @@ class Collection:
         if self.alike:
             kinds = kinds[1:] if self.by_key else kinds[:1]
         self.kinds = tuple(Expected(kind, within) for kind in kinds)
-        # Records of one list may differ: what no other argument fixes is each one's own.
+        # Records of one list may differ in axes that no other argument binds.
         records = (record for kind in self.kinds for record in kind.records)
         self.of_records = self.alike and any(has_arrays(record.kind) for record in records)
 
     def takes(self, value: Any) -> bool:
-        """Return whether a value is such a collection, whatever its items are."""
-        if isinstance(value, str) and str not in self.kinds[0].classes:  # a word, not its letters
+        """Whether a value is such a collection, regardless of its items."""
+        if isinstance(value, str) and str not in self.kinds[0].classes:  # not the letters of a str
             return False
         return isinstance(value, self.origin) and (self.alike or len(value) == len(self.kinds))
 
@@ -281,7 +281,7 @@ class Collection:
 
 
 class Record:
-    """A dataclass, a NamedTuple or a TypedDict: each field is looked at, in the call's axes."""
+    """A dataclass, NamedTuple or TypedDict: each field is checked with the axes of the call."""
 
     def __init__(self, kind: Any) -> None:
         self.kind = kind
@@ -291,7 +291,7 @@ class Record:
         self._parsed = False
 
     def parse(self) -> dict[str, Expected]:
-        """Parse the fields' annotations: late, for a record may hold others of its own kind."""
+        """Parse the fields' annotations; deferred, since records may contain their own class."""
         if not self._parsed:
             self._parsed = True
             for field, hint in field_hints(self.kind).items():
@@ -299,7 +299,7 @@ class Record:
         return self.fields
 
     def takes(self, value: Any) -> bool:
-        """Return whether a value is such a record, whatever its fields are."""
+        """Whether a value is such a record, regardless of its fields."""
         if self.by_key:
             return isinstance(value, Mapping) and not self.missing(value)
         return isinstance(value, self.kind)
@@ -355,7 +355,7 @@ def element_of(owner: str, index: int) -> str:
 
 
 def place(key: Any) -> str:
-    """Write a key: of one that is no name and no number the class, its repr may cost anything."""
+    """Write a key: a string or number by value, any other by class (repr may be slow)."""
     return repr(key) if isinstance(key, (str, int)) else type(key).__name__
 
 
@@ -367,7 +367,7 @@ class Shape:
         self.array_type: Any = hint.array_type
         self.of_tensors = isinstance(self.array_type, type) and issubclass(self.array_type, Tensor)
         self.family: str = hint.dtype.__name__
-        # A tuple of names, or an object that stands for any dtype at all.
+        # A tuple of names, or an object that means any dtype.
         labels: Any = hint.dtypes
         known: tuple[str, ...] = cast("Any", labels) if isinstance(labels, tuple) else ()
         self.dtypes = _dtypes_of(known)
@@ -421,9 +421,9 @@ class Shape:
         return ""
 
     def _of_positions(self, sizes: list[Any], owner: str) -> str:
-        """Return what to write where rows are asked for and come with positions beside them.
+        """Return what to write if rows are needed and a tensor with positions was passed.
 
-        A feature map or a row of tokens goes in as one of two things, and only the user knows.
+        A feature map or a sequence of tokens can be passed in two ways; only the user can choose.
         """
         named = [axis.name for axis in self.axes]
         first = "".join(f"{name} " for name in named[:-2])
@@ -438,7 +438,7 @@ class Shape:
         return f"; positions as samples: {as_samples}; as features: {as_features}"
 
     def _is_bearable(self, value: Any) -> bool:
-        """Ask jaxtyping for the class and the dtype of what is no tensor, and for them alone."""
+        """Check class and dtype, but not shape, of a value that is no tensor, by jaxtyping."""
         if torch.compiler.is_compiling():
             return not self.of_tensors and hasattr(value, "shape")
         asked = self.hint.dtype[self.array_type, "..."]
@@ -541,16 +541,16 @@ class Axis:
         return f"axis {word} is {_written(size)}, but it needs {_written(wanted)}{because}"
 
     def is_asked(self, known: Bindings) -> bool:
-        """Return whether the arguments have what the size asks of them."""
+        """Whether the arguments have the values that the size is computed from."""
         try:
             for _, ask, names in self.asks:
                 ask(*[known.arguments[name] for name in names])
-        except Exception:  # of any class: "{len(xs)}" for an xs that is None, which will be said
+        except Exception:  # of any class: "{len(xs)}" if xs is None, which is reported later
             return False
         return True
 
     def _named_by(self, asked: list[Any], size: Any, known: Bindings, axes: Axes) -> str:
-        """Compare with the axis that an argument names: "{axis}" for a string."""
+        """Compare with the axis whose name is an argument's value: "{axis}" for a string."""
         if torch.compiler.is_compiling():  # Dynamo does not parse
             return ""
         axis = Axis(self._filled(asked))
@@ -559,7 +559,7 @@ class Axis:
         return axis.mismatch(size, self.name, axes)
 
     def _filled(self, asked: list[Any]) -> str:
-        """Write the word with the values that it asks for."""
+        """Fill in the values that the word is computed from."""
         word = self.name
         for (part, _, _), value in zip(self.asks, asked, strict=True):
             word = word.replace(f"{{{part}}}", _written(value), 1)
@@ -567,7 +567,7 @@ class Axis:
 
 
 def _written(size: Any) -> str:
-    """Write a size; where Dynamo traces as the constant that it is in this call."""
+    """Write a size; while Dynamo traces, as the constant it is in this call."""
     if isinstance(size, tuple):
         sizes: Any = size  # pyright: ignore[reportUnknownVariableType]
         return f"[{', '.join([_written(one) for one in sizes])}]"
@@ -584,12 +584,12 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None
 
 
 def _compiled(text: str, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-    """Return an expression as a function of the names in it."""
+    """Compile an expression as a function of its names."""
     return eval(f"lambda {', '.join(names)}: {text}", vars(builtins).copy()), names
 
 
 def _names_in(formula: str) -> tuple[str, ...]:
-    """List the axes that a size is computed from: all names but a function's, as min(n,3) has."""
+    """List the axes that a size is computed from: all names but functions, as in min(n,3)."""
     nodes = list(ast.walk(ast.parse(formula, mode="eval")))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     names = [node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called]
@@ -601,7 +601,7 @@ def is_array(hint: Any) -> bool:
 
 
 def is_record(hint: Any) -> bool:
-    """Return whether an annotation is of a class whose fields are looked at."""
+    """Whether an annotation is a class whose fields are checked."""
     kind = typing.get_origin(hint) or hint
     return has_fields(kind) and (_is_typeddict(kind) or has_arrays(kind))
 
@@ -613,7 +613,7 @@ def is_named_tuple_type(kind: Any) -> bool:
 
 
 def has_fields(kind: Any) -> bool:
-    """Return whether a class is a dataclass, a NamedTuple or a TypedDict."""
+    """Whether a class is a dataclass, a NamedTuple or a TypedDict."""
     if not isinstance(kind, type):
         return False
     known = cast("Any", kind)
@@ -639,7 +639,7 @@ def field_hints(kind: Any) -> dict[str, Any]:
 
 
 def has_arrays(hint: Any, within: tuple[Any, ...] = ()) -> bool:
-    """Return whether an annotation has shapes in it, in a field of a record too."""
+    """Whether an annotation contains shapes, including those in fields of records."""
     if is_array(hint):
         return True
     if any(hint is one for one in within):
@@ -656,9 +656,9 @@ def has_arrays(hint: Any, within: tuple[Any, ...] = ()) -> bool:
 
 
 def options_of(hint: Any, within: tuple[Any, ...] = ()) -> tuple[Any, ...]:
-    """List what a union allows, aliases and `Annotated` unwrapped; of another annotation, itself.
+    """List the options of a union, or the annotation itself; unwrap aliases and `Annotated`.
 
-    An alias that is `within` itself is not followed: its inner values may be anything.
+    A recursive alias, found in `within`, is not followed: its inner values are not checked.
     """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -693,23 +693,23 @@ def _is_alias(hint: Any) -> bool:
 
 
 def _aliases(hint: Any) -> tuple[Any, ...]:
-    """List the aliases that stand at the top of an annotation."""
+    """List the aliases at the top level of an annotation."""
     if typing.get_origin(hint) is Annotated:
         return _aliases(typing.get_args(hint)[0])
     return (hint, *_aliases(hint.__value__)) if _is_alias(hint) else ()
 
 
 def _has_validators(hint: Any) -> bool:
-    """Return whether an annotation is `Annotated` with conditions of beartype's."""
+    """Whether an annotation is `Annotated` with validators of beartype."""
     if typing.get_origin(hint) is not Annotated:
         return False
     return any(type(one).__module__.startswith("beartype.") for one in hint.__metadata__)
 
 
 def _is_collection(hint: Any) -> bool:
-    """Return whether an annotation is of several values that are looked at one by one."""
+    """Whether an annotation is a collection whose items are checked one by one."""
     origin = typing.get_origin(hint)
-    # Beartype looks at one item, and draws which from the global generator of `random`.
+    # Beartype checks one item, chosen with the global generator of `random`.
     whole = origin is not Iterable and typing.get_args(hint) != ()
     return origin in (*ITERABLES, *MAPPINGS) and (whole or has_arrays(hint))
 
@@ -719,7 +719,7 @@ def _is_called(hint: Any) -> bool:
 
 
 def _is_class(hint: Any) -> bool:
-    """Return whether isinstance answers for a hint."""
+    """Whether isinstance accepts a hint."""
     return (
         isinstance(hint, type)
         and typing.get_origin(hint) is None
@@ -729,7 +729,7 @@ def _is_class(hint: Any) -> bool:
 
 
 def is_of_own_class(value: Any, first: Any, owner: str) -> bool:
-    """Return whether a value is `Self`: of the class that the method is defined in, `owner`."""
+    """Whether a value is `Self`: an instance of `owner`, the class that defines the method."""
     kind = first if isinstance(first, type) else type(first)
     if isinstance(value, kind):
         return True
@@ -737,17 +737,17 @@ def is_of_own_class(value: Any, first: Any, owner: str) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a tensor and no DTensor."""
+    """Whether a value is a tensor and not a DTensor."""
     return isinstance(value, Tensor) and not is_sharded(value)
 
 
 def is_sharded(value: Any) -> bool:
-    """Return whether a value is a DTensor; its class is told by name, for its import is slow."""
+    """Whether a value is a DTensor, recognized by the class's name, since importing it is slow."""
     return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
 
 
 def of_shards(value: Any, owner: str, shape: Shape, spelled: str, groups: Sequence[str]) -> str:
-    """Return what to pass in place of a DTensor: its own part, and the group of its ranks."""
+    """Return what to pass instead of a DTensor: its local part, and the group of its ranks."""
     passed: list[str] = []
     local = True
     for dimension, placement in enumerate(value.placements):
@@ -769,17 +769,17 @@ def of_shards(value: Any, owner: str, shape: Shape, spelled: str, groups: Sequen
 
 
 def _shards(group: str, axis: str) -> bool:
-    """Return whether a group argument is of the ranks that share an axis."""
+    """Whether a group argument is the group whose ranks shard an axis."""
     sharded = group.removesuffix("_group")
     sharded = {"latent": "d_sae", "sequence": "time"}.get(sharded, sharded)
     return bool(axis) and sharded in axis
 
 
 def is_another_real(value: Any) -> bool:
-    """Return whether a value is a real number that is neither a float nor an int."""
+    """Whether a value is a real number that is neither a float nor an int."""
     if isinstance(value, (float, int, Tensor)):
         return False
-    # Dynamo shows a NumPy scalar as an array without axes.
+    # In Dynamo a NumPy scalar is an array without axes.
     if torch.compiler.is_compiling() and type(value).__name__ == "ndarray":
         return bool(value.ndim == 0)
     return isinstance(value, numbers.Real)
@@ -806,7 +806,7 @@ def filled_in(hint: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def hints_of(fn: Any, name: str) -> dict[str, Any]:
-    """Resolve a function's annotations; of one that cannot be, say which argument has it."""
+    """Resolve a function's annotations; an error names the argument whose annotation it is."""
     try:
         return typing.get_type_hints(fn, include_extras=True)
     except NameError:
@@ -826,7 +826,7 @@ def hints_of(fn: Any, name: str) -> dict[str, Any]:
 
 
 def spell(hint: Any) -> str:
-    """Write an annotation as it stands in the source."""
+    """Write an annotation as in the source."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(spell(option) for option in typing.get_args(hint))
@@ -864,9 +864,9 @@ def show(value: Any) -> str:
     if isinstance(value, (bool, str)):
         return f"{kind} {_quote(value)}"
     if isinstance(value, (int, float, complex)):
-        # Of a number that changes from call to call Dynamo has no value.
+        # Dynamo has no value for a number that changes between calls.
         return kind if torch.compiler.is_compiling() else f"{kind} {_quote(value)}"
-    # Dynamo does not trace a look into other arrays.
+    # Dynamo cannot trace access to other arrays.
     if not torch.compiler.is_compiling() and hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__module__}.{kind} {value.dtype}{list(value.shape)}"
     return kind

@@ -1,4 +1,4 @@
-"""`torch.autograd.Function` as type checkers and Dynamo take it; gradients made with the value."""
+"""`torch.autograd.Function` for type checkers and Dynamo, and gradients computed with the value."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 if TYPE_CHECKING:
 
     class Function(torch.autograd.Function):
-        """Type `apply`, as torch does not; nothing of it exists at run time."""
+        """Declare the type of `apply`, which PyTorch does not; it has no effect at run time."""
 
         @classmethod
         def apply(cls, *args: Any, **kwargs: Any) -> Any:
@@ -20,8 +20,8 @@ else:
     class Function(torch.autograd.Function):
         @classmethod
         def apply(cls, *args):
-            # torch inspects the signature of forward at each call, for its defaults; ours has none,
-            # and a small loss takes less time than that. Dynamo passes this by.
+            # PyTorch inspects the signature of forward at each call, to fill in defaults. Ours has
+            # none, and the inspection takes longer than a small loss. Dynamo ignores this override.
             if transformed():
                 return super().apply(*args)
             args = torch._functorch.utils.unwrap_dead_wrappers(args)
@@ -36,8 +36,8 @@ def transformed() -> bool:
 def apply(function: type[Function], *inputs: Any) -> Any:
     """Apply a function whose forward takes `*others`.
 
-    Where no input has a gradient Dynamo traces forward as it stands, and takes one of `*others` for
-    one that wants a context first. Without a gradient forward is all there is to do.
+    If no input requires a gradient, Dynamo traces forward directly, and mistakes one with `*others`
+    for one that takes a context first. In that case this calls forward itself.
     """
     if torch.compiler.is_compiling():
         tensors = [x for x in inputs if isinstance(x, Tensor)]
@@ -47,14 +47,14 @@ def apply(function: type[Function], *inputs: Any) -> Any:
 
 
 def on_host(x: Tensor) -> bool:
-    """Whether to look into a tensor waits for nothing."""
+    """Whether reading a tensor's values does not synchronize with a device."""
     return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 def in_place(factor: Tensor) -> bool:
-    """Whether a gradient may be overwritten by its product with the one that comes in.
+    """Whether a saved gradient may be overwritten by its product with the incoming one.
 
-    It may where the graph is freed after this pass, for then nobody reads the gradient again.
+    It may if the graph is freed after this pass, since the gradient is then not read again.
     """
     return not (
         torch.compiler.is_compiling()
@@ -66,9 +66,9 @@ def in_place(factor: Tensor) -> bool:
 
 
 def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Multiply a gradient that was made with the value by the one that comes in.
+    """Multiply a gradient that was computed with the value by the incoming one.
 
-    Where that is 0 the loss is left out, even if its own gradient is not finite.
+    If the incoming one is 0 the product is 0, even if the saved gradient is not finite.
     """
     if not in_place(factor):
         return (gradient * factor).where(factor != 0, 0).to(gradient.dtype)
@@ -78,23 +78,24 @@ def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def wants_gradient(x: Tensor) -> bool:
-    """Whether the pass over x is to write its gradient too."""
-    # Under vmap within torch.func.grad a tensor does not know that it is differentiated.
+    """Whether the forward pass should compute the gradient with respect to x too."""
+    # Under vmap inside torch.func.grad, `requires_grad` is False for a tensor that is
+    # differentiated.
     inside = not torch.compiler.is_compiling() and transformed()
     return torch.is_grad_enabled() and (x.requires_grad or inside)
 
 
 def link_to(x: Tensor) -> Tensor:
-    """Return a 0 that hangs on x: a sum over nothing. For `chain`, and where all weights are 0."""
+    """Return a 0 that depends on x in the graph: a sum over no elements."""
     return x[:0].sum()
 
 
 def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
-    """Multiply a gradient that was made with the value by the one that comes in.
+    """Multiply a gradient that was computed with the value by the incoming one.
 
-    In place where `times_factor` says so, for a second tensor of its size would be most of the
-    loss's memory. The result hangs on the link, so that a second derivative is refused rather than
-    left out.
+    In place if `in_place` allows it, since a second tensor of this size would be most of the memory
+    of the loss. The result depends on `link` in the graph, so that a second derivative raises an
+    error instead of being omitted.
     """
     if factor is None:
         return None
@@ -105,7 +106,7 @@ def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | Non
 
 
 def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:
-    """Return x, and refuse its derivative, and with it that of what hangs on the link."""
+    """Return x; a derivative through it, or through link, raises NotImplementedError(why)."""
     return cast("Tensor", _Refusing.apply(x, why, link))
 
 

@@ -21,35 +21,35 @@ def cached_gradients(
     no_sync: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> T:
-    r"""Accumulate the gradients of a loss of a whole batch, one micro-batch in memory at a time.
+    r"""Accumulate the gradient of a loss of a large batch, one micro-batch in memory at a time.
 
-    Contrastive and second-moment losses do not add over micro-batches: a sample's negatives, or a
-    covariance, are of the whole batch. With embeddings $z_i = f(x_i)$ of micro-batches $x_i$, the
-    chain rule needs the graph of one of them at a time:
+    Contrastive and second-moment losses do not add up over micro-batches: a sample's negatives, or
+    a covariance, depend on the whole batch. With embeddings $z_i = f(x_i)$ of micro-batches $x_i$,
+    the chain rule needs the graph of one of them at a time:
 
     $$\frac{dL}{d\theta} = \sum_i \left\langle \frac{\partial L}{\partial z_i},
     \frac{\partial f(x_i)}{\partial \theta} \right\rangle$$
 
     1. `embed` runs on each micro-batch without a graph.
-    2. `loss` runs once on the embeddings of all; its gradient with respect to them is kept.
+    2. `loss` runs once on all embeddings; its gradient with respect to them is stored.
     3. `embed` runs on each micro-batch again, with a graph, and back-propagates its part.
 
     Args:
-        embed: all embeddings of one micro-batch that the loss takes: a tensor, or several (of two
-            encoders, or of the views of a sample) as a tuple or list. The first axis of each is the
-            one that micro-batches divide. A tensor without axes, such as a learnt scale that the
-            model returns, is taken from the last micro-batch alone. Integers, such as labels, pass
-            to the loss without a gradient.
-        micro_batches: what `embed` takes, one by one, such as `images.split(64)` or
-            `zip(images.split(64), texts.split(64))`; of any sizes, one at least. All are in memory
+        embed: returns the embeddings of one micro-batch: a tensor, or a tuple or list of several
+            (of two encoders, or of the views of a sample). The first axis of each is the axis of
+            samples. A tensor without axes, such as a learnt scale that the model returns, is taken
+            from the last micro-batch alone. Integers, such as labels, are passed to the loss
+            without a gradient.
+        micro_batches: the arguments of `embed`, one for each call, such as `images.split(64)` or
+            `zip(images.split(64), texts.split(64))`; at least one, of any sizes. All are in memory
             at once.
-        loss: what computes the terms of the whole batch from the tensors of `embed`, each joined
-            over the micro-batches. It detaches what is a constant, such as a teacher's embeddings.
-        no_sync: of each DistributedDataParallel module that `embed` calls, its `no_sync`, or
-            another function that returns a context in which gradients are not sent. Gradients are
-            then sent once, with the last micro-batch of the second pass.
-        backward: what calls backward on the loss, such as
-            `lambda loss: scaler.scale(loss).backward()` for fp16, or `accelerator.backward`.
+        loss: computes the terms of the whole batch from the tensors of `embed`, each concatenated
+            over the micro-batches. Detach constants, such as a teacher's embeddings, in it.
+        no_sync: the `no_sync` method of each DistributedDataParallel module that `embed` calls, or
+            another function that returns a context in which gradients are not reduced. Gradients
+            are then reduced once, with the last micro-batch of the second pass.
+        backward: calls backward on the loss, such as `lambda loss: scaler.scale(loss).backward()`
+            for fp16, or `accelerator.backward`.
 
     Returns:
         The terms of the whole batch, detached. Gradients are added to `.grad` of the parameters of
@@ -58,32 +58,32 @@ def cached_gradients(
 
         Both passes draw the same random numbers: the state of the global generators (of the CPU and
         of the current accelerator device) before a micro-batch's first pass is restored for its
-        second one, so dropout is the same. Afterwards it is as the first pass and the loss left it.
-        A `torch.Generator` that `embed` draws from is not restored, so draw augmentations before
-        the call. Batch normalisation takes its statistics from each micro-batch, as it would with
-        a graph, and updates its running ones twice.
+        second one, so dropout is the same. Afterwards the generators have the state after the first
+        pass and the loss. A `torch.Generator` that `embed` draws from is not restored, so draw
+        augmentations before the call. Batch normalization computes its statistics for each
+        micro-batch, and updates its running statistics twice.
 
         Cost: one more forward pass. Memory: all inputs, all embeddings with their gradients, and
         the graph of one micro-batch.
 
         Communication: what `loss` sends over its own group, and what the modules send in their
-        forward and backward. Pass the group to the loss, as in
-        `lambda z1, z2: vicreg_loss(z1, z2, batch_group=group)`. Ranks may hold different numbers of
-        micro-batches if their modules do not communicate inside `no_sync` (DistributedDataParallel
-        does not). A rank without rows passes a micro-batch without rows. A parameter of a
-        DistributedDataParallel module that `loss` uses has to come through `embed` (as a tensor
-        without axes), or its gradient is not averaged. Does not synchronize with the device.
+        forward and backward. Pass the group to the loss, as in `lambda z1, z2: vicreg_loss(z1, z2,
+        batch_group=group)`. Ranks may hold different numbers of micro-batches if their modules do
+        not communicate inside `no_sync` (DistributedDataParallel does not). A rank without samples
+        passes a micro-batch without samples. A parameter of a DistributedDataParallel module that
+        `loss` uses has to come through `embed` (as a tensor without axes), or its gradient is not
+        averaged. Does not synchronize with the device.
 
     Raises:
-        ValueError: no micro-batches, another number of tensors from one of them, or nothing that
-            requires a gradient.
-        TypeError: `embed` returned something else than tensors, or `loss` no `Terms`.
+        ValueError: there are no micro-batches, `embed` returns different numbers of tensors, or
+            nothing requires a gradient.
+        TypeError: `embed` does not return tensors, or `loss` does not return `Terms`.
 
     References:
         Gao, Zhang, Han, Callan, Scaling deep contrastive learning batch size under memory limited
         setup (2021), https://arxiv.org/abs/2101.06983, section 3.2. The authors' code
         (https://github.com/luyug/GradCache) back-propagates a product of embeddings and gradients;
-        here the gradients go into the graph themselves, which is the same.
+        here the gradients are passed to the backward pass directly, which is equivalent.
 
     Examples:
         >>> import torch
@@ -104,7 +104,7 @@ def cached_gradients(
     batches = list(micro_batches)
     if not batches:
         raise ValueError(
-            "cached_gradients needs a micro-batch at least, got none: a rank without rows passes "
+            "cached_gradients needs at least one micro-batch, got none: a rank without rows passes "
             "one without rows"
         )
     states: list[list[Tensor]] = []
@@ -165,7 +165,7 @@ def _tensors(embedded: Any) -> Sequence[Tensor]:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return an embedding of all micro-batches, as a leaf whose gradient is wanted."""
+    """Return the embedding of all micro-batches as a leaf that requires a gradient."""
     whole = torch.cat([*parts]) if parts[-1].ndim else parts[-1].detach().clone()
     return whole.requires_grad_(whole.is_floating_point())
 
@@ -210,6 +210,6 @@ def _set_random_states(states: Sequence[Tensor]) -> None:
 
 
 def _random_modules() -> list[Any]:
-    """Return the modules that hold a global generator: of the CPU, and of the accelerator."""
-    accelerator = torch.accelerator.current_accelerator()
+    """Return the modules that have a global generator: those of the CPU and the accelerator."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     return [torch.random, *([torch.get_device_module(accelerator)] if accelerator else [])]

@@ -1,9 +1,9 @@
-"""Weights of terms: a weight of exactly 0 leaves its term out of the loss and of the gradient.
+"""Weights of terms: a weight of exactly 0 removes its term from the loss and from the gradient.
 
-0 times a term that is infinite, or 0 times its derivative, would be NaN. The term itself stays in
-the graph, for users who weigh terms anew (so where compiled, whose backward pass sends zeros to all
-that it returns, the gradient of an infinite term is NaN). A weight that is a tensor
-is never read, which would synchronize with the device: it multiplies, whatever it holds.
+0 times an infinite term, or times its derivative, would be NaN. The term itself stays in the graph,
+for users who weight the terms themselves. (A compiled backward pass sends zeros to every output, so
+there the gradient of an infinite term is NaN.) A weight that is a tensor is never read, since that
+would synchronize with the device: it always multiplies its term.
 """
 
 import torch

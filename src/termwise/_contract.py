@@ -1,7 +1,8 @@
-"""One decorator that makes a signature's shapes and dtypes binding, in eager and compiled.
+"""A decorator that enforces the shapes and dtypes in a signature, in eager mode and compiled.
 
-Each function gets one check, written as straight code from its annotations at its first call. It
-only accepts: what it does not accept is walked through by `Expected`, which says what is wrong.
+Each function gets one check, generated as straight-line code from its annotations at its first
+call. The check only accepts calls: what it does not accept is examined by `Expected`, which says
+what is wrong.
 """
 
 import builtins
@@ -44,47 +45,48 @@ R = TypeVar("R")
 
 
 class ContractError(TypeCheckError):
-    """An argument or a result does not have the shape, the dtype or the type its annotation asks.
+    """An argument or a result does not have the shape, dtype or type of its annotation.
 
-    A subclass of jaxtyping's `TypeCheckError`, hence of `TypeError`. The message is one sentence:
-    the function, the argument, the annotation, what came, and which argument had fixed the axis.
+    A subclass of jaxtyping's `TypeCheckError`, and so of `TypeError`. The message is one sentence
+    with the function, the argument, its annotation, what was passed, and which argument has another
+    size for the axis.
     """
 
 
 def contract(fn: Callable[P, R]) -> Callable[P, R]:
     """Enforce a function's jaxtyping annotations on every call.
 
-    The arguments are checked before the body runs; then the result is checked in the same axis
-    bindings, each field of a [`Terms`][termwise.Terms] record too. While `torch.compile` or
-    `torch.export` traces, the same check is traced: once, with nothing left in the graph, so that a
-    compiled call pays nothing for it. In eager a check takes a few microseconds.
+    The arguments are checked before the function runs, and then the result with the same axis
+    sizes, including each field of a [`Terms`][termwise.Terms] record. Under `torch.compile` or
+    `torch.export` the check runs once, while tracing, and leaves nothing in the graph, so compiled
+    calls take no time for it. In eager mode a check takes a few microseconds.
 
-    `JAXTYPING_DISABLE=1` in the environment turns all of it off.
+    `JAXTYPING_DISABLE=1` in the environment disables all checks.
 
     Args:
         fn: a function, a method or an `async` function. Annotate tensors with jaxtyping types
-            (`Float[Tensor, "batch dim"]`); an axis name that occurs twice has one size in one
-            call. Defaults are checked as values are, and so is each value of `*zs: Float[...]`
-            and `**zs: Float[...]`, each item of a collection (`list`, `tuple`, `Sequence`, `set`,
-            `dict`, `Mapping`), of tensors or not, and each field of a dataclass or a `NamedTuple`
-            that has shapes, and of a `TypedDict`, in a result too. Every other annotation is
-            enforced as well (`Literal`, `float`, classes, unions, `Self`). A `float` may be any
-            real number, which the body gets as a Python float. Sizes may be computed from other
-            axes (`"n+1"`), in either order, and from arguments (`"{k}+1"`).
+            (`Float[Tensor, "batch dim"]`); an axis name has one size in a call. Also checked are
+            defaults, each value of `*zs: Float[...]` and `**zs: Float[...]`, each item of a
+            collection (`list`, `tuple`, `Sequence`, `set`, `dict`, `Mapping`), whether a tensor or
+            not, and each field of a `TypedDict`, or of a dataclass or `NamedTuple` that has shapes,
+            in arguments and results. Every other annotation is enforced too (`Literal`, `float`,
+            classes, unions, `Self`). A `float` may be any real number, which the function receives
+            as a Python float. Sizes may be computed from other axes (`"n+1"`), in either order, and
+            from arguments (`"{k}+1"`).
 
-            Not looked at: what an iterator or a generator yields, the signature of a callable, and,
-            where Dynamo traces, the dtype of a NumPy array and what beartype alone can judge
+            Not checked: the items of an iterator or a generator, the signature of a callable, and,
+            while Dynamo traces, the dtype of a NumPy array and what only beartype can check
             (protocols other than callables, `Annotated` with beartype's validators).
 
     Returns:
-        The same function, checked. Its name, signature, docstring and static type are kept.
+        The function with checks. Its name, signature, docstring and static type are unchanged.
 
     Raises:
-        ContractError: at the call, naming what did not fit. `torch.compile(fullgraph=True)`
-            reports it as an error of its own with this one's text inside.
-        TypeError: at the `def`, if fn is no function (a class, a `staticmethod`, a `property`, a
-            `partial`), or an annotation asks what cannot be checked.
-        NameError: at the call, if an annotation has a name that its module does not define.
+        ContractError: at the call, if a value does not match its annotation.
+            `torch.compile(fullgraph=True)` raises an error of its own that contains the message.
+        TypeError: at the definition, if fn is not a function (but a class, a `staticmethod`, a
+            `property` or a `partial`), or an annotation cannot be checked.
+        NameError: at the call, if an annotation contains a name that its module does not define.
 
     Examples:
         >>> import torch
@@ -103,7 +105,7 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     function = cast("types.FunctionType", fn)
     check = _Check(function)
 
-    # Marked as constant, Dynamo runs it while it traces, and does not trace it.
+    # Because it is marked as constant, Dynamo runs it while tracing instead of tracing it.
     def ready() -> None:
         if "made" not in scope:
             scope["made"] = check.generated()
@@ -118,10 +120,10 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", functools.wraps(fn)(checked))
 
 
-ContractError.__module__ = "termwise"  # as users import it, and as tracebacks print it
+ContractError.__module__ = "termwise"  # the name under which users import it, shown in tracebacks
 
 
-# What the two functions below are called in, once for each function under contract, has these.
+# Globals of the generated functions below, which are made once for each decorated function.
 ready: Callable[[], None]
 made: Callable[..., Any]
 
@@ -137,7 +139,7 @@ async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_misuse(fn: Any) -> None:
-    """Return what to write where contract is put on what is no function."""
+    """Return what to write if contract decorates something other than a function."""
     kind = type(fn).__name__
     name = getattr(fn, "__qualname__", kind)
     if isinstance(fn, type):
@@ -175,7 +177,7 @@ def _inner_name(holder: Any) -> str:
 
 
 class _Check:
-    """What a signature asks, and the function that asks it of a call."""
+    """The requirements of a signature, and the function that checks them in a call."""
 
     def __init__(self, fn: types.FunctionType) -> None:
         self.fn = fn
@@ -185,14 +187,15 @@ class _Check:
         self.groups = tuple(p.name for p in self.parameters if p.name.endswith("_group"))
         self.expected: dict[str, Expected] | None = None
         self.returns = Expected(Any)
-        # A name that is defined further down, as a method's own class, is known at the first call.
+        # Names that are defined later, such as a method's own class, are resolved at the first
+        # call.
         try:
             self.parse()
         except NameError:
             self.expected = None
 
     def parse(self) -> dict[str, Expected]:
-        """Parse the annotations, and refuse what cannot be checked."""
+        """Parse the annotations, and raise an error for those that cannot be checked."""
         if self.expected is not None:
             return self.expected
         hints = hints_of(self.fn, self.name)
@@ -211,7 +214,7 @@ class _Check:
                     f"@tw.terms above it"
                 )
         self.expected = expected
-        # What is no array first: "{k}+1" can be computed only from a k that is a number.
+        # Values that are not arrays first: "{k}+1" can only be computed if k is a number.
         self.order = sorted(
             (index for index, p in enumerate(self.parameters) if p.name in expected),
             key=lambda index: _rank(expected[self.parameters[index].name]),
@@ -219,7 +222,7 @@ class _Check:
         return expected
 
     def values_of(self, values: tuple[Any, ...]) -> "Iterator[tuple[Expected, str, Any]]":
-        """List what is expected, the name and the value, of what has no shape first."""
+        """List annotation, name and value of each argument, those without a shape first."""
         expected = self.parse()
         for index in self.order:
             parameter, value = self.parameters[index], values[index]
@@ -238,7 +241,7 @@ class _Check:
         return Bindings(arguments, self.groups, values[0] if values else None, self.owner)
 
     def judge(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], Bindings]:
-        """Walk through a call and return its values and what they bind, or raise."""
+        """Examine a call; return its values and what they bind, or raise an error."""
         known = self.bindings(values)
         for asked, owner, value in self.values_of(values):
             problem = asked.problem(value, owner, known)
@@ -250,7 +253,7 @@ class _Check:
         return self.with_floats(values), known
 
     def with_floats(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Turn real numbers of any class into floats, which a body can multiply a tensor by."""
+        """Convert real numbers of any class to floats, which can be multiplied with tensors."""
         expected = self.parse()
         given: list[Any] = []
         for parameter, value in zip(self.parameters, values, strict=True):
@@ -272,18 +275,19 @@ class _Check:
         return result
 
     def body(self) -> Callable[..., Any]:
-        """Return the function as one of the values of all parameters, in their order."""
+        """Return the function as a function of all parameters by position."""
         names = [parameter.name for parameter in self.parameters]
         own = "_" * (1 + max(map(len, names), default=0))  # longer than any of them
         source = f"lambda {', '.join(names)}: {own}({_passed(self.parameters)})"
         return cast("Callable[..., Any]", eval(source, {own: self.fn}))
 
     def generated(self) -> Callable[..., Any]:
-        """Write the check of this signature."""
+        """Generate the check of this signature."""
         expected = self.parse()
 
-        # Below a frame that Dynamo has given up on it still tries each frame, also of the walk. To
-        # ask for the shield imports Dynamo, which takes a second: not before it is there.
+        # Below a frame that Dynamo cannot trace, it still tries to trace each frame, including
+        # those of `judge`. `torch.compiler.disable` imports Dynamo, which takes a second, so it is
+        # used only once Dynamo is imported.
         @functools.cache
         def shielded() -> Callable[..., Any]:
             return cast("Callable[..., Any]", torch.compiler.disable(self.judge))
@@ -319,20 +323,20 @@ def _float_of(value: Any) -> Any:
 
 
 def _is_forgotten(option: Any) -> bool:
-    """Return whether a class is a subclass of Terms that is no record."""
+    """Whether a class is a subclass of Terms without `@terms`."""
     if not isinstance(option, type) or not issubclass(option, Terms):
         return False
     return "__dataclass_fields__" not in vars(option)
 
 
 def _rank(asked: Expected) -> int:
-    """Order annotations: what has no shape, what has, and last what binds axes of its own."""
+    """Order annotations: without a shape, with one, and last those that bind local axes."""
     several = any(one.of_records for one in asked.collections)
     return 2 if several else int(_with_shapes(asked))
 
 
 def _with_shapes(asked: Expected) -> bool:
-    """Return whether an annotation has shapes in it."""
+    """Whether an annotation contains shapes."""
     return bool(asked.shapes or asked.collections or any(_shapes_in(r) for r in asked.records))
 
 
@@ -341,14 +345,15 @@ def _shapes_in(record: Record) -> bool:
 
 
 class _NotWrittenError(Exception):
-    """The fast path has no code for an annotation: each call is walked through."""
+    """The fast path has no code for an annotation: each call is examined by `judge`."""
 
 
 class _Writer:
-    """Writes the check of a signature as the source of a function.
+    """Generate the check of a signature as the source of a function.
 
-    Axes are bound in locals. One that may stay unbound, because what binds it is optional or in a
-    collection, starts as None, and a second local has the name of the argument that bound it.
+    Axes are bound in local variables. One that may stay unbound, because what binds it is optional
+    or in a collection, starts as None, and a second local has the name of the argument that bound
+    it.
     """
 
     def __init__(self, check: _Check, of_coroutine: bool) -> None:
@@ -362,12 +367,12 @@ class _Writer:
         self.scope: dict[str, Any] = {"__builtins__": builtins}
         self.constants: list[str] = []
         self.head: list[str] = []
-        # Of each axis: its local, the source of its owner's name, whether it is surely bound.
+        # For each axis: its local, the source of its owner's name, whether it is always bound.
         self.axes: dict[str, tuple[str, str, bool]] = {}
-        # The local that has the sizes of axes that are all bound.
+        # The local with the sizes, if all axes are bound.
         self.sizes: dict[tuple[str, ...], str] = {}
         self.waiting: list[tuple[Axis, str]] = []
-        self.of_item = False  # in a loop over records, whose sizes wait for the record's end
+        self.of_item = False  # in a loop over records: sizes wait for the record's end
         self.bad = ""
         self.open: list[Record] = []
 
@@ -376,7 +381,7 @@ class _Writer:
         return f"{self.prefix}{self.count}"
 
     def constant(self, value: Any) -> str:
-        """Return a name that stands for a value in the source; Dynamo guards each name once."""
+        """Return a name for a value in the source; Dynamo guards each name once."""
         for name in self.constants:
             one = self.scope[name]
             if one is value or (isinstance(value, frozenset) and one == value):
@@ -408,7 +413,7 @@ class _Writer:
             after = [f"    {result} = {awaited}{function}({passed})"]
             wrongly = self.constant(wrong)
             self.bad = ""
-            # Where a result is wrong, what the axes are and who bound them.
+            # For a wrong result: the sizes of the axes, and the arguments that bound them.
             axes = "".join(f"({key!r}, {v}, {owner})," for key, (v, owner, _) in self.axes.items())
             checks = self.one(self.check.returns, result, RESULT, "    ", sure=True)
             checks += self.compared_late()
@@ -479,7 +484,8 @@ class _Writer:
         for shape in asked.shapes:
             branches.append(self.shape(shape, value, owner, space if surely else inner, surely))
         for part in parts:
-            # In a branch of its own: another option may take what this one refuses, by walking.
+            # In a separate branch: `judge` may find that another option accepts what this one does
+            # not.
             branches.append(self.parts(part, value, owner, space if surely else inner, surely))
         if not branches:
             raise _NotWrittenError
@@ -504,7 +510,7 @@ class _Writer:
         return [*lines, f"{space}else: {bad}"]
 
     def conditions(self, asked: Expected, kinds: list[type], value: str) -> Iterator[str]:
-        """Write what accepts a value without a look into it."""
+        """Write the condition that accepts a value without examining its contents."""
         if asked.literals:
             by_type: dict[type, list[Any]] = {}
             for literal in asked.literals:
@@ -579,13 +585,13 @@ class _Writer:
             if all(name in known for name in axis.needs):
                 tests.append(f"({ones}{size} == {self.computed(axis, known)})")
             else:
-                if "{" in owner and not self.of_item:  # in a loop there is nothing to wait for
+                if "{" in owner and not self.of_item:  # in a loop nothing is deferred
                     raise _NotWrittenError
                 kept = f"{self.new()}w"
                 self.head.append(f"    {kept} = None")
                 binds.append(f"{space}{kept} = {size}")
                 self.waiting.append((axis, kept))
-        # Only where this line is always run do the sizes stand for the axes from here on.
+        # The sizes may replace the axes from here on only if this line always runs.
         if named and sure and all(self.axes[key][2] for key in named):
             self.sizes[named] = sizes
         return " and ".join(tests), binds
@@ -614,7 +620,7 @@ class _Writer:
         return [f"({ones}{local} is None or {size} == {local})"], binds
 
     def computed(self, axis: Axis, known: Mapping[str, str]) -> str:
-        """Write the size that a formula gives."""
+        """Write the size that a formula computes."""
         parameters = {parameter.name for parameter in self.check.parameters}
         asked = tuple(dict.fromkeys(name for _, _, names in axis.asks for name in names))
         if any(name not in parameters for name in asked):
@@ -689,7 +695,7 @@ class _Writer:
             loop = f"{space}for {key}, {one} in enumerate({value}):"
         if not part.of_records:
             return test, [loop, *(lines or [f"{inner}pass"])]
-        # What a record of several binds is forgotten after it.
+        # Axes that one of several records binds are discarded after it.
         kept_back = [size for _, size in self.waiting]
         lines += self.compared_late(inner)
         self.waiting, self.of_item = outer
@@ -721,7 +727,7 @@ def _passed(parameters: tuple[inspect.Parameter, ...]) -> str:
 
 
 def _size_or_none(axis: Axis, asked: tuple[str, ...]) -> Callable[..., Any]:
-    """Return a formula as a function of axes and arguments; None where it has no value."""
+    """Compile a formula as a function of axes and arguments; None if it has no value."""
     formula, asks, count = axis.formula, axis.asks, len(axis.needs)
 
     def size(*values: Any) -> Any:
@@ -729,7 +735,7 @@ def _size_or_none(axis: Axis, asked: tuple[str, ...]) -> Callable[..., Any]:
         try:
             parts = [ask(*[named[name] for name in names]) for _, ask, names in asks]
             return formula(*values[:count], *parts)
-        except Exception:  # of any class: the walk will say
+        except Exception:  # of any class: `judge` reports it
             return None
 
     return size

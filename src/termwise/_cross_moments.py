@@ -1,18 +1,18 @@
 r"""Cross-correlation of two batches: its diagonal, and the energy off it.
 
-For n rows of a and b, centred and divided by the root r of each column's variance,
+For n rows of a and b, centered and divided by the standard deviation r of each column,
 
     A = (a - mean) / r,    C = A^T B / n,    off = sum_{j != k} C_jk^2
 
 without a dim x dim matrix in memory, by one of two paths. *Covariance*: strips of rows of C, their
 diagonal entries set to zero before squaring. *Gram*: since ||A^T B||^2 = <A A^T, B B^T>, strips of
-the upper triangles of two n x n matrices, less the squared diagonal of C; automatic where
-2 n <= dim. Each strip serves the energy and both gradients while it is in cache: d off / dA is
-2 B C^T / n, or 2 (B B^T) A / n^2.
+the upper triangles of two n x n matrices, minus the squared diagonal of C; chosen automatically if
+2 n <= dim. Each strip serves the energy and both gradients while it is in cache: d off / dA is 2 B
+C^T / n, or 2 (B B^T) A / n^2.
 
-The gradient with respect to a needs no more sums over the rows of other ranks than one of dim: with
-g = d off / dA, whose columns sum to 0 as those of B do, it is g / r - A h sum_i g_i A_i, where h
-(a - mean) is the derivative of r.
+Over ranks, the gradient with respect to a needs only one more sum, of dim elements: with g = d off
+/ dA, whose columns sum to 0 as those of B do, it is g / r - A h sum_i g_i A_i, where h (a - mean)
+is the derivative of r.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +32,12 @@ EpsAddedTo = Literal["variance", "deviation"]
 
 
 class CrossMoments(NamedTuple):
-    """What is known of the cross-correlation C of two batches, over the rows of all ranks."""
+    """Summary of the cross-correlation C of two batches, over the rows of all ranks."""
 
     diagonal: Tensor
     """C_jj, " dim"."""
     off: Tensor
-    """Sum of C_jk^2 over j != k, of many terms in the wider type."""
+    """Sum of C_jk^2 over j != k, accumulated in the wider dtype if it has many terms."""
     deviation: Tensor
     """Standard deviation of each column, "2 dim", without eps; detached."""
 
@@ -57,12 +57,12 @@ def cross_moments(
     """Compute the diagonal of the cross-correlation and the energy off it.
 
     Args:
-        a: this rank's rows of one batch, "batch dim". Halves are lifted to float32.
-        b: of the other one.
+        a: this rank's rows of one batch, "batch dim". Half precision is converted to float32.
+        b: this rank's rows of the other batch.
         counts: `_groups.row_counts(a, group)`.
         correction: the variance is the sum of squares / (n - correction).
-        eps: keeps the root of a constant column off 0.
-        eps_added_to: "variance", under the root, or "deviation", outside of it.
+        eps: keeps the deviation of a constant column above 0.
+        eps_added_to: "variance" (inside the root) or "deviation" (outside it).
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no
             communication. Reading the counts synchronizes with the device once, with a group only.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -89,18 +89,18 @@ class _Standard(NamedTuple):
 
 
 def _as_written(a: Tensor, b: Tensor, standard: _Standard) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute diagonal, energy and deviations in operations that autograd follows to any order."""
+    """Compute diagonal, energy and deviations by operations with derivatives of any order."""
     n, (correction, eps, under_the_root) = a.shape[0], standard
     unit, rows = 1 / n, (lifted(a), lifted(b))
-    if under_the_root and eps > 0:  # in one kernel, whose variance is the biased one
+    if under_the_root and eps > 0:  # in one kernel; its variance is biased
         biased = (n - correction) / n
         own, unit = eps * biased, unit * biased
         each = [torch.native_batch_norm(x, None, None, None, None, True, 0.0, own) for x in rows]
         scaled = [x for x, _, _ in each]
         inverses = torch.stack([inverse for _, _, inverse in each]).detach()
-        # Less than 0 by rounding where a column is constant.
+        # Rounding can make it negative if a column is constant.
         deviations = ((inverses.pow(-2) - own).clamp(min=0) / biased).sqrt()
-    else:  # the gradient of torch.std is 0 where a column is constant
+    else:  # as in torch.std, the gradient is 0 if a column is constant
         roots = [torch.std(x, 0, correction=correction) for x in rows]
         scaled = [(x - x.mean(0)) / (root + eps) for x, root in zip(rows, roots, strict=True)]
         deviations = torch.stack(roots).detach()
@@ -152,7 +152,7 @@ def _backward(
             total = _gradient(*given)
         else:
             total = _gradient_by_blocks(*given)
-        if again:  # so that a second derivative is refused rather than left out
+        if again:  # so that a second derivative raises an error instead of being omitted
             total = cast("Tensor", chain(total, mean.new_ones(()), link_to(own)))
         found[name] = total
     return found
@@ -168,7 +168,7 @@ def _gradient(
     across: Tensor | None,
     back: Tensor | None,
 ) -> Tensor:
-    """Return push off_by_own + across (other - its mean) + back (own - its mean), of what is given.
+    """Return push off_by_own + across (other - its mean) + back (own - its mean), if given.
 
     The last two are the gradient of the diagonal.
     """
@@ -192,7 +192,7 @@ def _gradient_by_blocks(
     across: Tensor | None,
     back: Tensor | None,
 ) -> Tensor:
-    """Compute `_gradient` with nothing else so large."""
+    """Compute `_gradient` without another tensor of its size."""
     total = torch.empty_like(own, memory_format=torch.contiguous_format)
     for block in blocks(own):
         total[block] = _gradient(
@@ -215,7 +215,7 @@ _Pulled = tuple[tuple[Tensor, Tensor], Callable[[tuple[Tensor, ...]], tuple[Tens
 def _differentiable_gradients(
     inputs: _Inputs, for_diagonal: Tensor | None, for_off: Tensor | None
 ) -> dict[str, Tensor]:
-    """Compute the gradients from the formula as written, so that they have derivatives."""
+    """Compute the gradients by the formula as written, so that they are differentiable."""
 
     def formula(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return _as_written(a, b, inputs.standard)[:2]
@@ -230,7 +230,7 @@ def _differentiable_gradients(
 
 
 def takes_gram(n: int, dim: int) -> bool:
-    """Whether two matrices of n x n take less than one of dim x dim."""
+    """Whether two matrices of n x n are smaller than one of dim x dim."""
     return 2 * n <= dim
 
 
@@ -261,17 +261,17 @@ def _kernel(
         deviations = variances.sqrt()
         roots = (variances + eps).sqrt() if under_the_root else deviations + eps
         slopes = 1 / ((roots if under_the_root else deviations) * (n - correction))
-        if not under_the_root:  # as the gradient of torch.std, 0 where a column is constant
+        if not under_the_root:  # as in torch.std, 0 if a column is constant
             slopes = slopes.masked_fill(deviations == 0, 0)
         deviations, roots, slopes = (x.to(dtype) for x in (deviations, roots, slopes))
         for x, root in zip(scaled, roots, strict=True):
             x.div_(root)
         a, b = scaled
         diagonal = over_ranks(_column_products(a, b)) / n
-        # What a rank sends may not depend on its own grad mode, which may differ over ranks.
+        # Collective calls must not depend on the grad mode, which may differ over ranks.
         ascending = inputs.gradient or counts is not None
         if takes_gram(n, dim):
-            if counts is not None:  # a share of the columns, with the rows of all ranks
+            if counts is not None:  # all rows, for this rank's share of the columns
                 a, b = (_groups.rows_to_columns(x, each, inputs.group_name) for x in scaled)
             energy, *found = _from_gram(a, b, over_ranks, ascending)
             off = energy - diagonal.square().sum()
@@ -319,7 +319,7 @@ def _from_gram(
         stop = min(start + step, n)
         of_a, of_b = (over_ranks(x[start:stop] @ x[start:].T).mul_(1 / n) for x in (a, b))
         width = stop - start
-        # A block right of the diagonal one counts twice, for itself and for its mirror image.
+        # A block to the right of the diagonal block counts twice, for itself and its mirror image.
         energy += inner(of_a[:, :width], of_b[:, :width])
         energy += 2 * inner(of_a[:, width:], of_b[:, width:])
         for x, by, strip in ((a, by_a, of_b), (b, by_b, of_a)) if gradient else ():
@@ -347,7 +347,7 @@ def _from_covariance(
 
 
 def _column_products(x: Tensor, y: Tensor) -> Tensor:
-    """Sum x * y over rows: blocks in their own type, their sums in the wider one."""
+    """Sum x * y over rows: each block in its own dtype, the blocks in the wider one."""
     total = x.new_zeros(x.shape[1], dtype=accumulator(x))
     for block in blocks(x):
         total += (x[block] * y[block]).sum(0)

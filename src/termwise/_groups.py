@@ -1,7 +1,7 @@
 """Sums over a process group that the caller passes; the only file that imports torch.distributed.
 
-A group of None means this rank alone: nothing is sent, and no global state is looked at. Every
-function takes its part on each rank of the group, in the same order.
+A group of None means this rank alone: nothing is sent, and no global state is read. Every rank of
+the group must call the same functions, in the same order.
 """
 
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ NO_SECOND_DERIVATIVE = (
 
 
 def gradient_scale(group: ProcessGroup | None, grad_reduction: GradReduction) -> float:
-    """Return the factor that a rank's gradient needs, so that its trainer's reduction is exact.
+    """Return the factor for a rank's gradient that makes the trainer's reduction exact.
 
-    A trainer that averages gradients over ranks divides by their number; the terms of a loss add
-    over ranks, so each rank's share is scaled by that number first.
+    A trainer that averages gradients divides their sum by the number of ranks. The gradient of the
+    whole is the sum of the ranks' shares, so each share is multiplied by that number first.
     """
     return float(group.size()) if group is not None and grad_reduction == "mean" else 1.0
 
 
 def terminal_sum(x: Tensor, group: ProcessGroup | None, scale: float) -> Tensor:
-    """Sum x over ranks, where all that follows is the same on every rank.
+    """Sum x over ranks, if the following computation is the same on every rank.
 
-    Forward: the sum, on every rank. Backward: scale * gradient, nothing sent; the second
-    derivative is refused, for it would need the other ranks' gradients.
+    Forward: the sum, on every rank. Backward: scale * gradient, without communication. A second
+    derivative would need the other ranks' gradients and raises an error.
     """
     return terminal_sums([x], group, scale)[0]
 
@@ -49,7 +49,7 @@ def terminal_sums(
 ) -> list[Tensor]:
     """Sum tensors of one dtype over ranks, in one collective, as `terminal_sum` does.
 
-    A part that a loss leaves out gets no gradient at all, where a split of one sum would send it
+    A part that a loss does not use gets no gradient. Splitting one summed tensor would send it
     zeros, and zero times an infinite derivative is NaN.
     """
     if group is None:
@@ -58,9 +58,9 @@ def terminal_sums(
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Sum x over ranks, where what follows differs from rank to rank.
+    """Sum x over ranks, if the following computation differs between ranks.
 
-    Forward and backward both sum over ranks; derivatives of any order are right.
+    Forward and backward both sum over ranks; derivatives of any order are correct.
     """
     if group is None:
         return x
@@ -68,9 +68,9 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def replicated(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Return x, which is the same on every rank, where each computes a part of the loss from it.
+    """Return x, which is the same on every rank, if each rank computes a part of the loss from it.
 
-    Backward sums the ranks' gradients; derivatives of any order are right.
+    Backward sums the ranks' gradients; derivatives of any order are correct.
     """
     if group is None:
         return x
@@ -91,7 +91,7 @@ def each_rank(number: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def first_column(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
-    """Return how many columns (the last axis) the ranks before this one hold. None: 0, not sent."""
+    """Return the number of columns (the last axis) of all ranks before this one."""
     if group is None:
         return None
     width = x.new_full((), x.shape[-1], dtype=torch.int64)
@@ -101,14 +101,14 @@ def first_column(x: Tensor, group: ProcessGroup | None) -> Tensor | None:
 
 
 def each_object(value: T, group: ProcessGroup) -> list[T]:
-    """Return every rank's Python object, in the order of ranks; it has to pickle."""
+    """Return every rank's Python object, in the order of ranks; it must be picklable."""
     values = [value] * group.size()
     dist.all_gather_object(values, value, group=group)
     return values
 
 
 def name_of(group: ProcessGroup | None) -> str | None:
-    """Return a group's name, as operators take it; None where there is no group."""
+    """Return a group's name, which operators take instead of the group; None without a group."""
     return None if group is None else group.group_name
 
 
@@ -121,14 +121,14 @@ def all_reduce(
     """
     if group_name is None:
         return x
-    if how == "max":  # by the least, the one other reduction that is sent
+    if how == "max":  # by min, the only other reduction in use
         return -all_reduce(-x, group_name, "min")
     reduced = torch.ops._c10d_functional.all_reduce(x.contiguous(), how, group_name)
     return cast("Tensor", torch.ops._c10d_functional.wait_tensor(reduced))
 
 
 def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
-    """Trade rows of all columns for a share of the columns with all rows, in the order of ranks."""
+    """Exchange a share of the rows, with all columns, for a share of the columns, with all rows."""
     group = resolved(group_name)
     shares = _column_shares(rows.shape[1], len(counts))
     parts = cast("tuple[Tensor, ...]", rows.split(shares, dim=1))
@@ -146,7 +146,7 @@ def rows_to_columns(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
 
 
 def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: str) -> Tensor:
-    """Undo `rows_to_columns`: width is the number of columns over all ranks."""
+    """Invert `rows_to_columns`; width is the number of columns over all ranks."""
     group = resolved(group_name)
     shares = _column_shares(width, len(counts))
     own = counts[group.rank()]
@@ -165,7 +165,7 @@ def columns_to_rows(columns: Tensor, counts: list[int], width: int, group_name: 
 
 
 def passed_on(block: Tensor, rows: int, group_name: str) -> Tensor:
-    """Send rows to the next rank of a ring, and return the `rows` rows of the rank before."""
+    """Send rows to the next rank of a ring, and return the `rows` rows of the previous rank."""
     group = resolved(group_name)
     ranks, own = group.size(), group.rank()
     received = block.new_empty(rows, *block.shape[1:])
@@ -187,7 +187,7 @@ def gathered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
 
 
 def scattered_rows(rows: Tensor, counts: list[int], group_name: str) -> Tensor:
-    """Sum rows over ranks, where each has one for those of all ranks, and return this rank's."""
+    """Sum tensors with the rows of all ranks over ranks, and return this rank's rows."""
     group, width = resolved(group_name), rows.shape[1]
     own = counts[group.rank()]
     received = rows.new_empty(len(counts) * own * width)
@@ -206,7 +206,7 @@ def _column_shares(width: int, ranks: int) -> list[int]:
 
 
 def resolved(group_name: str) -> ProcessGroup:
-    """Return the process group of a name, as operators take it."""
+    """Return the process group with this name."""
     return c10d._resolve_process_group(cast("Any", group_name))  # type: ignore[attr-defined]
 
 
@@ -230,7 +230,7 @@ class _TerminalSums(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        # Of any shape: what is mapped over is one more axis of each part that has it.
+        # For any shape: the mapped axis is one more axis of each part that has it.
         return _TerminalSums.apply(*args), in_dims[2:]
 
 

@@ -1,7 +1,7 @@
-"""Means over the rows that count, on all ranks: what losses over rows are made of.
+"""Means over the rows that count, on all ranks, for losses that average over rows.
 
-A row is a token, a sample or whatever a loss averages over. Weights, or a mask, say how much each
-counts; `batch_group` adds the rows of other ranks.
+A row is a token, a sample or another unit that a loss averages over. Weights, or a mask, say how
+much each row counts; `batch_group` includes the rows of other ranks.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from . import _groups
 from ._groups import GradReduction, ProcessGroup
 from ._numbers import accumulator, few, lifted, lifted_dtype
 
-# So few rows that their sum in the wider type is no other, but for what it takes to convert them.
+# For so few rows, a sum in the wider dtype is hardly more precise, and converting them takes time.
 FEW_ROWS = 2**10
 
 
@@ -26,7 +26,7 @@ def means_over_rows(
     """Average each quantity over the rows that count, on all ranks, with one sum over ranks.
 
     Each element of per_row is " rows" or "rows *event" (whose mean is "*event"). weights is a mask,
-    a weight for each row, or None. No row counts: NaN.
+    a weight for each row, or None. If no row counts, the mean is NaN.
     """
     return weighted_means(
         (per_row, weights), batch_group=batch_group, grad_reduction=grad_reduction
@@ -41,16 +41,16 @@ def weighted_means(
     """Average over rows, on all ranks, with one sum over ranks.
 
     Args:
-        samples: what is averaged over the same rows, each " rows" or "rows *event", and the weights
-            of these rows: a mask, a number for each, or None for all 1. Different samples may have
-            different numbers of rows.
+        samples: for each set of rows, the quantities to average over them, each " rows" or "rows
+            *event", and their weights: a mask, a number for each row, or None for 1. The sets may
+            have different numbers of rows.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        sum_i w_i v_i / sum_i w_i of each, in the order given. No row, or weights of sum 0: NaN.
+        sum_i w_i v_i / sum_i w_i of each quantity, in the order given; NaN if the weights sum to 0.
     """
     if batch_group is None and all(weights is None for _, weights in samples):
         return [_plain_mean(rows) for per_row, _ in samples for rows in per_row]
@@ -62,7 +62,7 @@ def weighted_means(
         number = per_row[0].shape[0]
         counts.append(number if weights is None else weights.sum(dtype=dtype))
     if batch_group is not None:
-        # Filled on the device: torch.tensor(number) would be a copy that synchronizes with it.
+        # Filled on the device, since copying torch.tensor(number) to it would synchronize.
         known = [sums[0].new_full((), n) if isinstance(n, int) else n for n in counts]
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         totals = _groups.terminal_sums([*sums, *known], batch_group, scale)
@@ -81,7 +81,7 @@ def _plain_mean(rows: Tensor) -> Tensor:
 
 
 def kept_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Return rows, with 0 in those that do not count, whatever they hold."""
+    """Return rows with 0 in place of those that do not count, even if these are NaN."""
     return rows if mask is None else rows.where(_column(mask, rows), 0)
 
 

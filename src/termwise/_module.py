@@ -1,4 +1,4 @@
-"""A loss as a module: its fields are its hyperparameters, and there is one typed way to call it."""
+"""A loss as a module: its fields are its hyperparameters, and its call is typed."""
 
 import dataclasses
 import functools
@@ -12,18 +12,19 @@ from ._contract import contract
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
 class LossModule(nn.Module):
-    """Base of a loss as a module: a class that annotates hyperparameters and writes `__call__`.
+    """Base class of losses as modules: a subclass declares hyperparameters and `__call__`.
 
-    Each annotated field is a keyword of the constructor, checked as a contract checks arguments,
-    and is shown by `print(module)`. A field that is given by position, such as a model whose energy
-    the loss differentiates, is declared with `dataclasses.field(kw_only=False)`. Parameters and
-    buffers are made in `__post_init__`.
+    Each annotated field is a keyword argument of the constructor, checked like the arguments of a
+    function under `contract`, and is shown by `print(module)`. Declare a positional field, such as
+    a model, with `dataclasses.field(kw_only=False)`. Create parameters and buffers in
+    `__post_init__`.
 
-    `__call__` is written once, with the shapes and the record that it returns, so that type
-    checkers know what a call gives. At run time it is the module's `forward`: hooks,
+    Write `__call__` with the shapes of its arguments and the record that it returns, so that type
+    checkers know the type of a call. At run time it is the module's `forward`: hooks,
     `torch.compile` and `torch.export` see an ordinary module.
 
-    A module holds no process group (it has to pickle): a group comes with each call.
+    A module does not store a process group, so that it can be pickled: pass the group with each
+    call.
 
     Examples:
         >>> import torch
@@ -52,16 +53,16 @@ class LossModule(nn.Module):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make the class a dataclass whose constructor is checked, and its call the forward."""
+        """Make the class a dataclass with a checked constructor, and its call `forward`."""
         super().__init_subclass__(**kwargs)
         if "__call__" in cls.__dict__:
             forward: Any = cls.__dict__["__call__"]
             forward.__name__, forward.__qualname__ = "forward", f"{cls.__qualname__}.forward"
             cls.forward = forward
-            del cls.__call__  # nn.Module's own, with its hooks, is found in its place
+            del cls.__call__  # nn.Module's own `__call__`, with its hooks, is then found instead
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
         for field in dataclasses.fields(cast("Any", cls)):
-            if field.name in cls.__dict__:  # it would hide a Module or Parameter of that name
+            if field.name in cls.__dict__:  # else it hides a Module or Parameter of that name
                 delattr(cls, field.name)
         set_fields: Callable[..., None] = contract(cls.__init__)
 
@@ -73,16 +74,16 @@ class LossModule(nn.Module):
         setattr(cls, "__init__", construct)  # noqa: B010 -- a type checker takes no assignment
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return the fields that are given by keyword, by name: the keywords of the function."""
+        """Return the keyword fields by name, to pass to the function."""
         return keyword_fields(self)
 
     def extra_repr(self) -> str:
-        """Show every field that is not a module, as `print(module)` does."""
+        """Show every field that is not a module, for `print(module)`."""
         names = [field.name for field in dataclasses.fields(cast("Any", self))]
         shown = {name: getattr(self, name) for name in names}
         return ", ".join(f"{n}={v!r}" for n, v in shown.items() if not isinstance(v, nn.Module))
 
 
 def keyword_fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that its constructor takes by keyword alone, by name."""
+    """Return the keyword-only fields of a dataclass by name."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.kw_only}

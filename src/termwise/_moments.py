@@ -1,19 +1,19 @@
-r"""Column means, variances and the covariance energy of a batch: what second-moment losses share.
+r"""Column means, variances and the covariance energy of a batch, for second-moment losses.
 
 For rows z of a batch of N with column means m, and Z = z - m:
 
     variance_j = sum_i Z_ij^2 / (N - 1)
     energy     = sum_{j != k} C_jk^2,    C = Z^T Z / (N - 1)
 
-The energy is taken without a dim x dim matrix in memory, by one of two paths. *Covariance*: the
+The energy is computed without a dim x dim matrix in memory, in one of two ways. *Covariance*: the
 upper triangle of C in strips, with the diagonal set to zero before squaring. *Gram*: since
-||Z^T Z|| = ||Z Z^T||, the smaller N x N matrix in strips, less the squared diagonal of C. The
-difference cancels at most (off + diagonal) / off, and off / diagonal >= dim / (N - 1) - 1 where
-the variances are equal, so the path is the automatic choice only where 2 N <= dim.
+||Z^T Z|| = ||Z Z^T||, the smaller N x N matrix in strips, minus the squared diagonal of C. The
+difference cancels at most (off + diagonal) / off, and off / diagonal >= dim / (N - 1) - 1 where the
+variances are equal, so this path is chosen automatically only if 2 N <= dim.
 
-Each strip S of the triangle serves three purposes while it is in cache: its share of the energy,
-and its and its transpose's share of the gradient 4 (Z C - Z diag C) / (N - 1). That is three
-products of N dim^2 in all (or N^2 dim), where energy and gradient one after the other take four.
+Each strip S of the triangle is used three times while it is in cache: for its share of the energy,
+and for its and its transpose's share of the gradient 4 (Z C - Z diag C) / (N - 1). In total these
+are three products of N dim^2 (or N^2 dim); energy and gradient separately would take four.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +39,8 @@ from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]
 
-# Rows of a strip on the CPU: enough for the matrix product's full speed, few enough to keep memory
-# small. Elsewhere a strip has so many elements, and there are no more of them than that.
+# Rows of a strip on the CPU: enough for the full speed of the matrix product, few enough to keep
+# memory small. On other devices: elements of a strip, and the maximum number of strips.
 _STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
@@ -102,8 +102,8 @@ def second_moments(
 def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
     """Return (sum of variances)^2 / ||C||^2 of each view, the participation ratio; detached.
 
-    That is (sum lambda)^2 / sum lambda^2 of the eigenvalues of the covariance C: 1 where all lies
-    on a line, dim where all directions have the same variance, and 0 where nothing varies.
+    That is (sum lambda)^2 / sum lambda^2 of the eigenvalues of the covariance C: 1 if all rows lie
+    on a line, dim if all directions have the same variance, and 0 if all rows are equal.
 
     Args:
         variance: "*views dim", as `second_moments` returns it.
@@ -117,7 +117,7 @@ def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
 
 
 def is_small(z: Tensor) -> bool:
-    """Whether few calls, and the whole covariance, take less time than what saves products."""
+    """Whether forming the whole covariance, in few calls, is faster than saving products."""
     return z.numel() <= FEW and z.shape[-1] <= _STRIP
 
 
@@ -159,8 +159,8 @@ def _backward(
     mean, energy_gradient = saved
     for_mean, for_variance, for_energy, for_gradient = gradients
     if torch.compiler.is_compiling():
-        # A compiled graph has no second derivative, but Dynamo traces one all the same, and
-        # with zeros for these two the Hessian below would run in every backward pass.
+        # A compiled graph has no second derivative, but Dynamo traces it anyway; with zeros for
+        # these two outputs, the Hessian below would run in every backward pass.
         for_mean = for_gradient = None
     if counts is not None and (for_mean is not None or for_gradient is not None):
         raise NotImplementedError(_groups.NO_SECOND_DERIVATIVE)
@@ -184,7 +184,7 @@ def _backward(
 
 
 def _energy_hessian_product(centred: Tensor, v: Tensor) -> Tensor:
-    """Multiply the Hessian of the energy with v. multi_dot takes the cheaper order of products."""
+    """Multiply the Hessian of the energy by v. multi_dot chooses the cheaper order of products."""
     chain = cast("Callable[[tuple[Tensor, ...]], Tensor]", torch.linalg.multi_dot)
     with without_autocast(v):
         v = v * (4.0 / (centred.shape[0] - 1) ** 2)  # first, so that no sum over rows overflows
@@ -215,15 +215,15 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(z):
         mean = (over_ranks(column_sums(rows, torch.positive)) / n).to(rows.dtype)
         centred = rows - mean
-        # A power of two near 1 / (n - 1) goes into each product, before anything is squared, and
-        # rounds nothing: what is squared then overflows where a covariance does, and no earlier.
+        # Each product is scaled by a power of two near 1 / (n - 1) before it is squared. This is
+        # exact, and a square then overflows only if a covariance does.
         power = 0.5 ** (n - 1).bit_length()
         rest = 1 / (power * (n - 1))
         squares = (over_ranks(column_sums(centred, torch.square)) * power).to(rows.dtype)
         if inputs.path == "gram" or (inputs.path == "auto" and 2 * n <= dim):
-            if counts is not None:  # a share of the columns, with the rows of all ranks
+            if counts is not None:  # all rows, for this rank's share of the columns
                 centred = _groups.rows_to_columns(centred, each, inputs.group_name)
-            # What a rank sends may not depend on its own grad mode, which may differ over ranks.
+            # Collective calls must not depend on the grad mode, which may differ over ranks.
             ascending = inputs.gradient or counts is not None
             energy, ascent = _triangle(centred, power, over_ranks, ascending, zero_diagonal=False)
             energy = energy - squares.to(energy.dtype).square().sum()
@@ -254,7 +254,7 @@ _second_moments = Operator("second_moments", _Inputs, _kernel, _fake)
 
 @torch.library.custom_op("termwise::second_moments_gradient", mutates_args=())
 def _combined(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
-    """Return (z - mean) * factor + gradient * push, with nothing else so large."""
+    """Return (z - mean) * factor + gradient * push, without another tensor of this size."""
     total = torch.empty_like(z, memory_format=torch.contiguous_format)
     for block in blocks(z):
         rows = lifted(z[block])
@@ -283,7 +283,7 @@ def _triangle(
 ) -> tuple[Tensor, Tensor]:
     """Compute ||S||^2 and S rows from the upper triangle of S = power rows rows^T over ranks."""
     energy = rows.new_zeros((), dtype=accumulator(rows))
-    # The product has the layout of rows, so that a transpose of it is contiguous where rows' is.
+    # The product has the layout of rows, so that its transpose is contiguous if that of rows is.
     product = torch.zeros_like(rows if gradient else rows[:0])
     step = strip_rows(rows)
     for start in range(0, len(rows), step):
@@ -293,7 +293,7 @@ def _triangle(
         strip = over_ranks(torch.addmm(strip, left, right, beta=0, alpha=power, out=strip))
         if zero_diagonal:
             strip.diagonal().zero_()
-        # A block right of the diagonal one counts twice, for itself and for its mirror image.
+        # A block to the right of the diagonal block counts twice, for itself and its mirror image.
         own, right_of_it = strip[:, : stop - start], strip[:, stop - start :]
         energy += inner(own, own) + 2 * inner(right_of_it, right_of_it)
         if gradient:
@@ -303,16 +303,16 @@ def _triangle(
 
 
 def strip_rows(rows: Tensor) -> int:
-    """Return how many rows of a product with all of its rows are formed at a time."""
+    """Return how many rows of the product of rows with its transpose are computed at a time."""
     if on_host(rows):
         return _STRIP
     return max(_ON_DEVICE // max(len(rows), 1), -(-len(rows) // _MOST_STRIPS), _STRIP)
 
 
 def column_sums(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum each column: blocks in their own type, their sums in the wider one.
+    """Sum each column: each block in its own dtype, the blocks in the wider one.
 
-    `x.sum(0, dtype=...)` would copy all of x into the wider type first.
+    `x.sum(0, dtype=...)` would copy all of x to the wider dtype first.
     """
     total = x.new_zeros(x.shape[1], dtype=accumulator(x))
     for block in blocks(x):

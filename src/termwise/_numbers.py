@@ -1,4 +1,4 @@
-"""What the arithmetic of every loss shares: its dtypes, and vmap over our own operators."""
+"""Dtypes and blocks for the arithmetic of every loss, and vmap over custom operators."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ._autograd import Function, on_host, transformed
 
-# Elements of a block: 1 MiB in float32 on the CPU; elsewhere so many that a launch costs nothing.
+# Elements of a block: 1 MiB in float32 on the CPU; elsewhere enough to hide the kernel launches.
 IN_CACHE, ON_DEVICE = 2**18, 2**26
 # Columns of a tile on the CPU.
 TILE = 1024
-# Elsewhere there are no more blocks than this, so that kernels do not grow with the data.
+# Maximum number of blocks elsewhere, so that the number of kernels does not grow with the data.
 MOST_BLOCKS = 8
-# So few elements that the calls cost more than what they do.
+# For so few elements, the overhead of a call exceeds its computation.
 FEW = 2**15
 
 
 def lifted(x: Tensor) -> Tensor:
-    """Lift halves to float32; float32 and float64 stay."""
+    """Convert half precision to float32; return float32 and float64 unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -31,7 +31,7 @@ def lifted_dtype(x: Tensor) -> torch.dtype:
 
 
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Lift to float64 what stands beside a float64, so that a loss is of one type inside."""
+    """Convert all tensors to float64 if one of them is, so that a loss computes in one dtype."""
     types = [lifted_dtype(x) for x in tensors]
     if len(set(types)) == 1:
         return tensors
@@ -39,7 +39,7 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def may_look_at(x: Tensor) -> bool:
-    """Whether values can be read without waiting, and without ending a graph or a transform."""
+    """Whether values can be read without synchronizing, a graph break, or a transform's error."""
     if torch.compiler.is_compiling():  # which must not see what follows
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)  # not a fake tensor
@@ -47,9 +47,9 @@ def may_look_at(x: Tensor) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off where it is on.
+    """Disable autocast if it is enabled.
 
-    To turn it off takes as long as a small tensor's reduction, and meta tensors have none.
+    Disabling it takes as long as reducing a small tensor; meta tensors have no autocast.
     """
     if not _may_cast(x):
         return nullcontext()
@@ -65,7 +65,7 @@ def _may_cast(x: Tensor) -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, or batches of them, whatever autocast says, in the backward pass too."""
+    """Multiply matrices, or batches of them, without autocast, in the backward pass too."""
     return cast("Tensor", _Product.apply(left, right))
 
 
@@ -75,7 +75,7 @@ def plain_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _Product(Function):
-    """Matrix product that autocast leaves alone, in a backward pass under autocast too."""
+    """Matrix product without autocast, even if the backward pass runs under autocast."""
 
     generate_vmap_rule = True
 
@@ -90,7 +90,8 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        # A compiled graph has no second derivative, and Dynamo would trace this recursion without
+        # end.
         once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
         product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
@@ -108,31 +109,31 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """Return the wider type, for sums of many terms."""
+    """Return the wider dtype, for sums of many terms."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no float64
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
-    """Sum products: each row in its own type, the rows in the wider one. Ten times norm's speed."""
+    """Sum products: rows in their dtype, over rows in the wider one. 10x as fast as norm."""
     rows = cast("Tensor", torch.linalg.vecdot(x, y))
     return rows.sum(dtype=accumulator(x))
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Compute log(1 + e^x). By default torch returns x from 20 on, where float64 holds e^-x."""
+    """Compute log(1 + e^x). PyTorch's default returns x above 20, which is inexact in float64."""
     return F.softplus(x, threshold=40.0)
 
 
 def few(x: Tensor) -> bool:
-    """Whether to make fewer calls counts for more than to pass over x fewer times."""
+    """Whether fewer calls save more time than fewer passes over x."""
     return not torch.compiler.is_compiling() and x.numel() <= FEW
 
 
 def block_rows(x: Tensor, width: int | None = None) -> int:
-    """Return how many rows of x are a block: they stay in cache on the CPU, and are many elsewhere.
+    """Return how many rows of x form a block: few enough for the cache on the CPU, many elsewhere.
 
-    Width is how many elements are held for each row. None: those of x. Compiled, a block is all
-    rows.
+    width is the number of elements computed for each row; None means those of x. Compiled, one
+    block has all rows.
     """
     if torch.compiler.is_compiling():
         return max(x.shape[0], 1)
@@ -143,16 +144,16 @@ def block_rows(x: Tensor, width: int | None = None) -> int:
 
 def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
     """Cut the rows into blocks of `block_rows`."""
-    if torch.compiler.is_compiling():  # a range would be one of so many rows alone
+    if torch.compiler.is_compiling():  # a range would specialize on the number of rows
         return iter((slice(None),))
     step = block_rows(x, width)
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def tiles(x: Tensor, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a matrix, with the rows of x and so many columns, into blocks of rows and of columns.
+    """Cut a matrix with the rows of x and this many columns into blocks of rows and of columns.
 
-    On an accelerator a block has all columns. Not for what is compiled.
+    On an accelerator a block has all columns. Not for compiled code.
     """
     width = max(min(columns, TILE) if on_host(x) else columns, 1)
     for start in range(0, columns, width):
@@ -161,7 +162,7 @@ def tiles(x: Tensor, columns: int) -> Iterator[tuple[slice, slice]]:
 
 
 def looped(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an operator's vmap rule: one call for each element, for each fills the machine."""
+    """Return an operator's vmap rule: one call for each element, which is large enough."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         results = [

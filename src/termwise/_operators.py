@@ -1,4 +1,4 @@
-"""Custom operators that take one NamedTuple, whose annotations are their schema.
+"""Custom operators that take one NamedTuple, whose annotations define the schema.
 
 Kernels, fakes and backward passes read fields by name. A field may be a NamedTuple itself: to
 PyTorch an operator has one argument for each tensor, number or string in it.
@@ -31,7 +31,7 @@ _SCHEMA: dict[Any, str] = {
 
 
 class Operator(Generic[Inputs, Outputs]):
-    """A kernel that neither autograd nor a compiler looks into, and that vmap calls in a loop."""
+    """A kernel that is opaque to autograd and compilers, and that vmap calls in a loop."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Operator(Generic[Inputs, Outputs]):
 def with_gradients(operator: Operator[Inputs, Outputs], inputs: Inputs, count: int = 1) -> Outputs:
     """Run an operator whose last `count` results are gradients of its first result.
 
-    They are with respect to the first `count` inputs, which are not kept for the backward pass.
+    They are with respect to the first `count` inputs, which are not saved for the backward pass.
     """
     values = _values(inputs)
     links = [link_to(x) for x in values[:count]]
@@ -113,7 +113,7 @@ def differentiable(
     inputs: Inputs,
     saved: tuple[int, ...] = (),
 ) -> Outputs:
-    """Run an operator and give it a backward pass, which has the inputs and the saved outputs."""
+    """Run an operator with a backward pass, which receives the inputs and the saved outputs."""
     return cast("Outputs", apply(_Differentiable, operator, backward, saved, *_values(inputs)))
 
 
@@ -138,7 +138,8 @@ class _Differentiable(Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(ctx.others)
         values = [
-            x if x is not None else other for x, other in zip(tensors, ctx.others, strict=False)
+            x if x is not None else other
+            for x, other in zip(tensors[:count], ctx.others, strict=True)
         ]
         needs = dict(zip(ctx.operator.fields, ctx.needs_input_grad[3:], strict=True))
         inputs = ctx.operator.record(iter(values))
@@ -147,7 +148,7 @@ class _Differentiable(Function):
 
 
 def _fields(inputs: Any) -> Iterator[tuple[str, Any]]:
-    """Return the names and annotations of a record's fields, those of records in it one by one."""
+    """Return the names and annotations of a record's fields, with nested records flattened."""
     for name, hint in get_type_hints(inputs).items():
         if hasattr(hint, "_fields"):
             yield from ((f"{name}_{inner}", kind) for inner, kind in _fields(hint))
@@ -156,7 +157,7 @@ def _fields(inputs: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _values(inputs: tuple[Any, ...]) -> list[Any]:
-    """Return the values of these fields; a tuple is a record, and numbers come in a list."""
+    """Return the values of these fields; a tuple is a record, and numbers are in a list."""
     values: list[Any] = []
     for value in inputs:
         values += _values(cast("Any", value)) if isinstance(value, tuple) else [value]
@@ -164,7 +165,7 @@ def _values(inputs: tuple[Any, ...]) -> list[Any]:
 
 
 def _reader(inputs: Any) -> Callable[[Iterator[Any]], Any]:
-    """Return what makes a record of these values."""
+    """Return a function that builds a record from these values."""
     hints = get_type_hints(inputs).values()
     readers = [_reader(hint) if hasattr(hint, "_fields") else next for hint in hints]
     return lambda values: inputs(*[read(values) for read in readers])

@@ -1,4 +1,4 @@
-"""A running mean of records: over the steps of an epoch and over ranks."""
+"""A running mean of records over steps and ranks."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ from ._terms import Terms, host_numbers
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TermAverage:
-    """Weighted mean of every term over steps, kept on the device until it is asked for.
+    """Weighted mean of every term over steps, kept on the device until it is read.
 
-    Frozen: `update` returns a new one. Sums are kept in float64 (float32 where a device has none),
-    and what was summed is detached, so no graph is kept.
+    Immutable: `update` returns a new average. Sums are accumulated in float64 (float32 on devices
+    without it), and terms are detached, so no graph stays in memory.
 
     Examples:
         >>> import torch
@@ -34,20 +34,20 @@ class TermAverage:
     """
 
     sums: dict[str, Tensor] = dataclasses.field(default_factory=dict[str, Tensor])
-    """Of weight times term, by name, over the steps of this rank."""
+    """Sum of weight times term, by name, over the steps of this rank."""
     weights: dict[str, Float[Tensor, ""]] = dataclasses.field(default_factory=dict[str, Tensor])
-    """Of the steps in which a term was there, by name."""
+    """Sum of the weights of the steps that had the term, by name."""
 
     def update(self, terms: Terms, weight: float | Tensor = 1.0) -> Self:
         """Add a step.
 
         Args:
             terms: what the loss returned. Terms of one name have one shape in all steps.
-            weight: of the step, for instance its number of rows or `terms.num_tokens`; a tensor
-                stays on its device. 1: every step counts alike.
+            weight: weight of the step, for instance its number of samples or `terms.num_tokens`; a
+                tensor stays on its device. 1: all steps have equal weight.
 
         Raises:
-            ValueError: a term has another shape than in the steps before.
+            ValueError: a term has another shape than in previous steps.
         """
         sums, weights = dict(self.sums), dict(self.weights)
         for name, value in terms.items():
@@ -68,13 +68,13 @@ class TermAverage:
 
         Args:
             prefix: put before each name.
-            group: ranks that saw other steps, in any number, 0 included: the mean is over all of
-                them. Every rank of the group has to call. Each sends its sums to all others once,
-                as Python numbers. None: this rank alone, nothing is sent.
+            group: process group whose ranks ran different steps, in any numbers, 0 included. Every
+                rank of the group must make the call; each sends its sums to all others once, as
+                Python numbers. None: no communication.
 
         Returns:
-            The means of scalars and of vectors' elements, the same on every rank; empty where no
-            rank has a step, NaN where the weights sum to 0. Synchronizes with the device, once.
+            The means of scalars and of vectors' elements, the same on every rank; empty if no rank
+            has a step, NaN if the weights sum to 0. Synchronizes with the device once.
         """
         vectors = {name: value for name, value in self.sums.items() if value.ndim <= 1}
         weights = {name: self.weights[name].expand(value.shape) for name, value in vectors.items()}

@@ -1,4 +1,4 @@
-"""How the terms of a loss pull on what is trained: norms of their gradients, and angles between."""
+"""Gradients of the terms of a loss: their norms, and the cosines between them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ from ._terms import Terms, host_numbers, html_table, is_readable, text_table
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TermGradients:
-    """What [`term_gradients`][termwise.term_gradients] returns, on the device."""
+    """Result of [`term_gradients`][termwise.term_gradients], on the device."""
 
     names: tuple[str, ...]
-    """Of the terms, in the order of the rows below."""
+    """Names of the terms, in the order of `norms` and `cosines`."""
     norms: Float[Tensor, " terms"]
     """Float[Tensor, " terms"]: Euclidean norm of each term's gradient, times its
     weight, over all inputs together."""
@@ -28,7 +28,7 @@ class TermGradients:
     one of them is zero."""
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
-        """Move all numbers to the host in one transfer: `norm[sim]`, `cosine[sim, var]`, ..."""
+        """Return all numbers with one transfer to the host: `norm[sim]`, `cosine[sim, var]`, ..."""
         pairs = [(i, j) for i in range(len(self.names)) for j in range(i)]
         tensors = {f"norm[{name}]": self.norms[i] for i, name in enumerate(self.names)}
         for j, i in pairs:
@@ -36,11 +36,11 @@ class TermGradients:
         return host_numbers(tensors, prefix)
 
     def __repr__(self) -> str:
-        """Return a table, a row for each term. Reads values: synchronizes with the device."""
+        """Return a table with a row for each term. Synchronizes with the device."""
         return text_table(type(self).__name__, self._table())
 
     def _repr_html_(self) -> str:
-        """Return the same table for notebooks."""
+        """Return the table of `repr` as HTML, for notebooks."""
         return html_table(type(self).__name__, self._table())
 
     def _table(self) -> list[list[str]]:
@@ -66,37 +66,38 @@ def term_gradients(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> TermGradients:
-    r"""Compare the gradients of a loss's terms: what to tune the weights of a sum by.
+    r"""Compare the gradients of the terms of a loss, to tune their weights.
 
-    With $g_t = w_t \, \partial\,\mathrm{term}_t / \partial\,\mathrm{inputs}$, all inputs together:
+    With $g_t = w_t \, \partial\,\mathrm{term}_t / \partial\,\mathrm{inputs}$, concatenated over all
+    inputs:
 
     $$\mathrm{norm}_t = \lVert g_t \rVert, \qquad
     \mathrm{cosine}_{st} = \frac{\langle g_s, g_t \rangle}{\lVert g_s \rVert \lVert g_t \rVert}$$
 
-    A term whose norm is a hundredth of another's does nothing yet; two at a cosine near -1 undo
-    each other.
+    A term whose norm is a hundredth of another's has little effect on the update; two terms with a
+    cosine near -1 oppose each other.
 
     Args:
         terms: what a loss returned, with its graph.
-        weights_or_names: names of the terms to compare, each with its weight in the loss, or alone
-            for a weight of 1.
-        inputs: with respect to what: the model's parameters, or the embeddings for a cheaper look.
-            Those that a term does not reach, or that need no gradient, count as a gradient of zero.
+        weights_or_names: weights of the terms to compare by name, or names alone, for weights of 1.
+        inputs: tensors to differentiate with respect to: the model's parameters or, at lower cost,
+            the embeddings. The gradient is zero for those that a term does not depend on, or that
+            do not require a gradient.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None: no communication. Pass it where the terms were computed with it and the inputs are
-            parameters: gradients are then combined over it first, as the trainer does.
+            None: no communication. Pass it if the terms were computed with it and the inputs are
+            parameters: gradients are then first combined over the ranks, as the trainer does.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect. The loss has to be computed with
-            the same.
+            Without a group it has no effect. It must be the same as in the loss.
 
     Returns:
-        Norms and cosines, detached, the same on every rank. One backward pass a term; the graph
-        stays, so `terms.loss.backward()` still works, and no `.grad` is written. The gradients of
-        all terms are in memory at once, and each rank sends them all if there is a group. Does not
-        synchronize with the device.
+        Norms and cosines, detached, the same on every rank. Makes one backward pass for each term,
+        and retains the graph, so `terms.loss.backward()` still works; writes no `.grad`. The
+        gradients of all terms are in memory at once, and with a group each rank sends them all.
+        Does not synchronize with the device.
 
     Raises:
-        ValueError: no names, no inputs, or a term that is not there or is outside the graph.
+        ValueError: there are no names or no inputs, or a term does not exist or is not in the
+            graph.
 
     Examples:
         >>> import torch
@@ -111,7 +112,7 @@ def term_gradients(
     else:
         weights = cast("dict[str, float | Tensor]", dict.fromkeys(weights_or_names, 1.0))
     if not weights:
-        raise ValueError("term_gradients needs the name of a term at least, got none")
+        raise ValueError("term_gradients needs the name of at least one term, got none")
     reached = [x for x in inputs if x.requires_grad]
     if not reached:
         raise ValueError(
@@ -153,6 +154,6 @@ def _combined(
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Sum the products of all elements: each tensor's in its own type, those in the wider one."""
+    """Sum all products: within each tensor in its dtype, over tensors in the wider one."""
     sums = [(a * b).sum(dtype=accumulator(a)) for a, b in zip(left, right, strict=True)]
     return torch.stack(sums).sum()

@@ -1,4 +1,4 @@
-"""The record that every loss returns: frozen, slotted, a pytree, and every term has a name."""
+"""The record that every loss returns: frozen, slotted, a pytree, with named terms."""
 
 import dataclasses
 import html
@@ -21,11 +21,12 @@ T = TypeVar("T", bound="Terms")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Terms:
-    """What a loss returns: named tensors, `loss` first.
+    """The record that a loss returns: named tensors, `loss` first.
 
-    Subclass it under [`@terms`][termwise.terms]. Records compare by identity, pickle and deepcopy
-    (detached ones: PyTorch copies only leaves of a graph), and are pytrees, so `vmap`,
-    `torch.func`, `torch.compile`, `torch.export` and DDP see the tensors in them.
+    Subclass it and decorate the subclass with [`@terms`][termwise.terms]. Records compare by
+    identity, can be pickled and, once detached, copied with `deepcopy` (PyTorch copies only leaves
+    of a graph). They are pytrees, so `vmap`, `torch.func`, `torch.compile`, `torch.export` and DDP
+    find their tensors.
     """
 
     loss: Float[Tensor, ""]
@@ -39,10 +40,10 @@ class Terms:
                 yield field.name, value
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the term of that name, as in `terms["sim"]`, for code that loops over names.
+        """Return the term with this name, as in `terms["sim"]`.
 
         Raises:
-            KeyError: there is no such term, or it is None.
+            KeyError: there is no term with this name, or it is None.
         """
         named = dict(self.items())
         if name not in named:
@@ -50,33 +51,33 @@ class Terms:
         return named[name]
 
     def detach(self) -> Self:
-        """Return the same record outside the graph."""
+        """Return the record with all terms detached from the graph."""
         return self._mapped(Tensor.detach)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move every term, with the arguments of `torch.Tensor.to`.
+        """Move or convert every term; takes the arguments of `torch.Tensor.to`.
 
-        Lightning and accelerate call this to move what a step returns.
+        Lightning and accelerate call this to move the result of a step.
         """
         return self._mapped(lambda value: value.to(*args, **kwargs))
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
-        """Move every term to the host in one transfer, as Python floats for a logger.
+        """Return every term as a Python float for logging, with one transfer to the host.
 
-        A scalar is named as its field, element `i` of a vector `field[i]`, both behind the prefix:
-        `terms.metrics("train/")`. Fields with more axes are data rather than metrics and are left
-        out. This method and `repr` are the two that synchronize with the device.
+        The key of a scalar is the name of its field, that of element `i` of a vector is `field[i]`,
+        both after the prefix: `terms.metrics("train/")`. Fields with more axes are data rather than
+        metrics, and are omitted. Only this method and `repr` synchronize with the device.
         """
         return host_numbers(
             {name: value for name, value in self.items() if value.ndim <= 1}, prefix
         )
 
     def __repr__(self) -> str:
-        """Return a table of name, value and shape. Reads values: synchronizes with the device."""
+        """Return a table of name, value and shape. Synchronizes with the device."""
         return text_table(type(self).__name__, self._table())
 
     def _repr_html_(self) -> str:
-        """Return the same table for notebooks."""
+        """Return the table of `repr` as HTML, for notebooks."""
         return html_table(type(self).__name__, self._table())
 
     def _table(self) -> list[tuple[str, str, str]]:
@@ -114,7 +115,7 @@ def text_table(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as a table of HTML, whose first column is of headings."""
+    """Return rows of cells as an HTML table, whose first column has the headings."""
     cells = "".join(
         f"<tr><th>{html.escape(name)}</th>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
@@ -125,17 +126,17 @@ def html_table(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def is_readable(value: Tensor) -> bool:
-    """Whether a tensor has numbers to show: meta and fake tensors, and those in a trace, do not."""
+    """Whether a tensor has values to show; meta, fake and traced tensors do not."""
     wrapped = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(value)
     return not (wrapped or value.device.type == "meta" or is_fake(value))
 
 
 def host_numbers(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
-    """Return scalars by name and vectors' elements by `name[i]`, moved to the host at once."""
+    """Return scalars by name and vectors' elements by `name[i]`, with one transfer to the host."""
     if not tensors:
         return {}
     dtype = accumulator(next(iter(tensors.values())))
-    # float64 holds a float32, and a count below 2**53, exactly.
+    # float64 represents every float32, and every count below 2**53, exactly.
     flat = torch.cat([value.detach().reshape(-1).to(dtype) for value in tensors.values()])
     names = [
         prefix + label
@@ -147,20 +148,19 @@ def host_numbers(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, f
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def terms(cls: type[T]) -> type[T]:
-    """Make a subclass of [`Terms`][termwise.Terms] the record of a loss.
+    """Turn a subclass of [`Terms`][termwise.Terms] into the record of a loss.
 
     The class becomes a frozen, slotted, keyword-only dataclass that compares by identity, and is
-    registered as a pytree. Without the registration `vmap`, `grad(has_aux=True)` and
-    `torch.export` refuse the record, and `DistributedDataParallel(static_graph=True)` skips the
-    reduction of gradients without a word.
+    registered as a pytree. Without this registration `vmap`, `grad(has_aux=True)` and
+    `torch.export` raise errors, and `DistributedDataParallel(static_graph=True)` silently skips the
+    reduction of gradients.
 
     Args:
-        cls: a subclass of `Terms` with an annotated field for each term, in the order in which
-            they are to be read; `loss` is inherited and comes first.
+        cls: a subclass of `Terms` with an annotated field for each term, in the order in which they
+            are shown; `loss` is inherited and comes first.
 
     Raises:
-        TypeError: `cls` is not a subclass of `Terms`, or a field's annotation is of something else
-            than tensors.
+        TypeError: `cls` is not a subclass of `Terms`, or a field is not annotated as a tensor.
 
     Examples:
         >>> import torch
@@ -193,7 +193,7 @@ def terms(cls: type[T]) -> type[T]:
 
 
 def _is_tensor_hint(hint: Any) -> bool:
-    """Whether a field's annotation is of tensors alone. One that is a string still may be."""
+    """Whether a field is annotated as a tensor. An unresolved string counts as one."""
     if isinstance(hint, str) or hint is None or hint is type(None):
         return True
     origin = typing.get_origin(hint)

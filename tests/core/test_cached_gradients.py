@@ -97,7 +97,9 @@ def test_the_state_of_an_accelerator_is_restored_too(monkeypatch):
     device = SimpleNamespace(state=torch.zeros(()))
     device.get_rng_state = lambda: device.state
     device.set_rng_state = lambda state: setattr(device, "state", state)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda _: device)
     seen = []
 
@@ -153,7 +155,7 @@ def test_all_but_the_last_second_pass_is_inside_no_sync():
 @pytest.mark.parametrize(
     ("embed", "parts", "loss", "error", "message"),
     [
-        (Network(), [], scaled, ValueError, "a micro-batch at least, got none"),
+        (Network(), [], scaled, ValueError, "at least one micro-batch, got none"),
         (lambda x: {"z": x}, [3], scaled, TypeError, "a tensor, or a tuple or list of t.*got dict"),
         (lambda x: [x, 2.0], [3], scaled, TypeError, "a tensor, or a tuple or list .*, got list"),
         (lambda x: [x] * len(x), [2, 3], scaled, ValueError, r"as many .*, got \[2, 3\]"),

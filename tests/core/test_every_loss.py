@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from declared import CASES, Case
-from losses import Variant, kept
+from losses import Variant
 from losses._energies import bowl
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import (
-    tree_leaves,
     tree_map_only,
     tree_structure,
     treespec_dumps,
@@ -28,8 +27,10 @@ from torch.utils._pytree import (
 )
 
 import termwise as tw
+from termwise import testing
 from termwise.testing import Call
 from termwise.testing._calls import violations
+from termwise.testing._laws import leaf
 
 
 @pytest.fixture(params=CASES)
@@ -49,21 +50,16 @@ def assert_same(ours: tw.Terms, theirs: tw.Terms) -> None:
 # --- compiled -------------------------------------------------------------------------------
 
 
-class Graphs:
-    """A backend that counts graphs, and not what it compiles within one of them."""
+class Traced:
+    """A backend that keeps what its first graph computes."""
 
     def __init__(self, backend: str) -> None:
         self.backend = lookup_backend(backend)
-        self.count, self.tensors, self.within = 0, 0, False
+        self.tensors = 0
 
     def __call__(self, graph, inputs):
-        if self.within:
-            return self.backend(graph, inputs)
-        self.count, self.tensors, self.within = self.count + 1, tensors_of(graph), True
-        try:
-            return self.backend(graph, inputs)
-        finally:
-            self.within = False
+        self.tensors = self.tensors or tensors_of(graph)
+        return self.backend(graph, inputs)
 
 
 def tensors_of(graph: torch.fx.GraphModule) -> int:
@@ -84,19 +80,11 @@ class TracedError(Exception):
     """Raised instead of running a graph, with what it computes."""
 
 
-def traced(graph, _):
+def stopped(graph, _):
     def stop(*_):
         raise TracedError(tensors_of(graph))
 
     return stop
-
-
-def mark_rows(values: Any, of_other_rows: Any) -> None:
-    """Mark the number of rows, the one size that differs: Dynamo raises if it is a constant."""
-    for x, other in zip(tree_leaves(values), tree_leaves(of_other_rows), strict=True):
-        for axis, size in enumerate(x.shape if isinstance(x, Tensor) else ()):
-            if size != other.shape[axis]:
-                torch._dynamo.mark_dynamic(x, axis)
 
 
 # Floats stay constants here: as symbols each of them costs a compilation of its own.
@@ -104,27 +92,30 @@ def mark_rows(values: Any, of_other_rows: Any) -> None:
 def test_compiled(case):
     """One graph has the terms and the gradients of eager mode at ten sizes, and at no size more."""
     held = case.held
-    inputs, extra = [x.requires_grad_() for x in held.tensors()], held.extra()
-    theirs = case.function(*inputs, **extra)
-    graphs = Graphs("aot_eager" if is_written_by_hand(theirs) else "eager")
-    compiled = torch.compile(case.function, fullgraph=True, backend=graphs)
-    mark_rows((inputs, extra), (held.tensors(8), held.extra(8)))
-    ours = compiled(*inputs, **extra)
-    assert_same(ours, theirs)
-    torch.testing.assert_close(gradients(ours, inputs), gradients(theirs, inputs))
-    for rows in (8, 9, 12, 13, 16, 20, 33, 64, 65):
-        inputs = [x.requires_grad_() for x in held.tensors(rows)]
-        ours = compiled(*inputs, **held.extra(rows))
-    assert_same(ours, case.function(*inputs, **held.extra(rows)))
-    assert graphs.count == 1, "sizes are constants of the graphs"
+
+    def loss(inputs, extra):
+        return case.function(*inputs, **extra)
+
+    def on(rows: int) -> dict[str, Any]:
+        return {"inputs": held.tensors(rows), "extra": held.extra(rows)}
+
+    theirs = loss([x.requires_grad_() for x in held.tensors()], held.extra())
+    traced = Traced("aot_eager" if is_written_by_hand(theirs) else "eager")
+    testing.assert_recompiles(
+        loss,
+        "rows",
+        given=lambda sizes: on(sizes["rows"]),
+        dtypes=[torch.float32],
+        at_most=1,
+        dynamic=True,
+        backend=traced,
+    )
     if case.name.startswith("energy."):  # whose graph is what the energy asks for
         return
-    rows = 2**18
-    inputs = [x.requires_grad_() for x in held.tensors(rows)]
-    again = torch.compile(case.function, fullgraph=True, dynamic=False, backend=traced)
-    with pytest.raises(TracedError) as stopped:
-        again(*inputs, **held.extra(rows))
-    assert stopped.value.args[0] <= graphs.tensors, "the graph grows with the data"
+    again = torch.compile(loss, fullgraph=True, dynamic=False, backend=stopped)
+    with pytest.raises(TracedError) as stop:
+        again(**Call(loss, on(2**18), {}).mapped(leaf))
+    assert stop.value.args[0] <= traced.tensors, "the graph grows with the data"
 
 
 def test_compiled_without_gradients(case):
@@ -348,36 +339,3 @@ def test_no_grad_gives_the_same_terms(case):
     assert_same(quiet, case.function(*inputs, **extra).detach())
     with torch.inference_mode():
         assert_same(quiet, case.function(*inputs, **extra))
-
-
-MASKED = [name for name, case in CASES.items() if case.held.masks]
-
-
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", MASKED)
-def test_rows_that_do_not_count_may_hold_anything(name, poison):
-    case, rows = CASES[name], 7
-    left_out = ~kept(rows)
-
-    def poisoned(x: Tensor, shape: str) -> Tensor:
-        axes = shape.split()
-        if "rows" not in axes:
-            return x
-        return x.index_fill(axes.index("rows"), left_out.nonzero()[:, 0], poison)
-
-    def run(change):
-        shapes = case.held.shapes
-        inputs = [change(x, shape) for x, shape in zip(case.held.tensors(), shapes, strict=True)]
-        extra = case.held.extra()
-        for argument, shape in case.held.named.items():
-            extra[argument] = change(extra[argument], shape)
-        inputs = [x.requires_grad_() for x in inputs]
-        terms = case.function(*inputs, **extra)
-        return terms, gradients(terms, inputs)
-
-    ours, theirs = run(poisoned), run(lambda x, shape: x)
-    assert_same(ours[0], theirs[0])
-    torch.testing.assert_close(ours[1], theirs[1])
-    for gradient, shape in zip(ours[1], case.held.shapes, strict=True):
-        if shape.startswith("rows"):
-            assert gradient[left_out].count_nonzero() == 0

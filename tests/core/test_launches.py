@@ -9,7 +9,7 @@ import pytest
 from exports import EXPORTS, FUNCTIONS
 
 import termwise as tw
-from termwise import _means
+from termwise import _means, testing
 
 PATH = Path(__file__).parents[1] / "bench" / "launches.py"
 sys.path.insert(0, str(PATH.parent))
@@ -34,9 +34,18 @@ NOT_COUNTED = {
 }
 
 
-def kernels(case, rows):
-    ours, plain, leaves = launches.built(case, int(rows))
-    return [launches.counted(loss, leaves).kernels.total() for loss in (ours, plain)]
+def hold(name, *times, against_plain=False):
+    """Hold the law on so many times the rows of a case."""
+    case = launches.COUNTED[name]
+    ours, plain = launches.ours_and_plain(case)
+    testing.assert_launches(
+        ours,
+        "rows",
+        at=[int(case.rows * one) for one in times],
+        plain=plain if against_plain else None,
+        given=lambda sizes: {"inputs": launches.made(case, sizes["rows"])},
+        dtypes=[case.dtype],
+    )
 
 
 def cases(failing):
@@ -48,28 +57,24 @@ def cases(failing):
 
 @pytest.mark.parametrize("name", cases(MANY))
 def test_kernels_are_at_most_four_times_the_plain_formulas(name):
-    case = launches.COUNTED[name]
-    ours, plain = kernels(case, case.rows)
-    assert ours <= 4 * plain
+    hold(name, 1, against_plain=True)
 
 
 @pytest.mark.parametrize("name", cases(GROWING))
 def test_kernels_do_not_grow_with_the_data(name, monkeypatch):
-    case = launches.COUNTED[name]
     monkeypatch.setattr(_means, "FEW_ROWS", 0)  # whose mean converts nothing: one kernel less
     # Up to 2^26 elements all are read at once, and from 2^29 on in eighths.
-    few, more = (kernels(case, case.rows * times)[0] for times in (1 / 16, 1 / 2))
-    assert more <= few
-    large = (4, 16) if name in GROWING else (128, 512)
-    many, most = (kernels(case, case.rows * times)[0] for times in large)
-    assert most <= many
+    hold(name, 1 / 16, 1 / 2)
+    hold(name, *((4, 16) if name in GROWING else (128, 512)))
 
 
 @pytest.mark.parametrize("name", ["projected_kl", "partitioned", "universal_logit"])
 def test_losses_over_chunks_are_linear_in_time(name):
     case = launches.COUNTED[f"lm.{name}_loss"]
+    ours, _ = launches.ours_and_plain(case)
     short, long = (
-        launches.counted(*launches.built(case, case.rows * times)[::2]) for times in (1, 4)
+        launches.launches(ours, {"inputs": launches.made(case, case.rows * times)})
+        for times in (1, 4)
     )
     assert not short.flops
     assert not long.flops

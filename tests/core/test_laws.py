@@ -36,22 +36,28 @@ def test_each_loss_has_a_formula_its_weights_and_its_module():
     assert modules == {type(held.module) for one in losses for held in one.variants.values()}
 
 
+# A law that compares with finite differences as another one does.
+LIKE = {"assert_double_backward": "assert_gradients"}
+REFUSED = {"": None, "right": False, "refused": True}
+
+
 def hold(name: str, law: str, *arguments: Any, **more: Any) -> None:
     """Hold a law of a function; where it is declared not to hold, see that it says so."""
     of = DECLARED[name]
     run = getattr(testing, law)
     told = {"sizes": of.sizes, "elements": of.elements, "overrides": of.overrides, **more}
-    told["overrides"] = {**told["overrides"], **of.more.get(law, {})}
-    if law in of.by:
-        told["arguments"] = of.by[law]
+    like = LIKE.get(law, law)
+    told["overrides"] = {**told["overrides"], **of.more.get(law, of.more.get(like, {}))}
+    if law in of.by or like in of.by:
+        told["arguments"] = of.by.get(law, of.by.get(like))
     if law in of.not_held:
-        usual = hypothesis.settings.get_current_profile_name()
+        hypothesis.settings.register_profile("usual", hypothesis.settings.default)
         hypothesis.settings.load_profile("unshrunk")
         try:
             with pytest.raises((AssertionError, ValueError), match=of.not_held[law]):
                 run(of.function, *arguments, **told)
         finally:
-            hypothesis.settings.load_profile(usual)
+            hypothesis.settings.load_profile("usual")
     else:
         run(of.function, *arguments, **told)
 
@@ -64,7 +70,7 @@ def test_contract(name):
 
 @EVERY
 def test_pure(name):
-    hold(name, "assert_pure", max_examples=5)
+    hold(name, "assert_pure", aliases=DECLARED[name].aliases, max_examples=5)
 
 
 @EVERY
@@ -84,12 +90,61 @@ def test_finite(name):
 @EVERY
 def test_gradients(name, monkeypatch):
     of = DECLARED[name]
-    # Of paths, the first and the last: between them blocks are only of other sizes.
-    for path in dict.fromkeys((0, -1)) if of.second else (0,):
-        with on_path(monkeypatch, of.paths[path]):
-            # Second derivatives by finite differences take ten times as long as first ones.
-            examples = 1 if of.second else 2
-            hold(name, "assert_gradients", max_examples=examples, second=of.second)
+    with on_path(monkeypatch, of.paths[0]):
+        # Where second derivatives are right, first ones are compared there too.
+        hold(name, "assert_gradients", max_examples=1 if of.second[0] == "right" else 2)
+
+
+def ends(of: Declaration) -> list[Mapping[str, Any]]:
+    """Return the first and the last path: between them blocks are only of other sizes."""
+    return [of.paths[0], of.paths[-1]][: len(of.paths)]
+
+
+@EVERY
+def test_second_derivatives_are_right_or_refused(name, monkeypatch):
+    of = DECLARED[name]
+    # What is not held is so as it is written: elsewhere it may be refused.
+    is_held = "assert_double_backward" not in of.not_held
+    paths = ends(of)[: 2 if is_held else 1]
+    for path, said in zip(paths, (of.second[0], of.second[-1]), strict=False):
+        with on_path(monkeypatch, path):
+            told = {"refused": REFUSED[said], "max_examples": 1 if is_held else 3}
+            hold(name, "assert_double_backward", **told)
+
+
+@EVERY
+def test_forward_mode_is_right_or_refused(name, monkeypatch):
+    of = DECLARED[name]
+    for path in ends(of):
+        with on_path(monkeypatch, path):
+            hold(name, "assert_forward_mode", max_examples=1)
+
+
+@EVERY
+def test_deterministic(name):
+    hold(name, "assert_deterministic", max_examples=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"), [(name, mask) for name, of in DECLARED.items() for mask in of.masked]
+)
+def test_masked(name, mask, monkeypatch):
+    of = DECLARED[name]
+    given = {argument: value for argument, value in of.overrides.items() if argument != mask}
+    for path in ends(of)[: 1 if mask == "sample_mask" else 2]:  # it makes a mask of tokens
+        with on_path(monkeypatch, path):
+            told = {"max_examples": 2, "overrides": given, **of.masked[mask]}
+            hold(name, "assert_masked", mask, **told)
+
+
+def test_each_mask_is_declared():
+    for name, of in DECLARED.items():
+        hints = {
+            p.name: str(p.annotation) for p in inspect.signature(of.function).parameters.values()
+        }
+        masks = {p for p in hints if "mask" in p or p == "valid_rows"}
+        floating = any("Float" in hint for hint in hints.values())
+        assert masks <= set(of.masked) or not floating, name
 
 
 @contextlib.contextmanager

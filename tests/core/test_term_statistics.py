@@ -111,7 +111,7 @@ def test_what_a_term_does_not_reach_counts_as_zero():
         ),
         (["count"], None, "one of loss, near, far; got 'count'"),
         (["each"], None, "one of loss, near, far; got 'each'"),
-        ([], None, "the name of a term at least, got none"),
+        ([], None, "the name of at least one term, got none"),
         (["near"], [], "an input that requires a gradient, got none"),
     ],
 )

@@ -61,10 +61,10 @@ def loaded(name: str, text: str) -> types.ModuleType:
 @pytest.fixture(autouse=True)
 def forgotten():
     """Look for a call that fails, and not for the smallest one; forget the modules after it."""
-    before = settings.get_current_profile_name()
+    settings.register_profile("usual", settings.default)
     settings.load_profile("unshrunk")
     yield
-    settings.load_profile(before)
+    settings.load_profile("usual")
     for name in [name for name in sys.modules if name.startswith("example_")]:
         del sys.modules[name]
 

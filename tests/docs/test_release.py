@@ -36,4 +36,6 @@ def test_the_changelog_begins_with_this_version_and_each_release_has_its_numbers
     for release in releases:
         _, numbers = release.split("\n### Numbers\n\n")
         # A table of old and new values, or a sentence that there are none.
-        assert numbers.startswith(("None", "| call | old | new | why | the old one back |\n|---"))
+        assert numbers.startswith(
+            ("None", "| call | old | new | why | how to get the old value |\n|---")
+        )

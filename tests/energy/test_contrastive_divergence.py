@@ -251,7 +251,7 @@ def test_refusals():
         contrastive_divergence_loss(energy, x, negatives, regularization="l1")
     with refused(
         ValueError,
-        "ContrastiveDivergenceLoss needs a module to regularize, got function: give the parameters "
+        "ContrastiveDivergenceLoss needs a module to regularize, got function: pass parameters "
         "to contrastive_divergence_loss",
     ):
         ContrastiveDivergenceLoss(energy, regularization="l1")

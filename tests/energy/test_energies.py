@@ -113,7 +113,7 @@ FORMS = {
 def said_of(function):
     return (
         f"^{function.__name__} needs energies of each row alone, got BatchNorm1d in training mode, "
-        r"which couples the rows of a batch: call eval\(\) on it, or use a normalisation of each "
+        r"which couples the rows of a batch: call eval\(\) on it, or use a normalization of each "
         "row$"
     )
 

@@ -170,7 +170,7 @@ def test_refusals():
         maximum_likelihood_loss(lambda x: x.sum(1), x, negatives, regularization="l3")
     with refused(
         ValueError,
-        "MaximumLikelihoodLoss needs a module to regularize, got function: give the parameters to "
+        "MaximumLikelihoodLoss needs a module to regularize, got function: pass parameters to "
         "maximum_likelihood_loss",
     ):
         MaximumLikelihoodLoss(lambda x: x.sum(1), regularization="l1")

@@ -142,19 +142,6 @@ def test_in_tiles_it_compiles_whole(monkeypatch):
     )
 
 
-def test_a_second_derivative_is_right_or_refused(monkeypatch):
-    def twice():
-        student, teacher = features(1, 2, 3).requires_grad_(), features(1, 2, 3, seed=1)
-        loss = gram_anchor_loss(student, teacher, negatives="keep").loss
-        (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), student)
-
-    assert twice()[0].isfinite().all()
-    monkeypatch.setattr(module, "_FEW_PAIRS", 0)
-    with pytest.raises(NotImplementedError, match="has no second derivative"):
-        twice()
-
-
 # --- refusals -------------------------------------------------------------------------------
 
 

@@ -199,24 +199,6 @@ def test_the_teacher_has_no_gradient(path):
     assert not any(terms[name].requires_grad for name in ("teacher_entropy", "kl"))
 
 
-def test_second_derivatives_are_right_or_refused(monkeypatch):
-    student, teacher = drawn(2, 3, 4).requires_grad_(), drawn(2, 3, 4).softmax(2)
-
-    def twice():
-        (gradient,) = torch.autograd.grad(
-            dino_loss(student, teacher).loss, student, create_graph=True
-        )
-        return torch.autograd.grad(gradient.square().sum(), student)[0]
-
-    (first,) = torch.autograd.grad(
-        loop(student, teacher, 0.1, False) / 2, student, create_graph=True
-    )
-    torch.testing.assert_close(twice(), torch.autograd.grad(first.square().sum(), student)[0])
-    monkeypatch.setattr(SMALL, 0)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        twice()
-
-
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
     """The number of elements of the largest tensor that is made within it."""
 

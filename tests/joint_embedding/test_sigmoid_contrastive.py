@@ -177,19 +177,6 @@ def test_in_tiles_it_compiles_whole(monkeypatch):
     )
 
 
-def test_a_second_derivative_is_right_or_refused(monkeypatch):
-    def twice():
-        a, b = pairs(3, 2, 1.0, torch.float64)
-        loss = sigmoid_contrastive_loss(a, b, scale=2.0, bias=0.0).loss
-        (gradient,) = torch.autograd.grad(loss, a, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), a)
-
-    assert twice()[0].isfinite().all()
-    monkeypatch.setattr(module, "_FEW_LOGITS", 0)
-    with pytest.raises(NotImplementedError, match="has no second derivative"):
-        twice()
-
-
 # --- refusals -------------------------------------------------------------------------------
 
 

@@ -206,6 +206,7 @@ def test_no_nan_is_repaired(bad, path):
     [
         ((0, 4), {}, "sigreg_loss needs at least one row, got 0"),
         ((2, 0, 4), {}, "sigreg_loss needs at least one row, got 0"),
+        ((0, 3, 4), {}, "sigreg_loss needs at least one view, got 0"),
         ((4, 0), {}, "sigreg_loss needs dim >= 1, got 0"),
         ((4, 2), {"num_slices": 0}, "sigreg_loss needs at least one slice, got 0"),
         ((4, 2), {"slices": torch.zeros(2, 0)}, "sigreg_loss needs at least one slice, got 0"),

@@ -1,6 +1,7 @@
 """The supervised contrastive loss: its two formulas, its factor, and who has no positive."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -60,3 +61,16 @@ def test_labels_of_any_integers(dtype):
     z, labels = noisy_views(6, 3)[0], torch.tensor([0, 100, 0, 7, 100, 7])
     expected = supervised_contrastive_loss(z, labels).loss
     assert supervised_contrastive_loss(z, labels.to(dtype)).loss == expected
+
+
+def test_labels_may_be_every_second_of_others(path):
+    z, labels = torch.eye(4).repeat(2, 1), torch.arange(16) % 8 // 2
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch.searchsorted says once that they are not contiguous
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            terms = supervised_contrastive_loss(z, labels[::2])
+    finally:
+        torch.set_warn_always(before)
+    assert terms.metrics() == supervised_contrastive_loss(z, labels[::2].clone()).metrics()

@@ -182,14 +182,6 @@ def test_it_compiles_whole_and_maps():
     torch.testing.assert_close([x[0] for x in batched], list(expected))
 
 
-def test_second_derivatives_are_refused():
-    tensors, tokens, _, _ = draw(2, 4, 5)
-    loss = linear_next_token_loss(*tensors[:2], tokens, bias=tensors[2]).loss
-    for gradient in torch.autograd.grad(loss, tensors, create_graph=True):
-        with pytest.raises(NotImplementedError, match="no second derivative"):
-            gradient.sum().backward(retain_graph=True)
-
-
 def test_no_block_holds_more_than_its_rows(monkeypatch):
     seen = []
     whole = _linear_rows.Head.logits

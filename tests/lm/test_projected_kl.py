@@ -398,17 +398,6 @@ def call(problem, student, teacher, function=projected_kl_loss, **options):
     )
 
 
-def test_second_derivatives_are_refused_by_name():
-    problem = draw_problem(0)
-    terms = problem.ours()
-    (gradient,) = torch.autograd.grad(terms.loss, problem.student, create_graph=True)
-    torch.testing.assert_close(
-        gradient.detach(), problem.gradient(problem.theirs()["loss"]), **EXACT
-    )
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        gradient.square().sum().backward()
-
-
 def test_vmap_and_grad_in_either_order():
     problem = draw_problem(0)
     students = torch.stack([problem.student.detach(), problem.student.detach() * 0.5])

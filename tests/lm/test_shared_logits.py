@@ -127,10 +127,10 @@ def test_a_producer_that_dies_is_noticed_and_what_it_wrote_can_still_be_read(spa
     process.join(SECONDS)
     assert torch.equal(view, logits(5)[:2])
     assert consumer.writes == 1
-    with pytest.raises(RuntimeError, match=f"but process {handle.process} is gone"):
+    with pytest.raises(RuntimeError, match=f"but process {handle.process} has ended"):
         consumer[0:2]
     with pytest.raises(
-        RuntimeError, match=f"a live producer, but process {handle.process} is gone"
+        RuntimeError, match=f"a live producer, but process {handle.process} has ended"
     ):
         SharedLogits.open(handle)
     consumer.close()

@@ -116,14 +116,19 @@ class Declaration:
     shape); tests/distributed holds those."""
     ignores: tuple[str, ...] = ()
     """Arguments of which a NaN need not reach the result."""
+    aliases: tuple[str, ...] = ()
+    """Parts of the result that are an argument as it was given."""
     more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """More overrides, by law: so that every element counts, say."""
     large: float = 1e3
     """How large numbers are tried for finite results."""
     by: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Which tensors a law differentiates by or maps over, where not by all floating ones."""
-    second: bool = False
-    """Whether second derivatives are compared with finite differences too."""
+    masked: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """For each argument that is a mask, more for `assert_masked`."""
+    second: tuple[str, ...] = ("",)
+    """Whether second derivatives are "right" or "refused" on each path, the last for all others.
+    "": right or refused, from call to call."""
     not_held: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Laws that do not hold, with a pattern of what they say: there is a reason beside it."""
     bench: Mapping[str, Case] = dataclasses.field(default_factory=dict)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -50,6 +51,17 @@ BLOCKS = (
 
 def some_tokens(axis: str) -> Callable[[dict[str, Any]], st.SearchStrategy[int]]:
     return lambda sizes: st.integers(-1, sizes[axis] - 1)
+
+
+def predicting(mask: Tensor) -> Tensor:
+    """Return which positions predict a token that counts."""
+    return F.pad(mask[:, 1:], (0, 1))
+
+
+def masks(*arguments: str) -> dict[str, dict[str, Any]]:
+    """Declare the masks of tokens and of samples, for what has a row for each position."""
+    of_tokens = {"arguments": dict.fromkeys(arguments, predicting), "nothing": 0.0}
+    return {"mask": of_tokens, "sample_mask": {"nothing": 0.0}}
 
 
 def zeros(sizes: dict[str, Any]) -> Tensor:
@@ -115,10 +127,12 @@ def of_chunks(
         },
         more={"assert_finite": {"alignment": all_aligned}},
         by={"assert_gradients": by},  # the teacher has no gradient
-        ignores=("projection.student_weights", "projection.teacher_weights"),  # of some columns
+        ignores=("projection.student_weights",),  # of columns that are left out
         # The reverse divergence from a probability that is 0 in float32 is infinite.
         large=5,
         paths=BLOCKS,
+        second=("refused",),
+        masked=masks(by[0]),
         **others,
     )
 

@@ -1,5 +1,7 @@
 """What declarations of sparse autoencoders share."""
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,14 +46,16 @@ def of_latents(
     more: Mapping[str, Mapping[str, Any]] | None = None,
     **others: Any,
 ) -> Declaration:
-    """Declare a function of latents, dense or sparse, which may leave a row of the decoder out."""
+    """Declare a function of latents, dense or sparse."""
     own = more or {}
+    masked = "mask" in inspect.signature(others["function"]).parameters
     return Declaration(
         sizes=SIZES,
         overrides={**SPARSE, **(overrides or {})},
-        ignores=("W_dec", "decoder_norm", *ignores),
+        ignores=tuple(ignores),
         more={**own, **{law: {**masks, **own.get(law, {})} for law, masks in MASKS.items()}},
-        **{"shards": GROUPS, **others},
+        # A mean of no row is 0 / 0.
+        **{"shards": GROUPS, "masked": {"mask": {"nothing": math.nan}} if masked else {}, **others},
     )
 
 
@@ -70,7 +74,7 @@ def counted(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def squared_error(x: Tensor, x_hat: Tensor, feature_reduction: str) -> Tensor:
     squares = ((x - x_hat) ** 2).sum(-1)
-    return (squares if feature_reduction == "sum" else squares / x.shape[-1]).mean(0)
+    return (squares if feature_reduction == "sum" else squares / max(x.shape[-1], 1)).mean(0)
 
 
 def size(f: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ def view_terms(z, gamma, eps):
     held = covariance.detach()
     squares = (held**2).sum()
     return {
-        "var": torch.clamp(gamma - (variance + eps).sqrt(), min=0).sum() / dim,
+        "var": (gamma - (variance + eps).sqrt()).relu().sum() / dim,
         "cov": (covariance**2 * (1 - torch.eye(dim, dtype=z.dtype))).sum() / dim,
         "std": torch.diagonal(held).clamp(min=0).sqrt().sum() / dim,
         # (sum of eigenvalues)^2 / sum of their squares

@@ -32,9 +32,10 @@ def formula(x, x_hat, pre, W_dec, *, dead, k_aux, activation, normalize, mask, *
     scale = min(len(columns) / k_aux, 1) if options["scale_by_count"] else 1
     if normalize == "none":
         mean = options["feature_reduction"] == "mean"
-        return scale * error / len(left) / (left.shape[1] if mean else 1)
+        return scale * error / len(left) / (max(left.shape[1], 1) if mean else 1)
     divided = left if normalize == "residual" else goal
-    return scale * error / ((divided - divided.mean(0)) ** 2).sum()
+    spread = ((divided - divided.mean(0)) ** 2).sum()
+    return scale * error / spread if spread > 0 else 0 * error
 
 
 def by_level(x, f, pre, W_dec, b_dec, *, prefixes, dead, **options):
@@ -75,6 +76,7 @@ AUXILIARY = of_latents(
     overrides={"k_aux": 1, "detach_residual": True},
     more={
         "assert_finite": {"dead": all_dead},
+        "assert_masked": {"dead": all_dead},  # without dead latents the loss is 0
         "assert_formula": {"pre": without_ties, "detach_residual": st.booleans()},
     },
     formula_at=(
@@ -82,7 +84,7 @@ AUXILIARY = of_latents(
         {"x": apart, "mask": None, "dead": all_dead, "k_aux": st.integers(1, 3)},
     ),
     by={"assert_gradients": ("pre", "W_dec")},  # the residual is a target
-    ignores=("pre",),
+    ignores=("pre", "W_dec"),  # of latents that are not dead
 )
 BY_LEVEL = dataclasses.replace(
     AUXILIARY,
@@ -90,5 +92,5 @@ BY_LEVEL = dataclasses.replace(
     formula=by_level,
     overrides={**AUXILIARY.overrides, "prefixes": lambda sizes: (1, sizes["d_sae"])},
     by={"assert_gradients": ("pre",)},  # W_dec is in the residual too, which is a target
-    ignores=(*AUXILIARY.ignores, "f", "f.values", "b_dec"),
+    ignores=("pre",),
 )

@@ -98,5 +98,5 @@ BARLOW_TWINS = Declaration(
     symmetric=(("z1", "z2"),),
     shifted={"batch": ("z1", "z2")},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

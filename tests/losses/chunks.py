@@ -7,7 +7,8 @@ from losses import Declaration
 from losses._chunks import CHUNK_IDS, CHUNKS, counted_chunks, zeros
 from termwise import lm
 
-NO_GRADIENT = {"assert_gradients": "no part of what"}
+DIFFERENTIATED = ("assert_gradients", "assert_double_backward", "assert_forward_mode")
+NO_GRADIENT = dict.fromkeys(DIFFERENTIATED, "no part of what")
 NO_NUMBERS = {**NO_GRADIENT, "assert_vmaps": "no floating tensor"}
 
 
@@ -27,6 +28,7 @@ MEANS = Declaration(
     formula=means,
     elements={"chunk_id": st.integers(-1, 1)},
     overrides={"max_chunks": 2},
+    second=("right",),
     shards={"sequence_group": ("time", {"grad_reduction": "sum"})},
     more={"assert_finite": {"chunk_id": zeros}},
 )

@@ -57,5 +57,6 @@ CONTRASTIVE_DIVERGENCE = of_energy(
         "regularization": "regularization_weight",
     },
     overrides={"negatives": Float[Tensor, "negatives *event"]},
+    aliases=("negatives",),
     by={"assert_gradients": ("x",)},
 )

@@ -11,7 +11,7 @@ from losses._bench import (
     plain_projected_kl,
     projection_of,
 )
-from losses._chunks import NARROW, NORMALIZER, TEXT, aligned, some_tokens, tokens, zeros
+from losses._chunks import NARROW, NORMALIZER, TEXT, aligned, masks, some_tokens, tokens, zeros
 from termwise import lm
 
 
@@ -115,6 +115,7 @@ CROSS_TOKENIZER = Declaration(
     },
     weights={"kd": lambda call: call["kd_weight"], "cross_entropy": "ce_weight"},
     also_in_graph=("teacher_kd",),
+    masked=masks("student_logits"),
     shards={
         "batch_group": ("batch", {}),
         "vocab_group": None,
@@ -126,5 +127,4 @@ CROSS_TOKENIZER = Declaration(
     by={"assert_gradients": ("student_logits",)},
     # A chunk with a token that does not count is left out: here all count.
     more={"assert_finite": {"tokens": zeros}},
-    ignores=("teachers.0.logits", "teachers.1.logits"),
 )

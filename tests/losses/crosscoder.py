@@ -62,11 +62,12 @@ CROSSCODER = of_latents(
         )
     },
     weights={**SPLIT, "aux": "aux_coeff"},
+    aliases=("aux",),
     also_in_graph=("mse_per_layer",),
     permuted=("batch", "layers"),
     scaled={
         ("x", "x_hat", "target"): {"mse_per_layer": 2, "sparsity": 0},
         ("W_dec",): {"sparsity": 1, "mse": 0},
     },
-    second=True,
+    second=("right",),
 )

@@ -45,6 +45,7 @@ DECOUPLED_CONTRASTIVE = Declaration(
     },
     formula_at=({"sigma": None}, {"sigma": 0.5}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=DecoupledContrastiveLoss(**WEIGHTED),

@@ -30,6 +30,7 @@ from losses._chunks import (
     counted_tokens,
     divided,
     marked,
+    masks,
     nothing,
     of_samples,
     relative_entropy,
@@ -171,7 +172,8 @@ DISTILLATION = Declaration(
     shards=LOGITS_GROUPS,
     by={"assert_gradients": ("student_logits",)},  # the teacher has none
     more={"assert_permutation_invariant": {"mask": None, "sample_mask": None}},
-    second=True,
+    second=("right",),
+    masked=masks("student_logits", "teacher_logits"),
 )
 
 
@@ -216,5 +218,7 @@ LINEAR_DISTILLATION = Declaration(
     weights={"divergence": lambda call: squared_temperature(call) * call["kd_weight"]},
     detached=True,
     shards=HEAD_GROUPS,
+    second=("refused",),
+    masked=masks("hidden", "teacher_hidden"),
     by={"assert_gradients": ("hidden", "weight")},  # the teacher has none
 )

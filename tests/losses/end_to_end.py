@@ -77,8 +77,10 @@ END_TO_END = of_latents(
     overrides={"x": None, "x_hat": None},
     weights={"kl": "kl_coeff", "reconstruction": "reconstruction_coeff", "sparsity": 1.0},
     by={"assert_gradients": ("logits", "f", "f.values")},  # the original model has none
+    # A coefficient of 0 leaves its term out.
+    more={"assert_finite": dict.fromkeys(("kl_coeff", "sparsity_coeff"), 0.5)},
     permuted=("batch", "vocab"),
     shifted={"vocab": ("logits", "original_logits")},
     optimum=lambda call: {"logits": call["original_logits"], "f": None, "mask": None},
-    second=True,
+    second=("right",),
 )

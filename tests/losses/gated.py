@@ -73,5 +73,5 @@ GATED = of_latents(
         ("x", "x_hat", "target", "W_dec"): {"mse": 2, "sparsity": 0, "aux": 2},
         ("f_gate",): {"sparsity": 1, "mse": 0},
     },
-    second=True,
+    second=("right",),
 )

@@ -15,7 +15,7 @@ def formula(student, teacher, *, normalize, negatives, level, **_):
         if normalize:
             x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
         if level == "batch":
-            x = x.reshape(1, -1, x.shape[2])
+            x = x.flatten(0, 1)[None]
         grams.append(x @ x.mT)
     own, wanted = grams
     if negatives == "both":
@@ -62,6 +62,7 @@ GRAM_ANCHOR = Declaration(
     },
     formula_at=({}, {"negatives": "keep"}, {"negatives": "teacher"}),
     paths=({}, {"termwise.joint_embedding._gram_anchor._FEW_PAIRS": 0}),
+    second=("right", "refused"),
     variants={
         "": Variant(module=GramAnchorLoss(), shapes=PAIR),
         "batch": Variant(module=GramAnchorLoss(**BATCH), options=BATCH, shapes=PAIR),

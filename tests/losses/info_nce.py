@@ -80,6 +80,7 @@ INFO_NCE = Declaration(
     bench={"": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products, rows=8192)},
     formula_at=({"symmetric": True}, HARD, {"negatives": queue, "symmetric": False}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=InfoNCELoss(symmetric=True),

@@ -154,14 +154,17 @@ LATENTS = of_latents(
     function=jumprelu,
     formula=latents,
     shards={},
-    by={"assert_gradients": ("pre",)},
-    more={"assert_gradients": {"input_gradient": False}},
+    second=("right",),
+    # Second derivatives are those of the kernel's estimate.
+    by={"assert_gradients": ("pre",), "assert_double_backward": ("pre", "threshold")},
+    more={"assert_gradients": {"input_gradient": False}, "assert_double_backward": {}},
 )
 # A count, whose only gradient is the kernel's estimate; here every element is in its window.
 ACTIVE = of_latents(
     function=jumprelu_l0,
     formula=active,
     shards={},
-    more={"assert_gradients": {"bandwidth": 64.0}},
+    second=("right",),
+    more={"assert_gradients": {"bandwidth": 64.0}, "assert_double_backward": {}},
     not_held={"assert_gradients": r"gradient by (pre|threshold) is"},
 )

@@ -71,5 +71,5 @@ KOLEO = Declaration(
     overrides={"group_size": None, "top_k": st.integers(1, 2)},
     weights={},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

@@ -19,6 +19,7 @@ LANGEVIN = of_energy(
         "steps": st.integers(1, 2),
     },
     shards={},
-    not_held={"assert_gradients": "no part of what"},  # only by the energy's parameters
+    # Only with respect to the energy's parameters.
+    not_held=dict.fromkeys(("assert_gradients", "assert_double_backward"), "no part of what"),
     ignores=("noise", "uniform"),  # of a step that is not taken
 )

@@ -63,5 +63,5 @@ LEJEPA = Declaration(
     permuted=("batch", "dim", "slices"),
     shards=GROUPS,
     by={"assert_gradients": ("z",)},
-    second=True,
+    second=("right",),
 )

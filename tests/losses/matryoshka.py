@@ -125,7 +125,9 @@ MATRYOSHKA = of_latents(
     },
     overrides={**POWERS, "prefixes": up_to_all(1), "weights": None},
     weights={**SPLIT, "aux": "aux_coeff"},
+    aliases=("aux",),
+    ignores=("W_dec",),  # beyond the last prefix
     also_in_graph=("mse_per_prefix", "l1"),
     scaled={("x", "x_hat", "target", "W_dec", "b_dec"): {"mse_per_prefix": 2, "sparsity": 0}},
-    second=True,
+    second=("right",),
 )

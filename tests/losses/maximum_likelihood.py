@@ -45,5 +45,5 @@ MAXIMUM_LIKELIHOOD = of_energy(
     by={"assert_gradients": ("x",)},  # the negatives are samples, and have none
     sizes={"negatives": st.sampled_from([2, 1, 3])},
     permuted=("batch", "negatives"),
-    second=True,
+    second=("right",),
 )

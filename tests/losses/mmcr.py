@@ -70,5 +70,5 @@ MMCR = Declaration(
     permuted=("views", "batch", "dim"),
     scaled={("z",): {"loss": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

@@ -67,5 +67,5 @@ MULTI_VIEW_VICREG = Declaration(
     permuted=("batch", "dim"),
     scaled={("z",): {"invariance": 2, "cov": 4, "std": 1, "rank": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

@@ -21,8 +21,10 @@ from losses._chunks import (
     TEXT,
     counted_tokens,
     divided,
+    masks,
     nothing,
     of_samples,
+    predicting,
     share,
     some_tokens,
     tokens,
@@ -44,6 +46,11 @@ def formula(logits, tokens, *, mask, sample_mask, normalizer, **_):
         "num_tokens": logits.new_tensor(len(right)),
         "accuracy": share(right, logits),
     }
+
+
+def of_tokens(argument):
+    """Declare tokens as the mask that they are: below 0 none is predicted."""
+    return {"arguments": {argument: lambda tokens: predicting(tokens >= 0)}, "nothing": 0.0}
 
 
 # What the benches measure.
@@ -84,7 +91,8 @@ NEXT_TOKEN = Declaration(
     shifted={"vocab": ("logits",)},
     shards=LOGITS_GROUPS,
     more={"assert_finite": {"tokens": zeros}},
-    second=True,
+    second=("right",),
+    masked={**masks("logits"), "tokens": of_tokens("logits")},
 )
 
 
@@ -109,5 +117,7 @@ LINEAR_NEXT_TOKEN = Declaration(
     overrides={**NORMALIZER, "softcap": SOFTCAPS},
     weights={},
     shards=HEAD_GROUPS,
+    second=("refused",),
+    masked={**masks("hidden"), "tokens": of_tokens("hidden")},
     more={"assert_finite": {"tokens": zeros}},
 )

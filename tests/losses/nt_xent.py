@@ -32,6 +32,7 @@ NT_XENT = Declaration(
     formula=formula,
     bench={"": of_pairs(two_embeddings, plain_nt_xent)},
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(
             module=NTXentLoss(**SHARP), options=SHARP, shapes=("rows columns", "rows columns")

@@ -12,7 +12,7 @@ from termwise.joint_embedding import PredictiveCosineLoss, predictive_cosine_los
 def formula(prediction, target, *, form, stop_gradient, **_):
     target = target.detach() if stop_gradient else target
     squares = [(x**2).sum(1) for x in (prediction, target)]
-    p, t = (torch.where(square > 0, square, 1).sqrt() for square in squares)
+    p, t = (torch.where(square > 0, square, 1e-24).sqrt() for square in squares)
     cosine = ((prediction * target).sum(1) / (p * t)).mean()
     return {"loss": {"byol": 2 - 2 * cosine, "simsiam": -cosine}[form], "cosine": cosine}
 
@@ -63,5 +63,5 @@ PREDICTIVE_COSINE = Declaration(
     symmetric=(("prediction", "target"),),
     scaled={("prediction",): {"cosine": 0}, ("target",): {"cosine": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

@@ -23,7 +23,9 @@ from termwise.joint_embedding import (
 
 PATHS = ({}, {"termwise.joint_embedding._prototypes._SMALL": 0})
 POSITIVE = st.floats(0.1, 1.0)
-UNDIFFERENTIATED = {"assert_gradients": "no part of what .* returns has a gradient"}
+UNDIFFERENTIATED = dict.fromkeys(
+    ("assert_gradients", "assert_double_backward"), "no part of what .* returns has a gradient"
+)
 
 
 def assigned(logits, *, temperature, iterations, **_):
@@ -37,7 +39,7 @@ def assigned(logits, *, temperature, iterations, **_):
 
 def summed(samples, temperature, prototypes):
     """Sum cross-entropy and the teacher's entropy of (logits, probabilities, weight)."""
-    cross = entropy = 0.0
+    cross = entropy = torch.zeros((), dtype=torch.float64)
     for logits, p, weight in samples:
         logs = logits / temperature
         logs = logs - logs.exp().sum().log()
@@ -72,7 +74,7 @@ def ibot(student_logits, teacher_probs, image_index, *, images, temperature, ove
     size = [1 / (images * own.count(i)) if over == "images" else 1 / len(own) for i in own]
     samples = list(zip(student_logits, p, size, strict=True))
     terms = summed(samples, temperature, p.shape[1])
-    marginal = sum(weight * row for _, row, weight in samples)
+    marginal = sum((weight * row for _, row, weight in samples), start=0 * p.sum(0))
     return {**named(*terms, marginal), "n_masked": torch.tensor(float(len(own)))}
 
 
@@ -161,6 +163,7 @@ DINO = Declaration(
     formula=dino,
     bench={"": over_prototypes(of_views, plain_dino, rows=256)},
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({}, SUMMED),
     variants={
         "": Variant(
@@ -189,6 +192,7 @@ IBOT = Declaration(
     formula=ibot,
     bench={"": over_prototypes(masked_patches, plain_ibot, our_ibot, rows=1024)},
     paths=PATHS,
+    second=("right", "refused"),
     formula_at=({"over": "images"}, {"over": "patches"}),
     variants={
         "": Variant(
@@ -234,7 +238,10 @@ SWAPPED = Declaration(
     weights={"cross_entropy": 1.0},
     permuted=("batch", "prototypes"),
     shards=GROUPS,
-    not_held={"assert_gradients": "gradient by logits"},  # as targets they have none
+    not_held={  # as targets they have none
+        "assert_gradients": "gradient by logits",
+        "assert_double_backward": "second derivative with respect to logits",
+    },
 )
 SINKHORN = Declaration(
     function=sinkhorn,
@@ -258,7 +265,7 @@ CENTERED = Declaration(
 CENTER = Declaration(
     function=updated_center,
     formula=lambda center, logits, *, momentum, **_: (
-        momentum * center + (1 - momentum) * logits.mean(0)
+        momentum * center + (1 - momentum) * (logits.mean(0) if len(logits) else center)
     ).detach(),
     overrides={"momentum": 0.75},
     permuted=("batch", "prototypes"),

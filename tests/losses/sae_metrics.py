@@ -1,10 +1,12 @@
 """Measurements of a reconstruction."""
 
 import dataclasses
+import math
 
 from hypothesis import strategies as st
 
 from losses import GROUPS, Declaration
+from losses._contrast import ELEMENTS
 from losses._latents import counted, some_rows
 from termwise.sae import (
     cosine_similarity,
@@ -29,7 +31,7 @@ def squares(x_hat, x, norm):
 
 def by_norm(x, x_hat, *, mask, **_):
     x, x_hat = counted(mask, x, x_hat)
-    return squares(x_hat, x, True).sum(1).mean()
+    return (((x - x_hat) ** 2).sum(1) / (x**2).sum(1)).mean()
 
 
 def cosine(x, x_hat, *, mask, **_):
@@ -47,6 +49,7 @@ MEASURED = Declaration(
     more={"assert_formula": {"mask": some_rows}},
     shards=GROUPS,
     not_held=UNDEFINED,
+    masked={"mask": {"nothing": math.nan}},
 )
 UNEXPLAINED = dataclasses.replace(
     MEASURED,
@@ -60,9 +63,11 @@ EXPLAINED = dataclasses.replace(
 COSINE = Declaration(
     function=cosine_similarity,
     formula=cosine,
+    elements={"x": ELEMENTS, "x_hat": ELEMENTS},
     overrides={"mask": None},
     more=MEASURED.more,
     shards=GROUPS,
+    masked=MEASURED.masked,
 )
 RECOVERED = Declaration(
     function=loss_recovered,

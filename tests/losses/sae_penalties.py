@@ -16,5 +16,5 @@ def tanhs(f, *, scale, decoder_norm):
     return torch.tanh(scale * (sizes if decoder_norm is None else sizes * decoder_norm)).sum(1)
 
 
-LP = of_latents(function=lp_penalty, formula=powers, overrides=POWERS, shards={}, second=True)
-TANH = of_latents(function=tanh_penalty, formula=tanhs, shards={}, second=True)
+LP = of_latents(function=lp_penalty, formula=powers, overrides=POWERS, shards={}, second=("right",))
+TANH = of_latents(function=tanh_penalty, formula=tanhs, shards={}, second=("right",))

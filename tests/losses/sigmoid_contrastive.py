@@ -59,6 +59,7 @@ SIGMOID_CONTRASTIVE = Declaration(
         )
     },
     paths=({}, {"termwise.joint_embedding._sigmoid_contrastive._FEW_LOGITS": 0}),
+    second=("right", "refused"),
     variants={
         "": Variant(module=SigmoidContrastiveLoss(), shapes=PAIR, named={"scale": "", "bias": ""}),
     },

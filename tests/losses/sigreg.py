@@ -46,5 +46,5 @@ SIGREG = Declaration(
     permuted=("batch", "dim", "slices"),
     shards=GROUPS,
     by={"assert_gradients": ("z",)},
-    second=True,
+    second=("right",),
 )

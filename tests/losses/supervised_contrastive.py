@@ -69,12 +69,15 @@ SUPERVISED_CONTRASTIVE = Declaration(
     },
     formula_at=({"positives": "outside"}, {"positives": "inside"}),
     paths=PATHS,
+    second=("right", "refused"),
     variants={
         "": Variant(module=SupervisedContrastiveLoss(**SHARP), options=SHARP, made=classes),
     },
     sizes={"batch": st.integers(2, 5), "dim": st.integers(2, 3)},
     elements={"z": ELEMENTS, "labels": st.integers(0, 1)},
     weights={},
+    # A sample that is alone in its class is not counted.
+    more={"assert_finite": {"labels": lambda sizes: torch.zeros(sizes["batch"]).long()}},
     permuted=("batch", "dim"),
     scaled={("z",): {"loss": 0}},
     shards=GROUPS,

@@ -1,5 +1,7 @@
 """Embeddings kept at a target variance."""
 
+import math
+
 from torch import Tensor
 
 from losses import Declaration, Variant
@@ -10,7 +12,7 @@ from termwise.lm import TargetedVarianceLoss, targeted_variance_loss
 def formula(weight, *, coefficient, target, valid_rows, **_):
     rows = weight if valid_rows is None else weight[valid_rows]
     mean = rows.sum(1, keepdim=True) / rows.shape[1]
-    variance = ((rows - mean) ** 2).sum() / rows.numel()
+    variance = (((rows - mean) ** 2).sum(1) / max(rows.shape[1], 1)).sum() / len(rows)
     error = (variance - target) ** 2
     return {"loss": coefficient * error, "squared_error": error, "variance": variance}
 
@@ -58,5 +60,6 @@ TARGETED_VARIANCE = Declaration(
     scaled={("weight",): {"variance": 2}},
     optimum=lambda call: {"weight": 0 * call["weight"], "target": 0.0, "valid_rows": None},
     shards={"vocab_group": ("vocab", {"grad_reduction": "sum"})},
-    second=True,
+    second=("right",),
+    masked={"valid_rows": {"nothing": math.nan}},
 )

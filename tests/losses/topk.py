@@ -49,6 +49,7 @@ TOPK = of_latents(
     },
     overrides={"dead": Bool[Tensor, " d_sae"]},
     weights={"mse": 1.0, "aux": "aux_coeff"},
+    aliases=("aux",),
     ignores=("f", "f.values"),  # only counted
     scaled={("x", "x_hat", "target"): {"mse": 2}},
     optimum=lambda call: {"x_hat": call["x"], "target": None, "aux": None, "mask": None},

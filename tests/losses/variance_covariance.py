@@ -51,5 +51,5 @@ VARIANCE_COVARIANCE = Declaration(
     shifted={"batch": ("z",)},
     scaled={("z",): {"cov": 4, "std": 1, "rank": 0}},
     shards=GROUPS,
-    second=True,
+    second=("right",),
 )

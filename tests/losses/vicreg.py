@@ -76,5 +76,5 @@ VICREG = Declaration(
     shards=GROUPS,
     # The path that exchanges rows and columns; test_losses_over_ranks.py tries every path.
     more={"assert_sharding": {"covariance_path": "gram"}},
-    second=True,
+    second=("right",),
 )

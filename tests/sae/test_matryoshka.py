@@ -268,18 +268,6 @@ def test_no_row_counts():
 # --- derivatives ----------------------------------------------------------------------------
 
 
-def test_the_hessian_is_the_formulas():
-    x, f, W_dec, b_dec = (t.detach() for t in tensors(3, 2, 4))
-
-    def mixed(loss):
-        inner = torch.func.jacrev(loss, argnums=1)
-        return torch.func.jacrev(inner, argnums=0)(f, W_dec)
-
-    ours = mixed(lambda f, W: matryoshka_loss(x, f, W, b_dec, prefixes=(1, 3)).mse)
-    theirs = mixed(lambda f, W: errors_of(x, f, W, b_dec, prefixes=(1, 3)).mean())
-    torch.testing.assert_close(ours, theirs)
-
-
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_gradient_of_one_input_alone(place, sparse):

@@ -144,6 +144,16 @@ def test_decode_refuses_what_does_not_fit():
             TWO.decode(*wrong)
 
 
+def test_a_decoder_without_columns_has_a_reconstruction_without_elements():
+    f = SparseLatents(torch.ones(3, 2).requires_grad_(), torch.zeros(3, 2).long())
+    W_dec = torch.zeros(4, 0).requires_grad_()
+    decoded = f.decode(W_dec)
+    decoded.sum().backward()
+    assert decoded.shape == (3, 0)
+    assert f.values.grad.count_nonzero() == 0
+    assert W_dec.grad.shape == (4, 0)
+
+
 def test_it_is_copied_and_mapped():
     torch.testing.assert_close(copy.deepcopy(TWO).dense(4), TWO.dense(4))
     values = torch.randn(3, 1, 2)

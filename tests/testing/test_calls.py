@@ -19,6 +19,7 @@ import termwise as tw
 from termwise._groups import ProcessGroup
 from termwise.testing import BrokenCall, Call, broken_calls, calls
 from termwise.testing._calls import violations
+from termwise.testing._laws import same_tensor
 
 jaxtyping_alone = jaxtyped(typechecker=beartype)
 both = pytest.mark.parametrize("decorate", [tw.contract, jaxtyping_alone])
@@ -43,7 +44,8 @@ def every(strategy: st.SearchStrategy[Any], check: Callable[[Any], Any], example
 
 def first(strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool] = bool) -> Any:
     """Find a call, without shrinking."""
-    return find(strategy, condition, settings=settings(phases=[Phase.generate]))
+    many = settings(phases=[Phase.generate], max_examples=200)
+    return find(strategy, condition, settings=many)
 
 
 def pasted(call: Call) -> Any:
@@ -215,7 +217,7 @@ def test_computed_axes(decorate):
     def shorter(x: Float[Tensor, " n"], y: Float[Tensor, " n-2"]):
         return len(y)
 
-    assert set(every(calls(shorter), lambda call: call())) == {0, 1, 2}
+    assert set(every(calls(shorter), lambda call: call(), 60)) == {0, 1, 2}
 
 
 @both
@@ -536,6 +538,134 @@ def test_a_call_is_keyword_arguments():
         doubled = call.mapped(lambda path, t: 2 * t)
         assert torch.equal(doubled["x"], 2 * call["x"])
         assert doubled.sizes == call.sizes == dict(zip(("batch", "dim"), call["x"].shape))  # noqa: B905
+
+
+# What is drawn together.
+
+
+@tw.contract
+def of_entries(
+    values: Float[Tensor, "batch k"],
+    indices: Int[Tensor, "batch k"],
+    x: Float[Tensor, "batch d"],
+    weight: float = 1.0,
+):
+    return values, indices, x
+
+
+def test_arguments_of_a_tuple_of_names_are_given_together():
+    def top(sizes):
+        numbers = st.permutations(range(sizes["batch"] * sizes["d"]))
+        shape = sizes["batch"], sizes["d"]
+        found = numbers.map(lambda drawn: torch.tensor(drawn).double().reshape(shape))
+        return found.map(lambda x: (x.topk(1).values, x.topk(1).values.long()))
+
+    def check(call):
+        values, indices, x = call()
+        assert len(x) == len(values)
+        assert call.axes()["values"] == ("batch", "k")
+        return torch.equal(values.long(), indices)
+
+    together = {("values", "indices"): top}
+    assert all(every(calls(of_entries, overrides=together, sizes={"k": 1}), check))
+    pair = st.just((torch.ones(2, 3), torch.zeros(2, 3).long()))
+    strategy = calls(of_entries, overrides={("values", "indices"): pair, "weight": 3.0})
+    for call in every(strategy, lambda call: call, 5):
+        assert (call.sizes["batch"], call.sizes["k"], call["weight"]) == (2, 3, 3.0)
+        assert call["values"].tolist() == [[1.0] * 3] * 2
+    record = {("r.values", "r.indices"): pair, ("of", "others"): (1, 2)}
+    for call in every(calls(of_record, overrides=record, dtypes=[torch.float32]), lambda c: c, 3):
+        assert call["r"].values.sum() == 6
+        assert call["r"].indices.count_nonzero() == 0
+    with pytest.raises(TypeError, match=r"overrides of \(values, indices\) need 2 values, got 1"):
+        first(calls(of_entries, overrides={("values", "indices"): (1,)}))
+
+
+def test_what_is_given_stands_first_and_sets_the_sizes():
+    def of_dicts(a: dict[str, Float[Tensor, " n"]], b: dict[str, Float[Tensor, " n"]], k: int = 1):
+        return a, b
+
+    keys = st.lists(st.sampled_from("xyz"), min_size=1, unique=True)
+    alike = keys.map(lambda names: dict.fromkeys(names, torch.ones(2)))
+    both = st.builds(lambda one: {"a": one, "b": {**one}, "unknown": 1}, alike)
+    for call in every(calls(of_dicts, given=both, dtypes=[torch.bfloat16]), lambda call: call):
+        assert call["a"].keys() == call["b"].keys()
+        assert {x.dtype for x in (*call["a"].values(), *call["b"].values())} == {torch.bfloat16}
+        assert (call.sizes, set(call)) == ({"n": 2}, {"a", "b", "k"})
+        assert call.axes()[f"a.{next(iter(call['a']))}"] == ("n",)
+
+    # Calls are given as they are, but for the dtype.
+    wide = calls(distance).filter(lambda call: call["x"].shape[1] > 1)
+    strategy = calls(distance, given=wide, dtypes=[torch.float64], overrides={"weight": 7.0})
+    for call in every(strategy, lambda call: call, 5):
+        assert call["x"].shape[1] == call.sizes["dim"] > 1
+        assert call["x"].dtype == call["y"].dtype == torch.float64
+    assert first(calls(distance, given=st.just({"x": torch.ones(3, 2)})))["y"].shape == (3, 2)
+
+    def only(x: Float64[Tensor, " n"]):
+        return x
+
+    held = st.just({"x": torch.ones(2, dtype=torch.float64)})
+    assert first(calls(only, given=held, dtypes=[torch.float32]))().dtype == torch.float64
+
+
+def test_a_function_of_the_sizes_gives_all_arguments():
+    def unannotated(x, y, power=2):
+        return x.sum() + y.sum()
+
+    def made(sizes):
+        x = torch.ones(sizes["rows"], sizes["columns"])
+        return st.integers(0, 3).map(lambda number: {"x": x, "y": x * number})
+
+    strategy = calls(unannotated, given=made, sizes={"rows": st.integers(2, 3), "columns": 2})
+    drawn = every(strategy, lambda call: (call.sizes, tuple(call["x"].shape), list(call)))
+    assert {shape for _, shape, _ in drawn} == {(2, 2), (3, 2)}
+    assert all(sizes == {"rows": n, "columns": m} for sizes, (n, m), _ in drawn)
+    assert {tuple(names) for *_, names in drawn} == {("x", "y")}
+
+    def with_axes(x: Float[Tensor, "{k}+1 n"], k: int):
+        return x.shape
+
+    wide = calls(with_axes, given=lambda sizes: {"k": 2, "x": torch.ones(3, sizes["n"])})
+    assert {shape[0] for shape in every(wide, lambda call: call(), 5)} == {3}
+    named = calls(distance, given=lambda sizes: dict.fromkeys("xy", torch.zeros(*sizes.values())))
+    assert all(every(named, lambda call: call["x"].shape[0] == call.sizes["batch"]))
+
+
+# How it lies in memory.
+
+
+def test_strides_are_those_of_users_tensors():
+    def fn(
+        x: Float[Tensor, " n"],
+        y: Float[Tensor, "2 n"],
+        z: Int[Tensor, "2 3 2 2"],
+        s: Float[Tensor, ""],
+    ):
+        return x, y, z, s
+
+    def layouts(call):
+        x, y, z, s = call()
+        assert s.stride() == ()
+        assert same(pasted(call), call())
+        assert [t.stride() for t in pasted(call)] == [t.stride() for t in call()]
+        for path, tensor in call.tensors().items():
+            copied = same_tensor(path, tensor)
+            assert copied.stride() == tensor.stride()
+            assert torch.equal(copied, tensor)
+            assert copied.data_ptr() != tensor.data_ptr()
+        return x.stride(), y.stride(), z.stride()
+
+    drawn = every(calls(fn, sizes={"n": 3}), layouts, 60)
+    of_x, of_y, of_z = (set(found) for found in zip(*drawn, strict=True))
+    assert of_x == {(1,), (2,)}
+    assert of_y == {(3, 1), (1, 2), (6, 1)}
+    assert of_z == {(12, 4, 2, 1), (12, 4, 1, 2), (24, 8, 4, 1), (12, 1, 6, 3)}
+    repeated = Call(echo, {"x": torch.tensor([[1.0], [2.0]]).expand(2, 3)}, {})
+    assert repr(repeated) == "echo(\n    x=torch.tensor([[1.0], [2.0]]).expand(2, 3),\n)"
+    copied = same_tensor("x", repeated["x"])
+    assert copied.stride() == (1, 0)
+    assert copied.data_ptr() != repeated["x"].data_ptr()
 
 
 class Point(NamedTuple):

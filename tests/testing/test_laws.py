@@ -275,7 +275,195 @@ def test_a_memory_of_other_calls_is_found():
         seen.add(tuple(x.tolist()))
         return x.sum() + len(seen)
 
-    assert re.search(r"result of the same call is .*, then ", failure("assert_pure", counted))
+    says = r"result of the same call is .*, then |result is .* as a first call, and "
+    assert re.search(says, failure("assert_pure", counted))
+
+
+KEPT: dict[Any, Tensor] = {}
+LAST = None
+
+
+def by_shape(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    if x.shape not in KEPT:
+        KEPT[x.shape] = x.detach().mean()
+    return (x - KEPT[x.shape]).square().sum()
+
+
+def of_a_helper(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    return by_shape(x) + x.sum()
+
+
+def by_name(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    global LAST
+    LAST = x.detach().mean() if LAST is None else LAST
+    return (x - LAST).square().sum()
+
+
+def by_attribute(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    by_attribute.mean = getattr(by_attribute, "mean", x.detach().mean())
+    return (x - by_attribute.mean).square().sum()
+
+
+def by_closure():
+    kept = {}
+
+    def closed(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        return (x - kept.setdefault(x.shape, x.detach().mean())).square().sum()
+
+    return closed
+
+
+@functools.cache
+def of_this_shape(shape: torch.Size) -> list[Tensor]:
+    return []
+
+
+def by_cache(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    kept = of_this_shape(x.shape)
+    kept.append(x.detach().mean())
+    return (x - kept[0]).square().sum()
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        return (x - self.kept.setdefault(x.shape, x.detach().mean())).square().sum()
+
+
+PLACES: dict[int, Tensor] = {}
+
+
+@functools.cache
+def ones(n: int) -> Tensor:
+    return torch.ones(n)
+
+
+def constants(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    n = len(x)
+    return (x * PLACES.setdefault(n, torch.arange(n))[:, None] * ones(n)[:, None]).sum()
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        by_shape,
+        of_a_helper,
+        tw.contract(by_shape),
+        by_name,
+        by_attribute,
+        by_closure(),
+        by_cache,
+        Centred(),
+        functools.partial(of_a_helper),
+    ],
+)
+def test_a_value_that_is_kept_from_an_earlier_call_is_found(fn):
+    KEPT.clear()  # what is kept when a law begins is as a first call finds it
+    text = failure("assert_pure", fn, max_examples=20)
+    assert re.search(r"is .* as a first call, and .* after a call of the same shapes", text)
+
+
+def test_constants_by_size_may_be_kept():
+    testing.assert_pure(constants, max_examples=20)
+    assert PLACES  # and stay
+
+
+def test_a_result_that_is_an_argument_is_found():
+    @tw.terms
+    class GivenTerms(tw.Terms):
+        given: Float[Tensor, " n"]
+
+    def itself(x: Float[Tensor, " n"]) -> GivenTerms:
+        return GivenTerms(loss=x.sum(), given=x)
+
+    def view(x: Float[Tensor, "n 2"]) -> GivenTerms:
+        return GivenTerms(loss=x.sum(), given=x[:, 1].detach())
+
+    def copied(x: Float[Tensor, " n"]) -> GivenTerms:
+        return GivenTerms(loss=x.sum(), given=x.clone())
+
+    text = failure("assert_pure", itself)
+    assert 'itself: given is x: copy it, or say aliases=["given"]' in text
+    assert "view: given is a view of x: copy it" in failure("assert_pure", view)
+    testing.assert_pure(itself, aliases=["given"])
+    testing.assert_pure(copied)
+
+
+def test_what_is_put_into_an_argument_is_found():
+    def stored(xs: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, ""]:
+        xs["z"] = xs["a"] * 2
+        return xs["z"].sum()
+
+    assert ": xs.z is put into an argument" in failure("assert_pure", stored)
+
+
+# --- where a law found what was right -------------------------------------------------------
+
+EDGES = {"edges": lambda sizes: st.integers(0, sizes["nodes"] - 1)}
+
+
+def on_edges(nodes: Float[Tensor, "nodes d"], edges: Int[Tensor, "edges 2"]) -> Float[Tensor, ""]:
+    return (nodes[edges[:, 0]] - nodes[edges[:, 1]]).square().sum()
+
+
+def repaired_on_edges(
+    nodes: Float[Tensor, "nodes d"], edges: Int[Tensor, "edges 2"]
+) -> Float[Tensor, ""]:
+    return on_edges(nodes.nan_to_num(), edges)
+
+
+def test_a_node_without_an_edge_need_not_reach_the_result():
+    testing.assert_finite(on_edges, elements=EDGES, max_examples=60)
+    testing.assert_permutation_invariant(on_edges, "edges", elements=EDGES)
+    says = 'a NaN in nodes does not reach the result (where it need not: ignores=["nodes"])'
+    assert says in failure("assert_finite", repaired_on_edges, elements=EDGES)
+
+
+def test_a_nan_that_is_left_out_of_a_mean_is_found():
+    def without(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        return x.nanmean(1).sum()
+
+    def of_one(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.sum()
+
+    assert "a NaN in x does not reach" in failure("assert_finite", without, sizes={"d": 3})
+    assert "a NaN in y does not reach" in failure("assert_finite", of_one)
+    testing.assert_finite(of_one, ignores=["y"])
+
+
+def test_an_exponent_has_a_scale_of_its_own():
+    def divergence(
+        mean: Float[Tensor, "n d"], log_variance: Float[Tensor, "n d"]
+    ) -> Float[Tensor, ""]:
+        return (log_variance.exp() + mean**2 - 1 - log_variance).sum() / 2
+
+    text = failure("assert_finite", divergence)
+    assert "result is inf for large numbers (scale= says how large)" in text
+    testing.assert_finite(divergence, scale={"log_variance": 10.0})
+    with pytest.raises(ValueError, match="assert_finite: divergence takes no log_var, only mean"):
+        testing.assert_finite(divergence, scale={"log_var": 10.0})
+
+
+def test_the_formula_s_gradient_by_each_argument_is_compared():
+    def halved(x, kept):
+        return x / 2 + (x / 2).detach() if kept else x
+
+    def fn(
+        x: Float[Tensor, " n"], ys: dict[str, Float[Tensor, " n"]], wrong: int
+    ) -> Float[Tensor, ""]:
+        x = halved(x, wrong == 0)
+        return sum((halved(y, wrong > 0) * x).sum() for y in ys.values())
+
+    def formula(x, ys, wrong):
+        return sum((y * x).sum() for y in ys.values())
+
+    testing.assert_formula(fn, formula, overrides={"wrong": -1})
+    for wrong, path in ((0, "x"), (1, r"ys\.a")):
+        text = failure("assert_formula", fn, formula, overrides={"wrong": wrong})
+        assert re.search(rf"result's gradient by {path} is .*, the formula's ", text)
 
 
 def test_a_seed_and_a_setting_that_a_body_changes_are_found():
@@ -365,7 +553,61 @@ def test_a_view_of_what_is_transposed_is_found():
 
     said = failure("assert_permutation_invariant", flat, "batch", max_examples=30)
     assert "view size is not compatible" in said
-    assert ".mT.contiguous().mT" in said  # the call as code has the strides too
+    # The call as code has the strides too.
+    assert re.search(r"\]\](, dtype=torch.float64)?\)\.(mT\.contiguous|repeat\()", said), said
+
+
+def test_repeated_rows_are_views_of_one():
+    def flat(x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+        return x.square().sum() / (x.stride(0) // x.stride(0))
+
+    said = failure("assert_finite", flat, sizes={"batch": 2, "n": 2})
+    assert "assert_finite: flat: equal rows, ZeroDivisionError: integer division" in said
+    assert ".expand(2, 2)" in said
+
+
+def test_sizes_above_a_block_are_drawn_and_empty_ones():
+    def first_block(x: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+        return x[:64].square().sum() / len(x)
+
+    def plain(x: Tensor) -> Tensor:
+        return x.square().mean(0).sum()
+
+    def right(x: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+        return x.square().sum(1).mean()
+
+    assert "the formula's" in failure("assert_formula", first_block, plain)
+    testing.assert_formula(right, plain)
+    # A size that is named is never another one.
+    testing.assert_formula(first_block, plain, sizes={"batch": st.integers(1, 64)})
+
+    @tw.contract
+    def highest(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.max()
+
+    @tw.contract
+    def refused(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        if not len(x):
+            raise ValueError("refused needs one n, got x of size 0")
+        return x.max()
+
+    def made_up(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return x.max() if len(x) else x.sum() + 1
+
+    said = failure("assert_contract", highest)
+    assert "assert_contract: highest: n of size 0 ends in RuntimeError: max(): " in said
+    assert "torch.zeros([0], dtype=" in said
+    testing.assert_contract(refused)
+    testing.assert_contract(highest, sizes={"n": st.integers(1, 3)})
+    said = failure("assert_formula", made_up, lambda x: x.max())
+    assert "result is 1 where n has size 0, for which the formula has no value: " in said
+    testing.assert_formula(refused, lambda x: x.max())
+
+
+def test_laws_refuse_a_keyword_that_they_do_not_know():
+    for law in ("assert_pure", "assert_formula", "assert_gradients"):
+        with pytest.raises(TypeError, match="calls take no size, only sizes, dtypes"):
+            getattr(testing, law)(log_sum, *[log_sum] * (law == "assert_formula"), size={"n": 2})
 
 
 def test_a_change_within_an_argument_is_found():
@@ -521,7 +763,8 @@ def test_a_profile_and_the_environment_ask_for_more_calls(monkeypatch):
 
     def calls_of(**options):
         seen.clear()
-        testing.assert_formula(counted, lambda x: x.sum(), **options)
+        sizes = {"n": st.integers(1, 4)}
+        testing.assert_formula(counted, lambda x: x.sum(), sizes=sizes, **options)
         return len(seen)
 
     before = settings()

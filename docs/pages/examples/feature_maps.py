@@ -55,35 +55,44 @@ class FeatureLoss(tw.LossModule):
         return feature_loss(student, teacher)
 
 
-def of_two_levels(
-    coarse: Float[Tensor, "batch c 1 2"],
-    fine: Float[Tensor, "batch c 2 2"],
-    their_coarse: Float[Tensor, "batch c 1 2"],
-    their_fine: Float[Tensor, "batch c 2 2"],
-) -> FeatureTerms:
-    """Call it as the kit draws tensors: a shape for each level."""
-    return feature_loss(
-        {"coarse": coarse, "fine": fine}, {"coarse": their_coarse, "fine": their_fine}
-    )
-
-
-def formula(coarse: Tensor, fine: Tensor, their_coarse: Tensor, their_fine: Tensor) -> Tensor:
+def formula(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
     """Return the same by cosines: the squared distance of unit vectors is 2 - 2 cos."""
-    cosines = [
-        (ours * theirs.detach()).sum(1)
-        / (ours.square().sum(1).sqrt() * theirs.detach().square().sum(1).sqrt())
-        for ours, theirs in ((coarse, their_coarse), (fine, their_fine))
-    ]
-    return sum((2 - 2 * cosine).mean() for cosine in cosines) / 2
+    total = torch.zeros((), dtype=torch.float64)
+    for name, ours in student.items():
+        theirs = teacher[name].detach()
+        lengths = ours.square().sum(1).sqrt() * theirs.square().sum(1).sqrt()
+        total = total + (2 - 2 * (ours * theirs).sum(1) / lengths).mean()
+    return total / len(student)
 
 
 def check() -> None:
     """Hold the loss to what it promises."""
     from hypothesis import strategies as st
 
-    away_from_zero = st.floats(0.5, 2.0)
-    testing.assert_formula(of_two_levels, formula, max_examples=8, elements=away_from_zero)
-    testing.assert_pure(of_two_levels, max_examples=3, elements=away_from_zero)
+    def of_two_levels(sizes: dict[str, int]) -> st.SearchStrategy[dict[str, dict[str, Tensor]]]:
+        """Draw maps of two levels for both: levels have sizes of their own, and the same names."""
+
+        def maps(seed: int) -> dict[str, dict[str, Tensor]]:
+            generator = torch.Generator().manual_seed(seed)
+            shapes = {"coarse": (1, 2), "fine": (2, 2)}
+            first = (sizes["batch"], sizes["channels"])
+            return {
+                model: {
+                    level: torch.rand(*first, *shape, generator=generator) + 0.5
+                    for level, shape in shapes.items()
+                }
+                for model in ("student", "teacher")
+            }
+
+        return st.integers(0, 99).map(maps)
+
+    drawn = {
+        "sizes": {"batch": st.integers(1, 3), "channels": st.integers(1, 3)},
+        "given": of_two_levels,
+    }
+    testing.assert_formula(feature_loss, formula, max_examples=8, **drawn)
+    testing.assert_pure(feature_loss, max_examples=3, **drawn)
+    testing.assert_recompiles(feature_loss, "batch", **drawn)
     one = torch.ones(2, 3, 2, 2)
     for wrong in ({}, {"b": one}, {"a": one[:, :1]}):
         try:

@@ -1,4 +1,4 @@
-"""Densities on the plane whose normaliser is known, and integrals over the plane by quadrature."""
+"""Densities on the plane whose normalizer is known, and integrals over the plane by quadrature."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ SPACING = 0.1  # a third of the narrowest deviation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Round Gaussians of one size and equal weights: smooth, and normalised in closed form."""
+    """Round Gaussians of one size and equal weights: smooth, and normalized in closed form."""
 
     centres: Tensor
     """Place and axis, "centres 2"."""

@@ -87,7 +87,7 @@ class Energies:
                 table.add_section()
             table.add_row(loss, *_cells(numbers), f"{1000 * spent:.1f}")
         table.caption = (
-            f"E(x) = {self.energy}: every normaliser is finite. Z by quadrature with spacing "
+            f"E(x) = {self.energy}: every normalizer is finite. Z by quadrature with spacing "
             f"{SPACING:g}, log Z wrong by at most {self.measured['log_z_error']:.0e}."
         )
         digits = _report.new_table("digits: contrastive divergence", "term", "first", "last")

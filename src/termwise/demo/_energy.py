@@ -77,7 +77,7 @@ class _Given:
 class _Energy(nn.Module):
     """A small network on waves of learnt frequencies, plus the energy of a wide Gaussian.
 
-    With that Gaussian every density that the network can express has a finite normaliser.
+    With that Gaussian every density that the network can express has a finite normalizer.
     """
 
     def __init__(self, setting: Setting) -> None:

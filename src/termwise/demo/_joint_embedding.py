@@ -49,10 +49,10 @@ Step = Callable[[Tensor], Terms]
 
 
 class Network(vicreg.Network):
-    """The encoder of VICReg's run, with batch normalisation and a bias in its expander.
+    """The encoder of VICReg's run, with batch normalization and a bias in its expander.
 
     LeJEPA and DINO learn more with it. Without a bias, what collapses to zero would be pulled apart
-    again where embeddings are normalised.
+    again where embeddings are normalized.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -498,7 +498,7 @@ class _Digits:
 
     @torch.no_grad()
     def rank(self, network: Network, setting: Setting) -> float:
-        """Return (sum of lambda)^2 / (sum of lambda^2) of the normalised embeddings' moments.
+        """Return (sum of lambda)^2 / (sum of lambda^2) of the normalized embeddings' moments.
 
         Of second moments about zero, not about the mean: embeddings at one point have rank 1 too.
         """

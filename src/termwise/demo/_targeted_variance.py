@@ -145,12 +145,12 @@ class _Training:
         def step_terms() -> NextCharacterTerms:
             starts = torch.randint(len(text.kept) - _CONTEXT, (_BATCH,), generator=generator)
             cross_entropy = model.cross_entropy(_windows(text.kept, starts).to(setting.device))
-            regulariser = loss_fn(model.embedding.weight)
+            regularizer = loss_fn(model.embedding.weight)
             return NextCharacterTerms(
-                loss=cross_entropy + regulariser.loss,
+                loss=cross_entropy + regularizer.loss,
                 cross_entropy=cross_entropy,
-                squared_error=regulariser.squared_error,
-                variance=regulariser.variance,
+                squared_error=regularizer.squared_error,
+                variance=regularizer.variance,
             )
 
         def variance() -> float:

@@ -95,7 +95,7 @@ RUN = Run(
 class Network(nn.Module):
     """A convolutional encoder and, as in VICReg, an expander whose output only the loss uses.
 
-    It normalises within a sample: with batch normalisation an embedding would depend on which
+    It normalizes within a sample: with batch normalization an embedding would depend on which
     samples are on the same rank.
     """
 
@@ -211,7 +211,7 @@ def probe(
     seen = features[kept]
     features = (features - seen.mean(0)) / (seen - seen.mean(0)).std()
     accuracies: list[float] = []
-    # One thread: for fits as small as these, starting more costs several times what they take.
+    # One thread: for fits this small, starting more threads takes several times as long.
     with importlib.import_module("threadpoolctl").threadpool_limits(1, user_api="blas"):
         for rows in labelled(digits, kept, setting):
             regression = _sklearn("linear_model").LogisticRegression(max_iter=2000)

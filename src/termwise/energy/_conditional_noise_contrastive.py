@@ -1,4 +1,4 @@
-"""Conditional noise-contrastive estimation: tell each row of data from its own disturbed copy."""
+"""Conditional noise-contrastive estimation: distinguish each row of data from its noisy copies."""
 
 import dataclasses
 
@@ -24,10 +24,10 @@ class ConditionalNoiseContrastiveTerms(Terms):
     loss: Float[Tensor, ""]
     """2 * classification."""
     classification: Float[Tensor, ""]
-    """-log of the probability that the pair is the right way round, mean over noises and weighted
-    mean over rows; nats."""
+    """-log of the probability that the data row of a pair is classified as data, mean over noises
+    and weighted mean over rows; nats."""
     accuracy: Float[Tensor, ""]
-    """Share of pairs found the right way round, a tie as half, weighted like the loss; detached."""
+    """Fraction of pairs classified correctly, ties as half, weighted as the loss; detached."""
     log_odds: Float[Tensor, ""]
     """G, mean over noises and weighted mean over rows; detached."""
 
@@ -44,26 +44,26 @@ def conditional_noise_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ConditionalNoiseContrastiveTerms:
-    r"""Classify which of two rows is data and which was made from it.
+    r"""Classify which of two rows is data and which is a noisy copy of it.
 
     $$G(x, y) = E(y) - E(x) + \log\, p(y \mid x) - \log\, p(x \mid y), \qquad
     \mathrm{loss} = 2 \sum_i w_i \frac{1}{K} \sum_{k=1}^{K} \log(1 + e^{-G(x_i, y_{ki})})$$
 
     over the rows of data x, whose weights w sum to 1, and K noises y drawn from p(y | x) for each.
-    log Z cancels, and so does p where it is symmetric, as x + eps * normal is. The true density is
-    stationary, whatever p is. The loss is 2 log 2 at y = x, and for small symmetric noise
-    2 log 2 + eps^2 / 2 times that of score matching.
+    log Z cancels, and so does p if it is symmetric, as for x + eps * normal noise. The true density
+    is stationary for any p. The loss is 2 log 2 at y = x, and for small symmetric noise it is 2 log
+    2 + eps^2 / 2 times that of score matching.
 
     Args:
-        energy: returns the energy of each row. It is called K + 1 times: on x, then on each of the
-            noises, so that what it closes over lines up with x every time.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        energy: returns the energy of each row. It is called K + 1 times, on x and on each of the
+            noises, always with the rows in the order of x.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         noise (Float[Tensor, "noises batch *event"]): samples of p(y | x), K for each row of x.
-        log_forward (Float[Tensor, "noises batch"] | None): log p(y | x) of each. None, of both: p
-            is symmetric.
+        log_forward (Float[Tensor, "noises batch"] | None): log p(y | x) of each. If this and
+            log_backward are None, p is symmetric.
         log_backward (Float[Tensor, "noises batch"] | None): log p(x | y) of each.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -72,14 +72,14 @@ def conditional_noise_contrastive_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 4 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: no noise, one of log_forward and log_backward without the other, or the energy
-            has batch normalisation in training mode.
+            has batch normalization in training mode.
 
     References:
         Ceylan, Gutmann, Conditional Noise-Contrastive Estimation of Unnormalised Models (ICML

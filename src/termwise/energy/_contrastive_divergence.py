@@ -1,4 +1,4 @@
-"""Contrastive divergence: maximum likelihood whose negatives are short chains of a sampler."""
+"""Contrastive divergence: maximum likelihood with negatives from short chains of a sampler."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from ._parameter_penalty import Regularization, parameter_penalty
 Sampler: TypeAlias = Callable[
     [Energy, Float[Tensor, "batch *event"]], Float[Tensor, "negatives *event"]
 ]
-"""Moves rows of data toward samples of an energy's model. Any callable of the two."""
+"""A callable of an energy and rows of data that moves the rows toward samples of the model."""
 
 
 @terms
@@ -37,15 +37,15 @@ class ContrastiveDivergenceTerms(Terms):
     energy_model: Float[Tensor, ""]
     """Energy of the negatives, mean over rows."""
     gap: Float[Tensor, ""]
-    """energy_data - energy_model, near 0 once the chains stay where the data are; detached."""
+    """energy_data - energy_model; near 0 once the chains stay near the data; detached."""
     regularization: Float[Tensor, ""]
-    """Sum of |parameter| or of its square over the parameters given; 0 where none were."""
+    """Sum of |parameter| or of its square over `parameters`; 0 without regularization."""
     energy_squares: Float[Tensor, ""]
     """Square of the energy of the data, weighted mean over rows, plus that of the negatives, mean
     over rows."""
     negatives: Float[Tensor, "negatives *event"]
-    """Float[Tensor, "negatives *event"]: where the chains ended, on this rank; detached. Not among
-    the metrics."""
+    """Float[Tensor, "negatives *event"]: the last samples of this rank's chains; detached. Not
+    among the metrics."""
 
 
 @contract
@@ -68,60 +68,60 @@ def contrastive_divergence_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ContrastiveDivergenceTerms:
-    r"""Lower the energy of data, raise it where chains that start at the data have moved to.
+    r"""Lower the energy of data and raise that of chains that start at the data.
 
     $$\mathrm{loss} = \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j)
     + \beta \Big( \sum_i w_i E(x_i)^2 + \frac{1}{m} \sum_j E(y_j)^2 \Big) + \lambda R$$
 
-    over the rows of data x, whose weights w sum to 1, and m negatives y, the sampler's chains. The
-    dependence of y on the parameters is left out, as Hinton does;
-    [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term] is that rest.
-    With alpha = 1, beta = lambda = 0 and chains that leave p as it is, the true model is
-    stationary, however short they are. The value of the loss is the gap of the energies, unchanged
-    by a constant added to E: it does not say how good the model is.
+    over the rows of data x, whose weights w sum to 1, and m negatives y, the sampler's chains. As
+    in Hinton's paper, y is treated as independent of the parameters;
+    [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term] is the part
+    of the gradient that this omits. With alpha = 1, beta = lambda = 0 and chains that leave p
+    invariant, the true model is stationary for chains of any length. The value of the loss is the
+    difference of the energies, and does not measure the quality of the model.
 
     Args:
-        energy: returns the energy of each row. Called twice, on x and on the negatives, besides
-            what the sampler does: `steps` gradients by default.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        negatives (Float[Tensor, "negatives *event"] | None): what the sampler would give, in any
-            number of rows; then nothing is sampled. Detached.
-        sampler: called as sampler(energy, x), without grad mode, which it may turn on inside to
-            differentiate (`langevin` does). It must leave x as it is. None:
+        energy: returns the energy of each row. Called on x, on the negatives, and by the sampler,
+            which by default computes `steps` gradients.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        negatives (Float[Tensor, "negatives *event"] | None): samples to use instead of the
+            sampler's, with any number of rows; detached.
+        sampler: called as sampler(energy, x) under `torch.no_grad()`; it may enable gradients
+            inside, as `langevin` does. It must not modify x. None:
             [`langevin`][termwise.energy.langevin], unadjusted, with the next four arguments, which
-            another sampler does not get.
-        steps: moves of each chain, the k of CD-k.
-        step_size: of a move, for data scaled to about 1.
-        noise_scale: of a move. None: sqrt(2 * step_size).
-        generator: what draws the moves; give each rank its own. None: the default generator of x's
-            device.
-        negative_weight: alpha. Only at 1 is the true model stationary: any other weight is biased,
-            below 1 toward energies that fall without bound.
-        energy_square_weight: beta, which keeps the constant in E from drifting and biases the
-            model. 0: the squares are reported, not added.
+            are not passed to another sampler.
+        steps: number of steps of each chain, the k of CD-k.
+        step_size: size of a step, for data scaled to about 1.
+        noise_scale: standard deviation of the noise of a step. None: sqrt(2 * step_size).
+        generator: generator for the steps; pass a different one on each rank. None: the default
+            generator of x's device.
+        negative_weight: alpha. The true model is stationary only for 1; any other weight is biased,
+            and below 1 energies may decrease without bound.
+        energy_square_weight: beta, which prevents a drift of the additive constant of E, and biases
+            the model. 0: the squares are computed but not added.
         regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
         regularization_weight: lambda.
-        parameters: what R is taken over, such as `list(model.parameters())`.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal. Chains that start at the rows do not inherit them: weigh by resampling x instead,
-            where the two must match.
+        parameters: tensors to regularize, such as `list(model.parameters())`.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights. They do not apply to the chains that start at the rows: if
+            both must match, resample x instead.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank but for `negatives`. Without a row of either
+        The terms of all rows, the same on every rank except `negatives`. Without a row of either
         kind they are NaN. Gradient: combined over ranks as `grad_reduction` says, it is the
-        gradient of one process that holds all rows. Sent by each rank: one sum of 6 float64
-        elements. Does not synchronize with the device. Autocast is off inside, for the energy and
-        the sampler too unless they enter autocast themselves.
+        gradient of one process that holds all rows. Each rank sends one sum of 6 float64 elements.
+        Does not synchronize with the device. Autocast is disabled inside, also for the energy and
+        the sampler unless they enable it themselves.
 
     Raises:
         ContractError: shapes or dtypes do not fit, the energy does not return one floating number
             for each row, or the sampler returns another event than x's.
         ValueError: negatives and a sampler, regularization without parameters, what `langevin`
-            refuses, or the energy has batch normalisation in training mode.
+            refuses, or the energy has batch normalization in training mode.
 
     References:
         Hinton, Training Products of Experts by Minimizing Contrastive Divergence (2002),
@@ -130,8 +130,8 @@ def contrastive_divergence_loss(
         https://doi.org/10.1145/1390156.1390290, for chains that persist, here a
         [`ReplayBuffer`][termwise.energy.ReplayBuffer]; Du, Mordatch, Implicit Generation and
         Modeling with Energy-Based Models (2019), https://arxiv.org/abs/1903.08689, for the squares.
-        TorchEBM (https://github.com/soran-ghaderi/torchebm) adds the squares by default, at 0.001,
-        and puts 0.1 in place of a loss that is not finite: here it stays not finite.
+        TorchEBM (https://github.com/soran-ghaderi/torchebm) adds the squares by default, with
+        weight 0.001, and replaces a loss that is not finite by 0.1; here it stays non-finite.
 
     Examples:
         >>> import torch
@@ -145,7 +145,7 @@ def contrastive_divergence_loss(
         tensor([[0.],
                 [0.]])
 
-        Persistent chains, of which one in twenty begins anew each time:
+        Persistent chains, one in twenty of which restarts in each step:
 
         >>> fresh = lambda n, generator: torch.rand(n, 1, generator=generator)
         >>> buffer = ReplayBuffer.start(fresh, 100)
@@ -203,7 +203,7 @@ def _sampled(sampler: Sampler, energy: Energy, x: Tensor) -> Tensor:
     if not torch.compiler.is_dynamo_compiling() and (
         torch.is_inference_mode_enabled() or x.is_inference()
     ):
-        with torch.inference_mode(False):  # where a sampler can turn grad mode on
+        with torch.inference_mode(False):  # in which a sampler can enable gradients
             return _sampled(sampler, energy, x.clone())
     with torch.no_grad():
         negatives: Any = sampler(energy, x.detach())
@@ -223,7 +223,7 @@ def _sampled(sampler: Sampler, energy: Energy, x: Tensor) -> Tensor:
 class ContrastiveDivergenceLoss(LossModule):
     """[`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss] as a module.
 
-    The regularization is taken over all parameters of the energy, which must then be a module.
+    The regularization covers all parameters of the energy, which must then be a module.
 
     Examples:
         >>> import torch
@@ -249,7 +249,7 @@ class ContrastiveDivergenceLoss(LossModule):
         if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "ContrastiveDivergenceLoss needs a module to regularize, got "
-                f"{type(self.energy).__name__}: give the parameters to contrastive_divergence_loss"
+                f"{type(self.energy).__name__}: pass parameters to contrastive_divergence_loss"
             )
 
     def __call__(

@@ -1,4 +1,4 @@
-"""From a short name to a loss module."""
+"""Create a loss module from a short name."""
 
 import inspect
 from collections.abc import Callable
@@ -48,7 +48,7 @@ _GUIDE = {
     "nce": {"log_partition": "log_z", "learn_partition": "learn_log_z"},
     "ssm": {"n_projections": "projections"},
 }
-"""Keywords of TorchEBM's guide to implementing losses, and ours of the same meaning."""
+"""Keywords of TorchEBM's guide to implementing losses, and the equivalent ones here."""
 
 
 @overload
@@ -118,7 +118,7 @@ def create_loss(
 @overload
 def create_loss(name: str, energy: Energy, **hyperparameters: Any) -> nn.Module: ...
 def create_loss(name: str, energy: Energy | TimedEnergy, **hyperparameters: Any) -> nn.Module:
-    """Return the module of a loss by the short name that papers call it by.
+    """Return the module of a loss by its short name in papers.
 
     Args:
         name: "mle" (maximum likelihood), "cd" (contrastive divergence), "cd_kl_term"; "nce",
@@ -127,8 +127,8 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **hyperparameters: Any)
             finite differences); "flow_matching", "equilibrium_matching", "energy_matching";
             "energy_square" and "gradient_penalty" (penalties). Case does not matter.
         energy: returns the energy of each row; for "flow_matching" at its time, `energy(x, time)`.
-        hyperparameters: of the module. Those of TorchEBM's guide that mean the same are taken
-            too: `alpha` for `negative_weight`, `reg_strength` for `regularization_weight`,
+        hyperparameters: hyperparameters of the module. Equivalent ones of TorchEBM's guide are
+            accepted too: `alpha` for `negative_weight`, `reg_strength` for `regularization_weight`,
             `n_steps` for `steps`, `log_partition` for `log_z`, `learn_partition` for `learn_log_z`,
             `n_projections` for `projections`, and `implicit=False`, which is "sm" itself.
 
@@ -137,10 +137,10 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **hyperparameters: Any)
 
     Raises:
         ValueError: no loss has this name.
-        TypeError: the loss has no number of that name, one that it needs is not given, or one is
-            given under both names; `implicit=True`, which is another loss; a `sampler` that is an
-            object of TorchEBM's, which ours does not call.
-        ContractError: a number is not of its type.
+        TypeError: the loss has no hyperparameter of this name, a required one is missing, or one is
+            passed under both names; `implicit=True`, which is another loss; a `sampler` object of
+            TorchEBM, which ours cannot call.
+        ContractError: a hyperparameter has the wrong type.
 
     Examples:
         >>> from termwise.energy import create_loss
@@ -171,7 +171,7 @@ def create_loss(name: str, energy: Energy | TimedEnergy, **hyperparameters: Any)
 
 
 def _ours(name: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Translate the guide's keywords to ours."""
+    """Translate keywords of TorchEBM's guide to ours."""
     ours: dict[str, Any] = {}
     names = _GUIDE.get(name, {})
     for given, number in hyperparameters.items():

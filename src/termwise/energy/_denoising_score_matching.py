@@ -1,4 +1,4 @@
-"""Denoising score matching: the gradient of the energy of noisy data points at the noise."""
+"""Denoising score matching: match the gradient of the energy at noisy data to the noise."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ Weighting = Literal["none", "sigma2"]
 class DenoisingScoreMatchingTerms(Terms):
     """Terms of [`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss].
 
-    Every mean is over rows with their weights and over levels with theirs, which `weighting` sets.
+    Every mean is over rows with their weights, and over noise levels with those of `weighting`.
     """
 
     loss: Float[Tensor, ""]
@@ -45,8 +45,8 @@ class DenoisingScoreMatchingTerms(Terms):
     noise_square: Float[Tensor, ""]
     """|n|^2 / sigma^2, sum over the event, mean; no gradient to the energy. Antithetic: 0."""
     per_sigma: Float[Tensor, " levels"]
-    """Float[Tensor, " levels"]: the loss of each level of noise, its weight in it. One level where
-    each row has a sigma."""
+    """Float[Tensor, " levels"]: the loss of each noise level, including its weight; one level if
+    each row has its own sigma."""
 
 
 @contract
@@ -65,47 +65,49 @@ def denoising_score_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> DenoisingScoreMatchingTerms:
-    r"""Make the gradient of the energy at a noisy point the noise that it has, over sigma.
+    r"""Match the gradient of the energy at noisy data to the noise divided by sigma.
 
     $$\mathrm{loss} = \frac{1}{L} \sum_l \lambda_l \sum_i w_i \frac{1}{2} \left\|
     \nabla E(x_i + \sigma_l n_{il}) - \frac{n_{il}}{\sigma_l} \right\|^2$$
 
     over the rows of data x, whose weights w sum to 1, and L levels of noise; n is standard normal.
-    Its minimum is the density of the data blurred by a normal of standard deviation sigma, not that
-    of the data. With several levels an energy that does not know the level fits none of them alone.
+    Its minimum is the density of the data convolved with a normal density of standard deviation
+    sigma, not that of the data. With several levels, an energy that does not depend on the level
+    fits none of them exactly.
 
-    With `antithetic` each row is moved by n and by -n, and the part that no energy changes is left
-    out:
+    With `antithetic` each row is perturbed by n and by -n, and the part that does not depend on the
+    energy is omitted:
 
     $$\frac{1}{2} \cdot \frac{\|\nabla E(x + \sigma n)\|^2 + \|\nabla E(x - \sigma n)\|^2}{2} -
     \frac{(\nabla E(x + \sigma n) - \nabla E(x - \sigma n)) \cdot n}{2 \sigma}$$
 
-    In expectation this is the plain loss of a level less d / (2 sigma^2), so its gradient is the
-    same. As sigma falls the variance of the plain one grows with 1 / sigma^2, while that of this
-    one stays finite: its limit is sliced score matching.
+    In expectation this is the plain loss of a level minus d / (2 sigma^2), so its gradient is the
+    same. As sigma decreases, the variance of the plain loss grows as 1 / sigma^2, while that of
+    this one stays finite: its limit is sliced score matching.
 
     Args:
         energy: returns the energy of each row. It is differentiated L times, 2 L with `antithetic`,
-            each time on as many rows as x, in the order of x. One that depends on the level of each
-            row closes over it.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+            each time on as many rows as x, in the order of x. To let it depend on the level of each
+            row, pass a closure.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         sigma (float | Float[Tensor, " batch"] | Sequence[float]): standard deviation of the noise:
-            one, or one of each row (a tensor, of which the values are not looked at), or a sequence
-            of levels that every row is taken at.
-        weighting (Weighting | Float[Tensor, " n"]): lambda, "none" (1) or "sigma2" (sigma squared,
-            which makes levels alike in size), or a tensor: of each level, or of each row where
-            sigma is.
-        antithetic: take each noise with its negative.
+            one for all rows, one for each row (a tensor, whose values are not checked), or a
+            sequence of levels, each applied to every row.
+        weighting (Weighting | Float[Tensor, " n"]): lambda, "none" (1), "sigma2" (sigma squared,
+            which makes the levels similar in size), or a tensor with one weight for each level, or
+            for each row if sigma has one for each row.
+        antithetic: whether to use each noise together with its negative.
         noise (Float[Tensor, "..."] | None): n, standard normal, in the shape of x; "levels batch
-            *event" where sigma is a sequence. None: drawn.
-        generator: what draws it. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: with respect to x: "autograd", "func" (torch.func), or "auto": as needed.
+            *event" if sigma is a sequence. None: drawn.
+        generator: generator for the noise. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x: "autograd", "func" (torch.func), or
+            "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -114,16 +116,15 @@ def denoising_score_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 4 L + 1 float64 elements. Does not synchronize
-        with the device. Autocast is off inside, for the energy too unless it enters autocast
-        itself.
+        all rows. Each rank sends one sum of 4 L + 1 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: a sigma that is a number is not positive, there is no level, the noise or the
-            weighting is not in the shape that sigma asks; or the energy does not depend on its
-            input, has batch normalisation in training mode, or is under
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: a sigma that is a number is not positive, there is no level, or the shape of the
+            noise or the weighting does not match sigma; or the energy does not depend on its input,
+            has batch normalization in training mode, or is under
             DistributedDataParallel(static_graph=True).
 
     References:
@@ -256,15 +257,6 @@ def _of_level(
 class DenoisingScoreMatchingLoss(LossModule):
     """[`denoising_score_matching_loss`][termwise.energy.denoising_score_matching_loss] as a module.
 
-    Args:
-        energy: returns the energy of each row.
-        sigma: standard deviation of the noise, or several levels.
-        weighting: of the levels.
-        antithetic: take each noise with its negative.
-        higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
-
     Examples:
         >>> import torch
         >>> from termwise.energy import DenoisingScoreMatchingLoss
@@ -292,7 +284,7 @@ class DenoisingScoreMatchingLoss(LossModule):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> DenoisingScoreMatchingTerms:
-        """Compute the terms of the loss; a sigma of each row replaces the field."""
+        """Compute the terms of the loss; a sigma for each row replaces the field."""
         options = self.hyperparameters()
         if sigma is not None:
             options["sigma"] = sigma

@@ -1,4 +1,4 @@
-"""What the losses of energy-based models share: how an energy is called, differentiated, averaged.
+"""Shared code of losses for energy-based models: calling and differentiating energies.
 
 A model is a density p(x) proportional to exp(-E(x)). Rows are samples; axes of a sample are its
 event. Sums run over the event, means over rows, weighted, on all ranks of `batch_group`.
@@ -23,23 +23,23 @@ from .._numbers import lifted
 from . import _higher_order
 
 Energy: TypeAlias = Callable[[Float[Tensor, "batch *event"]], Float[Tensor, " batch"]]
-"""Returns the energy of each row. Any callable; a condition or a time is in its closure."""
+"""A callable that returns the energy of each row; pass conditions or times by a closure."""
 
 Differentiation = Literal["auto", "autograd", "func"]
 
 
 def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> Tensor:
-    """Return the energy of each row of x, " batch", in float32 at least.
+    """Return the energy of each row of x, " batch", in float32 or float64.
 
     Args:
         caller: the loss that an error names.
         energy: the model.
-        x: what it is called with, as it is.
-        argument: what the caller calls x.
+        x: the argument of the energy, passed unchanged.
+        argument: name of x in the caller.
 
     Raises:
-        ContractError: the result is not one floating number for each row. A "batch 1" energy less
-            a " batch" log-density would broadcast.
+        ContractError: the result is not one floating number for each row. An energy "batch 1" minus
+            a log-density " batch" would broadcast.
     """
     result: Any = _called(caller, energy, x)
     if (
@@ -55,7 +55,7 @@ def energies_of(caller: str, energy: Energy, x: Tensor, argument: str = "x") -> 
 
 
 def _advice(result: object, x: Tensor) -> str:
-    """Advise what to write instead of a result of another shape; empty where nothing is known."""
+    """Return what to write instead for a result of another shape, or ""."""
     if not isinstance(result, Tensor) or result.shape == x.shape[:1]:
         return ""
     one_each = result.shape[:1] == x.shape[:1] and result.numel() == x.shape[0]
@@ -79,7 +79,7 @@ def _advice(result: object, x: Tensor) -> str:
 
 
 def _called(caller: str, energy: Energy, x: Tensor) -> object:
-    if torch.compiler.is_compiling():  # a graph that breaks cannot go on inside of a try
+    if torch.compiler.is_compiling():  # a graph break inside of a try is an error
         return energy(x)
     try:
         return energy(x)
@@ -97,13 +97,13 @@ def energies_and_gradients(
     argument: str = "x",
     higher_order_safe: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the energy of each row, and its gradient with respect to x, both lifted.
+    """Return the energy of each row and its gradient with respect to x, in float32 or float64.
 
-    Without grad mode neither is in a graph. x itself is not changed, nor its `requires_grad`; where
-    it requires a gradient, it gets one.
+    Under no_grad neither is in a graph. x and its `requires_grad` are not modified; if x requires a
+    gradient, it gets one.
 
-    With `higher_order_safe` the energy runs on functions whose higher derivatives are right, for
-    what keeps the gradient in a graph and will differentiate it once more.
+    With `higher_order_safe` the energy runs with functions that have correct higher derivatives,
+    since the gradient is in a graph and is differentiated again.
     """
     if differentiation_of(differentiation) == "func":
         safe = _higher_order.higher_order_safe(higher_order_safe, order=2)
@@ -111,7 +111,7 @@ def energies_and_gradients(
             gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
     create_graph = torch.is_grad_enabled()
-    if create_graph or higher_order_safe:  # a swap does not reach into what is compiled
+    if create_graph or higher_order_safe:  # functions inside compiled code cannot be replaced
         energy = uncompiled(energy)
     order: Literal[1, 2] = 2 if create_graph else 1
     with recording(), _higher_order.higher_order_safe(higher_order_safe, order=order):
@@ -123,14 +123,14 @@ def energies_and_gradients(
 
 
 def differentiation_of(differentiation: Differentiation) -> str:
-    """Choose: Dynamo traces torch.func alone, its transforms nest in it alone, export neither."""
+    """Choose a way: Dynamo and torch.func transforms need torch.func, export needs autograd."""
     if differentiation != "auto":
         return differentiation
     return "func" if torch.compiler.is_dynamo_compiling() or transformed() else "autograd"
 
 
 def uncompiled(energy: Energy) -> Energy:
-    """Return what an energy was before `torch.compile`, which takes its second derivative away."""
+    """Return the energy without `torch.compile`, which has no second derivative."""
     for original in ("_orig_mod", "_torchdynamo_orig_callable"):
         energy = getattr(energy, original, energy)
     return energy
@@ -138,26 +138,26 @@ def uncompiled(energy: Energy) -> Energy:
 
 @contextmanager
 def recording() -> Generator[None, None, None]:
-    """Record a graph, whatever mode the caller is in."""
+    """Record a graph, even if the caller disabled gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def point_of(x: Tensor) -> Tensor:
-    """Return x as a tensor of its own to differentiate by, in x's graph where it has one."""
+    """Return a tensor to differentiate with respect to, connected to x's graph if it has one."""
     x = recordable(x)
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
 def recordable(x: Tensor) -> Tensor:
-    """Return a tensor that a graph may hold; Dynamo knows no inference tensors."""
+    """Return a tensor that a graph may save; Dynamo does not support inference tensors."""
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 def gradient_of(
     caller: str, total: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
 ) -> Tensor:
-    """Differentiate a sum of energies by the point that they were taken at."""
+    """Differentiate a sum of energies with respect to their argument."""
     gradient = None
     if total.requires_grad:
         with _higher_order.in_our_words(caller):
@@ -176,7 +176,7 @@ def gradient_function(
 
     def total(point: Tensor) -> tuple[Tensor, Tensor]:
         values = energies_of(caller, energy, point, argument)
-        # torch.func would give the gradient 0. Dynamo does not know what requires one.
+        # torch.func would return the gradient 0. Dynamo does not know which tensors require one.
         if not (values.requires_grad or torch.compiler.is_compiling()):
             raise _independent(caller, argument)
         return values.sum(), values
@@ -193,23 +193,24 @@ def _independent(caller: str, argument: str) -> ValueError:
 
 
 def anchored(per_row: Tensor, energies: Tensor) -> Tensor:
-    """Return per_row in the graph of the energies too, to which it sends zeros.
+    """Connect per_row to the graph of the energies, with a gradient of zeros.
 
-    A gradient with respect to x does not depend on the bias of an energy's last layer. Without this
-    that parameter would get no gradient at all, for which DistributedDataParallel waits for ever.
+    A gradient with respect to x does not depend on the bias of an energy's last layer. Without
+    this, that parameter would get no gradient, and DistributedDataParallel would wait for it
+    forever.
     """
     nothing = energies.masked_fill(torch.ones_like(energies, dtype=torch.bool), 0)
     return per_row + nothing.to(per_row.dtype)
 
 
 def refuse_static_graph(caller: str, energies: Tensor) -> None:
-    """Refuse DistributedDataParallel(static_graph=True), whose gradients would be wrong.
+    """Raise an error under DistributedDataParallel(static_graph=True), where gradients are wrong.
 
-    It reduces at the end of the first backward pass that it sees, which is that to x.
+    It reduces gradients at the end of the first backward pass, which is the one to x.
     """
     seen: set[Any] = set()
     front: list[Any] = [energies.grad_fn]
-    while front and len(seen) < 64:  # the sink stands at the end of the model
+    while front and len(seen) < 64:  # the sink is at the end of the model
         node = front.pop(0)
         if node is None or node in seen:
             continue
@@ -225,7 +226,7 @@ def refuse_static_graph(caller: str, energies: Tensor) -> None:
 
 
 def refuse_batch_statistics(caller: str, energy: Energy) -> None:
-    """Refuse batch normalisation in training mode, where one row's energy depends on the others."""
+    """Raise an error for batch normalization in training mode, which couples the rows."""
     for module in modules_of(energy):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
             module.training or module.running_mean is None
@@ -233,24 +234,24 @@ def refuse_batch_statistics(caller: str, energy: Energy) -> None:
             raise ValueError(
                 f"{caller} needs energies of each row alone, got {type(module).__name__} in "
                 "training mode, which couples the rows of a batch: call eval() on it, or use a "
-                "normalisation of each row"
+                "normalization of each row"
             )
 
 
 def modules_of(energy: Energy) -> Iterator[nn.Module]:
-    """Yield the modules that an energy holds, however it holds them.
+    """Yield the modules that an energy refers to.
 
-    A function holds what it closes over, its defaults and, if it is the energy itself, the globals
-    that it names; a method holds its object, and an object that can be called its attributes. In
-    collections, and in functions that are held so, they are found too.
+    A function refers to what it closes over, its defaults and, if it is the energy itself, the
+    globals that it names; a method to its object; a callable object to its attributes. Collections
+    and functions that are found in this way are searched too.
     """
-    if torch.compiler.is_compiling():  # which does not trace a look into closures
+    if torch.compiler.is_compiling():  # which cannot trace access to closures
         if isinstance(energy, nn.Module):
             yield from energy.modules()
         return
     front: list[Any] = [energy]
     seen: set[int] = set()
-    while front and len(seen) < 64:  # a model is held near; what else is held may be large
+    while front and len(seen) < 64:  # models are found at a small depth; other objects may be large
         held = front.pop(0)
         if id(held) in seen:
             continue
@@ -277,16 +278,17 @@ def _members(held: Any, named_globals: bool) -> Sequence[Any]:
         return tuple(itertools.islice(cast("Any", held).values(), 64))
     if isinstance(held, list | tuple):
         return cast("Sequence[Any]", held)[:64]
-    # What cannot be called, such as a trainer, may hold models that the energy does not use.
+    # An object that is not callable, such as a trainer, may have models that the energy does not
+    # use.
     return tuple(getattr(held, "__dict__", {}).values()) if callable(held) else ()
 
 
 def replicated(
     value: Tensor, batch_group: ProcessGroup | None, grad_reduction: GradReduction
 ) -> Tensor:
-    """Return what every rank computes alike from its own copy of the parameters, for a loss.
+    """Return a term that every rank computes from its own copy of the parameters, for a loss.
 
-    Where a trainer sums gradients, each rank sends its share of this one's.
+    If a trainer sums gradients, each rank contributes its share of the gradient.
     """
     if batch_group is None or grad_reduction == "mean":
         return value
@@ -295,7 +297,7 @@ def replicated(
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None, copies: int | None = None) -> Tensor:
-    """Draw standard normal noise for x, lifted; for several copies along a first axis."""
+    """Draw standard normal noise for x, in float32 or float64; copies are along a first axis."""
     shape = x.shape if copies is None else (copies, *x.shape)
     device = x.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, dtype=lifted(x[:0]).dtype, device=device).to(
@@ -304,9 +306,9 @@ def normal_like(x: Tensor, generator: torch.Generator | None, copies: int | None
 
 
 def displaced(x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Add in float32 at least; return the sum in x's dtype, and the displacement.
+    """Add in float32 or float64; return the sum in x's dtype, and the actual displacement.
 
-    In half precision the two differ: a small step may be rounded away.
+    In half precision the displacement differs from the step, which rounding may change.
     """
     moved = lifted(x) + displacement
     if moved.dtype == x.dtype:

@@ -1,4 +1,4 @@
-"""Energy discrepancy: data against disturbed copies of themselves, by energies alone."""
+"""Energy discrepancy: compare data with perturbed copies, without gradients of the energy."""
 
 import dataclasses
 import math
@@ -27,16 +27,16 @@ class EnergyDiscrepancyTerms(Terms):
     """Terms of [`energy_discrepancy_loss`][termwise.energy.energy_discrepancy_loss]."""
 
     loss: Float[Tensor, ""]
-    """The stabilised energy discrepancy, weighted mean over rows; nats."""
+    """The stabilized energy discrepancy, weighted mean over rows; nats."""
     gap: Float[Tensor, ""]
-    """Energy of the data less that of the copies, mean over copies and weighted mean over rows;
+    """Energy of the data minus that of the copies, mean over copies and weighted mean over rows;
     detached."""
     stabilization: Float[Tensor, ""]
-    """Share of w in the sum that the log is taken of, in [0, 1], weighted mean over rows;
-    detached. Near 1 a row sends no gradient."""
+    """Fraction of w in the sum inside the log, in [0, 1], weighted mean over rows; detached. Near 1
+    a row has almost no gradient."""
     effective_copies: Float[Tensor, ""]
-    """How many of the copies have a say, (sum v)^2 / sum v^2 with v = exp(-E), weighted mean over
-    rows; detached. Near 1 the estimate of the discrepancy is poor: more copies, or a smaller t."""
+    """Effective number of copies, (sum v)^2 / sum v^2 with v = exp(-E), weighted mean over rows;
+    detached. If it is near 1 the estimate is poor: use more copies, or a smaller t."""
 
 
 @contract
@@ -53,31 +53,31 @@ def energy_discrepancy_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EnergyDiscrepancyTerms:
-    r"""Compare the energy of data with that of copies that were disturbed there and back.
+    r"""Compare the energy of data with that of copies that are perturbed twice.
 
     $$\mathrm{loss} = \sum_i w_i \log\Big( \frac{w}{M} + \frac{1}{M} \sum_{j=1}^{M}
     \exp\big( E(x_i) - E(x_i + \sqrt{t}\, \xi_i + \sqrt{t}\, \xi'_{ij}) \big) \Big)$$
 
     over the rows of data x, whose weights w_i sum to 1, and M copies of each. With many copies it
-    is E less the contrastive potential -log of exp(-E) smoothed by a normal of variance t, taken
-    where x was moved to by the same; the true density is its minimum at any t. For small t it is t
-    times score matching, for large t maximum likelihood plus a constant. No derivative with respect
-    to x.
+    is E(x) minus the contrastive potential, -log of exp(-E) convolved with a normal density of
+    variance t, at x plus noise of the same variance. The true density is its minimum for any t. For
+    small t it is t times score matching, for large t maximum likelihood plus a constant. The energy
+    is not differentiated with respect to x.
 
     Args:
-        energy: returns the energy of each row. It is called M + 1 times: on x, then on each of the
-            copies, so that what it closes over lines up with x every time.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        t: variance of each of the two disturbances, of data scaled to about 1.
-        copies: M.
-        w_stable: w, which keeps the log from 0 and copies of low energy from running off. The
-            authors' 1 biases little and vanishes with M; at 0 the loss is unbounded below for
-            finitely many copies.
+        energy: returns the energy of each row. It is called M + 1 times, on x and on each of the
+            copies, always with the rows in the order of x.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        t: variance of each of the two perturbations, for data scaled to about 1.
+        copies: M, the number of copies.
+        w_stable: w, which bounds the log from below, so that copies of low energy cannot dominate.
+            The authors' value of 1 has a small bias that vanishes with M; with 0 the loss is
+            unbounded below for any finite number of copies.
         noise (Float[Tensor, "draws batch *event"] | None): standard normal, M + 1 for each row:
-            first xi, which all copies of a row share, then xi' of each copy. None: drawn.
-        generator: what draws it. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+            first xi, which all copies of a row share, then xi' for each copy. None: drawn.
+        generator: generator for the noise. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -86,14 +86,14 @@ def energy_discrepancy_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: t is not positive, w_stable is negative, copies is under 1, or the noise is not
-            that of copies + 1 draws; or the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: t is not positive, w_stable is negative, copies is below 1, or the noise does
+            not have copies + 1 draws; or the energy has batch normalization in training mode.
 
     References:
         Schroder et al., Energy Discrepancies: A Score-Independent Loss for Energy-Based Models

@@ -1,4 +1,4 @@
-"""Energy matching: one potential that carries noise to data, and whose equilibrium is the data."""
+"""Energy matching: one potential transports noise to data and has the data as its equilibrium."""
 
 import dataclasses
 
@@ -31,10 +31,10 @@ class EnergyMatchingTerms(Terms):
     loss: Float[Tensor, ""]
     """flow + contrastive_weight * contrast."""
     flow: Float[Tensor, ""]
-    """Faded square of (-gradient - path velocity), sum over the event and weighted mean over
+    """Square of (-gradient - path velocity) times g(t), sum over the event and weighted mean over
     rows."""
     contrast: Float[Tensor, ""]
-    """Energy of the data less that of the negatives, means over rows; 0 without negatives."""
+    """Energy of the data minus that of the negatives, means over rows; 0 without negatives."""
 
 
 @contract
@@ -53,7 +53,7 @@ def energy_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EnergyMatchingTerms:
-    r"""Match the flow far from data with an energy whose Boltzmann density matches it near them.
+    r"""Match a flow far from the data, and the density of the data near them, with one energy.
 
     $$x_t = (1 - t)\, x_0 + t\, x_1, \qquad
     \mathrm{flow} = \sum_i w_i\, g(t)\, \| -\nabla E(x_t) - (x_1 - x_0) \|^2$$
@@ -61,30 +61,32 @@ def energy_matching_loss(
     $$\mathrm{contrast} = \sum_i w_i E(x_1) - \frac{1}{m} \sum_j E(y_j)$$
 
     over pairs of rows, whose weights w sum to 1, with g(t) = min(1, (1 - t) / (1 - a)), and m
-    negatives y of the density exp(-E / epsilon) at a temperature epsilon. The energy does not see
-    t. Train first without negatives: descending E then carries noise to data. Go on with them,
-    found by Langevin steps at that temperature from data or at the end of that way: the contrast's
-    gradient is epsilon times that of the negative log-likelihood, and 1 / epsilon of
-    `contrastive_weight` undoes it. The two terms share no exact optimum.
+    negatives y from the density exp(-E / epsilon) at a temperature epsilon. The energy does not
+    depend on t. First train without negatives: descending E then transports noise to data. Then add
+    negatives, from Langevin steps at that temperature that start at data or at transported noise.
+    The gradient of the contrast is epsilon times that of the negative log-likelihood; a
+    `contrastive_weight` of 1 / epsilon compensates for it. The two terms do not have a common
+    optimum.
 
     Args:
-        energy: returns the energy of each row. Called on x_t, and where there are negatives on x1
-            and on them.
+        energy: returns the energy of each row. Called on x_t and, with negatives, on x1 and on
+            these.
         x0 (Float[Tensor, "batch *event"]): noise, paired with x1 by optimal transport over the
             batch in the paper.
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row, 0 at the noise and 1 at the data.
         negatives (Float[Tensor, "negatives *event"] | None): samples of exp(-E / epsilon), in any
-            number. Detached. None: the flow alone.
-        contrastive_weight: of the contrast.
-        cutoff: a, from where the flow's share fades. 1: nowhere.
-        weights (Float[Tensor, " batch"] | None): of the rows, for both terms, normalised over all
-            ranks. None: equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+            number; detached. None: only the flow.
+        contrastive_weight: weight of the contrast.
+        cutoff: a, the time after which the weight of the flow decreases. 1: never.
+        weights (Float[Tensor, " batch"] | None): weights of the rows, for both terms, normalized
+            over all ranks. None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x_t: "autograd", "func" (torch.func),
+            or "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -93,25 +95,25 @@ def energy_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of any kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: one sum of 2 float64 elements, of 5 with negatives,
-        which all ranks have or none. Does not synchronize with the device. Autocast is off inside,
-        for the energy too unless it enters autocast itself.
+        that holds all rows. Each rank sends one sum of 2 float64 elements, of 5 with negatives,
+        which all ranks have or none. Does not synchronize with the device. Autocast is disabled
+        inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on its input, has batch normalisation in training
-            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in
-            [0, 1].
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on its input, has batch normalization in training
+            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in [0,
+            1].
 
     References:
         Balcerak et al., Energy Matching: Unifying Flow Matching and Energy-Based Models for
         Generative Modeling (NeurIPS 2025), https://arxiv.org/abs/2504.10612. The authors' code
-        (https://github.com/m1balcerak/EnergyMatching) takes the mean over the event where this is
-        the sum, so that its lambda_cd is this weight over the number of elements. It also drops
+        (https://github.com/m1balcerak/EnergyMatching) uses the mean over the event instead of the
+        sum, so that its lambda_cd is this weight divided by the number of elements. It also drops
         the tenth of the negatives of highest energy and keeps lambda_cd times the contrast above
-        -0.02; neither is here, for both move the optimum. Its smoothing of x_t by noise is the same
-        noise added to x0 and x1.
+        -0.02; this loss does neither, since both change the optimum. Its noise on x_t is equivalent
+        to the same noise added to x0 and x1.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Equilibrium matching: a gradient that leads from any noise level to data, and rests there."""
+"""Equilibrium matching: a gradient field that leads from noise to data and vanishes there."""
 
 import dataclasses
 
@@ -51,14 +51,14 @@ def equilibrium_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EquilibriumMatchingTerms:
-    r"""Make an energy's gradient point from data to noise, and fade to 0 at the data.
+    r"""Make an energy's gradient point from data to noise, and decrease to 0 at the data.
 
     $$x_t = (1 - t)\, x_0 + t\, x_1, \quad
     c(t) = \lambda \min\Big(1, \frac{1 - t}{1 - a}\Big), \quad
     \mathrm{loss} = \sum_i w_i \left\| \nabla E(x_t) - c(t)\, (x_0 - x_1) \right\|^2$$
 
-    over pairs of rows, whose weights w sum to 1. The energy does not see t: descending it from
-    noise, with any optimizer, leads to data. It is a landscape for sampling: exp(-E) is not the
+    over pairs of rows, whose weights w sum to 1. The energy does not depend on t: descending it
+    from noise, with any optimizer, leads to data. It serves for sampling only: exp(-E) is not the
     density of the data. The square is not halved.
 
     Args:
@@ -67,15 +67,17 @@ def equilibrium_matching_loss(
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row (the paper's gamma), 0 at the noise and 1 at
             the data.
-        cutoff: a, from where the gradient fades: 0.8 in the authors' code; 0: at once.
+        cutoff: a, the time after which the gradient decreases; 0.8 in the authors' code; 0: from
+            the start.
         multiplier: lambda, the length of the gradient before that; 4 in the authors' code.
-        weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
-            equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        weights (Float[Tensor, " batch"] | None): weights of the rows, normalized over all ranks.
+            None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x_t: "autograd", "func" (torch.func),
+            or "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -84,22 +86,22 @@ def equilibrium_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on its input, has batch normalisation in training
-            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in
-            [0, 1).
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on its input, has batch normalization in training
+            mode, or is under DistributedDataParallel(static_graph=True); or cutoff is not in [0,
+            1).
 
     References:
         Wang, Du, Equilibrium Matching: Generative Modeling with Implicit Energy-Based Models
-        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. The sign is
-        an energy's, as in TorchEBM: a sampler descends the gradient of E. The authors' code
-        (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and takes the
-        mean over the event where this is the sum. Their dispersive regularizer is left to the user.
+        (2025), https://arxiv.org/abs/2510.02300, its explicit-energy form. The sign is an energy's,
+        as in TorchEBM: a sampler descends the gradient of E. The authors' code
+        (https://github.com/raywang4/EqM) learns the opposite field and ascends it, and uses the
+        mean over the event instead of the sum. Their dispersive regularizer is not included.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What is known of energies whose derivatives do not go forward: their warning, and their cause."""
+"""Remember energies that need reverse mode, and warn about the cause."""
 
 import contextlib
 import functools
@@ -15,21 +15,21 @@ from ._energies import Energy, modules_of
 from ._forward_laplacian import NoCarrierError, saved_tensors_hooks
 
 _warned: set[Any] = set()
-"""Energies, as `_identity` has them, that a warning was given for."""
+"""Energies, by `_identity`, that were warned about."""
 
 _failed: set[Any] = set()
-"""Energies, with all that the outcome of an attempt depends on, that went backward in the end."""
+"""Energies that needed reverse mode, with all that this depends on."""
 
 _MOST = 1000
-"""Energies to remember: one that is an object made anew at each step must not fill the memory."""
+"""Maximum number of energies to remember, since an energy may be a new object in each step."""
 
 
 class Attempt:
-    """An attempt to differentiate an energy forward, which is not repeated where it has failed.
+    """An attempt to differentiate an energy in forward mode, which is not repeated after a failure.
 
-    What failed is known by the energy, the modes of its modules, the dtype and the event of x, the
-    options, and the modes of the call (saved-tensor hooks, anomaly mode, transforms): where one of
-    them differs, forward is tried again. Of the batch it matters only whether it has several rows.
+    A failure is identified by the energy, the modes of its modules, the dtype and the event of x,
+    the options, and the modes of the call (saved-tensor hooks, anomaly mode, transforms). If one of
+    these differs, forward mode is tried again. The batch size only matters if it is 1.
     """
 
     def __init__(self, caller: str, energy: Energy, x: Tensor, way: str, *options: object) -> None:
@@ -37,7 +37,7 @@ class Attempt:
 
     @functools.cached_property
     def key(self) -> tuple[object, ...]:
-        """What the outcome depends on."""
+        """Return what the outcome depends on."""
         x = self.x
         return (
             _identity(self.energy),
@@ -48,7 +48,7 @@ class Attempt:
         )
 
     def has_failed(self) -> bool:
-        """Whether the same was tried before, and failed."""
+        """Whether the same attempt failed before."""
         return bool(_failed) and self.key in _failed
 
     def remember(self) -> None:
@@ -56,10 +56,10 @@ class Attempt:
         _room(_failed).add(self.key)
 
     def fail(self, problem: Exception) -> None:
-        """Remember that this failed and that backward worked; warn, once for each energy."""
+        """Remember that this failed and that reverse mode worked; warn once for each energy."""
         if isinstance(problem, NoCarrierError):
             return
-        if not isinstance(problem, torch.OutOfMemoryError):  # which another time does not happen
+        if not isinstance(problem, torch.OutOfMemoryError):  # which may not happen the next time
             self.remember()
         if self.key[0] in _warned:
             return
@@ -75,17 +75,18 @@ class Attempt:
 
 
 def _room(memory: set[Any]) -> set[Any]:
-    """Return a memory that has room for one more."""
+    """Return the set with room for one more entry."""
     if len(memory) >= _MOST:
         memory.clear()
     return memory
 
 
 def touch_saved_tensors(results: Iterable[Tensor]) -> None:
-    """Read what a graph has saved, which raises where a backward pass through it would.
+    """Read the saved tensors of a graph, which raises the errors of a backward pass.
 
     In PyTorch 2.13 the derivative of a norm (so of cdist, std, normalize) by a tangent that is
-    batched writes to a tensor that it has saved: the values are right, and `backward` raises.
+    batched writes to a tensor that it has saved: the values are correct, but `backward` raises an
+    error.
     """
     front: list[Any] = [result.grad_fn for result in results]
     seen: set[Any] = {None}
@@ -101,10 +102,10 @@ def touch_saved_tensors(results: Iterable[Tensor]) -> None:
 
 
 def _identity(energy: Any, depth: int = 3) -> Any:
-    """Return what an energy is known by.
+    """Return an identity of an energy.
 
-    A function is known by its code and by the functions and objects that it calls: a closure over
-    a model is made anew at every step.
+    A function is identified by its code and by the functions and objects that it calls, since a
+    closure over a model may be a new object in every step.
     """
     code = getattr(energy, "__code__", None)
     if code is None and not isinstance(cast("object", energy), functools.partial):
@@ -116,7 +117,7 @@ def _identity(energy: Any, depth: int = 3) -> Any:
             return id(energy)
     held: list[object] = [getattr(energy, "func", None), getattr(energy, "__self__", None)]
     for cell in getattr(energy, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # not yet filled
+        with contextlib.suppress(ValueError):  # an empty cell
             held.append(cell.cell_contents)
     parts = [_identity(part, depth - 1) for part in held if callable(part)] if depth else []
     return code, *parts

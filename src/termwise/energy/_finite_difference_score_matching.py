@@ -53,29 +53,29 @@ def finite_difference_score_matching_loss(
     \frac{E(x_i + \epsilon v_{ik}) - E(x_i - \epsilon v_{ik})}{2 \epsilon} \Big)^2 -
     \frac{E(x_i + \epsilon v_{ik}) + E(x_i - \epsilon v_{ik}) - 2 E(x_i)}{\epsilon^2}$$
 
-    over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I. For
-    a quadratic energy it is the sliced score matching loss without variance reduction exactly, for
+    over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I. For a
+    quadratic energy it is the sliced score matching loss without variance reduction exactly, for
     others up to terms in step^2. The energy is only called, never differentiated with respect to x:
-    it may be compiled, sharded, under DistributedDataParallel in any form, or not smooth to second
-    order.
+    it may be compiled, sharded, under DistributedDataParallel with any options, or not twice
+    differentiable.
 
     Args:
-        energy: returns the energy of each row, the same whenever it is called: dropout in training
-            mode breaks the differences, by noise of the order of its own over step^2. It is called
-            2 K + 1 times, each time on as many rows as x.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        energy: returns the energy of each row, the same in every call: dropout in training mode
+            makes the differences meaningless, with noise of its own size divided by step^2. It is
+            called 2 K + 1 times, each time on as many rows as x.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
             float32 or float64.
-        step: epsilon, along directions of length sqrt(d), of data scaled to about 1. The formula
-            errs by step^2, rounding by about 1e-7 |E| / step^2 in float32. Measured on a network
-            of two hidden layers, the gradient is off by 0.5% at 0.2, 0.04% at 0.05, 0.1% at 0.02
-            and 40% at 0.001 in float32; in float64 by 2e-7 at 0.001.
-        projections (int | Float[Tensor, "projections batch *event"]): K, drawn for each row, or the
-            directions themselves.
-        distribution: of what is drawn: "rademacher" (signs, the least variance of the curvature),
-            "sphere" (of radius sqrt(d)) or "gaussian".
-        generator: what draws. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        step: epsilon, along directions of length sqrt(d), for data scaled to about 1. The formula
+            has an error of order step^2, and rounding one of about 1e-7 |E| / step^2 in float32.
+            For a network with two hidden layers, the measured error of the gradient is 0.5% at 0.2,
+            0.04% at 0.05, 0.1% at 0.02 and 40% at 0.001 in float32, and 2e-7 at 0.001 in float64.
+        projections (int | Float[Tensor, "projections batch *event"]): K, the number of directions
+            to draw for each row, or the directions.
+        distribution: distribution of the directions: "rademacher" (signs, the least variance of the
+            curvature), "sphere" (of radius sqrt(d)) or "gaussian".
+        generator: generator for the draws. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -84,21 +84,21 @@ def finite_difference_score_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: step is not positive, there is no projection, x is in half precision (whose
-            second differences are noise), or the energy has batch normalisation in training mode.
+            second differences are noise), or the energy has batch normalization in training mode.
 
     References:
         Pang et al., Efficient Learning of Generative Models via Finite-Difference Score Matching
         (NeurIPS 2020), https://arxiv.org/abs/2007.03317. There a direction is epsilon long in
-        whole, whatever d: their epsilon is sqrt(d) of ours, and their loss, as in
-        https://github.com/taufikxu/FD-ScoreMatching, is this one divided by d. We keep the scale
-        of score matching.
+        whole, for any d: their epsilon is sqrt(d) of ours, and their loss, as in
+        https://github.com/taufikxu/FD-ScoreMatching, is this one divided by d. We use the scale of
+        score matching.
 
     Examples:
         >>> import torch
@@ -173,7 +173,7 @@ class FiniteDifferenceScoreMatchingLoss(LossModule):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> FiniteDifferenceScoreMatchingTerms:
-        """Compute the terms of the loss; projections that are given replace drawn ones."""
+        """Compute the terms of the loss, with these projections or new random ones."""
         options = self.hyperparameters()
         if projections is not None:
             options["projections"] = projections

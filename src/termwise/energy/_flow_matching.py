@@ -1,4 +1,4 @@
-"""Flow matching by an energy: its descent is the velocity that carries noise to data."""
+"""Flow matching with an energy: its negative gradient is the velocity from noise to data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ._paths import squares, straight_path
 TimedEnergy: TypeAlias = Callable[
     [Float[Tensor, "batch *event"], Float[Tensor, " batch"]], Float[Tensor, " batch"]
 ]
-"""Returns the energy of each row at its time."""
+"""A callable that returns the energy of each row at its time."""
 
 
 @terms
@@ -58,29 +58,31 @@ def flow_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> FlowMatchingTerms:
-    r"""Make the descent of an energy the velocity of straight paths from noise to data.
+    r"""Match the negative gradient of an energy to the velocity of paths from noise to data.
 
     $$x_t = (1 - (1 - \sigma)\, t)\, x_0 + t\, x_1, \qquad
     \mathrm{loss} = \sum_i w_i \left\| -\nabla E(x_{t}) - (x_1 - (1 - \sigma)\, x_0) \right\|^2$$
 
     over pairs of rows, whose weights w sum to 1. Its optimum is the mean velocity of the paths that
-    pass through a point at a time, or the gradient field nearest to it: for independent normal
-    noise the two are the same, for other pairs need not be. The square is not halved.
+    pass through a point at a time, or the gradient field nearest to it. For independent normal
+    noise both are the same; for other pairs they may differ. The square is not halved.
 
     Args:
-        energy: returns the energy of each row of x_t. One that depends on time closes over it:
-            `lambda x: model(x, time)`. Called once.
+        energy: returns the energy of each row of x_t. Called once. If it depends on time, pass a
+            closure: `lambda x: model(x, time)`.
         x0 (Float[Tensor, "batch *event"]): noise.
         x1 (Float[Tensor, "batch *event"]): data.
         time (Float[Tensor, " batch"]): t of each row, 0 at the noise and 1 at the data.
-        sigma_min: sigma, the spread of a path's end around its row of data, for standard normal x0.
-        weights (Float[Tensor, " batch"] | None): of the rows, normalised over all ranks. None:
-            equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: by x_t, with "autograd", with "func" (torch.func), or as the caller needs.
+        sigma_min: sigma, the standard deviation of a path's end around its row of data, for
+            standard normal x0.
+        weights (Float[Tensor, " batch"] | None): weights of the rows, normalized over all ranks.
+            None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x_t: "autograd", "func" (torch.func),
+            or "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -89,21 +91,21 @@ def flow_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 5 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 5 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on its input, has batch normalisation in training
-            mode, or is under DistributedDataParallel(static_graph=True); or sigma_min is not in
-            [0, 1].
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on its input, has batch normalization in training
+            mode, or is under DistributedDataParallel(static_graph=True); or sigma_min is not in [0,
+            1].
 
     References:
         Lipman et al., Flow Matching for Generative Modeling (ICLR 2023),
         https://arxiv.org/abs/2210.02747, the optimal-transport path; Liu, Gong, Liu, Flow Straight
         and Fast (ICLR 2023), https://arxiv.org/abs/2209.03003, which is sigma_min = 0. Code often
-        takes the mean over the event where the papers have this norm.
+        uses the mean over the event instead of the papers' squared norm.
 
     Examples:
         >>> import torch
@@ -137,13 +139,6 @@ def flow_matching_loss(
 class FlowMatchingLoss(LossModule):
     """[`flow_matching_loss`][termwise.energy.flow_matching_loss] of an energy that is given time.
 
-    Args:
-        energy: returns the energy of each row at its time, `energy(x, time)`.
-        sigma_min: the spread of a path's end around its row of data.
-        higher_order_safe: swap functions without right higher derivatives.
-        grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            Without a group it has no effect.
-
     Examples:
         >>> import torch
         >>> from termwise.energy import FlowMatchingLoss
@@ -175,7 +170,7 @@ class FlowMatchingLoss(LossModule):
         batch_group: ProcessGroup | None = None,
     ) -> FlowMatchingTerms:
         """Compute the terms of the loss."""
-        # What the function sees is a closure, which would hide that a model is compiled.
+        # The function gets a closure, which would hide that the model is compiled.
         model = cast("TimedEnergy", uncompiled(cast("Energy", self.energy)))
         return flow_matching_loss(
             lambda x: model(x, time),

@@ -1,20 +1,19 @@
-"""The forward Laplacian: one pass that carries a value, its Jacobian and its Laplacian.
+"""The forward Laplacian: propagate a value, its Jacobian and its Laplacian in one pass.
 
-For z a function of x, a `Carrier` holds z, J = dz/dx and L = sum_d d2z/dx_d2. Each torch function
-that the energy calls takes carriers to carriers:
+For z a function of x, a `Carrier` holds z, J = dz/dx and L = sum_d d2z/dx_d2. Each PyTorch function
+that the energy calls maps carriers to carriers:
 
     linear f      f(z),  f(J),               f(L)
     elementwise f f(z),  f'(z) J,            f'(z) L + f''(z) sum_d J_d^2
     bilinear f    f(a, b), f(Ja, b) + f(a, Jb), f(La, b) + f(a, Lb) + 2 sum_d f(Ja_d, Jb_d)
 
-The rows of a batch do not depend on each other, so one Jacobian axis does for all of them. What is
-large is J: an axis of directions before those of z. It is kept as `scale * base`, so that an
-elementwise function multiplies the small scale and leaves the large base alone, and as long as it
-is the same in all rows (the weight of a first linear layer) it is a view of one row.
+The rows of a batch do not depend on each other, so one Jacobian axis suffices for all of them. The
+largest tensor is J, which has an axis of directions before those of z. It is stored as `scale *
+base`, so that an elementwise function multiplies only the small scale. As long as base is the same
+in all rows (the weight of a first linear layer), it is a view of one row.
 
-`RULES` has a rule for each function of torch, by the function itself. A test compares every one of
-them with reverse mode. What is not there, and what a rule cannot do, raises: the losses then
-differentiate backward.
+`RULES` maps PyTorch functions to their rules. A test compares each rule with reverse mode. A
+missing or unsupported rule raises an error, and the losses then use reverse mode.
 
 Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
 Laplacian, Nature Machine Intelligence 6 (2024), https://arxiv.org/abs/2307.08214.
@@ -40,11 +39,11 @@ from ._row_space import Directions, once
 
 
 class UnknownFunctionError(NotImplementedError):
-    """The energy calls what carriers have no rule for."""
+    """The energy calls a function without a rule for carriers."""
 
 
 class NoCarrierError(NotImplementedError):
-    """The energy does not give a carrier: there is no x, or the result does not depend on it."""
+    """The energy does not return a carrier: the result does not depend on x."""
 
 
 def carried(x: Tensor, directions: Tensor | Directions, create_graph: bool) -> "Carrier":
@@ -52,13 +51,13 @@ def carried(x: Tensor, directions: Tensor | Directions, create_graph: bool) -> "
 
     Args:
         x: "batch *event".
-        directions: what the Jacobian of x with respect to itself is made of, such as rows of the
-            identity: "directions *event" for all rows, or "directions batch *event". `Directions`
-            are chosen at the first use of x.
-        create_graph: whether the results are in a graph. The energy itself runs with grad mode on,
-            so that what it calls under no_grad can be told.
+        directions: rows of the Jacobian of x with respect to itself, such as rows of the identity:
+            "directions *event" for all rows, or "directions batch *event". `Directions` are chosen
+            at the first use of x.
+        create_graph: whether the results are in a graph. The energy itself runs in grad mode, so
+            that its calls under no_grad can be recognized.
     """
-    # An energy that writes to x in place is refused, as autograd does with a leaf.
+    # An energy that writes to x in place raises an error, as for a leaf in autograd.
     if isinstance(directions, Directions):
         return Carrier(x, x[None, :0], None, None, None, create_graph, True, directions)
     base = directions if directions.ndim > x.ndim else directions.unsqueeze(1)
@@ -67,11 +66,11 @@ def carried(x: Tensor, directions: Tensor | Directions, create_graph: bool) -> "
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Carrier(Tensor):
-    """A value with its derivatives, which torch's functions take for a tensor.
+    """A value with its derivatives, which PyTorch functions treat as a tensor.
 
-    A tensor without memory: what does not ask `__torch_function__` gets to `__torch_dispatch__`,
-    which raises, and never to a number. FSDP2, which hooks on a module's inputs and outputs, finds
-    the tensors that are in a graph by the fields.
+    A tensor without storage: calls that bypass `__torch_function__` reach `__torch_dispatch__`,
+    which raises an error. FSDP2, which hooks a module's inputs and outputs, finds the tensors in a
+    graph through the fields.
     """
 
     value: Tensor
@@ -82,12 +81,12 @@ class Carrier(Tensor):
     laplacian: Tensor | None
     """None: 0."""
     squares: Tensor | None
-    """The sum of base^2 over directions, once it was needed."""
+    """The sum of base^2 over directions, computed when it is first needed."""
     create_graph: bool
     aliased: bool
-    """Whether others may share its memory, were it a tensor with memory."""
+    """Whether other tensors could share its storage, if it had one."""
     directions: Directions | None = None
-    """Of x itself, whose base is made at each use, once it is known along which directions."""
+    """For x itself, whose base is created at each use, when the directions are known."""
 
     def __new__(cls, value: Tensor, *_: Any, **__: Any) -> "Carrier":
         made: Carrier = Tensor._make_wrapper_subclass(
@@ -115,8 +114,8 @@ class Carrier(Tensor):
         if rule is None:
             raise _unknown(func)
         if rule is not _metadata:
-            # The forward of an autograd.Function runs without grad mode, and has a backward of its
-            # own; saved-tensor hooks may run a part of the energy once more, long after this.
+            # The forward of an autograd.Function runs without grad mode, and has its own backward;
+            # saved-tensor hooks may run a part of the energy again much later.
             if not torch.is_grad_enabled():
                 raise _unknown(func, "under no_grad")
             if saved_tensors_hooks(True) is not None:
@@ -129,7 +128,7 @@ class Carrier(Tensor):
     def _dispatch(cls, func: Callable[..., Any], *_: Any) -> Any:
         raise _unknown(func, "past torch's Python functions")
 
-    # Torch types it as a function, and calls it as a method of the class.
+    # PyTorch declares it as a function, but calls it as a method of the class.
     __torch_dispatch__: Any = _dispatch
 
 
@@ -143,10 +142,10 @@ def is_carrier(value: object) -> bool:
 
 
 def carrier_of(energies: object) -> Carrier:
-    """Return what an energy gave for a carrier.
+    """Return the result of an energy for a carrier.
 
     Raises:
-        NoCarrierError: it is something else. What is wrong with it, the way by autograd says.
+        NoCarrierError: it is not a carrier; calling it in reverse mode reports the cause.
     """
     if not is_carrier(energies):
         raise NoCarrierError(f"the energy gave {type(energies).__name__}")
@@ -179,7 +178,7 @@ def _like(
 
 
 def _begin(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Make the Jacobian of x where a function reads it."""
+    """Create the Jacobian of x where a function reads it."""
     carriers: list[Carrier] = []
     _collect((args, kwargs), carriers)
     for carrier in carriers:
@@ -197,7 +196,7 @@ def _weight_of(
 
 
 class _Call:
-    """A function of the carriers among its arguments alone."""
+    """A call as a function of the carriers among its arguments."""
 
     def __init__(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -219,7 +218,7 @@ class _Call:
             return self(*[carrier.value for carrier in self.carriers])
 
     def only_first(self) -> Carrier:
-        """Return the one carrier, refused where it is not the tensor that the function works on."""
+        """Return the one carrier; raise an error if it is not the function's first tensor."""
         first = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
         if len(self.carriers) != 1 or not is_carrier(first):
             raise _unknown(self.func, "with a derivative in other arguments than the first")
@@ -246,17 +245,17 @@ def _filled(value: Any, rest: list[Tensor]) -> Any:
     return value
 
 
-# A rule gets the function as it was called.
+# A rule receives the function that was called.
 Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 def _metadata(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Answer what does not look at the numbers."""
+    """Return a result that does not depend on values."""
     return _Call(func, args, kwargs).value()
 
 
 def _constant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call what does not change with x, to first order."""
+    """Call a function whose derivative is 0."""
     return _Call(func, args, kwargs).value()
 
 
@@ -267,7 +266,7 @@ def _detached(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Place elements, and nothing else: f(scale * base) = f(scale) * f(base)."""
+    """Apply a function that only moves elements: f(scale * base) = f(scale) * f(base)."""
     call = _Call(func, args, kwargs)
     carrier = call.only_first()
     if any(isinstance(arg, Tensor) and arg.is_floating_point() for arg in args[1:]):
@@ -299,12 +298,12 @@ def _moved(parts: Sequence[Any], carrier: Carrier) -> Carrier:
 
 
 def _reshaped(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """View, whose Jacobian may have other strides than its value."""
+    """Apply view, where the Jacobian may have other strides than the value."""
     return _viewed(Tensor.reshape, args, kwargs)
 
 
 def _like_another(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Take the shape of another tensor, and nothing else of it."""
+    """Use only the shape of another tensor."""
     first, *others = args
     call = _Call(func, tuple(others), kwargs)
     others = [other.value if is_carrier(other) else other for other in others]
@@ -391,7 +390,7 @@ def _each(call: _Call, partials: Partials) -> Carrier:
 
 
 def _overwrite(target: Carrier, result: Carrier, func: Callable[..., Any]) -> Carrier:
-    """Put a result in the place of a carrier."""
+    """Write a result to a carrier in place."""
     if not is_carrier(target):
         raise _unknown(func, "on a tensor that did not depend on x")
     if target.aliased:
@@ -446,7 +445,7 @@ def _by_autograd(
 
 
 def _known(partials: Callable[..., Any]) -> Rule:
-    """Rule of an elementwise function of two, with derivatives that are known without a pass."""
+    """Return the rule of an elementwise function of two arguments with known derivatives."""
 
     def of_call(call: _Call, values: list[Tensor]) -> Any:
         args = call.args
@@ -493,7 +492,7 @@ def _of_quotient(values: list[Tensor], left: bool, right: bool, args: Any, kwarg
 def _multilinear(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Carrier:
-    """Apply what is linear in each tensor among its arguments."""
+    """Apply a function that is linear in each of its tensors."""
     call = _Call(func, args, kwargs)
     if len(call.carriers) == 1:
         return _linear(call, call.value(), _weight(call), _keeps_rows(call))
@@ -543,7 +542,7 @@ def _linear_in_first(
 
 
 def _linear(call: _Call, value: Tensor, weight: Tensor | None, by_row: bool) -> Carrier:
-    """Apply what is linear in its one carrier, once a bias is left out."""
+    """Apply a function that, except for a bias, is linear in its one carrier."""
     (carrier,) = call.carriers
     with torch.set_grad_enabled(carrier.create_graph):
         laplacian = None if carrier.laplacian is None else call(carrier.laplacian)
@@ -561,7 +560,7 @@ def _linear(call: _Call, value: Tensor, weight: Tensor | None, by_row: bool) -> 
 
 
 def _weight(call: _Call) -> Tensor | None:
-    """Return W where a function of one carrier is z W^T."""
+    """Return W if a function of one carrier is z W^T."""
     if call.func not in _PRODUCTS or len(call.args) < 2 or not is_carrier(call.args[0]):
         return None
     carrier, other = call.args[:2]
@@ -571,7 +570,7 @@ def _weight(call: _Call) -> Tensor | None:
 
 
 def _keeps_rows(call: _Call) -> bool:
-    """Whether the first axis of the one carrier is of rows, which do not mix."""
+    """Whether the first axis of the one carrier is that of rows, which are independent."""
     return call.func in _CONVOLUTIONS and is_carrier(call.args[0])
 
 
@@ -579,7 +578,7 @@ def _with_bias(axis: int) -> Rule:
     """Return the rule of a function that is linear in two tensors, and adds a third, the bias.
 
     Args:
-        axis: of the result along which the bias goes, counted from the end.
+        axis: axis of the result along which the bias is added, counted from the end.
     """
 
     def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -612,7 +611,7 @@ def _joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _together(function: Callable[..., Tensor], *operands: Any, by_row: bool = False) -> Carrier:
-    """Apply what is linear in all its operands together; plain ones have a derivative of 0."""
+    """Apply a function that is jointly linear in its operands; plain ones are constants."""
     call = _Call(lambda *parts: function(*parts), operands, {})
     carriers = [_with_zeros(call.carriers[0], part) for part in operands]
     with torch.set_grad_enabled(carriers[0].create_graph):
@@ -638,7 +637,7 @@ def _with_zeros(model: Carrier, part: Any) -> Carrier:
 
 
 def _by_steps(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Carrier:
-    """Apply what is linear in its carrier wherever it is smooth: its second derivative is 0."""
+    """Apply a piecewise linear function: its second derivative is 0."""
     call = _Call(func, args, kwargs)
     carrier = call.only_first()
     with torch.set_grad_enabled(carrier.create_graph):
@@ -655,7 +654,7 @@ def _by_steps(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _selected(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Select elements along an axis, such as the largest: values, and where they are."""
+    """Select elements along an axis, such as the largest: values and indices."""
     call = _Call(func, args, kwargs)
     carrier = call.only_first()
     result = call.value()
@@ -672,7 +671,7 @@ def _selected(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _composed(composition: Callable[..., Any]) -> Rule:
-    """Rule that calls other functions of torch, with the carriers."""
+    """Return a rule that calls other PyTorch functions with the carriers."""
 
     def rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("out") is not None:
@@ -727,7 +726,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _by_row(function: Callable[..., Tensor], *bases: Tensor) -> Tensor:
-    """Call a function that does not mix rows, once where they are all alike."""
+    """Call a function that treats rows independently, once if all rows are equal."""
     rows = bases[0].shape[1] if bases[0].ndim > 1 else 0
     alike = rows > 1 and all(
         base.ndim > 1 and base.shape[1] == rows and base.stride(1) == 0 for base in bases
@@ -739,12 +738,12 @@ def _by_row(function: Callable[..., Tensor], *bases: Tensor) -> Tensor:
 
 
 def _steps(base: Tensor) -> int:
-    """Return how many directions go together."""
+    """Return how many directions to process together."""
     return block_rows(base, math.prod(base.shape[1:]))
 
 
 class _SquareSum(Function):
-    """Sum base^2 over directions; remembers base alone."""
+    """Sum base^2 over directions; saves only base."""
 
     generate_vmap_rule = True
 
@@ -766,7 +765,7 @@ class _SquareSum(Function):
 
 
 class _ScaledProduct(Function):
-    """Multiply (base * scale) by weight^T, a few directions at a time; remembers no product."""
+    """Multiply (base * scale) by weight^T, a few directions at a time; saves no product."""
 
     generate_vmap_rule = True
 
@@ -856,7 +855,7 @@ def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 def _root(squares: Any) -> Any:
-    """Take the root, whose derivatives are 0 at 0, as those of torch's norms."""
+    """Return the root, with derivatives of 0 at 0, as in PyTorch's norms."""
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
@@ -869,7 +868,7 @@ def _norm(
     out: None = None,
     dtype: Any = None,
 ) -> Any:
-    """A norm over the elements of axes: torch.norm, for which "fro" is one of them."""
+    """Apply a norm over the elements of axes: torch.norm, for which "fro" is one of them."""
     x = input if dtype is None else input.to(dtype)
     if dim is None or dim in ((), []):
         dim = tuple(range(x.ndim))
@@ -995,7 +994,7 @@ def _addr(input: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -
 
 def _added(input: Any, product: Any, beta: Any, alpha: Any) -> Any:
     product = product if alpha == 1 else alpha * product
-    if beta == 0:  # what there is may be anything, NaN too
+    if beta == 0:  # existing values may be arbitrary, including NaN
         return product + torch.zeros_like(input)
     return product + (input if beta == 1 else beta * input)
 
@@ -1044,7 +1043,7 @@ def _broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
 
 
 def _pointwise_loss(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply a loss that is elementwise, and reduced."""
+    """Apply an elementwise loss with its reduction."""
     options = dict(kwargs)
     reduction = _reduction(options)
     for name in ("size_average", "reduce"):
@@ -1118,8 +1117,8 @@ def _solved(
     """Solve A y = b: A Jy = Jb - Ja y, and A Ly = Lb - La y - 2 sum_d Ja_d Jy_d.
 
     Args:
-        solve: of a matrix and a right side.
-        read: the part of the matrix that is looked at.
+        solve: solves a system with a matrix and a right side.
+        read: the part of the matrix that is used.
         matrix: A.
         right: b, a matrix.
     """
@@ -1176,7 +1175,7 @@ def _inverse(A: Any) -> Any:
 
 
 def _of_one(carrier: Any, value: Tensor, first: Any, second: Any) -> Carrier:
-    """Apply a function of one carrier by its derivative along a tangent, and the second one."""
+    """Apply a function of one carrier by its first and second derivatives along tangents."""
     with torch.set_grad_enabled(carrier.create_graph):
         jacobian = carrier.jacobian
         laplacian = second(jacobian).sum(0)
@@ -1219,14 +1218,14 @@ def _det(A: Any) -> Any:
 
 
 def _cholesky(A: Any, *, upper: bool = False) -> Any:
-    """A = L L^T: dA = dL L^T + L dL^T, and d2A = d2L L^T + 2 dL dL^T + L d2L^T."""
+    """Factor A = L L^T: dA = dL L^T + L dL^T, and d2A = d2L L^T + 2 dL dL^T + L d2L^T."""
     if upper:
         raise UnknownFunctionError("torch.linalg.cholesky with upper=True")
     with torch.set_grad_enabled(A.create_graph):
         L = _linalg.cholesky(A.value)
 
         def first(tangents: Tensor) -> Tensor:
-            symmetric = (tangents + tangents.mT) / 2  # as torch differentiates it
+            symmetric = (tangents + tangents.mT) / 2  # as PyTorch differentiates it
             half = _linalg.solve_triangular(L, symmetric, upper=False)
             inner = _linalg.solve_triangular(L, half.mT, upper=False)
             lower = inner.tril() - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
@@ -1258,7 +1257,7 @@ def _has_none(arguments: object) -> bool:
     return False
 
 
-# The function itself, once it no longer asks who else would do its work.
+# The function itself, without overrides.
 _multi_head_attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
     {**F.multi_head_attention_forward.__globals__, "has_torch_function": _has_none},
@@ -1266,27 +1265,27 @@ _multi_head_attention = types.FunctionType(
 )
 
 RULES: dict[Callable[..., Any], Rule] = {}
-"""What stands for a function of torch where there are carriers among its arguments."""
+"""Replacements of PyTorch functions for arguments with carriers."""
 
 
 def _set(rule: Rule, names: str, *homes: Any) -> None:
     for name in names.split():
         for home in homes:
             function = getattr(home, name, None)
-            # torch has modules and dtypes of such names, and dunders of its own.
+            # PyTorch has modules and dtypes with these names, and its own dunders.
             if callable(function) and (home is Tensor or not name.startswith("__")):
                 RULES[function] = rule
 
 
 _BOTH = torch, Tensor
-_tensor: Any = Tensor  # of whose properties the getters are asked
+_tensor: Any = Tensor  # whose property getters are used
 
 for _name in (
     "shape dtype device ndim layout is_cpu is_cuda is_meta is_mps is_xpu is_xla is_sparse "
     "is_sparse_csr is_quantized is_nested is_mkldnn itemsize nbytes requires_grad "
     "retains_grad".split()
 ):
-    if hasattr(Tensor, _name):  # some came with later versions of torch
+    if hasattr(Tensor, _name):  # some exist only in later versions of PyTorch
         RULES[getattr(Tensor, _name).__get__] = _metadata
 _set(
     _metadata,
@@ -1346,7 +1345,7 @@ _set(
 _BY_ROW = frozenset(
     [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.interpolate]
 )
-"""Linear functions in which a first axis is of rows, which do not mix."""
+"""Linear functions whose first axis is that of rows, which are independent."""
 _set(
     _multilinear,
     "matmul mm bmm mv dot vdot inner outer ger einsum tensordot kron cross __matmul__ __rmatmul__",
@@ -1465,7 +1464,7 @@ for _home in (*_BOTH, F):
     for _name in (*_ELEMENTWISE.split(), "add", "sub", "mul", "div", "masked_fill", "prelu"):
         _new: Any = getattr(_home, _name, None)
         _old: Any = getattr(_home, f"{_name}_", None)
-        # Torch itself cannot differentiate asinh_ and its like.
+        # PyTorch cannot differentiate asinh_ and similar functions.
         if _new and _old and not _name.startswith(_AREAS):
             RULES[_old] = _in_place(_new)
 for _name in ("addmm", "addmv", "baddbmm", "addbmm", "addr", "index_add", "scatter_add"):

@@ -1,4 +1,4 @@
-"""Products of vectors by the Hessian, backward through a gradient."""
+"""Hessian-vector products, in reverse mode through a gradient."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,21 @@ from torch import Tensor
 def hessian_products(
     score: Tensor, point: Tensor, directions: Tensor, create_graph: bool
 ) -> Tensor | None:
-    """Differentiate a gradient backward along several directions, "directions batch *event".
+    """Differentiate a gradient in reverse mode along directions, "directions batch *event".
 
-    All at once; one after the other where that fails: in anomaly mode, and through backward passes
-    that `torch.vmap` cannot follow.
+    All at once, or one after the other if that fails: in anomaly mode, and for backward passes that
+    `torch.vmap` does not support.
 
     Args:
         score: the gradient of the energies with respect to the point, in a graph.
-        point: where it was taken.
+        point: the point of the gradient.
         directions: of score's dtype.
         create_graph: whether the products are in a graph.
 
     Returns:
         The products, in the shape of the directions. None: the gradient does not depend on x.
     """
-    if not score.requires_grad:  # an energy that is linear and frozen
+    if not score.requires_grad:  # a linear energy whose parameters require no gradient
         return None
 
     def products(along: Tensor, batched: bool) -> Tensor | None:
@@ -35,7 +35,7 @@ def hessian_products(
             allow_unused=True,
         )[0]
 
-    # Anomaly mode looks at each number, which a batched gradient does not have.
+    # Anomaly mode reads values, which a batched gradient does not have.
     if torch.compiler.is_compiling() or not torch.is_anomaly_enabled():
         try:
             return products(directions, True)

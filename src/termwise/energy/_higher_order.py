@@ -1,9 +1,9 @@
-"""Run an energy so that its second and third derivatives are there, and right.
+"""Run an energy so that its second and third derivatives exist and are correct.
 
-A loss made of second derivatives with respect to x needs third ones for its gradient. In torch 2.13
-that of layer_norm and instance_norm, and of prod and cumprod beside zeros, is silently wrong, and
-fused attention, cdist, pdist and hardsigmoid have no second one. Here they are compositions of
-functions that have all derivatives.
+A loss with second derivatives with respect to x needs third derivatives for its gradient. In
+PyTorch 2.13 those of layer_norm and instance_norm, and of prod and cumprod with zeros, are silently
+wrong, and fused attention, cdist, pdist and hardsigmoid have no second derivative. Here they are
+replaced by compositions of functions that have all derivatives.
 """
 
 import math
@@ -21,16 +21,16 @@ from .._numbers import lifted
 
 
 class CoupledRowsError(ValueError):
-    """The energy normalises over its batch."""
+    """The energy normalizes over its batch."""
 
 
 class MissingDerivativeError(NotImplementedError):
-    """The energy calls what has no derivative of the order that the loss needs."""
+    """The energy calls a function without a derivative of the order that the loss needs."""
 
 
 @contextmanager
 def in_our_words(caller: str) -> Generator[None, None, None]:
-    """Raise errors of torch about derivatives, and of coupled rows, in the name of a loss."""
+    """Raise PyTorch's errors about derivatives, and those about coupled rows, for a loss."""
     try:
         yield
     except CoupledRowsError as coupled:
@@ -54,21 +54,21 @@ _PROBLEMS = {
     "saved tensor hooks": 'with differentiation="func" cannot go through saved-tensor hooks, which '
     'torch.utils.checkpoint uses too: take them out, or pass differentiation="autograd"',
 }
-"""What to say of errors of torch, by words in them; {} is the error itself."""
+"""Messages for errors of PyTorch, by words in them; {} is the error itself."""
 
 
 def higher_order_safe(
     enabled: bool = True, order: Literal[1, 2, 3] = 3
 ) -> AbstractContextManager[object]:
-    """Return a context in which torch's functions have right derivatives of any order.
+    """Return a context in which PyTorch functions have correct derivatives of any order.
 
-    Inside it batch normalisation of the batch's own statistics, wherever it is called, is refused.
+    Inside it, batch normalization with the statistics of the batch raises an error.
 
     Args:
-        enabled: whether functions are swapped at all.
-        order: which derivatives the caller's own gradient needs. A checkpointed part of an energy
-            is recomputed outside this context, so nothing is swapped there: what torch has no right
-            derivative of this order for is refused.
+        enabled: whether to replace functions.
+        order: order of the derivatives that the caller's gradient needs. A checkpointed part of an
+            energy is recomputed outside this context, so functions are not replaced there: those
+            without a correct derivative of this order in PyTorch raise an error.
     """
     return _HigherOrderSafe(order) if enabled else nullcontext()
 
@@ -104,7 +104,7 @@ class _HigherOrderSafe(TorchFunctionMode):
                 )
             if func not in BATCH_STATISTICS:
                 return func(*args, **kwargs)
-            with torch.no_grad():  # which refuses, where it does
+            with torch.no_grad():  # which raises the error, if any
                 COMPOSITIONS[func](*args, **kwargs)
             return func(*args, **kwargs)
         return COMPOSITIONS[func](*args, **kwargs)
@@ -120,7 +120,7 @@ def _has_gradient(value: Any) -> bool:
 
 
 def _is_checkpointed() -> bool:
-    """Whether a checkpoint of torch.utils.checkpoint keeps what is computed here."""
+    """Whether this runs inside torch.utils.checkpoint."""
     if torch.compiler.is_compiling():
         return False
     autograd = cast("Any", torch._C)._autograd  # pyright: ignore[reportPrivateUsage]
@@ -130,7 +130,7 @@ def _is_checkpointed() -> bool:
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
-def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     wide = lifted(x)
     centred = wide - wide.mean(axes, keepdim=True)
     return (centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()).to(x.dtype)
@@ -144,7 +144,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    normal = _normalised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    normal = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
     scaled = normal if weight is None else normal * weight
     return scaled if bias is None else scaled + bias
 
@@ -180,7 +180,7 @@ def _group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     groups = input.reshape(input.shape[0], num_groups, -1)
-    return _affine(_normalised(groups, (2,), eps).reshape(input.shape), weight, bias)
+    return _affine(_normalized(groups, (2,), eps).reshape(input.shape), weight, bias)
 
 
 def _instance_norm(
@@ -197,7 +197,7 @@ def _instance_norm(
         return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:  # which the function updates
         F.instance_norm(input.detach(), running_mean, running_var, momentum=momentum, eps=eps)
-    return _affine(_normalised(input, tuple(range(2, input.ndim)), eps), weight, bias)
+    return _affine(_normalized(input, tuple(range(2, input.ndim)), eps), weight, bias)
 
 
 def _batch_norm(
@@ -212,8 +212,8 @@ def _batch_norm(
 ) -> Tensor:
     if training or running_mean is None or running_var is None:
         raise CoupledRowsError(
-            "needs energies of each row alone, got batch normalisation in training mode, which "
-            "couples the rows of a batch: call eval() on it, or use a normalisation of each row"
+            "needs energies of each row alone, got batch normalization in training mode, which "
+            "couples the rows of a batch: call eval() on it, or use a normalization of each row"
         )
     scale = (running_var + eps).rsqrt()
     if weight is not None:
@@ -248,7 +248,7 @@ def _attention(
         else:
             hidden = attn_mask == -math.inf
             scores = scores + attn_mask.masked_fill(hidden, 0)
-        # A query that may see no key gets zeros, as torch has it, and no NaN in its gradient.
+        # A query whose keys are all masked gets zeros, as in PyTorch, and no NaN in its gradient.
         blind = hidden.all(-1, keepdim=True)
         scores = scores.masked_fill(hidden & ~blind, -math.inf)
         weights = scores.softmax(-1).masked_fill(blind, 0)
@@ -270,7 +270,7 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Multiply halves by halves; torch's third derivatives are wrong beside zeros."""
+    """Multiply recursively in two halves; PyTorch's third derivatives are wrong with zeros."""
     x: Any = input if dtype is None else input.to(dtype)
     if dim is None:
         x, dim = x.reshape(-1), 0
@@ -291,7 +291,7 @@ def _cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     if x.ndim == 0:
         return x * 1
     step, count = 1, x.shape[dim]
-    while step < count:  # each element is by now the product of the `step` last ones
+    while step < count:  # each element is now the product of the last `step` elements
         head, tail = x.narrow(dim, 0, step), x.narrow(dim, step, count - step)
         x = torch.cat([head, tail * x.narrow(dim, 0, count - step)], dim)
         step *= 2
@@ -329,7 +329,7 @@ def _running_statistics(
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
-    with sdpa_kernel(SDPBackend.MATH):  # the mode does not reach what a function calls inside
+    with sdpa_kernel(SDPBackend.MATH):  # the mode does not reach calls inside
         return F.multi_head_attention_forward(*args, **kwargs)
 
 
@@ -355,7 +355,7 @@ COMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.cumprod: _cumprod,
     Tensor.cumprod: _cumprod,
 }
-"""What stands in for a function of torch, with the same arguments."""
+"""Replacements of PyTorch functions, with the same arguments."""
 
 WITHOUT_SECOND_DERIVATIVE = {
     F.scaled_dot_product_attention,
@@ -372,6 +372,6 @@ REFUSED: dict[Callable[..., Any], str] = {
     F.multi_margin_loss: _LIKE_MARGIN,
     F.multilabel_margin_loss: _LIKE_MARGIN,
 }
-"""Functions that no second derivative goes through, without a composition, and what to write."""
+"""Functions without a second derivative and without a replacement, and what to use instead."""
 
 BATCH_STATISTICS = {F.batch_norm, torch.batch_norm}

@@ -1,4 +1,4 @@
-"""The term that contrastive divergence leaves out: samples drawn to low energy, and apart."""
+"""The term that contrastive divergence omits: move samples to low energy, and apart."""
 
 import dataclasses
 import math
@@ -31,9 +31,9 @@ class ContrastiveDivergenceKLTerms(Terms):
     loss: Float[Tensor, ""]
     """energy - entropy_weight * entropy."""
     energy: Float[Tensor, ""]
-    """Energy of the samples, mean over rows; in the graph of the samples alone."""
+    """Energy of the samples, mean over rows; only in the graph of the samples."""
     entropy: Float[Tensor, ""]
-    """Entropy of the samples, from the distance of each to its nearest neighbour; nats."""
+    """Entropy of the samples, from the distance of each to its nearest neighbor; nats."""
 
 
 @contract
@@ -53,53 +53,53 @@ def contrastive_divergence_kl_term(
     H = \frac{d}{n} \sum_i \log \rho_i + \log\, V_d + \psi(n) - \psi(1)$$
 
     over n samples x with d elements each, with rho_i the distance from x_i to the nearest of the
-    others, V_d the volume of the unit ball and psi the digamma function (Kozachenko, Leonenko).
-    The bar holds the parameters of E: they get no gradient from here but through the samples,
-    which must hence be in the graph of the sampler, as those of
-    [`langevin`][termwise.energy.langevin] with differentiable_steps are. Add it to
-    [`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss], which leaves out
-    just this gradient. Samples that are detached send none to anyone.
+    others, V_d the volume of the unit ball and psi the digamma function (Kozachenko, Leonenko). The
+    bar means that the parameters of E are constant: they get a gradient only through the samples,
+    which must be in the graph of the sampler, such as those of
+    [`langevin`][termwise.energy.langevin] with differentiable_steps. Add the term to
+    [`contrastive_divergence_loss`][termwise.energy.contrastive_divergence_loss], which omits
+    exactly this gradient. Detached samples yield no gradient.
 
     Args:
         energy: returns the energy of each row. Called once.
-        samples (Float[Tensor, "batch *event"]): of the model, in the sampler's graph.
+        samples (Float[Tensor, "batch *event"]): samples of the model, in the sampler's graph.
         neighbours (Float[Tensor, "neighbours *event"] | None): m other samples of the same q to
             measure distances to, such as those of a [`ReplayBuffer`][termwise.energy.ReplayBuffer]
-            before the samples are written there; psi(m + 1) then stands for psi(n). Detached. Where
-            they are of another law r, H is the cross-entropy -E_q log r. None: the other samples of
-            the batch, which are then moved apart from both sides.
-        entropy_weight: of H in the loss. 0: it is reported, not added.
-        differentiation: of E by the samples, with "autograd", with "func" (torch.func), or as the
-            caller needs.
+            before the samples are written there; psi(m + 1) then replaces psi(n). Detached. If they
+            have another distribution r, H is the cross-entropy -E_q log r. None: the other samples
+            of the batch, so that both samples of a pair move apart.
+        entropy_weight: weight of H in the loss. 0: it is computed but not added.
+        differentiation: how to differentiate E with respect to the samples: "autograd", "func"
+            (torch.func), or "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. Two samples that are the same, or one that
-        is among the neighbours, have the distance 0: the entropy is -inf, the loss inf and the
-        gradient not finite; nothing is clamped. Samples in half precision are often the same.
-        Gradient: by the samples, exact, of the first order (a second derivative is refused).
-        Combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Memory: n x n distances, n x m
-        with neighbours, in float64. Does not synchronize with the device. Autocast is off inside,
-        for the energy too unless it enters autocast itself.
+        The terms of all rows, the same on every rank. If two samples are equal, or one is among the
+        neighbours, their distance is 0: the entropy is -inf, the loss inf and the gradient not
+        finite; nothing is clamped. Samples in half precision are often equal. The gradient with
+        respect to the samples is exact; a second derivative raises an error. Combined over ranks as
+        `grad_reduction` says, it is the gradient of one process that holds all rows. Each rank
+        sends one sum of 3 float64 elements. Memory: n x n distances, n x m with neighbours, in
+        float64. Does not synchronize with the device. Autocast is disabled inside, also for the
+        energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: fewer than 2 samples and no neighbours; neighbours of no row; a batch_group
-            without neighbours, for the nearest sample may be on another rank; the energy does not
-            depend on its input, or has batch normalisation in training mode.
+            without neighbours, since the nearest sample may be on another rank; the energy does not
+            depend on its input, or has batch normalization in training mode.
 
     References:
         Du, Li, Tenenbaum, Mordatch, Improved Contrastive Divergence Training of Energy-Based Models
         (ICML 2021), https://arxiv.org/abs/2012.01316; Kozachenko, Leonenko (1987). The authors'
         code (https://github.com/yilundu/improved_contrastive_divergence) leaves out d and the
-        constants and weighs mean log rho by 0.3, which is entropy_weight = 0.3 / d here; it takes
-        100 samples of its buffer for neighbours, clamps the samples to [0, 1], and always adds the
-        squares of the energies to the loss.
+        constants and weights the mean of log rho by 0.3, which is entropy_weight = 0.3 / d here; it
+        uses 100 samples of its buffer as neighbours, clamps the samples to [0, 1], and always adds
+        the squares of the energies to the loss.
 
     Examples:
         >>> import torch
@@ -108,7 +108,7 @@ def contrastive_divergence_kl_term(
         >>> contrastive_divergence_kl_term(lambda x: x.sum(1), samples).metrics()
         {'loss': -1.09..., 'energy': 1.33..., 'entropy': 2.42...}
 
-        It reaches the parameters through the last step of the chains:
+        The gradient reaches the parameters through the last step of the chains:
 
         >>> precision = torch.tensor(1.0, requires_grad=True)
         >>> energy = lambda x: 0.5 * precision * x.square().sum(1)
@@ -149,13 +149,13 @@ def contrastive_divergence_kl_term(
 
 
 def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
-    """Return what each row adds to the mean that is the entropy."""
+    """Return each row's part of the entropy, which is their mean."""
     dtype = accumulator(points)
     points = points.flatten(1) if points.ndim != 1 else points[:, None]
     points = points.to(dtype)
     others = points if neighbours is None else neighbours.to(dtype).reshape(-1, points.shape[1])
     with torch.no_grad():
-        # Distances from differences: from products, those of close rows would be lost to rounding.
+        # Distances from differences: from products, those of close rows would be rounding errors.
         distances = torch.cdist(
             points.detach(), others.detach(), compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -163,7 +163,7 @@ def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
             itself = torch.arange(len(points), device=points.device)
             distances = distances.masked_fill(itself[:, None] == itself, math.inf)
         nearest = distances.argmin(1)
-    # The slope of the least distance is that of the pair that has it.
+    # The gradient of the smallest distance is that of its pair.
     difference = points - others.index_select(0, nearest)
     log_distance = difference.square().sum(1).log() / 2
     d = points.shape[1]
@@ -174,7 +174,7 @@ def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
 
 
 class _HeldEnergies(Function):
-    """The energies of samples, differentiable by the samples alone."""
+    """The energies of samples, differentiable with respect to the samples only."""
 
     generate_vmap_rule = True
 
@@ -193,7 +193,7 @@ class _HeldEnergies(Function):
             "contrastive_divergence_kl_term has no second derivative: it holds the gradient of the "
             "energy"
         )
-        # That by the samples would be the Hessian's.
+        # A derivative with respect to the samples would need the Hessian.
         gradient = slope * gradients[0].view(-1, *[1] * (slope.ndim - 1))
         return refusing(gradient, why, samples), None, None
 

@@ -1,4 +1,4 @@
-"""Langevin dynamics: samples of a model by its gradient and noise, adjusted or not."""
+"""Langevin dynamics: sample from a model by gradient steps with noise, adjusted or not."""
 
 import math
 from typing import Literal
@@ -36,66 +36,66 @@ def langevin(
     differentiable_steps: int = 0,
     higher_order_safe: bool = True,
 ) -> Float[Tensor, "batch *event"]:
-    r"""Move each row toward samples of p(x) = exp(-E(x)) / Z, one chain to a row.
+    r"""Move each row toward samples of p(x) = exp(-E(x)) / Z, with one chain for each row.
 
     $$x \leftarrow x - h \nabla E(x) + s\, \xi, \qquad \xi \sim N(0, I)$$
 
-    With s = sqrt(2 h) the chain's law tends to p up to an error of order h, which
-    adjust="metropolis" takes away: the same move to y is then made with probability
+    With s = sqrt(2 h) the distribution of the chain converges to p up to an error of order h, which
+    adjust="metropolis" removes: the same step to y is then accepted with probability
 
     $$\min\Big(1, \exp\big(E(x) - E(y)\big) \frac{q(x \mid y)}{q(y \mid x)}\Big), \qquad
     q(y \mid x) = N\big(y;\, x - h \nabla E(x),\, 2 h I\big)$$
 
-    and p is left as it is exactly, whatever h.
+    so that p is exactly invariant for any h.
 
     Args:
         energy: returns the energy of each row. It is called `steps` times, once more under
-            "metropolis", on all rows together, so that what it closes over lines up with x.
-        x (Float[Tensor, "batch *event"]): where the chains start. Not changed, and sent no
-            gradient.
-        steps: moves of each chain.
-        step_size: h, in units of x squared; a Gaussian's narrowest variance should be well above
-            it, and above h / 2 for the unadjusted chain not to run off.
-        noise_scale: s. None: sqrt(2 * step_size), which samples p in the limit of small steps. Any
-            other value samples p at another temperature, s^2 / (2 h); 0 draws no noise at all and
-            is gradient descent.
+            "metropolis", on all rows in the order of x.
+        x (Float[Tensor, "batch *event"]): start of the chains; not modified, no gradient.
+        steps: number of steps of each chain.
+        step_size: h, in units of x squared. For a Gaussian, the smallest variance should be well
+            above it; below h / 2 the unadjusted chain diverges.
+        noise_scale: s. None: sqrt(2 * step_size), which samples p in the limit of small steps.
+            Other values sample at the temperature s^2 / (2 h); with 0 no noise is drawn, and the
+            chain is gradient descent.
         adjust: "none", or "metropolis" (MALA). A proposal whose energy is NaN is never accepted.
         noise (Float[Tensor, "steps batch *event"] | None): xi, standard normal, of each step. None:
             drawn.
         uniform (Float[Tensor, "steps batch"] | None): numbers in [0, 1), one for each step and row:
-            a proposal is accepted where its probability is above. None: drawn, after the noise of
-            the same step.
-        generator: what draws them; give each rank its own. None: the default generator of x's
-            device.
+            a proposal is accepted if its probability is larger. None: drawn, after the noise of the
+            same step.
+        generator: generator for the draws; pass a different one on each rank. None: the default
+            generator of x's device.
         differentiable_steps: how many steps, counted from the end, stay in the graph, so that the
-            result has a gradient with respect to the parameters of the energy (not to x). That is
-            what [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term]
-            needs, 1 in its paper. Each keeps the graph of an energy and its gradient.
-        higher_order_safe: in these steps, swap functions whose second derivatives are missing in
-            torch (fused attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm,
-            instance_norm) for compositions. Without it an energy with attention raises in
-            `backward`.
+            result has a gradient with respect to the parameters of the energy (not to x).
+            [`contrastive_divergence_kl_term`][termwise.energy.contrastive_divergence_kl_term] needs
+            at least 1, which its paper uses. Each of these steps stores the graph of an energy and
+            its gradient.
+        higher_order_safe: whether to replace, in these steps, functions that have no second
+            derivative in PyTorch (fused attention, cdist, hardsigmoid), or a wrong third one
+            (layer_norm, instance_norm), by compositions. Otherwise an energy with attention raises
+            an error in `backward`.
 
     Returns:
-        Float[Tensor, "batch *event"]: where the chains end, in x's dtype; halves move in float32,
-        so that small steps add up. Detached without differentiable_steps, and under no_grad. It may
-        be called under no_grad and inference_mode all the same; flags, modes and gradients of the
-        energy's parameters are untouched. Does not synchronize with the device. Autocast is off
-        inside, for the energy too unless it enters autocast itself.
+        Float[Tensor, "batch *event"]: the last samples of the chains, in x's dtype; half precision
+        is computed in float32, so that small steps add up. Detached without differentiable_steps,
+        and under no_grad. It works under no_grad and inference_mode, and does not modify flags,
+        modes or gradients of the energy's parameters. Does not synchronize with the device.
+        Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: a number is out of range; noise or uniform are not those of `steps` steps, or
-            uniform comes without "metropolis"; "metropolis" with another noise_scale than
-            sqrt(2 * step_size), or with differentiable_steps, as an acceptance has no derivative;
-            the energy does not depend on its input, or has batch normalisation in training mode.
+            uniform comes without "metropolis"; "metropolis" with another noise_scale than sqrt(2 *
+            step_size), or with differentiable_steps, since the acceptance has no derivative; the
+            energy does not depend on its input, or has batch normalization in training mode.
 
     References:
         Roberts, Tweedie, Exponential convergence of Langevin distributions and their discrete
         approximations (Bernoulli 1996), https://doi.org/10.2307/3318418. Their step is h / 2 where
         ours is h; TorchEBM's `LangevinDynamics` (https://github.com/soran-ghaderi/torchebm) takes
-        noise_scale for s / sqrt(2 h), which is 1 for p.
+        noise_scale as s / sqrt(2 h), which is 1 for p.
 
     Examples:
         >>> import torch
@@ -119,7 +119,7 @@ def langevin(
                 moved = _metropolis(
                     energy, x, position, steps, step_size, noise, uniform, generator
                 )
-            return moved.to(x.dtype)
+            return moved.detach().to(x.dtype)  # in forward mode no_grad does not detach
         tracked = torch.is_grad_enabled()
         for step in range(steps):
             kept = step >= steps - differentiable_steps
@@ -166,9 +166,9 @@ def _metropolis(
 def log_acceptance(fall: Tensor, slopes: Tensor, normal: Tensor, step_size: float) -> Tensor:
     """Return log of exp(E(x) - E(y)) q(x | y) / q(y | x) for each row.
 
-    With u = sqrt(h / 2) (dE(x) + dE(y)) the way back from y = x - h dE(x) + sqrt(2 h) xi takes the
-    noise u - xi, so that the two log-densities differ by |xi|^2 / 2 - |u - xi|^2 / 2. Multiplied
-    out, no square of xi is left to cancel.
+    With u = sqrt(h / 2) (dE(x) + dE(y)), the step back from y = x - h dE(x) + sqrt(2 h) xi needs
+    the noise u - xi, so the two log-densities differ by |xi|^2 / 2 - |u - xi|^2 / 2. Expanded, this
+    contains no square of xi, which would cancel.
 
     Args:
         fall: E(x) - E(y).

@@ -30,7 +30,7 @@ class MaximumLikelihoodTerms(Terms):
     gap: Float[Tensor, ""]
     """energy_data - energy_model, near 0 once the model fits; detached."""
     regularization: Float[Tensor, ""]
-    """Sum of |parameter| or of its square over the parameters given; 0 where none were."""
+    """Sum of |parameter| or of its square over `parameters`; 0 without regularization."""
 
 
 @contract
@@ -47,26 +47,26 @@ def maximum_likelihood_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> MaximumLikelihoodTerms:
-    r"""Follow the gradient of the log-likelihood of p(x) = exp(-E(x)) / Z.
+    r"""Lower the energy of data and raise that of samples of the model.
 
     $$\mathrm{loss} = \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j) + \lambda R$$
 
-    over the rows of data x, whose weights w sum to 1, and m samples y of the model. With
-    alpha = 1 and exact samples its gradient is that of the negative log-likelihood. Its value is
-    not: it is the gap of the energies, unchanged by a constant added to E.
+    over the rows of data x, whose weights w sum to 1, and m samples y of the model. With alpha = 1
+    and exact samples its gradient is that of the negative log-likelihood. Its value is not: it is
+    the difference of the energies, which a constant added to E does not change.
 
     Args:
         energy: returns the energy of each row. It is called twice, on x and on the negatives.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        negatives (Float[Tensor, "negatives *event"]): samples of the model itself, in any number.
-            Detached.
-        negative_weight: alpha. Only at 1 is the true model stationary: any other weight is biased,
-            below 1 toward energies that fall without bound.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        negatives (Float[Tensor, "negatives *event"]): samples of the model, in any number;
+            detached.
+        negative_weight: alpha. The true model is stationary only for 1; any other weight is biased,
+            and below 1 energies may decrease without bound.
         regularization: R, "l1" or "l2" (the sum of squares, without a half). None: none.
         regularization_weight: lambda.
-        parameters: what R is taken over, such as `list(model.parameters())`.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        parameters: tensors to regularize, such as `list(model.parameters())`.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -75,14 +75,14 @@ def maximum_likelihood_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: one sum of 4 float64 elements. Does not
-        synchronize with the device. Autocast is off inside, for the energy too unless it enters
-        autocast itself.
+        that holds all rows. Each rank sends one sum of 4 float64 elements. Does not synchronize
+        with the device. Autocast is disabled inside, also for the energy unless it enables autocast
+        itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: regularization without parameters; or the energy has batch normalisation in
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: regularization without parameters; or the energy has batch normalization in
             training mode.
 
     References:
@@ -123,7 +123,7 @@ def maximum_likelihood_loss(
 class MaximumLikelihoodLoss(LossModule):
     """[`maximum_likelihood_loss`][termwise.energy.maximum_likelihood_loss] as a module.
 
-    The regularization is taken over all parameters of the energy, which must then be a module.
+    The regularization covers all parameters of the energy, which must then be a module.
 
     Examples:
         >>> import torch
@@ -143,7 +143,7 @@ class MaximumLikelihoodLoss(LossModule):
         if self.regularization is not None and not isinstance(self.energy, nn.Module):
             raise ValueError(
                 "MaximumLikelihoodLoss needs a module to regularize, got "
-                f"{type(self.energy).__name__}: give the parameters to maximum_likelihood_loss"
+                f"{type(self.energy).__name__}: pass parameters to maximum_likelihood_loss"
             )
 
     def __call__(

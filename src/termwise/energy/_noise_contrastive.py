@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation: tell data from noise of a known density, learn log Z on the way."""
+"""Noise-contrastive estimation: distinguish data from noise of a known density, and learn log Z."""
 
 import dataclasses
 
@@ -29,12 +29,12 @@ class NoiseContrastiveTerms(Terms):
     noise: Float[Tensor, ""]
     """-log p(noise | y), mean over rows of noise, times nu; nats."""
     accuracy: Float[Tensor, ""]
-    """Share of all rows, data and noise, that are told right, a tie as half; detached.
+    """Fraction of all rows, data and noise, that are classified correctly, ties as half; detached.
 
     Rows of data count by their weights: (right data + nu * right noise) / (1 + nu).
     """
     log_z: Float[Tensor, ""]
-    """log Z as it was given, a copy; detached."""
+    """A copy of log Z; detached."""
 
 
 @contract
@@ -50,26 +50,26 @@ def noise_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> NoiseContrastiveTerms:
-    r"""Classify rows as data or as noise of density q, with the model's own odds.
+    r"""Classify rows as data or as noise of density q, by the ratio of the model to q.
 
     $$G(u) = -E(u) - \log\, Z - \log\, q(u) - \log\, \nu, \qquad
     \mathrm{loss} = \sum_i w_i \log(1 + e^{-G(x_i)}) + \nu \frac{1}{m} \sum_j \log(1 + e^{G(y_j)})$$
 
     over the rows of data x, whose weights w sum to 1, and m rows of noise y; nu = m / batch. The
-    true density is its one minimum, log Z included, whatever q is, if q > 0 wherever data are. It
-    equals log(1 + nu) + nu * log(1 + 1 / nu) where the model is q.
+    true density, with its log Z, is the only minimum for any q that is positive wherever the
+    density of the data is. If the model is q, the loss is log(1 + nu) + nu * log(1 + 1 / nu).
 
     Args:
         energy: returns the energy of each row. It is called twice, on x and on the noise.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        noise (Float[Tensor, "noise *event"]): samples of q, in any number. Not detached: what made
-            them gets its gradient.
-        log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, normalised.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        noise (Float[Tensor, "noise *event"]): samples of q, in any number; not detached, so a model
+            that generates them gets a gradient.
+        log_noise_x (Float[Tensor, " batch"]): normalized log q of the rows of x.
         log_noise_noise (Float[Tensor, " noise"]): log q of the rows of noise.
-        log_z (Float[Tensor, ""]): log of the model's normaliser, an estimate that is learnt like a
+        log_z (Float[Tensor, ""]): estimate of the log of the model's normalizer, learnt like a
             parameter.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal. They leave nu as it is.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights. They do not affect nu.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. nu is that of all rows of all ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -78,24 +78,24 @@ def noise_contrastive_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row of either kind they are NaN.
         Gradient: combined over ranks as `grad_reduction` says, it is the gradient of one process
-        that holds all rows. Sent by each rank: two counts, then one sum of 6 float64 elements.
-        Does not synchronize with the device. Autocast is off inside, for the energy too unless it
-        enters autocast itself.
+        that holds all rows. Each rank sends two counts, then one sum of 6 float64 elements. Does
+        not synchronize with the device. Autocast is disabled inside, also for the energy unless it
+        enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy has batch normalization in training mode.
 
     References:
         Gutmann, Hyvarinen, Noise-Contrastive Estimation of Unnormalized Statistical Models, with
         Applications to Natural Image Statistics (JMLR 2012),
         https://jmlr.org/papers/v13/gutmann12a.html, of which this is the loss for any nu. Code that
-        classifies by -E - log Z alone, without log q and log nu, finds the density ratio to the
-        noise and takes it for the density.
+        classifies by -E - log Z, without log q and log nu, learns the ratio to the density of the
+        noise instead of the density.
 
     Examples:
-        Noise of the model's own density cannot be told from data:
+        Noise from the model's own density cannot be distinguished from data:
 
         >>> import torch
         >>> from termwise.energy import noise_contrastive_loss
@@ -129,13 +129,13 @@ def noise_contrastive_loss(
             data=data,
             noise=noise_term,
             accuracy=((data_right + ratio * noise_right) / (1 + ratio)).detach(),
-            log_z=lifted(log_z).detach().clone(),  # a view would follow the optimizer's next step
+            log_z=lifted(log_z).detach().clone(),  # a view would change with the next step
         )
 
 
 def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | None) -> Tensor:
     """Return nu, rows of noise for each row of data, over all ranks."""
-    # Filled on the device: a tensor made from a Python number is a copy that waits for it.
+    # Filled on the device, since copying a Python number to it would synchronize.
     counts = torch.cat(
         [
             torch.full((1,), of.shape[0], dtype=accumulator(of), device=of.device)
@@ -150,15 +150,16 @@ def noise_ratio(of_data: Tensor, of_noise: Tensor, batch_group: ProcessGroup | N
 class NoiseContrastiveLoss(LossModule):
     """[`noise_contrastive_loss`][termwise.energy.noise_contrastive_loss] as a module, with log Z.
 
-    `log_z` is a parameter with no axes, or a buffer where it is not learnt. Give it to the
-    optimizer with the energy's parameters (`loss_fn.parameters()` has both), and under
-    DistributedDataParallel wrap this module, not the energy alone. FSDP's `fully_shard` takes no
-    parameter without axes: apply it to the energy, and reduce the gradient of `log_z` yourself.
+    `log_z` is a parameter without axes, or a buffer if it is not learnt. Pass it to the optimizer
+    with the energy's parameters (`loss_fn.parameters()` has both). With DistributedDataParallel,
+    wrap this module, not the energy alone. FSDP's `fully_shard` does not support parameters without
+    axes: apply it to the energy, and reduce the gradient of `log_z` yourself.
 
     Args:
         energy: returns the energy of each row.
-        log_z: where the estimate of log Z starts.
-        learn_log_z: False keeps it there, for a model that is normalised already.
+        log_z: initial value of the estimate of log Z.
+        learn_log_z: whether to learn it. False: it is constant, for a model that is already
+            normalized.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
@@ -182,7 +183,7 @@ class NoiseContrastiveLoss(LossModule):
     learn_log_z: bool = True
     grad_reduction: GradReduction = "mean"
 
-    # Written out, for log_z starts as a number.
+    # Written out, since log_z is passed as a number.
     def __init__(
         self,
         energy: Energy,

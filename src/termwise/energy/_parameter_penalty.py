@@ -21,7 +21,7 @@ def parameter_penalty(
     batch_group: ProcessGroup | None,
     grad_reduction: GradReduction,
 ) -> Tensor:
-    """Return R, which every rank computes alike; 0 on x's device without a regularization."""
+    """Return R, which every rank computes; 0 on x's device without a regularization."""
     if regularization is None:
         return lifted(x.detach()).new_zeros(())
     if not parameters:

@@ -1,4 +1,4 @@
-"""What the losses that match a field along paths from noise to data share."""
+"""Shared code of losses that match a field along paths from noise to data."""
 
 from torch import Tensor
 
@@ -16,12 +16,12 @@ def straight_path(
 
 
 def for_rows(per_row: Tensor, of: Tensor) -> Tensor:
-    """Return one number for each row the dtype and the axes that multiply a batch of events."""
+    """Convert and reshape one number for each row to multiply a batch of events."""
     return per_row.to(of.dtype).view(-1, *[1] * (of.ndim - 1))
 
 
 def truncated_decay(time: Tensor, cutoff: float) -> Tensor:
-    """Return 1 until the cutoff, and from there a line to 0 at time 1."""
+    """Return 1 until the cutoff, and then decrease linearly to 0 at time 1."""
     time = lifted(time)
     if cutoff == 1:
         return time.new_ones(time.shape)
@@ -31,7 +31,7 @@ def truncated_decay(time: Tensor, cutoff: float) -> Tensor:
 def squares(field: Tensor, target: Tensor) -> list[Tensor]:
     """Return |field - target|^2 of each row and its parts |field|^2, -2 field . target, |target|^2.
 
-    The whole is not summed from the parts, which cancel where the two agree.
+    The whole is not computed as a sum of the parts, which cancel if field and target agree.
     """
     return [
         per_row_sum((field - target).square()),

@@ -1,4 +1,4 @@
-"""Penalties on an energy's size and slope, for objectives of one's own."""
+"""Penalties on the value and gradient of an energy, for your own objectives."""
 
 import dataclasses
 from typing import cast
@@ -53,20 +53,20 @@ def energy_square_penalty(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EnergySquareTerms:
-    r"""Keep energies near 0: no loss of this family adds this by itself.
+    r"""Penalize the square of energies; no loss of this family adds this by default.
 
     $$\mathrm{loss} = \sum_i w_i E(x_i)^2$$
 
-    over rows x, whose weights w sum to 1, without a coefficient. It fixes the constant in E, which
-    contrastive losses leave free, and bounds its size; with it the true density is no longer
-    exactly stationary.
+    over rows x, whose weights w sum to 1, without a coefficient. It determines the additive
+    constant of E, which contrastive losses leave free, and bounds E; with it the true density is no
+    longer exactly stationary.
 
     Args:
         energy: returns the energy of each row. Called once.
-        x (Float[Tensor, "batch *event"]): data or samples, as many axes to a sample as the energy
-            takes.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        x (Float[Tensor, "batch *event"]): data or samples, with the axes of a sample that the
+            energy takes.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -75,13 +75,13 @@ def energy_square_penalty(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy has batch normalization in training mode.
 
     References:
         Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019),
@@ -116,25 +116,26 @@ def gradient_penalty(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> GradientPenaltyTerms:
-    r"""Keep an energy flat, or of one slope: no loss of this family adds this by itself.
+    r"""Penalize the norm of an energy's gradient; no loss of this family adds this by default.
 
     $$\mathrm{loss} = \sum_i w_i \big( \| \nabla E(x_i) \| - c \big)^2$$
 
     over rows x, whose weights w sum to 1, without a coefficient and not halved. At c = 0 it is the
-    zero-centred penalty (R1 where x is data, R2 where x are samples).
+    zero-centered penalty (R1 if x is data, R2 if x are samples).
 
     Args:
         energy: returns the energy of each row. Called once.
-        x (Float[Tensor, "batch *event"]): where the slope is taken: data, samples, or points
+        x (Float[Tensor, "batch *event"]): where the gradient is penalized: data, samples, or points
             between them.
-        target: c. Where it is not 0 and the gradient is, the norm has no slope: it is taken as 0.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
-        higher_order_safe: swap functions whose second derivatives are missing in torch (fused
-            attention, cdist, hardsigmoid) or whose third ones are wrong (layer_norm, instance_norm)
-            for compositions. Without it an energy with attention raises in `backward`, and second
-            derivatives of the loss may be silently wrong.
-        differentiation: with respect to x: "autograd", "func" (torch.func), or "auto": as needed.
+        target: c. If it is not 0, the derivative of the norm at a gradient of 0 is taken as 0.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
+        higher_order_safe: whether to replace functions that have no second derivative in PyTorch
+            (fused attention, cdist, hardsigmoid), or a wrong third one (layer_norm, instance_norm),
+            by compositions. Otherwise an energy with attention raises an error in `backward`, and
+            second derivatives of the loss may be silently wrong.
+        differentiation: how to differentiate with respect to x: "autograd", "func" (torch.func), or
+            "auto", which chooses.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -143,14 +144,14 @@ def gradient_penalty(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: target is negative; the energy does not depend on its input, has batch
-            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+            normalization in training mode, or is under DistributedDataParallel(static_graph=True).
 
     References:
         Mescheder, Geiger, Nowozin, Which Training Methods for GANs do actually Converge? (ICML
@@ -175,7 +176,7 @@ def gradient_penalty(
             "gradient_penalty", energy, x, differentiation, "x", higher_order_safe
         )
         rows = gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None]
-        if target == 0:  # without a root, whose slope at 0 is infinite
+        if target == 0:  # without a root, whose derivative at 0 is infinite
             per_row = per_row_sum(gradient.square())
             norms = per_row.detach().sqrt()
         else:

@@ -1,4 +1,4 @@
-"""Random directions v with E[v v^T] = I, for the losses that look along them."""
+"""Random directions v with E[v v^T] = I, for losses that use them."""
 
 import math
 from typing import Literal
@@ -18,7 +18,7 @@ def projections_of(
     distribution: Distribution,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return directions "projections batch *event", drawn for each row or as they came, lifted."""
+    """Return the given directions, or draw them: "projections batch *event", at least float32."""
     count = projections if isinstance(projections, int) else projections.shape[0]
     if count < 1:
         raise ValueError(f"{caller} needs at least one projection, got {count}")

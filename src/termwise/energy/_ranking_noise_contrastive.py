@@ -1,4 +1,4 @@
-"""Ranking noise-contrastive estimation: find the row of data among noises, without log Z."""
+"""Ranking noise-contrastive estimation: classify the row of data among noises, without log Z."""
 
 import dataclasses
 
@@ -27,10 +27,10 @@ class RankingNoiseContrastiveTerms(Terms):
     normalizer: Float[Tensor, ""]
     """Log of the sum of exp(-E - log q) over a row of data and its noises, weighted mean."""
     accuracy: Float[Tensor, ""]
-    """Share of rows of data ranked above all their noises, a tie as half, weighted; detached."""
+    """Fraction of rows of data ranked above all their noises, ties as half, weighted; detached."""
     effective_candidates: Float[Tensor, ""]
-    """How many of the noises + 1 candidates have a say, 1 / sum of squared probabilities, weighted
-    mean over rows; detached. Near 1 the noise is too far from the model to teach it."""
+    """Effective number of the noises + 1 candidates, 1 / sum of squared probabilities, weighted
+    mean over rows; detached. If it is near 1 the noise is too far from the model to be useful."""
 
 
 @contract
@@ -45,28 +45,28 @@ def ranking_noise_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> RankingNoiseContrastiveTerms:
-    r"""Name the row of data among it and K noises, by softmax of the model's ratio to the noise.
+    r"""Classify the row of data among it and K noises, by the ratio of the model to the noise.
 
     $$s(u) = -E(u) - \log\, q(u), \qquad
     \mathrm{loss} = -\sum_i w_i \log \frac{e^{s(x_i)}}{e^{s(x_i)} + \sum_{k=1}^{K} e^{s(y_{ki})}}$$
 
-    over the rows of data x, whose weights w sum to 1. A constant added to E, one for each row even,
-    changes nothing: log Z is neither needed nor learnt, and a conditional model may be left
-    unnormalised for each condition. The true density is stationary at any K; the loss is log(K + 1)
-    where the model is q.
+    over the rows of data x, whose weights w sum to 1. Adding a constant to E, even a different one
+    for each row, has no effect: log Z is neither needed nor learnt, and a conditional model may be
+    unnormalized for each condition. The true density is stationary for any K; if the model is q,
+    the loss is log(K + 1).
 
     Args:
-        energy: returns the energy of each row. It is called K + 1 times: on x, then on each of the
-            noises, so that what it closes over lines up with x every time.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
+        energy: returns the energy of each row. It is called K + 1 times, on x and on each of the
+            noises, always with the rows in the order of x.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
         noise (Float[Tensor, "noises batch *event"]): samples of q, K for each row of x; for a
-            conditional q those of the row's condition. Not detached: what made them gets its
-            gradient.
+            conditional q, those of the row's condition. Not detached, so a model that generates
+            them gets a gradient.
         log_noise_x (Float[Tensor, " batch"]): log q of the rows of x, up to a constant of the row.
         log_noise_noise (Float[Tensor, "noises batch"]): log q of the noises, up to the same
             constant.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -75,20 +75,20 @@ def ranking_noise_contrastive_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 6 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 6 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: no noise, or the energy has batch normalisation in training mode.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: no noise, or the energy has batch normalization in training mode.
 
     References:
         Jozefowicz et al., Exploring the Limits of Language Modeling (2016),
         https://arxiv.org/abs/1602.02410; Ma, Collins, Noise Contrastive Estimation and Negative
         Sampling for Conditional Models (EMNLP 2018), https://arxiv.org/abs/1809.01812, who show it
-        consistent where classifying with one log Z for all conditions is not. InfoNCE is the same
-        with q left out, whose optimum is the ratio to q.
+        consistent, while classifying with one log Z for all conditions is not. InfoNCE is the same
+        without q, and learns the ratio to q.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A buffer of chains that persist from step to step, for persistent contrastive divergence."""
+"""A buffer of chains that continue over training steps, for persistent contrastive divergence."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from torch import Tensor
 from .._contract import ContractError, contract, show
 
 InitFn: TypeAlias = Callable[[int, torch.Generator | None], Float[Tensor, "n *event"]]
-"""Returns n samples to start chains from, drawn from the generator that it is given."""
+"""A callable that returns n samples to start chains from, drawn with a generator."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ReplayBuffer:
-    """Samples of a model, drawn as starts of chains and written back where these have moved to.
+    """Samples of a model, drawn to continue chains and overwritten with the chains' new samples.
 
-    The record is frozen, its tensor is written in place: whoever holds it sees the same state.
+    The object is immutable, but its tensor is modified in place: all references share the state.
     Save it with `torch.save(buffer.samples, ...)`, or with a model after
     `model.register_buffer("replay", buffer.samples)`. It copies, pickles, and is a pytree. Under
-    several ranks each holds a buffer of its own and draws with a generator of its own.
+    several ranks, each rank has its own buffer and its own generator.
 
     References:
         Tieleman, Training Restricted Boltzmann Machines using Approximations to the Likelihood
         Gradient (2008); Du, Mordatch, Implicit Generation and Modeling with Energy-Based Models
         (2019), https://arxiv.org/abs/1903.08689, where 5% of the starts are fresh. TorchEBM (0.8.9)
-        adds noise of 0.01 to such a share in the place of fresh ones, and overwrites the oldest
-        samples in turn, not those that it drew.
+        adds noise of 0.01 to this fraction of samples instead of replacing them, and overwrites the
+        oldest samples in turn, not those that it drew.
 
     Examples:
         >>> import torch
@@ -54,15 +54,15 @@ class ReplayBuffer:
     def start(
         cls, init_fn: InitFn, capacity: int, generator: torch.Generator | None = None
     ) -> Self:
-        """Fill a buffer with fresh samples, the device and dtype of which it takes.
+        """Fill a buffer with fresh samples, and adopt their device and dtype.
 
         Args:
             init_fn: called as init_fn(capacity, generator).
-            capacity: number of chains, 1 at least.
-            generator: handed to init_fn; give each rank its own.
+            capacity: number of chains, at least 1.
+            generator: passed to init_fn; use a different one on each rank.
 
         Raises:
-            ContractError: init_fn does not give `capacity` floating samples.
+            ContractError: init_fn does not return `capacity` floating samples.
             ValueError: capacity is less than 1.
         """
         if capacity < 1:
@@ -78,19 +78,19 @@ class ReplayBuffer:
         reinit: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "n *event"], Int[Tensor, " n"]]:
-        """Draw chains to go on with, no two the same, and begin a few of them anew.
+        """Draw distinct chains to continue, and restart a few of them.
 
         Args:
-            n: how many, the capacity at most.
-            init_fn: called as init_fn(n, generator); where a chain begins anew, its sample is
-                taken, on any device. None: none begins anew.
-            reinit: probability for each chain to begin anew.
-            generator: draws the places, then init_fn's samples, then who begins anew; give each
-                rank its own. None: the default generator of the samples' device.
+            n: number of chains, at most the capacity.
+            init_fn: called as init_fn(n, generator); chains that restart use its samples, on any
+                device. None: no chain restarts.
+            reinit: probability for each chain to restart.
+            generator: draws the indices, then init_fn's samples, then which chains restart; use a
+                different one on each rank. None: the default generator of the samples' device.
 
         Returns:
             tuple[Float[Tensor, "n *event"], Int[Tensor, " n"]]: copies of the samples, detached,
-            and their places in the buffer, int64, for `write`. Does not synchronize with the
+            and their indices in the buffer, int64, for `write`. Does not synchronize with the
             device.
 
         Raises:
@@ -117,18 +117,18 @@ class ReplayBuffer:
     def write(
         self, samples: Float[Tensor, "n *event"], places: Int[Tensor, " n"]
     ) -> Float[Tensor, "n *event"]:
-        """Put samples into the buffer, in place.
+        """Write samples into the buffer, in place.
 
         Args:
-            samples (Float[Tensor, "n *event"]): where the chains have moved to. What is written is
-                detached, in the buffer's dtype and on its device: a buffer on the CPU may hold
-                chains that move on a GPU.
-            places (Int[Tensor, " n"]): where `draw` took them from. Others of the buffer's are free
-                to use, as long as no two are the same.
+            samples (Float[Tensor, "n *event"]): the new samples of the chains; detached, and
+                converted to the buffer's dtype and device, so a buffer on the CPU may hold chains
+                that run on a GPU.
+            places (Int[Tensor, " n"]): the indices that `draw` returned, or any other distinct
+                indices.
 
         Returns:
-            Float[Tensor, "n *event"]: the samples as given, so that a sampler of one line can end
-            with it.
+            Float[Tensor, "n *event"]: the samples as passed, so that a sampler can return the
+            result.
 
         Raises:
             ContractError: shapes or dtypes do not fit, one of them those of the buffer.

@@ -1,10 +1,10 @@
-"""The directions along which derivatives are carried: all axes of x, or fewer where those suffice.
+"""The directions of the forward Laplacian: all axes of x, or fewer if those suffice.
 
-An energy that reads x through one layer W x alone, with fewer rows than x has axes, is constant
-along what is orthogonal to the rows of W. Its gradient and its trace are whole along an orthonormal
-basis of the row space. The basis is held constant: all that is left out is quadratic in W v = 0, so
-that the value and every first derivative are exact. A second derivative with respect to W would not
-be, and is refused.
+An energy that depends on x only through one layer W x, with fewer rows than x has elements, is
+constant in directions orthogonal to the rows of W. An orthonormal basis of the row space therefore
+gives the complete gradient and trace. The basis is treated as constant: the omitted terms are
+quadratic in W v = 0, so the value and every first derivative are exact. A second derivative with
+respect to W would not be, and raises an error.
 """
 
 import math
@@ -18,7 +18,7 @@ from .._numbers import accumulator
 
 
 class ReadOtherwiseError(NotImplementedError):
-    """The energy reads x by more than the layer that its directions were chosen for."""
+    """The energy uses x outside of the layer that its directions were chosen for."""
 
 
 class Directions:
@@ -27,14 +27,14 @@ class Directions:
     def __init__(self, x: Tensor) -> None:
         self._x = x
         self._axes = math.prod(x.shape[1:])
-        self._undecided = x.dtype in (torch.float32, torch.float64)  # else a basis is too coarse
+        self._undecided = x.dtype in (torch.float32, torch.float64)  # else a basis is too imprecise
         self._weight: Tensor | None = None
         self._basis: Tensor | None = None
         self._jacobians: dict[torch.Size, Tensor] = {}
 
     @property
     def of_layer(self) -> bool:
-        """Whether they are those of a layer, and not all axes."""
+        """Whether they span the row space of a layer, instead of all axes."""
         return self._basis is not None
 
     def begin(self, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -42,7 +42,7 @@ class Directions:
 
         Args:
             x: x, or "batch axes" of the same elements in the same order.
-            weight: of the layer, where that is all that the function does with x.
+            weight: weight of the layer, if the function only multiplies x by it.
 
         Raises:
             ReadOtherwiseError: the directions are those of another layer.
@@ -52,7 +52,7 @@ class Directions:
         self._undecided = False
         if self._weight is not None and weight is not self._weight:
             raise ReadOtherwiseError
-        if x.shape not in self._jacobians:  # the same tensor at each use, for carriers tell by it
+        if x.shape not in self._jacobians:  # the same tensor at each use: carriers compare identity
             along = self._basis
             if along is None:
                 along = torch.eye(self._axes, dtype=x.dtype, device=x.device)
@@ -61,7 +61,7 @@ class Directions:
         return self._jacobians[x.shape]
 
     def _suits(self, x: Tensor, weight: Tensor) -> bool:
-        # A basis of half of the axes costs about as much as the layer does for two samples.
+        # A basis of half of the axes costs about as much as the layer for two samples.
         rows, axes = weight.shape
         return x.shape[1:] == (axes,) and weight.dtype == x.dtype and 2 * rows <= axes
 
@@ -83,7 +83,7 @@ def _basis(weight: Tensor) -> Tensor:
 
 
 def once(weight: Tensor) -> Tensor:
-    """Return the weight of the layer, whose second derivative is refused."""
+    """Return the weight of the layer; a second derivative with respect to it raises an error."""
     return cast("Tensor", _Once.apply(weight))
 
 

@@ -1,4 +1,4 @@
-"""Score matching: the distance of the scores, known from the model's derivatives alone."""
+"""Score matching: fit the score of the data, using derivatives of the model only."""
 
 import dataclasses
 import functools
@@ -68,42 +68,42 @@ def score_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ScoreMatchingTerms:
-    r"""Match the gradient of log p to that of the data's density, which need not be known.
+    r"""Match the gradient of log p to that of the unknown density of the data.
 
     $$\mathrm{loss} = \sum_i w_i \left( \tfrac12 \lVert \nabla E(x_i) \rVert^2
     - \operatorname{tr} \nabla^2 E(x_i) \right)$$
 
-    over the rows of data x, whose weights w sum to 1. With p(x) = exp(-E(x)) / Z the score is
-    -grad E, hence the minus. Up to a constant of the data, the expected loss is half the mean
-    squared distance between the scores of the data and of the model: it needs no Z and no samples.
+    over the rows of data x, whose weights w sum to 1. With p(x) = exp(-E(x)) / Z the score is -grad
+    E, hence the minus. Up to a constant that depends only on the data, the expected loss is half
+    the mean squared distance between the scores of the data and the model. It needs neither Z nor
+    samples of the model.
 
     Args:
-        energy: returns the energy of each row. It needs two derivatives in x: with relu
-            alone the trace is 0 almost everywhere, and the loss has no minimum.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        trace: how the trace is taken, exactly in any case. "forward_laplacian" carries derivatives
-            forward through the energy, called once. "forward_over_reverse" and "reverse"
-            differentiate the gradient, along each of the d axes of x. Where one of the first two
-            fails (a function without a rule, an autograd.Function, activation checkpointing), the
-            energy is called again for "reverse", and a warning, one for each energy, names the
-            cause.
-        chunk_size: how many of the d axes go together, where all of them at once take too much
-            memory. With "forward_laplacian" the energy is called once for each chunk.
-        row_space: where the energy first reads x by a linear layer with at most half as many rows
-            as x has axes, let "forward_laplacian" take an orthonormal basis of those rows in place
-            of the d axes: the same value and gradient, in less time and memory. It costs a QR
-            decomposition of the layer. An energy that reads x once more after that layer is called
-            again, along all axes, at the first call. Without effect if chunk_size is given, in half
-            precision, and where the energy begins otherwise.
-        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
-            compositions.
-            Without it gradients with respect to the parameters may be silently wrong. The forward
-            Laplacian has its own rules for them.
-        differentiation: of "reverse": "autograd", or "func", which torch.func and torch.compile
-            can follow. "auto" chooses.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        energy: returns the energy of each row. It must be twice differentiable with respect to x:
+            with ReLU networks the trace is 0 almost everywhere, and the loss has no useful minimum.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        trace: how to compute the trace; all ways are exact. "forward_laplacian" propagates
+            derivatives forward through the energy, in one call. "forward_over_reverse" and
+            "reverse" differentiate the gradient along each of the d axes of x. If one of the first
+            two fails (a function without a rule, an autograd.Function, activation checkpointing),
+            the energy is called again with "reverse", and a warning, once for each energy, names
+            the cause.
+        chunk_size: number of axes of x to process together, to save memory. None: all. With
+            "forward_laplacian" the energy is called once for each chunk.
+        row_space: if the energy begins with a linear layer that has at most half as many rows as x
+            has axes, let "forward_laplacian" use an orthonormal basis of those rows instead of the
+            d axes: value and gradient are the same, time and memory are less. It costs a QR
+            decomposition of the layer. If the energy also uses x elsewhere, the first call repeats
+            it along all axes. No effect if chunk_size is set, in half precision, or if the energy
+            begins differently.
+        higher_order_safe: whether to replace functions whose third derivatives are wrong or missing
+            in PyTorch (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) by
+            compositions. Otherwise gradients with respect to the parameters may be silently wrong.
+            The forward Laplacian has its own rules for these functions.
+        differentiation: how "reverse" differentiates: "autograd", or "func", which works under
+            torch.func and torch.compile. "auto" chooses.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -112,13 +112,13 @@ def score_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
-        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
+        ValueError: the energy does not depend on x, or has batch normalization in training mode;
             chunk_size below 1.
         NotImplementedError: a second derivative with respect to the parameters is taken through
             "forward_laplacian" along a row space: pass row_space=False.
@@ -126,8 +126,8 @@ def score_matching_loss(
     References:
         Hyvarinen, Estimation of Non-Normalized Statistical Models by Score Matching, JMLR 6 (2005),
         https://jmlr.org/papers/v6/hyvarinen05a.html, equation 4, whose psi is -grad E. TorchEBM
-        (https://github.com/soran-ghaderi/torchebm) once had + tr, whose minimum on Gaussian data
-        is the negated model. The forward Laplacian: Li et al. (2024),
+        (https://github.com/soran-ghaderi/torchebm) used to add the trace, which on Gaussian data
+        learns the negated model. The forward Laplacian: Li et al. (2024),
         https://arxiv.org/abs/2307.08214.
 
     Examples:
@@ -172,28 +172,28 @@ def hessian_trace(
     higher_order_safe: bool = True,
     differentiation: Differentiation = "auto",
 ) -> Float[Tensor, " batch"]:
-    r"""Return the trace of the Hessian of each row's energy, its Laplacian, exactly.
+    r"""Return the exact trace of the Hessian of each row's energy, its Laplacian.
 
     $$t_i = \operatorname{tr} \nabla^2 E(x_i) = \sum_k \partial^2 E / \partial x_{ik}^2$$
 
     Args:
         energy: returns the energy of each row.
-        x (Float[Tensor, "batch *event"]): where.
-        trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], and so are the
-            others.
-        chunk_size: how many axes of x go together. None: all.
-        row_space: of an energy that begins with a linear layer, use the layer's rows.
-        higher_order_safe: swap functions without right third derivatives.
-        differentiation: of "reverse": "autograd" or "func".
+        x (Float[Tensor, "batch *event"]): points to compute it at.
+        trace: as in [`score_matching_loss`][termwise.energy.score_matching_loss], like the other
+            arguments.
+        chunk_size: number of axes of x to process together. None: all.
+        row_space: whether to use the rows of a first linear layer instead of all axes.
+        higher_order_safe: whether to replace functions without correct third derivatives.
+        differentiation: how "reverse" differentiates: "autograd" or "func".
 
     Returns:
-        Float[Tensor, " batch"]: the trace of each row, in float32 at least. It can be
-        differentiated with respect to the parameters of the energy, and to x. Does not synchronize
-        with the device. Autocast is off inside.
+        Float[Tensor, " batch"]: the trace of each row, in float32 or float64, differentiable with
+        respect to the parameters of the energy and x. Does not synchronize with the device.
+        Autocast is disabled inside.
 
     Raises:
         ContractError: the energy does not return one floating number for each row.
-        ValueError: the energy does not depend on x, or has batch normalisation in training mode;
+        ValueError: the energy does not depend on x, or has batch normalization in training mode;
             chunk_size below 1.
 
     Examples:
@@ -226,7 +226,7 @@ def score_and_trace(
     higher_order_safe: bool,
     differentiation: Differentiation,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return energies, their gradients and the traces of their Hessians, all lifted."""
+    """Return energies, their gradients and the traces of their Hessians, at least in float32."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"{caller} needs chunk_size of at least 1, got {chunk_size}")
     refuse_batch_statistics(caller, energy)
@@ -234,14 +234,14 @@ def score_and_trace(
     create_graph = torch.is_grad_enabled()
     with recording():
         x = recordable(x)
-    if torch.compiler.is_compiling():  # which follows neither carriers nor a jvp of any batch
+    if torch.compiler.is_compiling():  # which supports no carriers and no jvp of a dynamic batch
         trace = "reverse"
-        x = x * 1  # export saves no region without an operation, and one begins here
+        x = x * 1  # export cannot save a region without an operation, and one begins here
     problem = attempt = None
     if trace != "reverse":
         attempt = Attempt(caller, energy, x, f'trace="{trace}"', higher_order_safe)
-    # The modes are outside of autocast: an autocast with nothing in it but a mode would be exported
-    # as one that does not load.
+    # The modes are outside of autocast: an autocast region that contains only a mode would be
+    # exported in a form that cannot be loaded.
     if attempt is not None and not attempt.has_failed():
         with recording(), without_autocast(x):
             try:
@@ -259,7 +259,7 @@ def score_and_trace(
                 return _lifted(results, create_graph)
             except _higher_order.CoupledRowsError as coupled:
                 raise ValueError(f"{caller} {coupled}") from None
-            except Exception as error:  # what an energy says of something that is no plain tensor
+            except Exception as error:  # an error of the energy for a tensor subclass
                 problem = error
     with (
         recording(),
@@ -286,7 +286,7 @@ def _lifted(
 
 
 def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
-    """Yield the unit vectors of an event, "directions *event", a chunk at a time."""
+    """Yield the unit vectors of an event, "directions *event", one chunk at a time."""
     event = x.shape[1:]
     d = event.numel()
     step = d if chunk_size is None else chunk_size
@@ -299,7 +299,7 @@ def _directions(x: Tensor, chunk_size: int | None) -> Iterator[Tensor]:
 def _forward(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None, create_graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Carry derivatives forward along each axis of x."""
+    """Propagate derivatives forward along each axis of x."""
     parts = [
         _carry(caller, energy, x, directions, create_graph)
         for directions in _directions(x, chunk_size)
@@ -314,7 +314,7 @@ def _forward(
 def _forward_by_layer(
     caller: str, energy: Energy, x: Tensor, create_graph: bool
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Carry derivatives forward along what a first layer reads; None if x is read otherwise too."""
+    """Propagate derivatives along the rows of a first layer; None if x is used elsewhere too."""
     attempt = Attempt(caller, energy, x, "row_space")
     if attempt.has_failed():
         return None
@@ -344,7 +344,7 @@ def _carry(
 def _reverse(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None, create_graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiate the gradient backward, several of its axes at once."""
+    """Differentiate the gradient in reverse mode, along several axes at once."""
     point = point_of(x)
     energies = energies_of(caller, energy, point)
     refuse_static_graph(caller, energies)
@@ -377,7 +377,7 @@ def _reverse_func(
 def _forward_over_reverse(
     caller: str, energy: Energy, x: Tensor, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiate the gradient forward, along several axes of x at once."""
+    """Differentiate the gradient in forward mode, along several axes of x at once."""
     score_of = gradient_function(caller, energy)
     score, energies = score_of(x)
     trace = torch.zeros_like(energies)

@@ -67,38 +67,38 @@ def sliced_score_matching_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> SlicedScoreMatchingTerms:
-    r"""Match scores with the Hessian seen along random directions alone.
+    r"""Match scores, with the trace of the Hessian estimated along random directions.
 
     $$\mathrm{loss} = \sum_i w_i \Big( \frac{1}{2} \|\nabla E(x_i)\|^2 -
     \frac{1}{K} \sum_k v_{ik}^\top \nabla^2 E(x_i)\, v_{ik} \Big)$$
 
     over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I, so
-    that its expectation is score matching. Without variance reduction the square is that of
-    v . grad E, mean over the directions.
+    that its expectation is the loss of score matching. Without variance reduction the square is
+    that of v . grad E, mean over the directions.
 
     Args:
-        energy: returns the energy of each row. Called once, whatever K is (and once more where it
-            turns out that derivatives cannot be carried through it): the energies and their
-            gradient are shared by the projections, each of which adds second-order products alone.
-        x (Float[Tensor, "batch *event"]): data, as many axes to a sample as the energy takes.
-        projections (int | Float[Tensor, "projections batch *event"]): K, drawn for each row, or the
-            directions themselves, of length sqrt(d) on average.
-        distribution: of what is drawn: "rademacher" (signs, the least variance), "sphere" (of
-            radius sqrt(d)) or "gaussian".
-        variance_reduced: square the gradient itself, where E[(v . grad E)^2] is known to be that.
-        higher_order_safe: swap functions whose third derivatives are wrong or missing in torch
-            (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) for
-            compositions.
-            Without it gradients with respect to the parameters may be silently wrong.
-        differentiation: "autograd" differentiates the gradient once more, and so does "func", which
-            torch.func and torch.compile can follow. "auto" does where there is one projection, or
-            fewer than 256 of all rows. Else it carries derivatives along the directions forward
-            through the energy, which is faster then; where the energy calls a function without a
-            rule for that, it goes backward, and a warning, one for each energy, names the cause.
-            All give the same numbers, up to rounding.
-        generator: what draws. None: the default generator of x's device.
-        weights (Float[Tensor, " batch"] | None): of the rows of x, normalised over all ranks. None:
-            equal.
+        energy: returns the energy of each row. Called once for any K (twice if forward mode fails):
+            all projections share the energies and their gradient, and each adds only second-order
+            products.
+        x (Float[Tensor, "batch *event"]): data, with the axes of a sample that the energy takes.
+        projections (int | Float[Tensor, "projections batch *event"]): K, the number of directions
+            to draw for each row, or the directions, of length sqrt(d) on average.
+        distribution: distribution of the directions: "rademacher" (signs, the least variance),
+            "sphere" (of radius sqrt(d)) or "gaussian".
+        variance_reduced: use the squared norm of the gradient, which is E[(v . grad E)^2], instead
+            of its estimate along the directions.
+        higher_order_safe: whether to replace functions whose third derivatives are wrong or missing
+            in PyTorch (layer_norm, instance_norm, prod, fused attention, cdist, hardsigmoid) by
+            compositions. Otherwise gradients with respect to the parameters may be silently wrong.
+        differentiation: "autograd" differentiates the gradient again, and so does "func", which
+            works under torch.func and torch.compile. "auto" does this for one projection, or fewer
+            than 256 over all rows. Otherwise it propagates derivatives along the directions forward
+            through the energy, which is then faster; if the energy calls a function without a rule
+            for that, it uses reverse mode, and a warning, once for each energy, names the cause.
+            All results are equal up to rounding.
+        generator: generator for the draws. None: the default generator of x's device.
+        weights (Float[Tensor, " batch"] | None): weights of the rows of x, normalized over all
+            ranks. None: equal weights.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication. Ranks need generators of their own.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -107,20 +107,21 @@ def sliced_score_matching_loss(
     Returns:
         The terms of all rows, the same on every rank. Without a row they are NaN. Gradient:
         combined over ranks as `grad_reduction` says, it is the gradient of one process that holds
-        all rows. Sent by each rank: one sum of 3 float64 elements. Does not synchronize with the
-        device. Autocast is off inside, for the energy too unless it enters autocast itself.
+        all rows. Each rank sends one sum of 3 float64 elements. Does not synchronize with the
+        device. Autocast is disabled inside, also for the energy unless it enables autocast itself.
 
     Raises:
-        ContractError: wrong shapes or dtypes, or an energy that does not return one floating number
-            for each row.
+        ContractError: wrong shapes or dtypes, or the energy does not return one floating number for
+            each row.
         ValueError: there is no projection; or the energy does not depend on x, has batch
-            normalisation in training mode, or is under DistributedDataParallel(static_graph=True).
+            normalization in training mode, or is under DistributedDataParallel(static_graph=True).
 
     References:
         Song et al., Sliced Score Matching (UAI 2019), https://arxiv.org/abs/1905.07088, whose
-        variance reduced form is ours by default. With p(x) = exp(-E(x)) / Z the score is -grad E,
-        hence the minus. Code that adds the curvature learns the negated energy, and code that
-        scales directions to length 1 weighs it by 1 / d: its minimum is a model d times too flat.
+        variance reduced form is the default here. With p(x) = exp(-E(x)) / Z the score is -grad E,
+        hence the minus. Code that adds the curvature learns the negated energy. Code that scales
+        directions to length 1 weights the curvature by 1 / d, and learns an energy that is d times
+        too flat.
 
     Examples:
         >>> import torch
@@ -132,10 +133,11 @@ def sliced_score_matching_loss(
     refuse_batch_statistics("sliced_score_matching_loss", energy)
     energy = uncompiled(energy)
     create_graph = torch.is_grad_enabled()
-    # An autocast with nothing in it but this mode would be exported as one that does not load.
+    # An autocast region that contains only this mode would be exported in a form that cannot be
+    # loaded.
     with recording(), without_autocast(x):
         v = projections_of("sliced_score_matching_loss", x, projections, distribution, generator)
-        # In half precision these are the directions that the energy is looked at along.
+        # In half precision these are the directions after rounding.
         x, v = recordable(x), recordable(v.to(x.dtype))
         safe = _higher_order.higher_order_safe(higher_order_safe)
         with _higher_order.in_our_words("sliced_score_matching_loss"), safe:
@@ -159,7 +161,7 @@ def sliced_score_matching_loss(
 
 
 def _carries(v: Tensor) -> bool:
-    """Whether to carry derivatives forward, which costs more than backward for few projections."""
+    """Whether to use forward mode, which is slower than reverse mode for few projections."""
     projections, rows, *_ = v.shape
     enough = projections >= FEWEST_PROJECTIONS and projections * rows >= FEWEST_CARRIED
     return enough and not torch.compiler.is_compiling()
@@ -176,7 +178,7 @@ def _forward_or_backward(
             return _forward(energy, x, v, variance_reduced)
         except _higher_order.CoupledRowsError:
             raise
-        except Exception as error:  # what an energy says of something that is no plain tensor
+        except Exception as error:  # an error of the energy for a tensor subclass
             problem = error
     rows = _by_autograd(energy, x, v, variance_reduced)
     if problem is not None:
@@ -185,13 +187,13 @@ def _forward_or_backward(
 
 
 def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
-    """Carry both derivatives along v through the energy."""
+    """Propagate both derivatives along v through the energy."""
     point = point_of(x)
     result = carrier_of(energy(carried(point, v, True)))
     energies = energies_of("sliced_score_matching_loss", lambda _: result.value, x)
     refuse_static_graph("sliced_score_matching_loss", energies)
     curvature = torch.zeros_like(energies)
-    if result.laplacian is not None:  # the sum over directions, as it was carried
+    if result.laplacian is not None:  # the sum over directions, as it was propagated
         curvature = lifted(result.laplacian) / v.shape[0]
     if variance_reduced:
         score = gradient_of("sliced_score_matching_loss", energies.sum(), point, True)
@@ -204,7 +206,7 @@ def _forward(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tu
 def _by_autograd(
     energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool
 ) -> tuple[Tensor, Tensor]:
-    """Differentiate the gradient backward along all v at once."""
+    """Differentiate the gradient in reverse mode along all v at once."""
     point = point_of(x)
     energies = energies_of("sliced_score_matching_loss", energy, point)
     refuse_static_graph("sliced_score_matching_loss", energies)
@@ -215,7 +217,7 @@ def _by_autograd(
 
 
 def _by_func(energy: Energy, x: Tensor, v: Tensor, variance_reduced: bool) -> tuple[Tensor, Tensor]:
-    """Do the same by torch.func."""
+    """Compute the same by torch.func."""
     score_of = gradient_function("sliced_score_matching_loss", energy)
     results: tuple[Any, ...] = torch.func.vjp(score_of, x, has_aux=True)
     score, pulled, energies = results
@@ -263,7 +265,7 @@ class SlicedScoreMatchingLoss(LossModule):
         weights: Float[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> SlicedScoreMatchingTerms:
-        """Compute the terms of the loss; projections that are given replace drawn ones."""
+        """Compute the terms of the loss, with these projections or new random ones."""
         options = self.hyperparameters()
         if projections is not None:
             options["projections"] = projections

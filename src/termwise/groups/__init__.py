@@ -1,4 +1,4 @@
-"""Sums, counts, means and maxima over the ranks of a process group, with the right gradient."""
+"""Sums, counts, means and maxima over the ranks of a process group, with the correct gradient."""
 
 from ._over_ranks import GradReduction as GradReduction
 from ._over_ranks import count_over_ranks as count_over_ranks

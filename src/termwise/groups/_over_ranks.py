@@ -1,9 +1,9 @@
-"""Sums, counts, means and maxima over the ranks of a process group, with the right gradient.
+"""Sums, counts, means and maxima over the ranks of a process group, with the correct gradient.
 
-What the losses of this library are made of, for losses of your own. A loss whose terms are made of
-these gets the same value on every rank, and its gradient over ranks is that of one process that
+The losses of this library use these functions, and so can your own. A loss that computes its terms
+from them has the same value on every rank, and its gradient over ranks is that of one process that
 holds all the data. A group of None means this rank alone: no communication, no global state. Every
-rank of the group has to make the same calls in the same order.
+rank of the group must make the same calls in the same order.
 """
 
 import torch
@@ -24,24 +24,25 @@ def sum_over_ranks(
     *,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, "*shape"]:
-    r"""Sum over ranks, where all that follows is the same on every rank.
+    r"""Sum over ranks, if the following computation is the same on every rank.
 
-    That is the last step of most losses: each rank sums over its own samples, the ranks' sums are
-    added, and what is computed from them is the loss of all samples. The backward pass sends
-    nothing: each rank's part gets the gradient of the sum, times the number of ranks where the
-    trainer averages gradients over ranks, so that the average is the gradient of the whole.
+    This is the last step of most losses: each rank sums over its own samples, the ranks' sums are
+    added, and the loss of all samples is computed from them. The backward pass does not
+    communicate: each rank's part gets the gradient of the sum. If the trainer averages gradients
+    over ranks, it is multiplied by the number of ranks, so that the average is the gradient of the
+    whole batch.
 
     Args:
         x (Float[Tensor, "*shape"]): this rank's part of the sum, of the same shape on every rank.
         group: process group to sum over. None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            "sum" too where ranks hold different columns or positions, whose gradients are not
+            Also pass "sum" if ranks hold different columns or positions, whose gradients are not
             combined. Without a group it has no effect.
 
     Returns:
         Float[Tensor, "*shape"]: the sum, the same on every rank. A second derivative with a group
-        raises NotImplementedError. Sent by each rank: x once, in its dtype; lift half precision
-        before.
+        raises NotImplementedError. Each rank sends x once, in its dtype; convert half precision to
+        float32 before the call.
 
     Examples:
         >>> import torch
@@ -56,20 +57,19 @@ def sum_over_ranks(
 def sum_over_ranks_both_ways(
     x: Float[Tensor, "*shape"], group: ProcessGroup | None
 ) -> Float[Tensor, "*shape"]:
-    """Sum over ranks, where what follows differs from rank to rank.
+    """Sum over ranks, if the following computation differs between ranks.
 
-    For a sum that each rank uses for its own samples: a mean that samples are compared with, or a
-    normalizer of rows that other ranks hold. The backward pass sums the gradients over ranks too.
-    The loss that is made of them has to be summed over ranks in its turn, by
-    [`sum_over_ranks`][termwise.groups.sum_over_ranks].
+    For a sum that each rank combines with its own samples, such as a mean to compare samples with,
+    or a normalizer of rows that other ranks hold. The backward pass sums the gradients over ranks
+    too. Sum the resulting loss over ranks with [`sum_over_ranks`][termwise.groups.sum_over_ranks].
 
     Args:
         x (Float[Tensor, "*shape"]): this rank's part of the sum, of the same shape on every rank.
         group: process group to sum over. None: no communication.
 
     Returns:
-        Float[Tensor, "*shape"]: the sum, the same on every rank, differentiable to any order. Sent
-        by each rank: x once in the forward and once in the backward pass, in its dtype.
+        Float[Tensor, "*shape"]: the sum, the same on every rank, differentiable to any order. Each
+        rank sends x once in the forward and once in the backward pass, in its dtype.
 
     Examples:
         >>> import torch
@@ -88,22 +88,22 @@ def mean_over_ranks(
     mask: Bool[Tensor, " rows"] | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, "*event"]:
-    """Average over the rows of all ranks, each of which counts once, wherever it is.
+    """Average over the rows of all ranks, each with equal weight.
 
-    The mean of the ranks' means is another number where ranks hold unequally many rows.
+    The mean of the ranks' means differs from it if ranks hold different numbers of rows.
 
     Args:
         rows (Float[Tensor, "rows *event"]): this rank's rows, in any number, 0 included.
         group: process group whose ranks hold different rows. None: no communication.
-        mask (Bool[Tensor, " rows"] | None): rows that count; the others enter neither the value nor
-            the gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " rows"] | None): rows that count; the others affect neither the value
+            nor the gradient, even if they are NaN. None: all.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         Float[Tensor, "*event"]: the mean, the same on every rank, in the dtype of rows (half
         precision in float32). NaN if no row counts. A second derivative with a group raises
-        NotImplementedError. Sent by each rank: an event and one element, in float64.
+        NotImplementedError. Each rank sends an event and one element, in float64.
 
     Examples:
         >>> import torch
@@ -122,12 +122,12 @@ def count_over_ranks(
 
     Args:
         rows (Float[Tensor, "rows *event"] | Bool[Tensor, "*shape"]): rows of this rank, in any
-            number, 0 included; or which elements count.
+            number, 0 included; or a mask of the elements that count.
         group: process group to count over. None: no communication.
 
     Returns:
         Int[Tensor, ""]: the count as int64 on the device, the same on every rank, without a
-        gradient. Does not synchronize with the device. Sent by each rank: one int64.
+        gradient. Does not synchronize with the device. Each rank sends one int64.
 
     Examples:
         >>> import torch
@@ -148,17 +148,17 @@ def count_over_ranks(
 def max_over_ranks(
     x: Float[Tensor, "*shape"], group: ProcessGroup | None
 ) -> Float[Tensor, "*shape"]:
-    """Return the largest over ranks, element by element, without a gradient.
+    """Return the elementwise maximum over ranks, without a gradient.
 
-    For what cancels in a formula, such as the maximum that a softmax subtracts.
+    For values that cancel in a formula, such as the maximum that a softmax subtracts.
 
     Args:
         x (Float[Tensor, "*shape"]): this rank's values, of the same shape on every rank.
-        group: process group to look at. None: no communication.
+        group: process group to take the maximum over. None: no communication.
 
     Returns:
         Float[Tensor, "*shape"]: the maximum, detached, the same on every rank; NaN where a rank
-        holds NaN. Sent by each rank: x twice (once to say where it is NaN).
+        holds NaN. Each rank sends x twice (once to mark NaN).
 
     Examples:
         >>> import torch

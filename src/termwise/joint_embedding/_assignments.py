@@ -1,4 +1,4 @@
-"""Soft assignments of samples to prototypes, as a teacher makes them: without a gradient."""
+"""Soft assignments of samples to prototypes by a teacher, without a gradient."""
 
 import math
 
@@ -20,7 +20,7 @@ def sinkhorn(
     iterations: int = 3,
     batch_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "batch prototypes"]:
-    r"""Assign samples to prototypes so that every prototype is used alike (Sinkhorn-Knopp).
+    r"""Assign samples to prototypes so that all prototypes are used equally (Sinkhorn-Knopp).
 
     $$Q_{bk} = e^{\mathrm{logits}_{bk} / T}, \quad \text{then, } \mathrm{iterations} \text{ times:}
     \quad Q_{bk} \leftarrow Q_{bk} / \sum_{b'} Q_{b'k}, \quad
@@ -31,17 +31,17 @@ def sinkhorn(
     f; these sums are between 1 / prototypes and the batch. Finite for any logits, temperature and
     number of iterations, in float32 too.
 
-    The prototypes come first, so a constant added to a prototype's logits changes nothing. A
-    constant added to a sample's logits does, though less with each iteration: it is how much the
-    sample weighs in the first sums. So logits must not be shifted by their maximum in each row.
+    Prototypes are normalized first, so adding a constant to a prototype's logits has no effect.
+    Adding a constant to a sample's logits has one, which decreases with each iteration, since it
+    changes the weight of the sample in the first sums. So do not subtract the maximum of each row.
 
     Args:
-        logits (Float[Tensor, "batch prototypes"]): of a teacher, a row for each sample. Views that
-            share their prototypes' use, as in DINOv2, come as one batch:
-            `einops.rearrange(logits, "views batch prototypes -> (views batch) prototypes")`;
-            so do patches.
+        logits (Float[Tensor, "batch prototypes"]): logits of a teacher, a row for each sample. To
+            balance prototypes over several views, as in DINOv2, pass them as one batch:
+            `einops.rearrange(logits, "views batch prototypes -> (views batch) prototypes")`; the
+            same holds for patches.
         temperature: T, positive; 0.05 in SwAV (epsilon), from 0.04 to 0.07 in DINOv2.
-        iterations: 1 or more; 3 in SwAV and DINOv2.
+        iterations: number of iterations, at least 1; 3 in SwAV and DINOv2.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
 
@@ -128,15 +128,15 @@ def centered_softmax(
     r"""Return a teacher's probabilities, softmax((logits - center) / temperature).
 
     Args:
-        logits (Float[Tensor, "batch prototypes"]): of a teacher, a row for each sample; several
-            views come as one batch, as for [`sinkhorn`][termwise.joint_embedding.sinkhorn].
+        logits (Float[Tensor, "batch prototypes"]): logits of a teacher, a row for each sample; pass
+            several views as one batch, as for [`sinkhorn`][termwise.joint_embedding.sinkhorn].
         center (Float[Tensor, " prototypes"]): running mean of the logits; zeros at first. See
             [`updated_center`][termwise.joint_embedding.updated_center].
         temperature: positive; from 0.04 to 0.07 in DINO and DINOv2.
 
     Returns:
         Float[Tensor, "batch prototypes"]: rows that sum to 1, in float32 for half precision.
-        Without a gradient. Nothing is sent.
+        Without a gradient. No communication.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -152,8 +152,8 @@ def centered_softmax(
         tensor([[0.5000, 0.5000]])
     """
     check_temperature("centered_softmax", temperature)
-    with torch.no_grad():
-        return ((lifted(logits) - center) / temperature).softmax(1)
+    # no_grad would let the tangents of forward mode pass.
+    return ((lifted(logits.detach()) - center.detach()) / temperature).softmax(1)
 
 
 @contract
@@ -166,23 +166,23 @@ def updated_center(
 ) -> Float[Tensor, " prototypes"]:
     """Return the running mean of a teacher's logits after one more step.
 
-    momentum * center + (1 - momentum) * mean of the logits over the samples of all ranks. The next
-    step's teacher uses it: DINO subtracts the center that it had before this batch.
+    It is momentum * center + (1 - momentum) * mean of the logits over the samples of all ranks. Use
+    it in the next step: DINO subtracts the center from before the current batch.
 
     Args:
-        center (Float[Tensor, " prototypes"]): the running mean so far, left as it is.
-        logits (Float[Tensor, "batch prototypes"]): of the teacher on this rank, before centering;
-            several views or patches come as one batch.
+        center (Float[Tensor, " prototypes"]): the current running mean; not modified.
+        logits (Float[Tensor, "batch prototypes"]): logits of the teacher on this rank, before
+            centering; pass several views or patches as one batch.
         momentum: from 0 to 1; 0.9 in DINO.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
 
     Returns:
         Float[Tensor, " prototypes"]: the next state, the same on every rank, in the dtype of
-        center; center itself where no rank has a sample. Without a gradient.
+        center; center itself if no rank has a sample. Without a gradient.
 
         Communication of each rank: a sum of `prototypes` elements in float64, and of one integer.
-        A mean of the ranks' means, as DINOv2 takes for equal numbers of samples, is not sent.
+        DINOv2 averages the ranks' means, which assumes equal numbers of samples.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -200,6 +200,7 @@ def updated_center(
     if not 0 <= momentum <= 1:
         raise ValueError(f"updated_center needs momentum in 0..1, got {momentum}")
     name = _groups.name_of(batch_group)
+    center, logits = center.detach(), logits.detach()
     with torch.no_grad():
         total = torch.zeros_like(center, dtype=accumulator(center))
         for block in blocks(logits):
@@ -211,6 +212,6 @@ def updated_center(
 
 
 def check_temperature(caller: str, temperature: float) -> None:
-    """Refuse a temperature that is not positive and finite."""
+    """Raise an error for a temperature that is not positive and finite."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"{caller} needs a finite temperature > 0, got {temperature}")

@@ -1,4 +1,4 @@
-"""Barlow Twins: the cross-correlation of two views is to be the identity."""
+"""Barlow Twins: make the cross-correlation of two views the identity."""
 
 from typing import Literal
 
@@ -33,14 +33,14 @@ class BarlowTwinsTerms(Terms):
     std: Float[Tensor, ""]
     """Standard deviation of a column before it is divided by it, mean over dim and both views.
 
-    Detached. With the correction of the call, and without eps. Near 0: collapse.
+    Detached. Uses `correction`, but not eps. Near 0: collapse.
     """
     rank: Float[Tensor, ""]
     """Effective rank (sum_j C_jj)^2 / sum_jk C_jk^2 of the cross-correlation C; detached.
 
-    Where the views are equal that is the participation ratio of their correlation matrix: 1 where
-    all columns are equal, dim where they are uncorrelated. What differs between the views lowers
-    it. 0 if C is 0.
+    If the views are equal this is the participation ratio of their correlation matrix: 1 if all
+    columns are equal, dim if they are uncorrelated. Differences between the views lower it. 0 if C
+    is 0.
     """
 
 
@@ -62,13 +62,13 @@ def barlow_twins_loss(
     $$C = \frac{1}{n} A^\top B, \qquad
     A_{ij} = \frac{z^1_{ij} - \bar{z}^1_j}{\sqrt{\mathrm{Var}(z^1_j) + \epsilon}}$$
 
-    and B alike of the second view.
+    and B likewise for the second view.
 
     $$\mathrm{on\_diagonal} = \sum_j (1 - C_{jj})^2, \qquad
     \mathrm{off\_diagonal} = \sum_{j \ne k} C_{jk}^2$$
 
-    `loss = loss_scale * (on_diagonal + off_weight * off_diagonal)`. Three ways to divide by the
-    deviation are in use:
+    `loss = loss_scale * (on_diagonal + off_weight * off_diagonal)`. Implementations divide by the
+    deviation in three ways:
 
     - The authors' and lightly's, by batch normalization: the default. The variance is divided by n,
       and eps is added to it.
@@ -76,25 +76,26 @@ def barlow_twins_loss(
       divided by n - 1 and eps is added to its root, so that C_jj is at most (n - 1) / n.
     - solo-learn's: the first one with `loss_scale=0.025`.
 
-    No dim x dim matrix is stored on the CPU, and a quarter of it at a time beyond a dim of 4096 on
-    an accelerator. Where 2 * batch <= dim (over all ranks) two batch x batch Gram matrices are
-    formed instead, as strips: ||A^T B||^2 = <A A^T, B B^T>. Halves are lifted to float32 first,
+    On the CPU no dim x dim matrix is stored; on an accelerator, above a dim of 4096, a quarter of
+    it at a time. If 2 * batch <= dim (over all ranks), two batch x batch Gram matrices are formed
+    instead, in strips: ||A^T B||^2 = <A A^T, B B^T>. Half precision is converted to float32 first,
     with or without autocast.
 
-    Maps: einops.rearrange(z, "b c h w -> (b h w) c") takes the statistics of each channel over
-    positions as well, "b c h w -> b (c h w)" those of each channel at each position.
+    For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") computes statistics of each
+    channel over samples and positions, "b c h w -> b (c h w)" those of each channel at each
+    position.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample.
-        z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order. Both have
-            a gradient.
+        z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order. Both
+            views get a gradient.
         off_weight: weight of `off_diagonal` (lambda); 5e-3 in the paper, 0.0051 in the authors'
-            code. A weight of exactly 0 leaves its term out of the loss and of the gradient.
-        eps: keeps the divisor of a constant column off 0; 1e-5, batch normalization's. In squared
-            units of z added to the variance, in units of z added to the deviation. At 0 a constant
-            column makes the loss NaN.
+            code. A weight of exactly 0 removes its term from the loss and the gradient.
+        eps: keeps the divisor of a constant column above 0; 1e-5, as in batch normalization. In
+            squared units of z if added to the variance, in units of z if added to the deviation. At
+            0 a constant column makes the loss NaN.
         correction: the variance is the sum of squares / (n - correction).
-        eps_added_to: "variance", under the root, or "deviation", after it.
+        eps_added_to: "variance" (inside the root) or "deviation" (outside it).
         loss_scale: factor of the whole loss; 1 in the paper.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication. Means, variances and C are those of all ranks.
@@ -111,7 +112,7 @@ def barlow_twins_loss(
         ranks, in elements of that dtype (float32 for half precision): W counts, 7 sums of d in
         float64, and either sums of d^2 elements (C itself), or two sums of about N * (N + 256) / 2
         and, for each view, two exchanges of rows for columns, n * d out and N * d / W in (where 2 N
-        <= d), under `torch.no_grad()` too. No rank holds the whole batch. With a group a call
+        <= d), also under `torch.no_grad()`. No rank holds the whole batch. With a group a call
         synchronizes with the device once, to read the numbers of rows.
 
     Raises:
@@ -122,9 +123,9 @@ def barlow_twins_loss(
         Zbontar, Jing, Misra, LeCun, Deny, Barlow Twins (2021), https://arxiv.org/abs/2103.03230,
         equations 1 and 2 and algorithm 1. The algorithm divides by an unbiased deviation without
         eps, the authors' code (https://github.com/facebookresearch/barlowtwins at 8e8d284) by batch
-        normalization over all ranks: we side with the code. Its all-reduce of C leaves gradients
-        that DDP's mean makes 1 / W of the loss's; ours are whole. lightly takes means and variances
-        of each rank's own rows.
+        normalization over all ranks: we side with the code. With its all-reduce of C, the gradients
+        after DDP's mean are 1 / W of those of the loss; ours are correct. lightly takes means and
+        variances of each rank's own rows.
 
     Examples:
         >>> import torch
@@ -159,7 +160,7 @@ def barlow_twins_loss(
     trace, energy = held.sum(), held.square().sum() + off_diagonal.detach()
     loss = weighted(loss_scale, on_diagonal + weighted(off_weight, off_diagonal))
     if is_zero(loss_scale):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + lifted(link_to(z1)) + lifted(link_to(z2))
     return BarlowTwinsTerms(
         loss=loss,
@@ -174,7 +175,7 @@ def barlow_twins_loss(
 class BarlowTwinsLoss(LossModule):
     """[`barlow_twins_loss`][termwise.joint_embedding.barlow_twins_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

@@ -1,13 +1,13 @@
-r"""Cross-entropy over pairs of embeddings, a strip of the similarity matrix at a time.
+r"""Cross-entropy over pairs of embeddings, one strip of the similarity matrix at a time.
 
-For rows a and columns b the logits are L = scale a b^T. Each row has positives among the columns,
-and the others are its negatives, but for what is hidden from it: itself. With
+For rows a and columns b the logits are L = scale a b^T. Each row has positives among the columns;
+the other columns are its negatives, except the row itself. With
 
     N_i = log sum_negatives exp(L_ij),    P_i = log sum_positives exp(L_ij)
 
-the cross-entropy of a row is log(1 + exp(N_i - P_i)). No positive is in N_i, so nothing cancels
-where the loss is small, and the derivative with respect to N_i is a sigmoid, not 1 less another
-number.
+the cross-entropy of a row is log(1 + exp(N_i - P_i)). No positive is in N_i, so nothing cancels if
+the loss is small, and the derivative with respect to N_i is a sigmoid, not a difference of 1 and
+another number.
 
 A first pass over the strips takes the log-sums of the rows, and of the columns for the other
 direction; a second one forms the strips again and turns them into the gradient. That is four
@@ -40,24 +40,24 @@ from .._operators import Operator, with_gradients
 
 Form = Literal["softmax", "outside", "decoupled"]
 
-# Rows of a strip on the CPU, at least: the product of fewer is slow.
+# Least number of rows of a strip on the CPU: products of fewer are slow.
 _STRIP = 128
-# So few logits, on one rank, that the formula as written takes less time.
+# For so few logits, on one rank, the formula as written is faster.
 _SMALL = 2**17
 
 
 class Contrast(NamedTuple):
-    """A loss, and what is measured beside it, without a gradient."""
+    """A loss, and measurements without a gradient."""
 
     loss: Tensor
     forward: Tensor
     """Mean over the rows."""
     backward: Tensor
-    """Mean over the columns; that of the rows, unless symmetric."""
+    """Mean over the columns if symmetric, else that over the rows."""
     accuracy: Tensor
-    """Share of the rows whose largest logit is a positive's."""
+    """Fraction of rows whose largest logit is that of a positive."""
     without_positive: Tensor
-    """Rows that have none: they are in no mean."""
+    """Number of rows without a positive; they are in no mean."""
 
 
 def contrast(
@@ -76,18 +76,19 @@ def contrast(
     caller: str,
     at_least: int = 1,
 ) -> Contrast:
-    """Average a loss over the rows of all ranks. One of positive, labels and given is passed.
+    """Average a loss over the rows of all ranks. Pass one of positive, labels and given.
 
     Args:
-        rows: this rank's, "batch dim", not in half precision.
-        columns: this rank's, "candidates dim". None: the rows, and each is hidden from itself.
-        scale: what products are multiplied by; a number where the columns are the rows.
-        positive: for each row, which of this rank's columns is its positive. Where the columns are
-            the rows, the positive of the positive is the row.
-        labels: of the rows, which are the columns: those with the same are positives.
+        rows: this rank's rows, "batch dim", in float32 or float64.
+        columns: this rank's columns, "candidates dim". None: the rows, without each row's pair with
+            itself.
+        scale: factor of the products; a number if the columns are the rows.
+        positive: for each row, which of this rank's columns is its positive. If the columns are the
+            rows, the positive of the positive is the row.
+        labels: labels of the rows, which are the columns: rows with equal labels are positives.
         given: logits of positives that are not among the columns. The columns are then the same on
-            every rank, and none are sent.
-        weight: for each row, what the logit of its positive is multiplied by; "decoupled" only.
+            every rank, and are not sent.
+        weight: for each row, the factor of its positive's logit; "decoupled" only.
         form: "softmax": log(1 + exp(N - P)). "outside": the mean over the positives of
             log(sum over all) - L. "decoupled": N - weight P.
         symmetric: average with the loss of the columns; column i is the positive of row i.
@@ -95,8 +96,11 @@ def contrast(
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
         caller: the loss that an error names.
-        at_least: how many columns are needed over all ranks.
+        at_least: least number of columns over all ranks.
     """
+    if rows.shape[1] == 0:
+        raise ValueError(f"{caller} needs dim >= 1, got 0")
+    labels = None if labels is None else labels.contiguous()  # else torch.searchsorted warns
     width = rows.shape[0] if columns is None else columns.shape[0]
     if group is None and rows.shape[0] * width <= _SMALL:
         _refuse_fewer(width, at_least, caller)
@@ -137,13 +141,13 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit rows of both views, one view after the other, and where the other view is."""
+    """Return the unit rows of both views, concatenated, and the index of each row's other view."""
     rows = unit_rows(torch.cat(alike(z1, z2)))
     return rows, torch.arange(len(rows), device=z1.device).roll(len(z1))
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply each row with that of the same place."""
+    """Return the inner product of each pair of rows with equal index."""
     with without_autocast(a):
         return cast("Tensor", torch.linalg.vecdot(a, b))
 
@@ -226,11 +230,11 @@ class _Inputs(NamedTuple):
     """Whether the columns are the rows."""
     symmetric: bool
     counts: Tensor | None
-    """Of each rank's columns, which are gathered."""
+    """Numbers of each rank's columns, which are gathered."""
     group_name: str | None
     of_rows: bool
-    """Whether the gradient of rows and scale is made; where columns are gathered both always are,
-    for what a rank sends may not depend on its own grad mode."""
+    """Whether to compute the gradients with respect to rows and scale; always if columns are
+    gathered, since collective calls must not depend on the grad mode."""
     of_columns: bool
     gradient_scale: float
     caller: str
@@ -241,7 +245,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _kernel(inputs: _Inputs) -> Results:
-    """Return the loss, what is measured, and the gradients of rows, columns, scale and given."""
+    """Return the loss, the measurements, and the gradients of rows, columns, scale and given."""
     with without_autocast(inputs.rows), torch.no_grad():
         matrix, dtype = _matrix(inputs), inputs.rows.dtype
         by_row, by_column = _log_sums(matrix, inputs)
@@ -286,31 +290,31 @@ class _Strip(NamedTuple):
     rows: slice
     columns: slice
     parts: list[Tensor]
-    """Logits of the negatives, and of the positives where a row may have several; else -inf."""
+    """Logits of the negatives, and of the positives if a row may have several; else -inf."""
     beyond: int
-    """From this column of them on they stand for the transpose too."""
+    """From this column on, they represent the transpose too."""
     place: Tensor | None
-    """Where the one positive of each row was."""
+    """Index of the one positive of each row."""
     picked: Tensor | None
     """Its logit."""
     spare: Tensor
-    """Memory of their shape."""
+    """A buffer of their shape."""
 
 
 class _Matrix(NamedTuple):
-    """The logits of this rank's rows and the columns of all ranks, never there at once."""
+    """The logits of this rank's rows and the columns of all ranks, never all in memory."""
 
     rows: Tensor
     columns: Tensor
     scale: Tensor
     each: list[int]
-    """How many columns each rank has."""
+    """Number of columns of each rank."""
     own: slice
     """This rank's columns."""
     group_name: str | None
     """None: this rank has all columns."""
     itself: Tensor | None
-    """The column that each row is, which is hidden from it."""
+    """The column that is the row itself, which is excluded."""
     positive: Tensor | None
     """The column that is the positive of each row."""
     labels: Tensor | None
@@ -332,7 +336,7 @@ class _Matrix(NamedTuple):
             itself = None if self.itself is None else self.itself[rows, None] - first
             if self.positive is not None:
                 place = self.positive[rows, None] - first
-                if self.triangle and itself is not None:  # left of the strip: its transpose has it
+                if self.triangle and itself is not None:  # left of the strip: in its transpose
                     place = place.where(place >= 0, itself)
                 picked = logits.gather(1, place)[:, 0]
                 logits.scatter_(1, place, -torch.inf)
@@ -397,7 +401,7 @@ class _LogSums:
         self.total = like.new_zeros(count, dtype=accumulator(like))
 
     def add(self, where: slice, logits: Tensor, dim: int, room: Tensor) -> None:
-        """Add along an axis; room is written to, and may be the logits."""
+        """Add logits along an axis; overwrites room, which may be the logits."""
         top, total = self.top[where], self.total[where]
         high = torch.maximum(top, logits.amax(dim))
         powers = torch.sub(logits, high.unsqueeze(dim), out=room).exp_()
@@ -409,7 +413,7 @@ class _LogSums:
 
 
 def _log_sums(matrix: _Matrix, inputs: _Inputs) -> tuple[list[_LogSums], list[_LogSums]]:
-    """Return those of the negatives and of the positives, by row and by column."""
+    """Return the log-sums of the negatives and of the positives, by row and by column."""
     by_row = [_LogSums(matrix.rows, len(matrix.rows)) for _ in range(2)]
     by_column = by_row if matrix.triangle else []
     if inputs.symmetric:
@@ -439,11 +443,11 @@ class _Rows(NamedTuple):
 
     loss: Tensor
     counted: Tensor
-    """Whether it has a positive, without which the others are 0."""
+    """Whether it has a positive; without one the other fields are 0."""
     of_negatives: Tensor
     of_positives: Tensor
     pull: Tensor | None
-    """The gradient of rows, over scale, of what is no log-sum."""
+    """The gradient with respect to rows, divided by scale, except that of the log-sums."""
 
 
 def _rows(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor) -> _Rows:
@@ -492,14 +496,14 @@ def _column_sums(matrix: _Matrix, sums: _LogSums, picked: Tensor) -> tuple[Tenso
 
 
 class _Share(NamedTuple):
-    """What turns logits L into d loss / d L: exp(L - reference) * factor."""
+    """Computes d loss / d L from logits L: exp(L - reference) * factor."""
 
     reference: Tensor
     factor: Tensor
 
 
 def _share(log_sum: Tensor, slope: Tensor, dtype: torch.dtype) -> _Share:
-    log_sum = log_sum.clamp_min(torch.finfo(dtype).min)  # of nothing: each exp is 0, not NaN
+    log_sum = log_sum.clamp_min(torch.finfo(dtype).min)  # of an empty sum: each exp is 0, not NaN
     reference = log_sum.to(dtype)
     return _Share(reference, (slope * (reference - log_sum).exp()).to(dtype))
 
@@ -512,7 +516,7 @@ def _gradients(
     by_column: Sequence[_Share],
     factor: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return those of rows, columns, scale and given, by a second pass over the strips."""
+    """Return the gradients of rows, columns, scale and given, by a second pass over the strips."""
     of_rows, of_columns, of_scale, of_given = _fake(inputs)[2:]
     if not (inputs.of_rows or inputs.of_columns):
         return of_rows, of_columns, of_scale, of_given

@@ -18,10 +18,10 @@ class DecoupledContrastiveTerms(Terms):
     """Terms of [`decoupled_contrastive_loss`][termwise.joint_embedding.decoupled_contrastive_loss]."""  # noqa: E501
 
     loss: Float[Tensor, ""]
-    """Log of the sum over the negatives less the weighted logit of the positive, mean over both
+    """Log of the sum over the negatives minus the weighted logit of the positive, mean over both
     views, in nats. It may be negative."""
     accuracy: Float[Tensor, ""]
-    """Share of the views whose most similar one is of their sample, a tie among them; detached."""
+    """Fraction of views whose most similar view (or a tied one) is of the same sample; detached."""
 
 
 @contract
@@ -34,29 +34,28 @@ def decoupled_contrastive_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> DecoupledContrastiveTerms:
-    r"""Pull two views together and push all other samples apart, with no positive in the sum.
+    r"""Pull two views together and push other samples apart; the positive is not in the sum.
 
     $$\mathrm{loss} = \frac{1}{2n} \sum_{i=1}^{2n} \log \sum_{k \ne i, p(i)}
     e^{\cos(z_i, z_k) / T} - w_i \cos(z_i, z_{p(i)}) / T$$
 
     over the n rows of z1 and the n rows of z2, with p(i) the other view of the sample: 2 (n - 1)
-    negatives for each. The weights are 1, or with `sigma` lower for pairs that are close already:
+    negatives for each. The weights are 1 or, with `sigma`, lower for pairs that are already close:
 
     $$w_i = 2 - n \, \mathrm{softmax}_i (\cos(z^1_i, z^2_i) / \sigma)$$
 
     over the pairs of all ranks, without a gradient.
 
-    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored. Halves are converted to float32 first, with or without autocast. A non-finite value
-    gives a non-finite loss.
+    Above 2^17 logits, and with a group, logits are computed in strips, and no batch x batch tensor
+    is stored. Half precision is converted to float32 first, with or without autocast. A non-finite
+    input makes the loss non-finite.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample;
-            divided by their norms here. Of a feature map, or of tokens,
-            `einops.rearrange(z, "b c h w -> (b h w) c")` makes each position a sample; pooled to
-            "b c", each image is one.
+            divided by their norms here. For a feature map, or tokens, `einops.rearrange(z, "b c h w
+            -> (b h w) c")` makes each position a sample; if pooled to "b c", each image is one.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
-        temperature: T, what cosines are divided by; 0.1 in the paper.
+        temperature: T, the divisor of the cosines; 0.1 in the paper.
         sigma: width of the weights, 0.5 in the paper (DCLW). None: no weights (DCL).
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
@@ -67,19 +66,19 @@ def decoupled_contrastive_loss(
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
         are correct up to 2^17 logits, (2 batch)^2, without a group, and raise NotImplementedError
-        beyond and with one; of the weights they are 0, as first ones are.
+        beyond and with one; derivatives of the weights are 0 in any order.
 
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in
         elements of the embeddings' dtype (float32 for half precision): its 2 n * d embeddings are
         sent to the others and 2 (N - n) * d received, the gradients of 2 N * d are
         reduce-scattered, and there are sums of 4 and of one count for each rank, with `sigma` of 3
-        more; under `torch.no_grad()` too. The counts are read on the host: with a group a call
+        more; also under `torch.no_grad()`. The counts are read on the host, so with a group a call
         synchronizes with the device.
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
-        ValueError: fewer than 2 samples (4 embeddings) over all ranks, or temperature or sigma not
-            positive.
+        ValueError: fewer than 2 samples (4 embeddings) over all ranks, dim of 0, or temperature or
+            sigma not positive.
 
     References:
         Yeh et al., Decoupled contrastive learning (2022), https://arxiv.org/abs/2110.06848,
@@ -131,7 +130,7 @@ def _weights(rows: Tensor, sigma: float, group: ProcessGroup | None) -> Tensor:
 class DecoupledContrastiveLoss(LossModule):
     """[`decoupled_contrastive_loss`][termwise.joint_embedding.decoupled_contrastive_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""DINO: the student's views predict the teacher's assignments of the other views."""
+"""DINO: a student's views predict the teacher's assignments of the other views."""
 
 from typing import Literal
 
@@ -21,17 +21,19 @@ class DINOTerms(Terms):
     """Terms of [`dino_loss`][termwise.joint_embedding.dino_loss]."""
 
     loss: Float[Tensor, ""]
-    """cross_entropy, times the number of pairs for `over_pairs="sum"`."""
+    """cross_entropy, times the number of pairs with `over_pairs="sum"`."""
     cross_entropy: Float[Tensor, ""]
-    """Of teacher and student in nats: mean over the pairs of views that count and the batch."""
+    """Cross-entropy of teacher and student in nats, mean over the pairs of views that count and the
+    batch."""
     teacher_entropy: Float[Tensor, ""]
-    """Entropy of the teacher's probabilities in nats, the same mean; detached. Near log prototypes:
-    the teacher is uniform."""
+    """Entropy of the teacher's probabilities in nats, with the same mean; detached. If it is near
+    log prototypes, the teacher is uniform."""
     kl: Float[Tensor, ""]
     """KL divergence of the student from the teacher, cross_entropy - teacher_entropy; detached."""
     marginal_entropy: Float[Tensor, ""]
-    """Entropy of the teacher's mean probabilities, over its views and the batch, in nats; detached.
-    log prototypes minus it is how unevenly prototypes are used: log prototypes if one takes all."""
+    """Entropy of the teacher's probabilities averaged over its views and the batch, in nats;
+    detached. It is log prototypes if all prototypes are used equally, and 0 if one prototype gets
+    all samples."""
 
 
 @contract
@@ -51,30 +53,33 @@ def dino_loss(
     H(p_{tb}, q_{sb}), \qquad H(p, q) = -\sum_k p_k \log q_k, \qquad
     q_{sb} = \mathrm{softmax}(\mathrm{student\_logits}_{sb} / T)$$
 
-    over the pairs P of a teacher's view t and a student's view s; `same_view="skip"` leaves out
-    t = s. `cross_entropy = teacher_entropy + kl`. Uniform student and teacher: log prototypes.
+    over the pairs P of a teacher's view t and a student's view s; `same_view="skip"` leaves out t =
+    s. `cross_entropy = teacher_entropy + kl`. If student and teacher are uniform it is log
+    prototypes.
 
     Conventions. DINOv3 (6876159) takes the mean over the pairs that count, as the default here;
     its `ignore_diagonal` is `same_view`, "skip" for global student's views and "keep" for local
     ones. lightly 1.6.0 is the default. DINOv2 (b8931f7) sums over all pairs of the lists that it
     gets: `same_view="keep", over_pairs="sum"`.
 
-    Pairs are never formed: the logits of each view are read once. See *Cost* in the documentation.
+    Pairs are never formed: the logits of each view are read once.
 
     Args:
-        student_logits (Float[Tensor, "student_views batch prototypes"]): of all views, the global
-            ones first, before the softmax. `torch.stack` makes it of a list. Patches are no views:
-            [`ibot_loss`][termwise.joint_embedding.ibot_loss] takes them, or
+        student_logits (Float[Tensor, "student_views batch prototypes"]): logits of all views, the
+            global ones first, before the softmax. Use `torch.stack` for a list. Patches are not
+            views: [`ibot_loss`][termwise.joint_embedding.ibot_loss] takes them, or
             `einops.rearrange(x, "views batch patches prototypes -> views (batch patches)
             prototypes")` pairs each position with itself.
-        teacher_probs (Float[Tensor, "teacher_views batch prototypes"]): of the teacher's views,
-            those that the student saw too in the same order, each row a distribution; from
-            [`sinkhorn`][termwise.joint_embedding.sinkhorn] or
-            [`centered_softmax`][termwise.joint_embedding.centered_softmax]. That rows sum to 1 is
-            not checked. It gets no gradient.
-        temperature: T of the student, positive; 0.1 in DINO. The teacher's is in its probabilities.
-        same_view: "skip": student's view i and teacher's view i are no pair. "keep": they are.
-        over_pairs: "mean" over the pairs that count, or "sum": `loss` alone differs.
+        teacher_probs (Float[Tensor, "teacher_views batch prototypes"]): probabilities of the
+            teacher's views, in the order in which the student has them, each row a distribution,
+            from [`sinkhorn`][termwise.joint_embedding.sinkhorn] or
+            [`centered_softmax`][termwise.joint_embedding.centered_softmax]. It is not checked that
+            rows sum to 1. No gradient.
+        temperature: T of the student, positive; 0.1 in DINO. The probabilities of the teacher
+            include its own temperature.
+        same_view: "skip" excludes pairs of view i of the student and view i of the teacher; "keep"
+            includes them.
+        over_pairs: "mean" over the pairs that count, or "sum"; affects only `loss`.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -87,7 +92,7 @@ def dino_loss(
         they raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of an
-        integer, under `torch.no_grad()` too. Does not synchronize with the device.
+        integer, also under `torch.no_grad()`. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -135,7 +140,7 @@ def dino_loss(
 class DINOLoss(LossModule):
     """[`dino_loss`][termwise.joint_embedding.dino_loss] as a module.
 
-    Has no parameters and no center: the teacher's probabilities come with each call.
+    Has no parameters and no center: pass the teacher's probabilities with each call.
 
     Examples:
         >>> import torch

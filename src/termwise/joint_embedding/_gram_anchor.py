@@ -1,4 +1,4 @@
-"""Gram anchoring: the similarities of patches are kept those of an earlier model."""
+"""Gram anchoring: keep the similarities of patches close to those of an earlier model."""
 
 from typing import Literal, NamedTuple, cast
 
@@ -15,7 +15,7 @@ from .._numbers import accumulator, alike, blocks, inner, lifted, product, tiles
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 
-# Up to so many pairs, holding them all takes less time than the calls that save it.
+# Up to so many pairs, storing them all is faster than the calls that avoid it.
 _FEW_PAIRS = 2**16
 
 Negatives = Literal["both", "teacher", "keep"]
@@ -29,7 +29,7 @@ class GramAnchorTerms(Terms):
     loss: Float[Tensor, ""]
     """Squared difference of the student's and the teacher's similarities, mean over pairs."""
     agreement: Float[Tensor, ""]
-    """Cosine of the two Gram matrices, as compared, over all pairs; detached. 1: proportional."""
+    """Cosine of the two Gram matrices over all pairs, after `negatives`; detached."""
 
 
 @contract
@@ -43,30 +43,30 @@ def gram_anchor_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> GramAnchorTerms:
-    r"""Keep the similarities of an image's patches what they are in the features of a teacher.
+    r"""Match the similarities between an image's patches to those of a teacher's features.
 
     $$\mathrm{loss} = \frac{1}{b p^2} \sum_{i} \lVert S_i S_i^\top - T_i T_i^\top \rVert_F^2$$
 
     with the features S_i of the student and T_i of the teacher, patches x dim, of image i of b. The
-    features themselves are free: any rotation of the student's leaves the loss as it is. Of
-    negative similarities `negatives` says what is compared.
+    loss is invariant to rotations of the student's features. `negatives` says how negative
+    similarities enter.
 
-    Beyond 2^16 pairs the patches x patches matrices are formed in tiles, with the gradient, and
-    never held whole.
-    Inputs in half precision are converted to float32, with or without autocast; the terms of
-    float64 inputs are float64. A non-finite value gives non-finite terms.
+    Above 2^16 pairs the patches x patches matrices are formed in tiles, together with the gradient,
+    and never stored as a whole. Inputs in half precision are converted to float32, with or without
+    autocast; the terms of float64 inputs are float64. A non-finite input makes the terms
+    non-finite.
 
     Args:
-        student (Float[Tensor, "images patches dim"]): features that are trained. Feature maps have
-            one row for each patch: `einops.rearrange(student, "b c h w -> b (h w) c")`. Without the
-            class token and registers.
+        student (Float[Tensor, "images patches dim"]): features of the student. Feature maps have
+            one row for each patch: `einops.rearrange(student, "b c h w -> b (h w) c")`. Leave out
+            the class token and registers.
         teacher (Float[Tensor, "images patches teacher_dim"]): features of the same patches by an
-            earlier checkpoint, in any number of dimensions. Gets no gradient.
-        normalize: divide each patch's features by their Euclidean norm first (at least 1e-12), so
-            that similarities are cosines.
-        negatives: "both" sets negative similarities of both to 0 (DINOv3's default); "teacher"
-            those of the teacher, and the student's where the teacher's are negative too; "keep"
-            compares them as they are.
+            earlier checkpoint, in any number of dimensions. No gradient.
+        normalize: whether to divide the features of each patch by their Euclidean norm (at least
+            1e-12), so that similarities are cosines.
+        negatives: "both" sets negative similarities of student and teacher to 0 (DINOv3's default);
+            "teacher" sets those of the teacher to 0, and the student's where both are negative;
+            "keep" changes nothing.
         level: "image" compares patches of one image; "batch" those of all images with each other,
             and divides by (b p)^2.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
@@ -80,16 +80,16 @@ def gram_anchor_loss(
         derivatives are correct for up to 2^16 pairs (images * patches^2) without a group, and raise
         NotImplementedError otherwise.
 
-        With "keep" and more patches than features, of each kind, both norms are taken from products
-        of features x features (of three terms that cancel: an error of about 1e-7 of the mean
-        squared similarity in float32, 1e-16 in float64).
+        With "keep" and more patches than features, of student and teacher, both norms are computed
+        from products of features x features (three terms that cancel: the error is about 1e-7 of
+        the mean squared similarity in float32, 1e-16 in float64).
 
         Communication of each rank, for d = dim + teacher_dim, N = patches of all ranks, W = ranks,
         in elements of that dtype (float32 for half precision): a sum of W + 3 numbers and, at level
         "batch", the features of both in a ring, less than N * d in and out in W - 1 messages, or,
-        where products of features are taken, a sum of about d^2 elements. The numbers of images are
-        read on the host: with a group a call synchronizes with the device once. It is sent under
-        `torch.no_grad()` too.
+        if products of features are computed, a sum of about d^2 elements. The numbers of images are
+        read on the host, so with a group a call synchronizes with the device once. The same is sent
+        under `torch.no_grad()`.
 
     Raises:
         ContractError: student and teacher are not floating "images patches dim" tensors with the
@@ -98,10 +98,10 @@ def gram_anchor_loss(
 
     References:
         Simeoni et al., DINOv3 (2025), https://arxiv.org/abs/2508.10104, equation 2, which sums over
-        pairs of one image and names no clipping; the authors' code (`gram_loss.py`, 6876159) takes
-        the mean over images and pairs and clips negatives by default: we side with the code.
-        Its `remove_neg`, `remove_only_teacher_neg` and neither are "both", "teacher" and "keep";
-        its `img_level=False` is "batch", of one rank's images.
+        pairs of one image and does not mention clipping; the authors' code (`gram_loss.py`,
+        6876159) takes the mean over images and pairs and clips negatives by default: we side with
+        the code. Its `remove_neg`, `remove_only_teacher_neg` and neither are "both", "teacher" and
+        "keep"; its `img_level=False` is "batch", of one rank's images.
 
     Examples:
         >>> import torch
@@ -139,7 +139,7 @@ def gram_anchor_loss(
 def _as_written(
     student: Tensor, teacher: Tensor, negatives: Negatives, level: Level
 ) -> tuple[Tensor, Tensor]:
-    """Compute loss and agreement in operations that autograd follows to any order."""
+    """Compute loss and agreement by operations with derivatives of any order."""
     if level == "batch":
         student, teacher = (x.flatten(0, 1).unsqueeze(0) for x in (student, teacher))
     own, wanted = product(student, student.mT), product(teacher, teacher.mT)
@@ -166,7 +166,7 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the loss, the agreement and the gradient of the first (or an empty tensor)."""
+    """Compute the loss, the agreement and the gradient of the loss (or an empty tensor)."""
     student, teacher, counts = inputs.student.detach(), inputs.teacher.detach(), inputs.counts
     each = [student.shape[0]] if counts is None else cast("list[int]", counts.tolist())
     images, patches = sum(each), student.shape[1]
@@ -219,7 +219,7 @@ def _by_features(student: Tensor, teacher: Tensor, inputs: _Inputs) -> tuple[Ten
 def _by_patches(
     student: Tensor, teacher: Tensor, each: list[int], inputs: _Inputs
 ) -> tuple[Tensor, Tensor]:
-    """Return the same of the matrices S S^T and T T^T, after `negatives`, tile by tile."""
+    """Return the same from the matrices S S^T and T T^T, after `negatives`, tile by tile."""
     name, visits = inputs.group_name, inputs.level == "batch" and inputs.counts is not None
     rank = _groups.resolved(name).rank() if visits else 0
     owners = [(rank - step) % len(each) for step in range(len(each) if visits else 1)]
@@ -251,14 +251,14 @@ def _by_patches(
 
 
 def _gate(own: Tensor, wanted: Tensor, negatives: str) -> Tensor | None:
-    """Return what is positive where the student's similarities are compared; None: everywhere."""
+    """Return a tensor that is positive where the student's similarities count; None: everywhere."""
     if negatives == "keep":
         return None
     return own if negatives == "both" else torch.maximum(own, wanted)
 
 
 def _opened(x: Tensor, gate: Tensor) -> Tensor:
-    """Return x, and 0 where gate <= 0; a tenth of the time of `where` on a CPU."""
+    """Return x, or 0 where gate <= 0; ten times as fast as `where` on a CPU."""
     return cast("Tensor", torch.ops.aten.threshold_backward(x, gate, 0))
 
 
@@ -274,7 +274,7 @@ _gram_anchor = Operator("gram_anchor", _Inputs, _kernel, _fake)
 class GramAnchorLoss(LossModule):
     """[`gram_anchor_loss`][termwise.joint_embedding.gram_anchor_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""iBOT: the student predicts the teacher's assignment of each patch that it did not see."""
+"""iBOT: a student predicts the teacher's assignment of each masked patch."""
 
 from typing import Literal
 
@@ -24,17 +24,17 @@ class IBOTTerms(Terms):
     loss: Float[Tensor, ""]
     """cross_entropy."""
     cross_entropy: Float[Tensor, ""]
-    """Of teacher and student in nats: mean over images of the mean over each one's masked patches,
-    or mean over patches."""
+    """Cross-entropy of teacher and student in nats: mean over images of the mean over their masked
+    patches, or mean over patches."""
     teacher_entropy: Float[Tensor, ""]
-    """Entropy of the teacher's probabilities in nats, the same mean; detached."""
+    """Entropy of the teacher's probabilities in nats, with the same mean; detached."""
     kl: Float[Tensor, ""]
     """KL divergence of the student from the teacher, cross_entropy - teacher_entropy; detached."""
     marginal_entropy: Float[Tensor, ""]
-    """Entropy of the teacher's mean probabilities, with each patch's weight in the loss, in nats;
-    detached. log prototypes minus it is how unevenly prototypes are used; NaN without a patch."""
+    """Entropy of the teacher's probabilities averaged with each patch's weight in the loss, in
+    nats; detached. It is log prototypes if all prototypes are used equally; NaN without a patch."""
     n_masked: Float[Tensor, ""]
-    """Masked patches on all ranks; detached."""
+    """Number of masked patches on all ranks; detached."""
 
 
 @contract
@@ -56,21 +56,23 @@ def ibot_loss(
     q_m = \mathrm{softmax}(\mathrm{student\_logits}_m / T)$$
 
     with N images over all ranks and M_i masked patches of image i. An image without a mask adds 0
-    to the sum and 1 to N, as in DINOv2: a batch of which half is masked has half the loss.
-    `over="patches"` is the mean over all masked patches instead, each of which then counts alike.
+    to the sum and 1 to N, as in DINOv2: if half of the images have masks, the loss is half as
+    large. `over="patches"` averages over all masked patches instead, with equal weights.
     `cross_entropy = teacher_entropy + kl`.
 
     Args:
-        student_logits (Float[Tensor, "masked prototypes"]): at the masked patches, before the
-            softmax, in any order: `logits[mask]` of "images patches prototypes".
-        teacher_probs (Float[Tensor, "masked prototypes"]): of the teacher, which saw the patches,
-            each row a distribution; from [`sinkhorn`][termwise.joint_embedding.sinkhorn] or
+        student_logits (Float[Tensor, "masked prototypes"]): logits at the masked patches, before
+            the softmax, in any order: `logits[mask]` of "images patches prototypes".
+        teacher_probs (Float[Tensor, "masked prototypes"]): probabilities of the teacher at these
+            patches, which it saw unmasked, each row a distribution, from
+            [`sinkhorn`][termwise.joint_embedding.sinkhorn] or
             [`centered_softmax`][termwise.joint_embedding.centered_softmax]. It gets no gradient.
         image_index (Int[Tensor, " masked"]): image of each patch, from 0 to images - 1 on this
             rank: `mask.nonzero()[:, 0]`. All patches of an image are on one rank.
-        images: number of images on this rank, with and without a mask; global crops count as one
-            each. 0 is for a rank that holds none.
-        temperature: T of the student, positive; 0.1 in iBOT. The teacher's is in its probabilities.
+        images: number of images on this rank, with and without a mask; each global crop counts as
+            one. 0 for a rank without images.
+        temperature: T of the student, positive; 0.1 in iBOT. The probabilities of the teacher
+            include its own temperature.
         over: mean over "images" of the mean over their patches (DINOv2, DINOv3, lightly), or over
             all "patches".
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
@@ -85,14 +87,14 @@ def ibot_loss(
         without a group; otherwise they raise NotImplementedError.
 
         Communication of each rank: one sum of prototypes + 2 elements in float64, and one of two
-        integers, under `torch.no_grad()` too. Does not synchronize with the device. No argument is
-        written into.
+        integers, also under `torch.no_grad()`. Does not synchronize with the device. Arguments are
+        not modified.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature is not positive, images is negative or, without a group, 0, there is
-            no prototype, or, on a CPU in eager mode, an index is not of an image. Compiled or on an
-            accelerator an index out of range is an error of the device.
+            no prototype, or, on a CPU in eager mode, an index is out of range. Compiled or on an
+            accelerator, PyTorch raises the error for an index out of range.
 
     References:
         Zhou et al., iBOT (2022), https://arxiv.org/abs/2111.07832, equation 2 and its masks; the
@@ -149,7 +151,7 @@ def ibot_loss(
 class IBOTLoss(LossModule):
     """[`ibot_loss`][termwise.joint_embedding.ibot_loss] as a module.
 
-    Has no parameters and no center: the teacher's probabilities come with each call.
+    Has no parameters and no center: pass the teacher's probabilities with each call.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""InfoNCE: each query finds its key, as in CLIP, MoCo and dense retrieval."""
+"""InfoNCE: classify the key of each query, as in CLIP, MoCo and dense retrieval."""
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +23,10 @@ class InfoNCETerms(Terms):
     forward: Float[Tensor, ""]
     """Cross-entropy of a query's key among the candidates, mean over the queries; detached."""
     backward: Float[Tensor, ""]
-    """That of a key's query among the queries, mean over the keys; `forward` again unless
-    symmetric; detached."""
+    """Cross-entropy of a key's query among the queries, mean over the keys; equal to `forward`
+    unless symmetric; detached."""
     accuracy: Float[Tensor, ""]
-    """Share of the queries whose most similar candidate is their key, a tie among them;
-    detached."""
+    """Fraction of queries whose most similar candidate (or a tied one) is their key; detached."""
     alignment: Float[Tensor, ""]
     """Cosine of a query and its key, mean over the queries; detached."""
 
@@ -55,32 +54,32 @@ def info_nce_loss(
     \quad \text{(symmetric)}$$
 
     with $p_i$ the key of query i, and `loss = (forward + backward) / 2`, which is `forward` unless
-    symmetric. CLIP: `symmetric=True`. Ranking with hard negatives: more keys than queries. MoCo:
-    `negatives=` the queue.
+    symmetric. For CLIP, pass `symmetric=True`; for ranking with hard negatives, more keys than
+    queries; for MoCo, the queue as `negatives`.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x candidates tensor
     is stored. Near convergence the value and the gradient in float32 keep their relative precision:
-    see `tests/bench/bench_contrast.py`. Halves are converted to float32 first, with or without
-    autocast. A non-finite value gives a non-finite loss.
+    see `tests/bench/bench_contrast.py`. Half precision is converted to float32 first, with or
+    without autocast. A non-finite input makes the loss non-finite.
 
     Args:
-        queries (Float[Tensor, "batch dim"]): one embedding for each sample. Of a feature map, or of
+        queries (Float[Tensor, "batch dim"]): one embedding for each sample. For a feature map, or
             tokens, `einops.rearrange(x, "b c h w -> (b h w) c")` makes each position a sample,
-            whose key is that of the same position; pooled to "b c", each image is one.
-        keys (Float[Tensor, "candidates dim"]): embeddings that each query is compared with, those
-            of other queries among them. Only its own if there are `negatives`.
-        scale (float | Float[Tensor, ""]): what cosines are *multiplied* by, 1 / temperature:
-            exp(logit_scale) in CLIP, which starts at 1 / 0.07; 1 / 0.2 in MoCo v2. A learnt one is
-            a tensor, and gets a gradient.
-        bias (float | Float[Tensor, ""]): added to every logit, as a model that was trained with a
-            sigmoid loss has it. It changes nothing: its gradient is 0.
+            whose key is that of the same position; if pooled to "b c", each image is one.
+        keys (Float[Tensor, "candidates dim"]): embeddings that each query is compared with,
+            including the keys of other queries. With `negatives`, only its own key.
+        scale (float | Float[Tensor, ""]): factor of the cosines, 1 / temperature: exp(logit_scale)
+            in CLIP, initially 1 / 0.07; 1 / 0.2 in MoCo v2. Pass a tensor to learn it.
+        bias (float | Float[Tensor, ""]): added to every logit, for models that were trained with a
+            sigmoid loss. It cancels: it has no effect, and its gradient is 0.
         positives (Int[Tensor, " batch"] | None): for each query, which of *this rank's* keys is its
-            own. None: the key of the same place. One that is no key makes the loss NaN.
+            own. None: the key with the same index. An index out of range makes the loss NaN.
         negatives (Float[Tensor, "queue dim"] | None): embeddings that every query is compared with
-            in place of the other queries' keys, such as MoCo's queue. Without a gradient; the same
-            on every rank.
-        symmetric: average with the loss of finding the query of each key.
-        normalize: divide embeddings by their norms. False: logits are scale * q k^T + bias.
+            instead of the other queries' keys, such as MoCo's queue; the same on every rank. No
+            gradient.
+        symmetric: whether to average with the loss of classifying the query of each key.
+        normalize: whether to divide embeddings by their norms. False: logits are scale * q k^T +
+            bias.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication. A sample is a query with its keys.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -96,13 +95,13 @@ def info_nce_loss(
         Communication of each rank, for d = dim, N keys over all ranks, n of this rank, in elements
         of the embeddings' dtype (float32 for half precision) but for counts: its n * d keys are
         sent to the others and (N - n) * d received, the gradients of N * d keys are
-        reduce-scattered; symmetric, 3 sums of N (2 of them in float64); 2 sums of at most 5; under
-        `torch.no_grad()` too. With `negatives` only those 2 sums. The numbers of keys are read on
-        the host: with a group and without `negatives` a call synchronizes with the device.
+        reduce-scattered; symmetric, 3 sums of N (2 of them in float64); 2 sums of at most 5; also
+        under `torch.no_grad()`. With `negatives` only those 2 sums. The numbers of keys are read on
+        the host, so with a group and without `negatives` a call synchronizes with the device.
 
     Raises:
-        ContractError: an argument is not a tensor of the shape and dtype that its annotation asks.
-        ValueError: fewer keys than queries without `positives`; no keys; symmetric with
+        ContractError: an argument does not have the shape or dtype of its annotation.
+        ValueError: fewer keys than queries without `positives`; no keys; dim of 0; symmetric with
             `positives`, `negatives` or other numbers of keys and queries.
 
     References:
@@ -170,7 +169,7 @@ def info_nce_loss(
     cosines = row_products(*(pair if normalize else map(unit_rows, pair)))
     (alignment,) = means_over_rows([cosines], None, batch_group, grad_reduction)
     return InfoNCETerms(
-        # A bias is in every logit, and cancels; one that is not finite makes the loss NaN.
+        # The bias is added to every logit, and cancels; if it is not finite the loss is NaN.
         loss=found.loss if is_zero(bias) else found.loss + (bias - bias),
         forward=found.forward,
         backward=found.backward,
@@ -182,7 +181,7 @@ def info_nce_loss(
 class InfoNCELoss(LossModule):
     """[`info_nce_loss`][termwise.joint_embedding.info_nce_loss] as a module.
 
-    Has no parameters and holds no process group: a learnt scale and the group come with each call.
+    Has no parameters and stores no process group: pass a learnt scale and the group with each call.
 
     Examples:
         >>> import torch

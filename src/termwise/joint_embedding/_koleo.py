@@ -1,4 +1,4 @@
-"""KoLeo: embeddings spread by the distances of their nearest neighbours."""
+"""KoLeo: spread embeddings by the distances to their nearest neighbors."""
 
 from typing import NamedTuple, cast
 
@@ -21,11 +21,11 @@ class KoLeoTerms(Terms):
     """Terms of [`koleo_loss`][termwise.joint_embedding.koleo_loss]."""
 
     loss: Float[Tensor, ""]
-    """-log(distance + eps), mean over samples and their top_k nearest neighbours."""
+    """-log(distance + eps), mean over samples and their top_k nearest neighbors."""
     nearest_distance: Float[Tensor, ""]
-    """Distance of the nearest neighbour, between 0 and 2, mean over samples; detached."""
+    """Distance to the nearest neighbor, between 0 and 2, mean over samples; detached."""
     min_distance: Float[Tensor, ""]
-    """Smallest distance of two samples, of one group; detached. 0: there are duplicates."""
+    """Smallest distance of two samples in a group; detached. 0: there are duplicates."""
 
 
 @contract
@@ -38,7 +38,7 @@ def koleo_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> KoLeoTerms:
-    r"""Push each sample away from its nearest neighbours, on the unit sphere.
+    r"""Push each sample away from its nearest neighbors, on the unit sphere.
 
     $$\mathrm{loss} = -\frac{1}{n k} \sum_{i} \sum_{j \in N_k(i)}
     \log \left( \lVert \hat{z}_i - \hat{z}_j \rVert + \epsilon \right), \qquad
@@ -48,54 +48,54 @@ def koleo_loss(
     and a factor this is the Kozachenko-Leonenko estimate of the negative entropy of the
     embeddings.
 
-    Neighbours are searched in tiles: no batch x batch matrix is stored. Distances are those of the
-    differences, not sqrt(2 - 2 cos), which has no digits where samples are close. Inputs in half
+    Neighbors are searched in tiles: no batch x batch matrix is stored. Distances are norms of
+    differences, not sqrt(2 - 2 cos), which is imprecise if samples are close. Inputs in half
     precision are converted to float32, with or without autocast, so that eps does not round to 0;
-    the terms of float64 inputs are float64. A non-finite value gives non-finite terms.
+    the terms of float64 inputs are float64. A non-finite input makes the terms non-finite.
 
     Args:
         z (Float[Tensor, "batch dim"]): embeddings, a row for each sample, of any length: they are
-            divided by their Euclidean norms (at least 1e-12). One view: with two, add the losses of
-            each, for the views of a sample are not to be pushed apart. Feature maps have one row
-            for each image, with `einops.rearrange(z, "b c h w -> b (c h w)")`; with
-            `"b c h w -> (b h w) c"` positions of one image are neighbours of each other.
-        top_k: nearest neighbours of each sample; 1 in the paper and in DINOv2 and DINOv3.
+            divided by their Euclidean norms (at least 1e-12). Pass one view; with two, add the
+            losses of each, so that the views of a sample are not pushed apart. Feature maps have
+            one row for each image, with `einops.rearrange(z, "b c h w -> b (c h w)")`; with `"b c h
+            w -> (b h w) c"` positions of one image are neighbors of each other.
+        top_k: number of nearest neighbors of each sample; 1 in the paper, DINOv2 and DINOv3.
         eps: added to a distance before the logarithm; 1e-8 in DINOv2. The loss of two exact
-            duplicates is -log(eps) and their gradient 0, for no direction leads apart. At 0 it is
-            infinite.
-        group_size: neighbours are searched among so many consecutive samples, in the order of
-            ranks. None: among all. The number of samples over all ranks must be a multiple of it.
+            duplicates is -log(eps), and their gradient is 0, since no direction is preferred. With
+            eps 0 the loss is infinite.
+        group_size: number of consecutive samples, in the order of ranks, among which neighbors are
+            searched. None: all. The number of samples over all ranks must be a multiple of it.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        The terms of the whole batch, the same on every rank. A sample's gradient has two parts: of
-        its own neighbours, and of those that it is a neighbour of, on other ranks too. Which
-        samples are neighbours is constant. Gradients, combined over ranks as `grad_reduction` says,
-        equal those of one process that holds all rows. Second derivatives are correct without a
-        group and raise NotImplementedError with one.
+        The terms of the whole batch, the same on every rank. A sample's gradient has two parts:
+        from its own neighbors, and from the samples whose neighbor it is, including those on other
+        ranks. Which samples are neighbours is constant. Gradients, combined over ranks as
+        `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
+        are correct without a group and raise NotImplementedError with one.
 
         Communication of each rank, for d = dim, N = rows over all ranks, W = ranks, in elements of
         that dtype (float32 for half precision): the rows go around a ring once and their gradients
-        a second time, less than 2 * N * d in and as many out, in 2 * W - 1 messages, and sums of
-        W + 3 numbers. The numbers of rows are read on the host: with a group a call synchronizes
-        with the device once. It is sent under `torch.no_grad()` too.
+        a second time, less than 2 * N * d in and as many out, in 2 * W - 1 messages, and sums of W
+        + 3 numbers. The numbers of rows are read on the host, so with a group a call synchronizes
+        with the device once. The same is sent under `torch.no_grad()`.
 
     Raises:
         ContractError: z is not a floating "batch dim" tensor.
-        ValueError: top_k below 1, eps negative, not more samples (or a smaller group_size) than
+        ValueError: top_k below 1, eps negative, no more samples (or a group_size no larger) than
             top_k, or a number of samples that group_size does not divide.
 
     References:
         Sablayrolles, Douze, Schmid, Jegou, Spreading vectors for similarity search (2019),
         https://arxiv.org/abs/1806.03198, equation 3, without eps. DINOv2's code (`koleo_loss.py`,
-        b8931f7), DINOv3's (6876159) and lightly 1.6.0 add eps to each coordinate of the
-        difference as well, whose gradient pulls duplicates all the same way, and so does not part
-        them either: we side with the paper. There neighbours come from one rank (DINOv2, lightly)
-        or from groups of ranks that hold equally many rows (DINOv3's `KoLeoLossDistributed`, whose
-        `loss_group_size` and `topk` are ours).
+        b8931f7), DINOv3's (6876159) and lightly 1.6.0 also add eps to each coordinate of the
+        difference. Its gradient moves duplicates in the same direction, and so does not separate
+        them either: we side with the paper. In their code neighbors come from one rank (DINOv2,
+        lightly) or from groups of ranks that hold equally many rows (DINOv3's
+        `KoLeoLossDistributed`, whose `loss_group_size` and `topk` are ours).
 
     Examples:
         >>> import torch
@@ -152,7 +152,7 @@ class _Inputs(NamedTuple):
     counts: Tensor
     top_k: int
     group_size: int
-    """0: all samples are one group."""
+    """0: all samples form one group."""
     eps: float
     gradient: bool
     group_name: str
@@ -161,13 +161,13 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute loss, nearest and smallest distance, and the gradient of the first (or nothing)."""
+    """Compute loss, nearest and smallest distance, and the gradient of the loss (or nothing)."""
     unit, top_k, name = inputs.unit.detach(), inputs.top_k, inputs.group_name
     each = cast("list[int]", inputs.counts.tolist())
     samples, ranks, rank = sum(each), len(each), _groups.resolved(name).rank()
     _refuse(samples, top_k, inputs.group_size or None)
     first = [sum(each[:one]) for one in range(ranks)]
-    owners = [(rank - step) % ranks for step in range(ranks)]  # of the rows that visit this rank
+    owners = [(rank - step) % ranks for step in range(ranks)]  # of the rows now on this rank
 
     with without_autocast(unit):
         visiting, best = unit, _none(unit, top_k)
@@ -189,7 +189,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         least = distance.amin() if len(unit) else unit.new_full((), torch.inf)
         least = _groups.all_reduce(least, name, "min")
 
-        # Even without a gradient here: ranks may differ in grad mode.
+        # Also without a gradient on this rank, since ranks may differ in grad mode.
         factor = inputs.weight / (samples * top_k)
         slope = factor / ((distance + inputs.eps) * distance)
         slope = slope.masked_fill_(distance == 0, 0).unsqueeze(2)
@@ -202,7 +202,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 at = at.clamp_(0, each[owner] - 1).flatten()
                 pulled.index_add_(0, at, push.where(inside.unsqueeze(2), 0).flatten(0, 1))
             pulled = _groups.passed_on(pulled, each[owner - 1], name)
-        # These are at home again.
+        # These are back on their own rank.
         gradient = pulled.sub_(push.sum(1)) if inputs.gradient else unit.new_empty(0)
         return loss, nearest, least, gradient
 
@@ -223,7 +223,7 @@ class _Search(NamedTuple):
 
 
 def _search_kernel(inputs: _Search) -> tuple[Tensor, Tensor]:
-    """Find the nearest neighbours of each row: their cosines and places."""
+    """Find the nearest neighbors of each row: their cosines and indices."""
     unit = inputs.unit
     with without_autocast(unit):
         size = inputs.group_size or len(unit)
@@ -240,11 +240,11 @@ _search = Operator("nearest_neighbours", _Search, _search_kernel, _search_fake)
 
 
 class _Nearest(NamedTuple):
-    """The nearest neighbours of some rows, "rows top_k", the most similar first."""
+    """The nearest neighbors of some rows, "rows top_k", the most similar first."""
 
     cosines: Tensor
     places: Tensor
-    """Among the samples of all ranks."""
+    """Indices among the samples of all ranks."""
 
 
 def _none(unit: Tensor, top_k: int) -> _Nearest:
@@ -253,7 +253,7 @@ def _none(unit: Tensor, top_k: int) -> _Nearest:
 
 
 def _best(one: _Nearest, other: _Nearest) -> tuple[_Nearest, Tensor]:
-    """Return the nearest of both, as many as of one, and which they are of one and other."""
+    """Merge two sets of neighbors: return the best cosines and their indices."""
     cosines = torch.cat((one.cosines, other.cosines), 1)
     places = torch.cat((one.places, other.places), 1)
     cosines, chosen = cosines.topk(one.cosines.shape[1], dim=1)
@@ -263,9 +263,9 @@ def _best(one: _Nearest, other: _Nearest) -> tuple[_Nearest, Tensor]:
 def _nearest(
     unit: Tensor, first: int, others: Tensor, others_first: int, top_k: int, size: int
 ) -> _Nearest:
-    """Search among other rows, of the same group of so many samples, but not the row itself.
+    """Search among other rows of the same group, except the row itself.
 
-    The first row of each has this place among the samples of all ranks.
+    The offsets are the indices of the first rows among the samples of all ranks.
     """
     best = _none(unit, top_k)
     for rows, tile in tiles(unit, len(others)):
@@ -293,7 +293,7 @@ def _nearest(
 class KoLeoLoss(LossModule):
     """[`koleo_loss`][termwise.joint_embedding.koleo_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

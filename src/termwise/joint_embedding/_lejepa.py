@@ -1,4 +1,4 @@
-"""LeJEPA: views pulled together, and embeddings pushed to an isotropic normal distribution."""
+"""LeJEPA: pull views together, and push embeddings to an isotropic normal distribution."""
 
 from typing import Literal
 
@@ -25,9 +25,9 @@ class LeJEPATerms(Terms):
 
     loss: Float[Tensor, ""]
     """(1 - sigreg_weight) * invariance + sigreg_weight * sigreg, or the same without "1 -
-    sigreg_weight" where `convex` is False; without those of weight 0."""
+    sigreg_weight" if `convex` is False; without terms of weight 0."""
     invariance: Float[Tensor, ""]
-    """Squared difference of each view and the mean of views: mean over views, batch and dim."""
+    """Squared difference of each view from the mean of views, mean over views, batch and dim."""
     sigreg: Float[Tensor, ""]
     """`sigreg_loss` of all views: distance of characteristic functions times the number of rows,
     mean over slices and views."""
@@ -54,34 +54,37 @@ def lejepa_loss(
     $$\mathrm{invariance} = \frac{1}{V n d} \sum_{v, i} \| z^v_i - m_i \|^2, \qquad
     m_i = \frac{1}{G} \sum_{g \le G} z^g_i$$
 
-    for V views, the first G of which make the centre m: all, or the global ones. `sigreg` is
-    [`sigreg_loss`][termwise.joint_embedding.sigreg_loss] of all views. `loss = (1 - sigreg_weight)
+    for V views; the center m is the mean of the first G, which are all views or the global ones.
+    `sigreg` is [`sigreg_loss`][termwise.joint_embedding.sigreg_loss] of all views. `loss = (1 -
+    sigreg_weight)
     * invariance + sigreg_weight * sigreg`.
 
     Inputs in half precision are converted to float32 before anything is subtracted or multiplied,
-    with or without autocast; the terms of float64 inputs are float64. A non-finite value gives
-    non-finite terms.
+    with or without autocast; the terms of float64 inputs are float64. A non-finite input makes the
+    terms non-finite.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of at least two views of each sample, the
-            global ones first. Not normalised: `sigreg` sets their scale. Feature maps: with
-            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, which the
-            views have to show at the same place; with `"v b c h w -> v b (c h w)"` an image is one.
-        num_global: how many views, from the first one, are global. None: all. Read with
-            `centre="global"` alone.
+            global ones first. Do not normalize them: `sigreg` sets their scale. Feature maps: with
+            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, so the
+            views must be aligned; with `"v b c h w -> v b (c h w)"` an image is one.
+        num_global: number of global views, which come first. None: all. Used only with
+            `centre="global"`.
         sigreg_weight: weight of `sigreg` (lambda); 0.05 as in lightly, 0.02 in the authors' minimal
-            example. A weight of exactly 0 leaves its term out of the loss and of the gradient, even
-            if the term is infinite.
-        convex: weigh `invariance` with 1 - sigreg_weight as the paper does, or (False) with 1.
+            example. A weight of exactly 0 removes its term from the loss and the gradient, even if
+            the term is infinite.
+        convex: whether the weight of `invariance` is 1 - sigreg_weight, as in the paper, or 1.
         centre: compare each view with the mean of all views ("all"), or of the global ones.
         slices (Float[Tensor, "dim slices"] | None): as in `sigreg_loss`.
-        num_slices: how many to draw; 1024 in the authors' package, 256 in their minimal example.
+        num_slices: number of slices to draw; 1024 in the authors' package, 256 in their minimal
+            example.
         t_max: as in `sigreg_loss`.
         knots: as in `sigreg_loss`.
-        generator: what draws the slices, in float32. None: the default generator of z's device.
-            Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks. torch.compile cannot trace a generator: pass
-            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
+        generator: generator that draws the slices, in float32. None: the default generator of z's
+            device. All ranks must draw the same slices: pass generators with the same seed, and use
+            them for nothing that differs between ranks. torch.compile cannot trace a generator:
+            pass `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)`
+            then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -95,9 +98,9 @@ def lejepa_loss(
 
         Communication of each rank, for S slices, V views, K knots and W ranks: one sum of 2 W int64
         (numbers of rows, and fingerprints of the slices), one of 2 V S (K - 1) float64, and one of
-        1 or 2 elements of z's dtype (float32 for half precision); no row leaves its rank. Does not
-        synchronize with the device. Ranks whose slices differ by a bit are refused on the CPU in
-        eager mode; on an accelerator, or compiled, all terms are NaN.
+        1 or 2 elements of z's dtype (float32 for half precision); no row is sent. Does not
+        synchronize with the device. If the slices of ranks differ by a bit, an error is raised on
+        the CPU in eager mode; on an accelerator, or compiled, all terms are NaN.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.
@@ -149,8 +152,7 @@ def lejepa_loss(
 class LeJEPALoss(LossModule):
     """[`lejepa_loss`][termwise.joint_embedding.lejepa_loss] as a module.
 
-    Has no parameters, and holds neither slices, a generator nor a process group: these come with
-    each call.
+    Has no parameters, and stores no slices, generator or process group: pass them with each call.
 
     Examples:
         >>> import torch
@@ -177,7 +179,7 @@ class LeJEPALoss(LossModule):
         generator: torch.Generator | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> LeJEPATerms:
-        """Compute the terms of the loss; slices that are given replace drawn ones."""
+        """Compute the terms of the loss, with these slices or new random ones."""
         return lejepa_loss(
             z,
             slices=slices,

@@ -1,4 +1,4 @@
-"""MMCR: many views of a sample close together, their centroids spread over all directions."""
+"""MMCR: pull the views of a sample together, and spread their centroids over all directions."""
 
 from typing import Any, cast
 
@@ -26,11 +26,12 @@ class MMCRTerms(Terms):
     """Terms of [`mmcr_loss`][termwise.joint_embedding.mmcr_loss]."""
 
     loss: Float[Tensor, ""]
-    """local_weight * local_nuclear - centroid_nuclear, without the first one at weight 0."""
+    """local_weight * local_nuclear - centroid_nuclear, without the first term if its weight is
+    0."""
     centroid_nuclear: Float[Tensor, ""]
-    """Sum of the singular values of the centroids, "batch dim". At most the batch: spread."""
+    """Sum of the singular values of the centroids, "batch dim"; at most the batch size."""
     local_nuclear: Float[Tensor, ""]
-    """Sum of the singular values of a sample's views, mean over the batch. sqrt(views): equal."""
+    """Sum of the singular values of a sample's views, mean over the batch; sqrt(views) if equal."""
 
 
 @contract
@@ -46,24 +47,25 @@ def mmcr_loss(
     $$\mathrm{centroid\_nuclear} = \| C \|_*, \qquad C_b = \frac{1}{V} \sum_v \hat{z}^v_b, \qquad
     \mathrm{local\_nuclear} = \frac{1}{n} \sum_b \| \hat{Z}_b \|_*$$
 
-    with rows of length 1, the V x d matrix of a sample's views, and the nuclear norm, the sum of
-    singular values. `loss = local_weight * local_nuclear - centroid_nuclear`: at least
-    `local_weight * sqrt(V) - n` for n <= d, where views are equal and samples orthogonal.
+    with rows of length 1, where Z_b is the V x d matrix of a sample's views and the nuclear norm is
+    the sum of singular values. `loss = local_weight * local_nuclear - centroid_nuclear`: at least
+    `local_weight * sqrt(V) - n` for n <= d, reached if views are equal and samples are orthogonal.
 
     Singular values are the roots of the eigenvalues of Gram matrices in float64, views x views for
-    each sample, and dim x dim (or batch x batch, where that is smaller and there is no group) for
-    the centroids; no singular vectors are computed. Those below 1e-6 of the largest one count as 0
-    and have a gradient of 0: where a matrix has no full rank the norm has a kink, and that is its
-    smallest subgradient. A row of zeros stays zeros. A non-finite value gives non-finite terms.
+    each sample, and dim x dim (or batch x batch, if that is smaller and there is no group) for the
+    centroids; no singular vectors are computed. Singular values below 1e-6 of the largest one count
+    as 0 and get a gradient of 0: if a matrix does not have full rank the norm is not
+    differentiable, and this is its smallest subgradient. A row of zeros stays zero. A non-finite
+    input makes the terms non-finite.
 
-    Maps: einops.rearrange(z, "v b c h w -> v b (c h w)") takes an image as a sample, "v b c h w ->
-    v (b h w) c" each position of it.
+    For feature maps, with einops.rearrange(z, "v b c h w -> v b (c h w)") an image is a sample,
+    with "v b c h w -> v (b h w) c" each position is one.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of each view, samples in the same order:
-            torch.stack((z1, z2, ...)). They are normalised here.
-        local_weight: weight of `local_nuclear` (lambda). 0 in most of the paper, which leaves it
-            out; lightly has 5e-3.
+            torch.stack((z1, z2, ...)). They are normalized here.
+        local_weight: weight of `local_nuclear` (lambda); 0, without the term, in most of the paper;
+            5e-3 in lightly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication. The Gram matrix of centroids adds over ranks exactly.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -73,7 +75,7 @@ def mmcr_loss(
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
         are correct without a group and raise NotImplementedError with one; third ones raise it
-        always. No sample on any rank: `local_nuclear` is NaN.
+        always. Without a sample on any rank `local_nuclear` is NaN.
 
         Communication of each rank: as many counts as ranks, and one sum of dim * dim + 1 elements
         in float64, 8 * dim^2 bytes. On an accelerator torch.linalg.eigh synchronizes with the host.
@@ -85,7 +87,7 @@ def mmcr_loss(
     References:
         Yerxa, Kuang, Simoncelli, Chung, Learning Efficient Coding of Natural Images with Maximum
         Manifold Capacity Representations (2023), https://arxiv.org/abs/2303.03307. lightly's
-        MMCRLoss does not normalise, and takes centroids of each rank's own rows.
+        MMCRLoss does not normalize, and uses only the centroids of a rank's own rows.
 
     Examples:
         >>> import torch
@@ -123,7 +125,7 @@ def mmcr_loss(
 class MMCRLoss(LossModule):
     """[`mmcr_loss`][termwise.joint_embedding.mmcr_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch
@@ -144,7 +146,7 @@ class MMCRLoss(LossModule):
 
 def _nuclear_norm(gram: Tensor) -> Tensor:
     """Return the nuclear norm of each M, of gram = M M^T, "*matrices k k"."""
-    # eigh raises an error at what is not finite.
+    # eigh raises an error for values that are not finite.
     finite = gram.isfinite().all(-1).all(-1)
     norm, _, _ = cast(
         "tuple[Tensor, Tensor, Tensor]",
@@ -154,7 +156,7 @@ def _nuclear_norm(gram: Tensor) -> Tensor:
 
 
 class _SumOfRoots(Function):
-    """Sum of the roots of eigenvalues: tr gram^(1/2), whose derivative is gram^(-1/2) / 2."""
+    """Sum of the roots of eigenvalues, tr gram^(1/2), whose derivative is gram^(-1/2) / 2."""
 
     generate_vmap_rule = True
 

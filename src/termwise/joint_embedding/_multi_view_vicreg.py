@@ -1,4 +1,4 @@
-"""VICReg of many views, some of them local: linear in their number."""
+"""VICReg of many views, some of them local, in time linear in their number."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +21,7 @@ class MultiViewVICRegTerms(Terms):
     """Terms of [`multi_view_vicreg_loss`][termwise.joint_embedding.multi_view_vicreg_loss]."""
 
     loss: Float[Tensor, ""]
-    """invariance_weight * invariance + var_weight * var + cov_weight * cov, without those of 0."""
+    """invariance_weight * invariance + var_weight * var + cov_weight * cov."""
     invariance: Float[Tensor, ""]
     """Squared difference of a global and another view: mean over pairs, batch and dim."""
     var: Float[Tensor, ""]
@@ -33,8 +33,8 @@ class MultiViewVICRegTerms(Terms):
     rank: Float[Tensor, ""]
     """Effective rank (sum lambda)^2 / sum lambda^2 of a view's covariance, mean over all views.
 
-    Detached. 1: all on a line, dim: no direction preferred, 0: no variance. It sees the collapse of
-    dimensions that std does not."""
+    Detached. 1 if all rows are on a line, dim if no direction is preferred, 0 without variance. It
+    shows the collapse of dimensions, which std does not."""
 
 
 @contract
@@ -51,7 +51,7 @@ def multi_view_vicreg_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> MultiViewVICRegTerms:
-    r"""Pull many views of a sample together while each view keeps its variance and decorrelates.
+    r"""Pull many views of a sample together; keep the variance of each view, and decorrelate it.
 
     $$\mathrm{invariance} = \frac{1}{G (V - 1) n d} \sum_{g \le G} \sum_{v \ne g}
     \sum_{i,j} (z^g_{ij} - z^v_{ij})^2$$
@@ -60,28 +60,28 @@ def multi_view_vicreg_loss(
     \max \left( 0, \gamma - \sqrt{\mathrm{Var}(z^v_j) + \epsilon} \right), \qquad
     \mathrm{cov} = \frac{1}{V} \sum_v \frac{1}{d} \sum_{j \ne k} C(z^v)_{jk}^2$$
 
-    of V views, of which the first G are global: each global view is compared with every other view,
-    local ones never with each other. `loss = invariance_weight * invariance + var_weight * var +
-    cov_weight * cov`. The invariance is taken from the mean of the global views, exactly and
-    without a loop over pairs. For two views it is
+    for V views, of which the first G are global: each global view is compared with every other
+    view, and local views are not compared with each other. `loss = invariance_weight * invariance +
+    var_weight * var + cov_weight * cov`. The invariance is computed from the mean of the global
+    views, exactly and without a loop over pairs. With two views the loss is
     [`vicreg_loss`][termwise.joint_embedding.vicreg_loss] with both means over views; memory,
-    precision and paths are as there, a view at a time.
+    precision and paths are the same, for one view at a time.
 
-    Maps: einops.rearrange(z, "v b c h w -> v (b h w) c") takes positions as samples, which compares
-    the same position of each view, "v b c h w -> v b (c h w)" each position's channels as columns.
+    For feature maps, with einops.rearrange(z, "v b c h w -> v (b h w) c") positions are samples, so
+    the same position of each view is compared; with "v b c h w -> v b (c h w)" each channel at each
+    position is a column.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of each view, samples in the same order:
-            torch.stack((z1, z2, ...)). Not normalised: the variance term sets their scale.
-        num_global: how many views, the first ones, are global. None: all, so that every pair
-            counts.
-        invariance_weight: weight of `invariance`; 25 in the paper. A weight of exactly 0 leaves its
-            term out of the loss and of the gradient, even if the term is infinite.
+            torch.stack((z1, z2, ...)). Do not normalize them: the variance term sets their scale.
+        num_global: number of global views, which come first. None: all, so that every pair counts.
+        invariance_weight: weight of `invariance`; 25 in the paper. A weight of exactly 0 removes
+            its term from the loss and the gradient, even if the term is infinite.
         var_weight: weight of `var`; 25 in the paper.
         cov_weight: weight of `cov`; 1 in the paper.
-        gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.
-        eps: added to the variance under the root, in squared units of z; 1e-4 in the paper. At 0 a
-            constant column has an infinite gradient.
+        gamma: target of the standard deviation of each column, in units of z; 1 in the paper.
+        eps: added to the variance before its root is taken, in squared units of z; 1e-4 in the
+            paper. At 0 a constant column has an infinite gradient.
         covariance_path: form the dim x dim covariance ("covariance") or the batch x batch Gram
             matrix ("gram"), each as strips of its upper triangle. The terms are equal up to
             rounding. "auto": gram where 2 * batch <= dim, with the batch over all ranks.
@@ -143,7 +143,7 @@ def multi_view_vicreg_loss(
     loss = weighted(invariance_weight, invariance)
     loss = loss + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (invariance_weight, var_weight, cov_weight))):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + lifted(link_to(z))
     return MultiViewVICRegTerms(
         loss=loss, invariance=invariance, var=var, cov=cov, std=moments.std, rank=moments.rank
@@ -153,7 +153,7 @@ def multi_view_vicreg_loss(
 class MultiViewVICRegLoss(LossModule):
     """[`multi_view_vicreg_loss`][termwise.joint_embedding.multi_view_vicreg_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

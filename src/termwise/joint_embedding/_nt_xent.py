@@ -1,4 +1,4 @@
-"""NT-Xent: each view of a sample finds the other one in the batch, as in SimCLR."""
+"""NT-Xent: identify the other view of each sample in the batch, as in SimCLR."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,9 +15,9 @@ class NTXentTerms(Terms):
     """Terms of [`nt_xent_loss`][termwise.joint_embedding.nt_xent_loss]."""
 
     loss: Float[Tensor, ""]
-    """Cross-entropy of a view's other view among all others, mean over both views, in nats."""
+    """Cross-entropy of identifying the other view of a sample, mean over both views, in nats."""
     accuracy: Float[Tensor, ""]
-    """Share of the views whose most similar one is of their sample, a tie among them; detached."""
+    """Fraction of views whose most similar view (or a tied one) is of the same sample; detached."""
 
 
 @contract
@@ -37,17 +37,16 @@ def nt_xent_loss(
     over the n rows of z1 and the n rows of z2, with p(i) the other view of the sample.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored; on one rank those of the upper triangle, for the matrix is symmetric. Halves are
-    converted to float32 first, with or without autocast. A non-finite value gives a non-finite
-    loss.
+    stored; on one rank those of the upper triangle, for the matrix is symmetric. Half precision is
+    converted to float32 first, with or without autocast. A non-finite input makes the loss
+    non-finite.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample;
-            divided by their norms here. Of a feature map, or of tokens,
-            `einops.rearrange(z, "b c h w -> (b h w) c")` makes each position a sample; pooled to
-            "b c", each image is one.
+            divided by their norms here. For a feature map, or tokens, `einops.rearrange(z, "b c h w
+            -> (b h w) c")` makes each position a sample; if pooled to "b c", each image is one.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
-        temperature: T, what cosines are divided by; 0.5 in the paper for small batches, 0.1 for
+        temperature: T, the divisor of the cosines; 0.5 in the paper for small batches, 0.1 for
             large ones.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
@@ -63,13 +62,13 @@ def nt_xent_loss(
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in
         elements of the embeddings' dtype (float32 for half precision): its 2 n * d embeddings are
         sent to the others and 2 (N - n) * d received, the gradients of 2 N * d are
-        reduce-scattered, and there are sums of 4 and of one count for each rank; under
-        `torch.no_grad()` too. The counts are read on the host: with a group a call synchronizes
-        with the device.
+        reduce-scattered, and there are sums of 4 and of one count for each rank; also under
+        `torch.no_grad()`. The counts are read on the host, so with a group a call synchronizes with
+        the device.
 
     Raises:
         ContractError: z1 and z2 are not floating "batch dim" tensors of one shape.
-        ValueError: no sample over all ranks, or a temperature that is not positive.
+        ValueError: no sample over all ranks, dim of 0, or a temperature that is not positive.
 
     References:
         Chen et al., SimCLR (2020), https://arxiv.org/abs/2002.05709, equation 1 and algorithm 1.
@@ -101,7 +100,7 @@ def nt_xent_loss(
 class NTXentLoss(LossModule):
     """[`nt_xent_loss`][termwise.joint_embedding.nt_xent_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

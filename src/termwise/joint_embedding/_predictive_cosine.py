@@ -1,4 +1,4 @@
-"""BYOL's and SimSiam's loss: the cosine of a prediction and its target."""
+"""The loss of BYOL and SimSiam: the cosine of a prediction and its target."""
 
 from typing import Literal
 
@@ -36,26 +36,26 @@ def predictive_cosine_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> PredictiveCosineTerms:
-    r"""Turn each prediction of one view into the direction of its target, from another view.
+    r"""Align the prediction of each sample with its target, from another view.
 
     $$\mathrm{byol} = \frac{1}{n} \sum_i \left\| \frac{p_i}{\|p_i\|} - \frac{t_i}{\|t_i\|}
     \right\|^2 = 2 - 2 \mathrm{cosine}, \qquad \mathrm{simsiam} = -\mathrm{cosine}$$
 
-    The first is computed as the squared difference that it is, which does not cancel where the
-    directions agree. Both losses are symmetric in training: add the one of the views' other order.
-    Halves are lifted to float32 first, with or without autocast. A row of zeros stays zeros: its
-    cosine is 0, its squared difference 1.
+    The first is computed as a squared difference, without cancellation if the directions agree. In
+    training both losses are made symmetric: add the loss with the views exchanged. Half precision
+    is converted to float32 first, with or without autocast. A row of zeros stays zero: its cosine
+    is 0, its squared difference 1.
 
-    Maps: einops.rearrange(z, "b c h w -> (b h w) c") compares each position, "b c h w -> b (c h
-    w)" whole images.
+    For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") compares each position, "b c h w
+    -> b (c h w)" whole images.
 
     Args:
         prediction (Float[Tensor, "batch dim"]): output of the predictor, a row for each sample.
         target (Float[Tensor, "batch dim"]): output of the target network (BYOL), or of the same
             projector on the other view (SimSiam), in the same order.
         form: "byol" or "simsiam": gradients of the first are twice those of the second.
-        stop_gradient: detach the target, without which SimSiam collapses and BYOL's target network
-            would be trained. False: it has a gradient.
+        stop_gradient: whether to detach the target. Otherwise SimSiam collapses, and BYOL's target
+            network is trained.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -64,8 +64,8 @@ def predictive_cosine_loss(
     Returns:
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives
-        are correct without a group and raise NotImplementedError with one. No row on any rank: NaN.
-        Communication of each rank: one sum of 3 numbers in float64, 24 bytes.
+        are correct without a group and raise NotImplementedError with one. Without a row on any
+        rank they are NaN. Communication of each rank: one sum of 3 numbers in float64, 24 bytes.
 
     Raises:
         ContractError: prediction and target are not floating "batch dim" tensors of one shape.
@@ -97,7 +97,7 @@ def predictive_cosine_loss(
 class PredictiveCosineLoss(LossModule):
     """[`predictive_cosine_loss`][termwise.joint_embedding.predictive_cosine_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

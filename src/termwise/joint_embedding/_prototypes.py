@@ -1,11 +1,11 @@
-"""Cross-entropy of views of a student with views of a teacher, over prototypes, without pairs.
+"""Cross-entropy between views of a student and a teacher, over prototypes, without forming pairs.
 
-With logits x_s of a student's view, over the temperature, and a teacher's probabilities p_t,
+With logits x_s of a student's view, divided by the temperature, and a teacher's probabilities p_t,
 
     sum over pairs of H(t, s) = sum_s |sum_t p_t| logsumexp(x_s) - <sum_s x_s, sum_t p_t>
 
-less the pairs that are left out. Each view is read once, in blocks of samples that stay in cache,
-and the gradient, softmax less targets, is made with the value and in its place.
+minus the pairs that are left out. Each view is read once, in blocks of samples that stay in cache,
+and the gradient, softmax minus targets, is computed with the value and in place.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from .._groups import GradReduction, ProcessGroup
 from .._numbers import accumulator, alike, blocks, lifted, lifted_dtype
 from .._operators import Operator, with_gradients
 
-# Tensors of a view's block that are in use at a time.
+# Number of tensors of the size of a view's block that are in use at a time.
 _HELD = 2
-# So few logits that calls of kernels cost more than what a second pass over them does.
+# For so few logits, kernel launches cost more than a second pass over the logits.
 _SMALL = 2**18
 
 
 class CrossEntropy(NamedTuple):
-    """What losses over prototypes return beside `loss`, in its order and by its names."""
+    """The terms of losses over prototypes, except `loss`, in their order."""
 
     cross_entropy: Tensor
     teacher_entropy: Tensor
@@ -51,10 +51,11 @@ def cross_entropy_of_views(
     Args:
         student: logits of this rank, "student_views batch prototypes".
         teacher: probabilities, "teacher_views batch prototypes", without a gradient.
-        weights: of the samples, " batch". None: all 1.
-        divisor: what the sums over all ranks are divided by.
-        temperature: what the logits are divided by.
-        skip_same_view: whether view i of the student and view i of the teacher are no pair.
+        weights: weights of the samples, " batch". None: all 1.
+        divisor: divisor of the sums over all ranks.
+        temperature: divisor of the logits.
+        skip_same_view: whether to exclude the pairs of view i of the student and view i of the
+            teacher.
         group: process group whose ranks hold different samples; one sum of prototypes + 2 numbers
             is sent. None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -65,7 +66,7 @@ def cross_entropy_of_views(
         student, teacher, weights, temperature, skip_same_view, wants_gradient(student)
     )
     if student.numel() <= _SMALL and not torch.compiler.is_compiling():
-        # Ranks may take different paths, and send one dtype.
+        # Ranks may take different paths, but must send the same dtype.
         sums = _as_written(inputs, None if group is None else accumulator(student))
     else:
         sums = with_gradients(_cross_entropy, inputs)[:3]
@@ -81,7 +82,7 @@ def cross_entropy_of_views(
 def over_ranks(
     numbers: Sequence[int], like: Tensor, group: ProcessGroup | None
 ) -> Sequence[int | Tensor]:
-    """Sum counts over ranks, as integers on the device of `like`; as they came without a group."""
+    """Sum counts over ranks, as integers on the device of `like`; unchanged without a group."""
     if group is None:
         return numbers
     counts = torch.stack([like.new_full((), n, dtype=torch.int64) for n in numbers])
@@ -98,7 +99,7 @@ class _Inputs(NamedTuple):
 
 
 def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
-    """Compute the sums, in this dtype, in operations that autograd follows to any order."""
+    """Compute the sums, in this dtype, by operations with derivatives of any order."""
     student, p, weights, temperature, skip, _ = inputs
     logs, p = (lifted(student) * (1 / temperature)).log_softmax(2), lifted(p)
     views, same = student.shape[0], min(student.shape[0], p.shape[0]) if skip else 0
@@ -142,7 +143,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             out = gradient[views, samples] if inputs.gradient else None
             room = out if out is not None and out.dtype == logits.dtype else None
             x = torch.sub(logits, logits.amax(2, keepdim=True), out=room).mul_(slope)
-            own = p[:same][views]  # which the first of x are no pairs with
+            own = p[:same][views]  # which form no pairs with the first of x
             x_sum += _summed(x)
             if len(own):
                 value -= (x[: len(own)] * own).sum()
@@ -172,7 +173,7 @@ def _finite_logs(p: Tensor) -> Tensor:
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     student = inputs.student
     number = student.new_empty((), dtype=accumulator(student))
-    # Of most prototypes the softmax is near the least number of float16, until it is scaled.
+    # For most prototypes the softmax is near the smallest float16 number until it is scaled.
     dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
     gradient = student.new_empty(student.shape if inputs.gradient else 0, dtype=dtype)
     marginal = number.new_empty(student.shape[2])

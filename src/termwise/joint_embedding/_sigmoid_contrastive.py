@@ -1,4 +1,4 @@
-"""SigLIP's sigmoid loss: each pair of a row of a and a row of b is classified by itself."""
+"""SigLIP's sigmoid loss: classify each pair of a row of a and a row of b independently."""
 
 from typing import NamedTuple, cast
 
@@ -16,9 +16,9 @@ from .._numbers import accumulator, alike, lifted, product, softplus, tiles, wit
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 
-# Up to so many logits, holding them all takes less time than the calls that save it.
+# Up to so many logits, storing them all is faster than the calls that avoid it.
 _FEW_LOGITS = 2**18
-# Logits whose exponential is far from the largest float32.
+# For logits up to this, the exponential is far from the float32 maximum.
 _NO_OVERFLOW = 60
 
 
@@ -33,7 +33,7 @@ class SigmoidContrastiveTerms(Terms):
     negative: Float[Tensor, ""]
     """softplus(logit) of the pairs of different samples, summed over all, divided by the batch."""
     accuracy: Float[Tensor, ""]
-    """Share of rows of a whose own row of b has the largest logit, a tie among them; detached."""
+    """Fraction of rows of a whose own row of b has the largest logit, or a tied one; detached."""
 
 
 @contract
@@ -54,9 +54,9 @@ def sigmoid_contrastive_loss(
     \end{cases}$$
 
     The sum over all n x n pairs is divided by n. `positive` is the part of i = j, `negative` the
-    rest. No n x n matrix is stored beyond 2^18 pairs, and value and gradient are made in one pass.
-    Inputs in half precision are converted to float32, with or without autocast; the terms of
-    float64 inputs are float64. A non-finite value gives non-finite terms.
+    rest. Above 2^18 pairs no n x n matrix is stored, and value and gradient are computed in one
+    pass. Inputs in half precision are converted to float32, with or without autocast; the terms of
+    float64 inputs are float64. A non-finite input makes the terms non-finite.
 
     Args:
         a (Float[Tensor, "batch dim"]): embeddings of the first kind, such as images, a row for each
@@ -65,13 +65,12 @@ def sigmoid_contrastive_loss(
             `"b c h w -> b (c h w)"`.
         b (Float[Tensor, "batch dim"]): embeddings of the second kind, such as texts, in the same
             order.
-        scale (float | Float[Tensor, ""]): what the cosines are multiplied by (the inverse of a
-            temperature). Usually learnt: pass `log_scale.exp()`, where log_scale is a parameter
-            that starts at log(10), as in the paper.
-        bias (float | Float[Tensor, ""]): what is added to each logit. Usually a parameter that
-            starts at -10, as in the paper: most pairs are negative.
-        normalize: divide each row by its Euclidean norm first (at least 1e-12). False: the rows are
-            compared as they are.
+        scale (float | Float[Tensor, ""]): factor of the cosines (the inverse of a temperature).
+            Usually learnt: pass `log_scale.exp()`, where log_scale is a parameter that starts at
+            log(10), as in the paper.
+        bias (float | Float[Tensor, ""]): added to each logit. Usually a parameter that starts at
+            -10, as in the paper: most pairs are negative.
+        normalize: whether to divide each row by its Euclidean norm (at least 1e-12) first.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -86,8 +85,8 @@ def sigmoid_contrastive_loss(
         Communication of each rank, for d = dim, N = rows over all ranks, W = ranks, in elements of
         that dtype (float32 for half precision): the rows of b go around a ring with their gradient,
         2 * N * d in and 2 * N * d out in W messages, of which a rank holds two at a time, and a sum
-        of W + 3 numbers. The numbers of rows are read on the host: with a group a call synchronizes
-        with the device once. It is sent under `torch.no_grad()` too.
+        of W + 3 numbers. The numbers of rows are read on the host, so with a group a call
+        synchronizes with the device once. The same is sent under `torch.no_grad()`.
 
     Raises:
         ContractError: a and b are not floating "batch dim" tensors of one shape, or scale or bias
@@ -98,8 +97,8 @@ def sigmoid_contrastive_loss(
         Zhai, Mustafa, Kolesnikov, Beyer, Sigmoid loss for language image pre-training (2023),
         https://arxiv.org/abs/2303.15343, equation 1 and algorithm 1. Divided by n as there, in the
         authors' code (big_vision, `siglip.py`) and in open_clip 3.3.0 (`SigLipLoss`). With several
-        ranks open_clip returns each rank's share, divided by its own number of rows: the mean over
-        ranks is this loss where the ranks hold equally many rows.
+        ranks open_clip returns each rank's part, divided by its own number of rows: the mean over
+        ranks is this loss if all ranks hold the same number of rows.
 
     Examples:
         >>> import torch
@@ -140,7 +139,7 @@ def sigmoid_contrastive_loss(
 
 
 def _as_written(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """Compute positive, negative and accuracy in operations that autograd follows to any order."""
+    """Compute positive, negative and accuracy by operations with derivatives of any order."""
     n = a.shape[0]
     logits = product(a * scale, b.T) + bias
     own = logits.diagonal()
@@ -162,14 +161,14 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute `negative`, the accuracy, and the gradients of the first (or empty tensors)."""
+    """Compute `negative`, the accuracy, and the gradients of `negative` (or empty tensors)."""
     a, b, counts = inputs.a.detach(), inputs.b.detach(), inputs.counts
     scale, bias = inputs.numbers.detach().unbind()
     each = [a.shape[0]] if counts is None else cast("list[int]", counts.tolist())
     n = sum(each)
     if n < 1:
         raise ValueError("sigmoid_contrastive_loss needs at least 1 row over all ranks, got 0")
-    # What a rank sends may not depend on its own grad mode, which may differ over ranks.
+    # Collective calls must not depend on the grad mode, which may differ over ranks.
     ascending = inputs.gradient or counts is not None
     rank = 0 if counts is None else _groups.resolved(inputs.group_name).rank()
 
@@ -194,7 +193,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                     of_bias += push.sum(1).sum(dtype=total.dtype)
                     of_scaled[rows].addmm_(push, columns[tile])
                     of_columns[tile].addmm_(push.T, scaled[rows])
-            if counts is not None:  # after the last step they are at home again
+            if counts is not None:  # after the last step they are back on their own rank
                 visiting = torch.cat((columns, of_columns), 1)
                 arriving = each[(rank - step - 1) % len(each)]
                 visiting = _groups.passed_on(visiting, arriving, inputs.group_name)
@@ -213,7 +212,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _softplus_and_sigmoid(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute both, the second in place of the logits, whose largest are these."""
+    """Compute both; the sigmoid overwrites the logits, whose maxima are passed."""
     if on_host(logits) and bool(largest.max() < _NO_OVERFLOW):  # one exponential serves both
         exp = logits.exp_()
         return exp.log1p(), exp.div_(exp + 1)
@@ -232,8 +231,8 @@ _negatives = Operator("sigmoid_contrastive", _Inputs, _kernel, _fake)
 class SigmoidContrastiveLoss(LossModule):
     """[`sigmoid_contrastive_loss`][termwise.joint_embedding.sigmoid_contrastive_loss] as a module.
 
-    Has no parameters: scale and bias come with each call, from the model that learns them, and so
-    does the process group.
+    Has no parameters and stores no process group: pass scale and bias, which the model learns, and
+    the group with each call.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""SIGReg: embeddings pushed to an isotropic normal distribution, along random directions."""
+"""SIGReg: push embeddings to an isotropic normal distribution, along random directions."""
 
 import torch
 from jaxtyping import Float
@@ -49,33 +49,37 @@ def sigreg_loss(
 
     for S unit directions a (slices) and n rows, mean over views; the integral is a trapezoid sum on
     [0, T], doubled. This is the statistic of Epps and Pulley: 0.40205 n for embeddings of 0, and
-    1.05246 on average for samples of N(0, I), whatever n is.
+    1.05246 on average for samples of N(0, I), for any n.
 
     The gradient vanishes at collapse: for two views of 256 x 64 embeddings with a standard
-    deviation of 1e-6 its norm is 5e-6, where that of the scale term of
+    deviation of 1e-6 its norm is 5e-6, while that of the scale term of
     [`visreg_loss`][termwise.joint_embedding.visreg_loss] is 1e-2.
 
     Inputs in half precision are converted to float32 before anything is multiplied, with or without
-    autocast; the terms of float64 inputs are float64. A non-finite value gives non-finite terms.
+    autocast; the terms of float64 inputs are float64. A non-finite input makes the terms
+    non-finite.
 
     Args:
         z (Float[Tensor, "batch dim"] | Float[Tensor, "views batch dim"]): embeddings, or those of
-            several views along the first axis, each of which is a sample of its own. Not
-            normalised: the loss sets their scale. Feature maps: with
-            `einops.rearrange(z, "b c h w -> (b h w) c")` each position is a sample, and the
-            dependence between positions of one image makes the statistic larger than 1.05;
-            with `"b c h w -> b (c h w)"` an image is one. Three axes are views, not positions.
+            several views along the first axis, each compared with N(0, I) separately. Do not
+            normalize them: the loss sets their scale. Feature maps: with `einops.rearrange(z, "b c
+            h w -> (b h w) c")` each position is a sample, and the dependence between positions of
+            one image makes the statistic larger than 1.05; with `"b c h w -> b (c h w)"` an image
+            is one. Three axes are views, not positions.
         slices (Float[Tensor, "dim slices"] | None): the directions, columns of length 1, used as
             they are and without a gradient. None: drawn at each call.
-        num_slices: how many to draw; 1024 in the authors' code. Not read if `slices` is given.
-        t_max: where the integral ends (T), in units of 1 / z; 3 in the authors' code.
-        knots: of the trapezoid on [0, t_max], ends included; 17 in the authors' code.
-        per_sample: leave out the factor n, so that the loss does not grow with the batch at a given
-            distance. All authors have the factor.
-        generator: what draws the slices, in float32. None: the default generator of z's device.
-            Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks. torch.compile cannot trace a generator: pass
-            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
+        num_slices: number of slices to draw; 1024 in the authors' code. Ignored if `slices` is
+            passed.
+        t_max: upper limit of the integral (T), in units of 1 / z; 3 in the authors' code.
+        knots: number of knots of the trapezoid rule on [0, t_max], including both ends; 17 in the
+            authors' code.
+        per_sample: whether to omit the factor n, so that for a given distance the loss does not
+            grow with the batch. The paper and other implementations include the factor.
+        generator: generator that draws the slices, in float32. None: the default generator of z's
+            device. All ranks must draw the same slices: pass generators with the same seed, and use
+            them for nothing that differs between ranks. torch.compile cannot trace a generator:
+            pass `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)`
+            then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -89,19 +93,20 @@ def sigreg_loss(
 
         Communication of each rank, for S slices, V views, K knots and W ranks: one sum of 2 W int64
         (numbers of rows, and fingerprints of the slices), and one of 2 V (S (K - 1) + dim) float64;
-        no row leaves its rank. Does not synchronize with the device. Ranks whose slices differ by a
-        bit are refused on the CPU in eager mode; on an accelerator, or compiled, all terms are NaN.
+        no row is sent. Does not synchronize with the device. If the slices of ranks differ by a
+        bit, an error is raised on the CPU in eager mode; on an accelerator, or compiled, all terms
+        are NaN.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.
-        ValueError: no row without a group, dim or slices of 0, t_max that is not positive, fewer
-            than 2 knots, or slices that differ between ranks.
+        ValueError: no view, no row without a group, dim or slices of 0, t_max that is not positive,
+            fewer than 2 knots, or slices that differ between ranks.
 
     References:
         Balestriero, LeCun, LeJEPA (2025), https://arxiv.org/abs/2511.08544, Algorithm 1, whose
         interval is [-5, 5]. Defaults and quadrature are those of the authors' code,
         https://github.com/rbalestr-lab/lejepa at eddffdd, which integrates over half the interval.
-        It takes the mean of the ranks' means, which assumes equal numbers of rows.
+        It averages the ranks' means, which assumes equal numbers of rows.
 
     Examples:
         >>> import torch
@@ -114,6 +119,8 @@ def sigreg_loss(
     slices = _slices.slices_of("sigreg_loss", z, slices, num_slices, generator)
     _, rows = _slices.counted_rows("sigreg_loss", z, slices, batch_group)
     views = z if z.ndim == 3 else z[None]
+    if len(views) == 0:
+        raise ValueError("sigreg_loss needs at least one view, got 0")
     sums = _slices.characteristic_sums(views, slices, t_max, knots)
     mean, variance = _column_moments(views)
     if batch_group is not None:
@@ -135,7 +142,7 @@ def sigreg_loss(
 
 
 def _column_moments(views: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of this rank's columns, "views dim", or 0 without a row."""
+    """Return mean and variance of this rank's columns, "views dim", or 0 without rows."""
     if views.shape[1] == 0:
         zero = lifted(views).sum(1).detach()
         return zero, zero
@@ -147,8 +154,7 @@ def _column_moments(views: Tensor) -> tuple[Tensor, Tensor]:
 class SIGRegLoss(LossModule):
     """[`sigreg_loss`][termwise.joint_embedding.sigreg_loss] as a module.
 
-    Has no parameters, and holds neither slices, a generator nor a process group: these come with
-    each call.
+    Has no parameters, and stores no slices, generator or process group: pass them with each call.
 
     Examples:
         >>> import torch
@@ -172,7 +178,7 @@ class SIGRegLoss(LossModule):
         generator: torch.Generator | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> SIGRegTerms:
-        """Compute the terms of the loss; slices that are given replace drawn ones."""
+        """Compute the terms of the loss, with these slices or new random ones."""
         return sigreg_loss(
             z,
             slices=slices,

@@ -1,16 +1,17 @@
-r"""Rows seen along unit directions ("slices"), and how far each such sample is from a normal one.
+r"""Projections of rows on unit directions ("slices"), compared with a normal distribution.
 
 By characteristic functions: for a column x of projections and t_k = k step, the sums over rows of
 cos(t_k x) and sin(t_k x). cos + i sin of t_k x is the k-th power of that of step x, so one cosine
-and one sine of each projection are enough, then one complex product a knot. The gradient
+and one sine of each projection suffice, then one complex product for each knot. The gradient
 
     sum_k a_k cos(t_k x) + b_k sin(t_k x)
 
-is a polynomial in the same number (Horner). Each of the two is the derivative of the other, so that
-derivatives of any order are these two. On an accelerator, where a launch costs more than a cosine,
-and for few elements it is the formula as written, in blocks.
+is a polynomial in the same number (Horner's method). Cosine and sine are each other's derivatives,
+so derivatives of any order use the same sums. On an accelerator, where a launch costs more than a
+cosine, and for few elements the formula is computed as written, in blocks.
 
-By quantiles: the sorted column beside those of the normal distribution, block of slices by block.
+By quantiles: sorted columns are compared with quantiles of the normal distribution, in blocks of
+slices.
 """
 
 from collections.abc import Iterator
@@ -38,9 +39,10 @@ from .._numbers import (
 )
 from .._operators import Operator, with_gradients
 
-# Real numbers held for each projection: a power, the next one, and those that the first is made of.
+# Real numbers stored for each projection: a power, the next one, and those that the first is
+# computed from.
 _HELD = 8
-# Slices of a block at least, so that its products are not of a few columns.
+# Least number of slices of a block, so that its products have enough columns.
 _FEWEST_SLICES = 64
 
 
@@ -51,9 +53,9 @@ def slices_of(
     num_slices: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return directions "dim slices" as they came, or drawn from the unit sphere, without gradient.
+    """Return the given directions "dim slices", or draw them from the unit sphere; no gradient.
 
-    What is drawn does not depend on the dtype of z.
+    The draws do not depend on the dtype of z.
     """
     count = num_slices if slices is None else slices.shape[1]
     if count < 1:
@@ -73,9 +75,9 @@ def counted_rows(
 ) -> tuple[Tensor | None, Tensor | int]:
     """Return the ranks' numbers of rows and their sum, if all ranks have the same slices.
 
-    With a group each rank sends its number of rows and a fingerprint of its slices, 2 int64 in
-    the places of a vector of 2 x ranks. Where slices differ, the sum is NaN, which every term is
-    divided by; on the CPU in eager mode, where to look waits for nothing, it is refused.
+    With a group each rank sends its number of rows and a fingerprint of its slices, as 2 int64
+    elements of a vector of 2 x ranks. If slices differ, the sum is NaN, and every term is divided
+    by it; on the CPU in eager mode, where reading values does not synchronize, an error is raised.
     """
     if group is None:
         if z.shape[-2] == 0:
@@ -93,7 +95,7 @@ def counted_rows(
 
 
 def _fingerprint(slices: Tensor) -> Tensor:
-    """Return an integer that differs where any bit does, or the order of rows or columns."""
+    """Return a hash of all bits, which also depends on the order of rows and columns."""
     bits = slices.contiguous().view(torch.int32)
     total = bits.new_zeros((), dtype=torch.int64)
     for axis in (0, 1):
@@ -111,8 +113,8 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
     Args:
         views: "views batch dim".
         slices: directions a, "dim slices".
-        t_max: the last knot.
-        knots: how many, with 0.
+        t_max: the largest knot.
+        knots: number of knots, including 0.
 
     Returns:
         "knots-1 views*slices 2", in the wider type.
@@ -126,12 +128,12 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
 def epps_pulley(sums: Tensor, rows: Tensor | int, t_max: float, knots: int) -> Tensor:
     """Integrate |phi_n(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) over [-t_max, t_max], for each slice.
 
-    By the trapezoid on [0, t_max], doubled. At t = 0 the integrand is 0.
+    By the trapezoid rule on [0, t_max], doubled. At t = 0 the integrand is 0.
     """
     t = _times(sums, t_max / (knots - 1), knots)
     target = (-0.5 * t.square()).exp()
     weights = (2 * t_max / (knots - 1)) * target
-    weights[-1].div_(2)  # an end of the trapezoid
+    weights[-1].div_(2)  # an end of the trapezoid rule
     real, imaginary = (sums / rows).unbind(-1)
     distances = (real - target[:, None]).square() + imaginary.square()
     return (weights[:, None] * distances).sum(0)
@@ -232,7 +234,8 @@ class _Sums(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, weights = ctx.saved_tensors
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        # A compiled graph has no second derivative, and Dynamo would trace this recursion without
+        # end.
         series = _series if torch.compiler.is_compiling() else _Series.apply
         for_x = series(x, _derivative(gradients[0], ctx.step), ctx.step)
         if weights is None:
@@ -289,9 +292,8 @@ def quantile_distance(
         counts: the ranks' numbers of rows; they are read on the host, which synchronizes with the
             device once, with a group only.
         group: process group whose ranks hold different rows. For S slices, V views, n rows here and
-            N over W ranks each rank sends n V S numbers and gets N V S / W of them, a share of the
-            slices with all rows, and as many the other way for the gradient. None: no
-            communication.
+            N over W ranks, each rank sends n V S numbers and receives N V S / W, a share of the
+            slices with all rows, and the reverse for the gradient. None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
     """
@@ -343,7 +345,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
             apart = ordered.sub_(quantiles)
             total += inner(apart, apart)
             push = x.scatter_(1, places, apart)
-            # What a rank sends may not depend on its own grad mode, which may differ over ranks.
+            # Collective calls must not depend on the grad mode, which may differ over ranks.
             if counts is not None:
                 width = len(views) * directions.shape[1]
                 push = _groups.columns_to_rows(push.T, each, width, inputs.group_name).T
@@ -359,7 +361,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _slice_blocks(slices: Tensor, elements: int) -> Iterator[slice]:
-    """Cut the slices, for each of which so many projections are held, alike on every rank."""
+    """Cut the slices into blocks, the same on every rank, given the projections of each slice."""
     step = max(block_rows(slices.T, 5 * elements), _FEWEST_SLICES)
     return (slice(start, start + step) for start in range(0, slices.shape[1], step))
 

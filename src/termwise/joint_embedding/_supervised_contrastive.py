@@ -20,11 +20,11 @@ class SupervisedContrastiveTerms(Terms):
 
     loss: Float[Tensor, ""]
     """Mean over the samples that have a positive, in nats times temperature / base_temperature; 0
-    where none has."""
+    if none has."""
     accuracy: Float[Tensor, ""]
-    """Share of them whose most similar other sample is of their class; detached."""
+    """Fraction of these samples whose most similar other sample is of their class; detached."""
     n_without_positive: Float[Tensor, ""]
-    """Samples that are alone in their class, over all ranks, and left out; detached."""
+    """Number of samples, over all ranks, that are alone in their class and left out; detached."""
 
 
 @contract
@@ -47,25 +47,24 @@ def supervised_contrastive_loss(
     \mathrm{inside} = -\log \frac{\sum_{p \in P(i)} e^{L_{ip}}}{\sum_{k \ne i} e^{L_{ik}}}$$
 
     averaged over the samples that have a positive. Several views of a sample are rows with the same
-    label: of two, `supervised_contrastive_loss(torch.cat((z1, z2)), labels.repeat(2))`, which with
-        a
-    label for each sample is NT-Xent.
+    label: for two, `supervised_contrastive_loss(torch.cat((z1, z2)), labels.repeat(2))`. If each
+    sample has its own label this is NT-Xent.
 
-    Above 2^17 logits, and with a group, they are formed in strips, and no batch x batch tensor is
-    stored. Halves are converted to float32 first, with or without autocast. A non-finite value
-    gives a non-finite loss.
+    Above 2^17 logits, and with a group, logits are computed in strips, and no batch x batch tensor
+    is stored. Half precision is converted to float32 first, with or without autocast. A non-finite
+    input makes the loss non-finite.
 
     Args:
-        z (Float[Tensor, "batch dim"]): embeddings, divided by their norms here. Of a feature map,
-            or of tokens, `einops.rearrange(z, "b c h w -> (b h w) c")` makes each position a
-            sample, with labels of their own; pooled to "b c", each image is one.
-        labels (Int[Tensor, " batch"]): the class of each sample, any numbers.
-        temperature: T, what cosines are divided by; 0.07 in the authors' code, 0.1 in the paper.
-        base_temperature: the loss is multiplied by temperature / base_temperature, as the authors'
-            code does, with 0.07. None: by nothing.
-        positives: take the mean over positives "outside" of the log, equation 2 of the paper and
-            what it recommends, or their sum "inside", as solo-learn does: equation 3 without the
-            constant log |P(i)|. With one positive each the two are the same.
+        z (Float[Tensor, "batch dim"]): embeddings, divided by their norms here. For a feature map,
+            or tokens, `einops.rearrange(z, "b c h w -> (b h w) c")` makes each position a sample
+            with its own label; if pooled to "b c", each image is one.
+        labels (Int[Tensor, " batch"]): the class of each sample, as any integers.
+        temperature: T, the divisor of the cosines; 0.07 in the authors' code, 0.1 in the paper.
+        base_temperature: multiply the loss by temperature / base_temperature; 0.07 in the authors'
+            code. None: no factor.
+        positives: "outside" averages over positives outside of the log, equation 2 of the paper,
+            which it recommends; "inside" sums over them inside, as in solo-learn: equation 3
+            without the constant log |P(i)|. With one positive each, both are equal.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -80,13 +79,15 @@ def supervised_contrastive_loss(
         Communication of each rank, for d = dim, N samples over all ranks, n of this rank, in
         elements of the embeddings' dtype (float32 for half precision): its n * d embeddings and n
         labels are sent to the others and N - n of them received, the gradients of N * d are
-        reduce-scattered, and there are sums of 4 and of one count for each rank; under
-        `torch.no_grad()` too. The counts are read on the host: with a group a call synchronizes
-        with the device.
+        reduce-scattered, and there are sums of 4 and of one count for each rank; also under
+        `torch.no_grad()`. The counts are read on the host, so with a group a call synchronizes with
+        the device.
 
     Raises:
-        ContractError: z is not a floating "batch dim" tensor, or labels are no integers of it.
-        ValueError: fewer than 2 samples over all ranks, or a temperature that is not positive.
+        ContractError: z is not a floating "batch dim" tensor, or labels is not an integer " batch"
+            tensor.
+        ValueError: fewer than 2 samples over all ranks, dim of 0, or a temperature that is not
+            positive.
 
     References:
         Khosla et al., Supervised contrastive learning (2020), https://arxiv.org/abs/2004.11362,
@@ -130,7 +131,7 @@ def supervised_contrastive_loss(
 class SupervisedContrastiveLoss(LossModule):
     """[`supervised_contrastive_loss`][termwise.joint_embedding.supervised_contrastive_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

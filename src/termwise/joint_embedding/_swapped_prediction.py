@@ -27,8 +27,8 @@ class SwappedPredictionTerms(Terms):
     kl: Float[Tensor, ""]
     """KL divergence of prediction from assignment, cross_entropy - teacher_entropy; detached."""
     marginal_entropy: Float[Tensor, ""]
-    """Entropy of the mean assignment, over global views and batch, in nats; detached. Near log
-    prototypes, for Sinkhorn uses prototypes alike; the number of iterations decides how near."""
+    """Entropy of the mean assignment, over global views and batch, in nats; detached. It is near
+    log prototypes, since Sinkhorn balances the prototypes; more iterations bring it closer."""
 
 
 @contract
@@ -67,7 +67,7 @@ def swapped_prediction_loss(
         sinkhorn_temperature: of the assignments, positive; 0.05 in SwAV (epsilon).
         iterations: of Sinkhorn; 3 in SwAV.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
-            None: no communication. Each rank has a queue of its own.
+            None: no communication. Each rank has its own queue.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
@@ -90,7 +90,7 @@ def swapped_prediction_loss(
     References:
         Caron et al., SwAV (2020), https://arxiv.org/abs/2006.09882, equations 2 to 4 and section
         3.2. The authors' code (https://github.com/facebookresearch/swav) and lightly 1.6.0 take the
-        mean over pairs as here. lightly's gathers no samples from ranks unless asked to.
+        mean over pairs as here. lightly's gathers samples from ranks only if configured to.
 
     Examples:
         >>> import torch
@@ -131,7 +131,7 @@ def swapped_prediction_loss(
 class SwappedPredictionLoss(LossModule):
     """[`swapped_prediction_loss`][termwise.joint_embedding.swapped_prediction_loss] as a module.
 
-    Has no parameters and no queue: one comes with a call.
+    Has no parameters and stores no queue: pass it with each call.
 
     Examples:
         >>> import torch

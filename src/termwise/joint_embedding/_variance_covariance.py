@@ -30,8 +30,8 @@ class VarianceCovarianceTerms(Terms):
     rank: Float[Tensor, ""]
     """Effective rank (sum lambda)^2 / sum lambda^2 of the covariance; detached.
 
-    1: all on a line, dim: no direction preferred, 0: no variance. It sees the collapse of
-    dimensions that std does not.
+    1 if all rows are on a line, dim if no direction is preferred, 0 without variance. It shows the
+    collapse of dimensions, which std does not.
     """
 
 
@@ -57,22 +57,23 @@ def variance_covariance_loss(
 
     with the unbiased variance, n - 1. `loss = var_weight * var + cov_weight * cov`: the terms of
     [`vicreg_loss`][termwise.joint_embedding.vicreg_loss] that take one view, for the features of
-    any layer, beside a supervised loss too. Memory and precision are as there.
+    any layer, for example in addition to a supervised loss. Memory and precision are the same.
 
-    Maps: einops.rearrange(z, "b c h w -> (b h w) c") takes the statistics of each channel over
-    positions as well, "b c h w -> b (c h w)" those of each channel at each position.
+    For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") computes statistics of each
+    channel over samples and positions, "b c h w -> b (c h w)" those of each channel at each
+    position.
 
     Args:
-        z (Float[Tensor, "batch dim"]): features, a row for each sample. Not normalised: the
+        z (Float[Tensor, "batch dim"]): features, a row for each sample. Do not normalize them: the
             variance term sets their scale.
-        var_weight: weight of `var`; 25 as in VICReg. Beside another loss both weights are to be
-            searched. A weight of exactly 0 leaves its term out of the loss and of the gradient,
-            even if the term is infinite.
-        cov_weight: weight of `cov`; 1 as in VICReg. Of code that divides the squares by d (d - 1)
-            pass the weight / (d - 1).
-        gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.
-        eps: added to the variance under the root, in squared units of z; 1e-4 as in VICReg. At 0 a
-            constant column has an infinite gradient.
+        var_weight: weight of `var`; 25 as in VICReg. Tune both weights if you add another loss. A
+            weight of exactly 0 removes its term from the loss and the gradient, even if the term is
+            infinite.
+        cov_weight: weight of `cov`; 1 as in VICReg. For the weight of code that divides the squares
+            by d (d - 1), pass the weight / (d - 1).
+        gamma: target of the standard deviation of each column, in units of z; 1 in the paper.
+        eps: added to the variance before its root is taken, in squared units of z; 1e-4 as in
+            VICReg. At 0 a constant column has an infinite gradient.
         covariance_path: form the dim x dim covariance ("covariance") or the batch x batch Gram
             matrix ("gram"), each as strips of its upper triangle. The terms are equal up to
             rounding. "auto": gram where 2 * batch <= dim, with the batch over all ranks.
@@ -124,7 +125,7 @@ def variance_covariance_loss(
     )
     loss = weighted(var_weight, moments.var) + weighted(cov_weight, moments.cov)
     if is_zero(var_weight) and is_zero(cov_weight):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + lifted(link_to(z))
     return VarianceCovarianceTerms(
         loss=loss, var=moments.var, cov=moments.cov, std=moments.std, rank=moments.rank
@@ -134,7 +135,7 @@ def variance_covariance_loss(
 class VarianceCovarianceLoss(LossModule):
     """[`variance_covariance_loss`][termwise.joint_embedding.variance_covariance_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

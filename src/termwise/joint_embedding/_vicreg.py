@@ -37,8 +37,8 @@ class VICRegTerms(Terms):
     rank: Float[Tensor, ""]
     """Effective rank (sum lambda)^2 / sum lambda^2 of a view's covariance, mean over both views.
 
-    Detached. 1: all on a line, dim: no direction preferred, 0: no variance. It sees the collapse of
-    dimensions that std does not."""
+    Detached. 1 if all rows are on a line, dim if no direction is preferred, 0 without variance. It
+    shows the collapse of dimensions, which std does not."""
 
 
 @contract
@@ -72,21 +72,21 @@ def vicreg_loss(
 
     On the CPU no dim x dim matrix is stored: see `covariance_path`. On an accelerator it is up to a
     dim of 4096, and a quarter of it at a time beyond; on any device it is for up to 32,768 elements
-    of a dim of 256 or less. Inputs in half precision are converted to float32 before
-    anything is subtracted or squared, with or without autocast; the terms of float64 inputs are
-    float64. A non-finite value gives non-finite terms.
+    of a dim of 256 or less. Inputs in half precision are converted to float32 before anything is
+    subtracted or squared, with or without autocast; the terms of float64 inputs are float64. A
+    non-finite input makes the terms non-finite.
 
     Args:
-        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Not
-            normalised: the variance term sets their scale.
+        z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Do not
+            normalize them: the variance term sets their scale.
         z2 (Float[Tensor, "batch dim"]): embeddings of the second view, in the same order.
-        sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 leaves its term
-            out of the loss and of the gradient, even if the term is infinite.
+        sim_weight: weight of `sim`; 25 in the paper (lambda). A weight of exactly 0 removes its
+            term from the loss and the gradient, even if the term is infinite.
         var_weight: weight of `var`; 25 in the paper (mu).
         cov_weight: weight of `cov`; 1 in the paper (nu).
-        gamma: standard deviation that each column is pushed up to, in units of z; 1 in the paper.
-        eps: added to the variance under the root, in squared units of z; 1e-4 in the paper. At 0 a
-            constant column has an infinite gradient.
+        gamma: target of the standard deviation of each column, in units of z; 1 in the paper.
+        eps: added to the variance before its root is taken, in squared units of z; 1e-4 in the
+            paper. At 0 a constant column has an infinite gradient.
         variance_views: "sum" over the views as in the paper, or "mean", half of it: what the
             authors' code and lightly do.
         covariance_views: "sum" over the views as in the paper and the authors' code, or "mean".
@@ -109,7 +109,7 @@ def vicreg_loss(
         ranks, in elements of that dtype (float32 for half precision): 4 sums of d and one of 1, and
         for each view either sums of about d * (d + 256) / 2 elements (covariance), or sums of about
         N * (N + 256) / 2 and two exchanges of rows for columns, n * d out and N * d / W in (gram),
-        under `torch.no_grad()` too. No rank holds the whole batch. To agree on the path, the
+        also under `torch.no_grad()`. No rank holds the whole batch. To agree on the path, the
         numbers of rows are read on the host: with a group a call synchronizes with the device once
         for each view.
 
@@ -153,7 +153,7 @@ def vicreg_loss(
     cov = moments.cov / (1 if covariance_views == "sum" else 2)
     loss = weighted(sim_weight, sim) + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (sim_weight, var_weight, cov_weight))):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + lifted(link_to(z1)) + lifted(link_to(z2))
     return VICRegTerms(
         loss=loss,
@@ -168,7 +168,7 @@ def vicreg_loss(
 class VICRegLoss(LossModule):
     """[`vicreg_loss`][termwise.joint_embedding.vicreg_loss] as a module.
 
-    Has no parameters and holds no process group: the group comes with each call.
+    Has no parameters and stores no process group: pass the group with each call.
 
     Examples:
         >>> import torch

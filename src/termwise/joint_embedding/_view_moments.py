@@ -1,4 +1,4 @@
-"""Variance and covariance terms of views: what keeps them from collapsing, in VICReg and VCReg."""
+"""Variance and covariance terms of views, which prevent collapse in VICReg and VCReg."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,9 +53,9 @@ def view_moments(
     Args:
         views: this rank's rows of each view, or a tensor of them all, or of one.
         counts: `_groups.row_counts` of a view.
-        gamma: standard deviation that each column is pushed up to.
+        gamma: target of the standard deviation of each column.
         eps: added to the variance under the root.
-        path: as `_moments.second_moments` takes it, with what follows.
+        path: as in `_moments.second_moments`, like the other arguments.
         group: process group whose ranks hold different rows. None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.

@@ -1,11 +1,12 @@
-"""How far the views of a sample are apart, for losses of many views: linear in their number.
+"""Differences between the views of a sample, in time linear in the number of views.
 
-Of V views z_v of a sample the first G are global, with mean m. By
+Among the V views z_v of a sample, the first G are global, with mean m. By
 
     sum_{g <= G} sum_{v <= V} |z_g - z_v|^2 = V A + G B,
     A = sum_{g <= G} |z_g - m|^2,    B = sum_{v <= V} |z_v - m|^2,
 
-the mean over pairs needs no pair, and since differences from m are squared, nothing cancels.
+the mean over pairs is computed without forming pairs, and without cancellation, since differences
+from m are squared.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class Spread(NamedTuple):
     views: int
     num_global: int
     elements: Tensor | int
-    """Of one view: rows over all ranks times dim."""
+    """Number of elements of one view: rows over all ranks times dim."""
 
     def between_views(self) -> Tensor:
         """Return the mean squared difference of each global view and each other view."""
@@ -62,11 +63,11 @@ def spread(
     group: ProcessGroup | None,
     grad_reduction: GradReduction,
 ) -> Spread:
-    """Compute how far the views are apart.
+    """Compute the distances of the views.
 
     Args:
-        z: this rank's rows, "views batch dim"; the first `num_global` views are global. Halves are
-            lifted to float32.
+        z: this rank's rows, "views batch dim"; the first `num_global` views are global. Half
+            precision is converted to float32.
         num_global: None: all views are.
         rows: over all ranks.
         group: process group whose ranks hold different rows; one sum of two numbers is sent. None:

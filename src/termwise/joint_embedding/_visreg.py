@@ -1,4 +1,4 @@
-"""VISReg: invariance, and the scale, shape and centre of an isotropic normal distribution."""
+"""VISReg: invariance, and the scale, shape and center of an isotropic normal distribution."""
 
 import torch
 from jaxtyping import Float
@@ -22,16 +22,16 @@ class VISRegTerms(Terms):
 
     loss: Float[Tensor, ""]
     """(1 - weight) * invariance + weight * (center_weight * center + scale_weight * scale +
-    shape_weight * shape), without those of weight 0."""
+    shape_weight * shape), without terms of weight 0."""
     invariance: Float[Tensor, ""]
-    """Squared difference of each view and the mean of the global ones: mean over views, batch and
+    """Squared difference of each view from the mean of the global ones, mean over views, batch and
     dim."""
     center: Float[Tensor, ""]
     """Squared mean of a column, mean over dim and views."""
     scale: Float[Tensor, ""]
     """(1 - standard deviation of a column)^2, mean over dim and views. Near 1: collapse."""
     shape: Float[Tensor, ""]
-    """Squared difference of sorted projections of the standardised columns and normal quantiles,
+    """Squared difference of sorted projections of the standardized columns and normal quantiles,
     mean over views, slices and batch."""
 
 
@@ -68,30 +68,31 @@ def visreg_loss(
     shape)`.
 
     Inputs in half precision are converted to float32 before anything is subtracted or multiplied,
-    with or without autocast; the terms of float64 inputs are float64. A non-finite value gives
-    non-finite terms.
+    with or without autocast; the terms of float64 inputs are float64. A non-finite input makes the
+    terms non-finite.
 
     Args:
         z (Float[Tensor, "views batch dim"]): embeddings of at least two views of each sample, the
-            global ones first. Not normalised: `scale` sets their scale. Feature maps: with
-            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, which the
-            views have to show at the same place; with `"v b c h w -> v b (c h w)"` an image is one.
-        num_global: how many views, from the first one, are global. None: all.
-        weight: of the three terms of the distribution, and 1 - weight that of `invariance`; 0.9 in
-            the paper for large datasets, 0.6 for small ones (lambda). A product of weights of
-            exactly 0 leaves its term out of the loss and of the gradient, even if the term is
-            infinite.
-        scale_weight: weight of `scale` beside the others; 1 in the paper.
+            global ones first. Do not normalize them: `scale` sets their scale. Feature maps: with
+            `einops.rearrange(z, "v b c h w -> v (b h w) c")` each position is a sample, so the
+            views must be aligned; with `"v b c h w -> v b (c h w)"` an image is one.
+        num_global: number of global views, which come first. None: all.
+        weight: weight of the three terms of the distribution; that of `invariance` is 1 - weight.
+            0.9 in the paper for large datasets, 0.6 for small ones (lambda). If the product of a
+            term's weights is exactly 0, the term is removed from the loss and the gradient, even if
+            it is infinite.
+        scale_weight: weight of `scale`; 1 in the paper.
         shape_weight: weight of `shape`; 1 in the paper, more for long-tailed data.
         center_weight: weight of `center`; 1 in the paper.
         slices (Float[Tensor, "dim slices"] | None): the directions, columns of length 1, used as
             they are and without a gradient. None: drawn at each call.
-        num_slices: how many to draw; 4096 in the paper. Not read if `slices` is given.
-        eps: added to the standard deviation that columns are divided by, in units of z.
-        generator: what draws the slices, in float32. None: the default generator of z's device.
-            Over ranks all have to draw the same: generators of the same seed, which are used for
-            nothing that differs between ranks. torch.compile cannot trace a generator: pass
-            `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)` then.
+        num_slices: number of slices to draw; 4096 in the paper. Ignored if `slices` is passed.
+        eps: added to the standard deviation before dividing columns by it, in units of z.
+        generator: generator that draws the slices, in float32. None: the default generator of z's
+            device. All ranks must draw the same slices: pass generators with the same seed, and use
+            them for nothing that differs between ranks. torch.compile cannot trace a generator:
+            pass `slices = F.normalize(torch.randn(dim, num_slices, generator=generator), dim=0)`
+            then.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -105,13 +106,13 @@ def visreg_loss(
         with a group those of any term do.
 
         Communication of each rank, for S slices, V views, d = dim, n rows here and N over W ranks,
-        in elements of that dtype (float32 for half precision) where nothing else is said: one sum
-        of 2 W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1
-        or 2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and
-        back, under `torch.no_grad()` too. No rank holds the whole batch, but for its share of the
-        slices. The numbers of rows are read on the host: with a group a call synchronizes with the
-        device once. Ranks whose slices differ by a bit are refused on the CPU in eager mode; on an
-        accelerator, or compiled, all terms are NaN.
+        in elements of that dtype (float32 for half precision) unless stated otherwise: one sum of 2
+        W int64 (numbers of rows, and fingerprints of the slices), two of V d float64, one of 1 or
+        2, one float64, and two exchanges of rows for slices, n V S out and N V S / W in, and back,
+        also under `torch.no_grad()`. A rank holds the whole batch only for its share of the slices.
+        The numbers of rows are read on the host, so with a group a call synchronizes with the
+        device once. If the slices of ranks differ by a bit, an error is raised on the CPU in eager
+        mode; on an accelerator, or compiled, all terms are NaN.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.
@@ -120,8 +121,8 @@ def visreg_loss(
 
     References:
         Wu, Balestriero, Levine, VISReg (2026), https://arxiv.org/abs/2606.02572, equations 1, 2, 5
-        and 6. There each rank draws slices of its own for its own rows (section 3.2), which is the
-        mean of the ranks' losses; here the statistics are those of all rows.
+        and 6. In the paper each rank uses its own slices for its own rows (section 3.2), which
+        gives the mean of the ranks' losses; here the statistics are those of all rows.
 
     Examples:
         >>> import torch
@@ -143,12 +144,12 @@ def visreg_loss(
 
     views = lifted(z)
     means = mean(views)
-    # Over ranks the rows are centred without a gradient, which is 0 over all rows.
+    # Over ranks the rows are centered without a gradient, which would sum to 0 over all rows.
     centred = views - (means if batch_group is None else means.detach())[:, None]
     std = _root(mean(centred.square()))
-    standardised = centred / (std.detach() + eps)[:, None]
+    standardized = centred / (std.detach() + eps)[:, None]
     shape = _slices.quantile_distance(
-        standardised, slices, counts, group=batch_group, grad_reduction=grad_reduction
+        standardized, slices, counts, group=batch_group, grad_reduction=grad_reduction
     )
     apart = spread(z, num_global, rows, group=batch_group, grad_reduction=grad_reduction)
     invariance = apart.from_the_mean().to(views.dtype)
@@ -158,13 +159,13 @@ def visreg_loss(
     loss = sum(weighted(*pair) for pair in zip(weights[1:], parts[1:], strict=True))
     loss = loss + weighted(weights[0], invariance)
     if all(map(is_zero, weights)):
-        # Still 0, with a gradient of 0: a trainer may call backward on it.
+        # 0 with a gradient of 0, so that a trainer can call backward.
         loss = loss + link_to(views)
     return VISRegTerms(loss=loss, invariance=invariance, center=center, scale=scale, shape=shape)
 
 
 def _root(variance: Tensor) -> Tensor:
-    """Return the root, with a derivative of 0 at 0, as torch.std has it."""
+    """Return the root, with a derivative of 0 at 0, as in torch.std."""
     positive = variance != 0
     return variance.where(positive, 1).sqrt().where(positive, 0)
 
@@ -172,8 +173,7 @@ def _root(variance: Tensor) -> Tensor:
 class VISRegLoss(LossModule):
     """[`visreg_loss`][termwise.joint_embedding.visreg_loss] as a module.
 
-    Has no parameters, and holds neither slices, a generator nor a process group: these come with
-    each call.
+    Has no parameters, and stores no slices, generator or process group: pass them with each call.
 
     Examples:
         >>> import torch
@@ -200,7 +200,7 @@ class VISRegLoss(LossModule):
         generator: torch.Generator | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> VISRegTerms:
-        """Compute the terms of the loss; slices that are given replace drawn ones."""
+        """Compute the terms of the loss, with these slices or new random ones."""
         return visreg_loss(
             z,
             slices=slices,

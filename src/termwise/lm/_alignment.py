@@ -1,4 +1,4 @@
-"""Alignment of two tokenizations of one text: which tokens of each side make up which chunk."""
+"""Alignment of two tokenizations of a text: the chunk of each token of both models."""
 
 import dataclasses
 import heapq
@@ -25,14 +25,14 @@ _Chunk: TypeAlias = tuple[list[int], list[int], bool]  # tokens of both sides, w
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """Chunks of a batch: spans of text that both tokenizers cut at the same two places.
+    """Chunks of a batch: spans of text at whose start and end both tokenizers have a boundary.
 
-    A chunk is a pair: the student's tokens of a span of text, and the teacher's. The ids name the
-    chunk of each *token*. Logit t predicts token t + 1, so a loss on logits shifts them by one
-    itself; a chunk that holds only token 0 becomes empty by that and does not count.
+    A chunk pairs the student's tokens of a span of text with the teacher's. The ids give the chunk
+    of each *token*. Logit t predicts token t + 1, so losses shift the ids by one; a chunk that
+    contains only token 0 becomes empty by that and does not count.
 
-    Construction compares shapes, dtypes and devices, and does not synchronize; what the
-    tensors hold is looked at by [`check`][termwise.lm.Alignment.check] alone.
+    The constructor checks shapes, dtypes and devices, without synchronizing; only
+    [`check`][termwise.lm.Alignment.check] checks values.
     """
 
     student_chunk_id: Int[Tensor, "batch student_time"]
@@ -42,11 +42,11 @@ class Alignment:
     """Int[Tensor, "batch teacher_time"]: the chunk of each token of the teacher, int64, -1 for
     none."""
     pair_valid: Bool[Tensor, "batch chunks"]
-    """Bool[Tensor, "batch chunks"]: whether the chunk is one. Samples with fewer are padded with
-    False."""
+    """Bool[Tensor, "batch chunks"]: whether the chunk exists. Samples with fewer chunks are padded
+    with False."""
     pair_exact: Bool[Tensor, "batch chunks"]
-    """Bool[Tensor, "batch chunks"]: whether the texts of the two sides are equal, which a fuzzy
-    aligner cannot promise, or both are special tokens of one role."""
+    """Bool[Tensor, "batch chunks"]: whether both texts are equal, which a fuzzy aligner cannot
+    guarantee, or both are special tokens with the same role."""
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -67,17 +67,17 @@ class Alignment:
 
     @property
     def max_chunks(self) -> int:
-        """Number of chunks that a sample has room for."""
+        """Number of chunks that a sample can have."""
         return self.pair_valid.shape[1]
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same alignment on a device."""
+        """Return the alignment on a device."""
         return dataclasses.replace(
             self, **{name: getattr(self, name).to(device) for name in _DTYPES}
         )
 
     def check(self) -> Self:
-        """Refuse ids below -1 or from `max_chunks` up; give the alignment itself back.
+        """Return the alignment itself, or raise an error for ids out of range.
 
         Synchronizes with the device: call it where batches are made, not in the training step.
 
@@ -98,16 +98,17 @@ class Alignment:
         teacher_mask: Bool[Tensor, "batch teacher_time"] | None = None,
         sequence_group: ProcessGroup | None = None,
     ) -> Self:
-        """Keep the chunks of which every token counts: the others are no longer `pair_valid`.
+        """Return the alignment with `pair_valid` False for chunks with a token that does not count.
 
-        A chunk that straddles a completion's first token holds a token of the prompt, and goes.
-        Does not synchronize with the device.
+        A chunk with tokens of both a prompt and its completion is excluded. Does not synchronize
+        with the device.
 
         Args:
             student_mask (Bool[Tensor, "batch student_time"] | None): student tokens that count.
                 None: all.
-            teacher_mask (Bool[Tensor, "batch teacher_time"] | None): the same of the teacher.
-            sequence_group: ranks that hold other positions. None: this rank alone, nothing is sent.
+            teacher_mask (Bool[Tensor, "batch teacher_time"] | None): the same for the teacher.
+            sequence_group: process group whose ranks hold different positions. None: no
+                communication.
 
         Raises:
             ContractError: a dtype does not fit.
@@ -139,13 +140,12 @@ class Alignment:
 
     @classmethod
     def from_flat(cls, mapping: Mapping[str, object], prefix: str = "alignment_") -> Self:
-        """Take an alignment out of a flat batch, such as NeMo-RL's collator makes.
+        """Return the alignment in a flat batch, such as that of NeMo-RL's collator.
 
         Args:
-            mapping: a batch that holds, each under `prefix` and its name, the tensors
-                `student_chunk_id`, `teacher_chunk_id`, `pair_valid` and `pair_is_correct`. Other
-                keys are left alone.
-            prefix: what the keys begin with.
+            mapping: a batch with the tensors `student_chunk_id`, `teacher_chunk_id`, `pair_valid`
+                and `pair_is_correct`, under these names after `prefix`. Other keys are ignored.
+            prefix: prefix of the keys.
 
         Raises:
             ValueError: a key is missing, or a tensor does not fit.
@@ -174,10 +174,10 @@ torch.export.register_dataclass(Alignment, serialized_type_name="termwise.lm.Ali
 
 
 def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
-    """Count the tokens of each chunk, [batch, max_chunks]; name ids that are out of range.
+    """Count the tokens of each chunk, [batch, max_chunks]; raise an error for ids out of range.
 
-    They are found by the failure of the count, which on the CPU is no crash, so that no device has
-    to be asked for them.
+    They are detected by the failure of the count on the CPU, so that no device has to be
+    synchronized.
     """
     counts = ids.new_zeros(ids.shape[0], max_chunks + 1)
     try:
@@ -190,7 +190,7 @@ def chunk_sizes(name: str, which: str, ids: Tensor, max_chunks: int) -> Tensor:
 
 
 def out_of_range(which: str, ids: Tensor, max_chunks: int) -> str:
-    """Return which ids were needed, and which came."""
+    """Return which ids were expected, and which were found."""
     found = f"{int(ids.min())} to {int(ids.max())}"
     return f"{which} from -1 to {max_chunks - 1}, got {found}"
 
@@ -209,56 +209,56 @@ def align_spans(
     documents: tuple[StudentNumbers, TeacherNumbers] | None = None,
     sequence_ids: tuple[StudentNumbers, TeacherNumbers] | None = None,
 ) -> Alignment:
-    """Align two tokenizations of each text by where their tokens lie in it.
+    """Align two tokenizations of each text by the offsets of their tokens.
 
-    A chunk is the smallest span of text that no token of either side crosses the ends of. One
-    pass over the tokens, in Python: O(student_time + teacher_time) for each sample. Tensors are
-    read on the host: align where batches are made, not in the training step.
+    A chunk is a smallest span of text whose ends no token of either model crosses. The algorithm is
+    one pass over the tokens, in Python: O(student_time + teacher_time) for each sample. Tensors are
+    read on the host: call it where batches are created, not in the training step.
 
     Args:
         student_offsets (Int[Tensor, "batch student_time 2"] | Spans): for each sample, the (start,
             stop) of each token in the text, as fast tokenizers return them
             (`return_offsets_mapping=True`, `Encoding.offsets`): a tensor, or lists of pairs. Bytes
             or characters, the same on both sides. A token with start = stop (special tokens,
-            padding) belongs to no chunk. Tokens that share a character, as tokens of its bytes
-            do in offsets of characters, are in one chunk. Samples may differ in length.
-        teacher_offsets (Int[Tensor, "batch teacher_time 2"] | Spans): the same of the teacher.
-        max_chunks: how many chunks to make room for, so that every batch has one shape. None: as
-            many as the sample with the most has.
-        student_texts: the text of each sample that the offsets are of, str or bytes as they count;
-            of a sample in several documents or sequences, a text for each. Give them where the two
-            sides may differ, as two chat templates do: spans that meet may say different things.
-        teacher_texts: the same of the teacher.
-        special: {student token: teacher token} of special tokens that play one role, such as the
-            end of a turn; see
-            [`paired_special_tokens`][termwise.lm.paired_special_tokens]. Where the two stand at one
-            place in the text they are a chunk of their own, whatever their offsets are. Of equal
-            ones in a row the first alone: the others are padding. None: special tokens are in no
-            chunk.
+            padding) belongs to no chunk. Tokens that share a character, such as tokens of its
+            bytes, are in the same chunk. Samples may differ in length.
+        teacher_offsets (Int[Tensor, "batch teacher_time 2"] | Spans): the same for the teacher.
+        max_chunks: number of chunks to pad to, so that every batch has the same shape. None: the
+            largest number of chunks of a sample.
+        student_texts: the text of each sample, as str or bytes according to the offsets; for a
+            sample of several documents or sequences, a list of texts. Pass them if the texts of the
+            models may differ, as with two chat templates: equal spans may then contain different
+            text.
+        teacher_texts: the same for the teacher.
+        special: {student token: teacher token} of special tokens with the same role, such as the
+            end of a turn; see [`paired_special_tokens`][termwise.lm.paired_special_tokens]. If both
+            are at the same place in the text they form a chunk, regardless of their offsets. Only
+            the first of several equal tokens in a row counts: the others are padding. None: special
+            tokens are in no chunk.
         student_tokens (Int[Tensor, "batch student_time"] | Numbers | None): the student's token
-            ids, which special needs.
-        teacher_tokens (Int[Tensor, "batch teacher_time"] | Numbers | None): the same of the
+            ids; required with special.
+        teacher_tokens (Int[Tensor, "batch teacher_time"] | Numbers | None): the same for the
             teacher.
-        documents: for packed rows, the number of the document that each token is of, of student
-            and teacher: ascending, -1 for none (padding). Offsets count from 0 in each document,
-            documents of one number are aligned, and the first token of a document, which follows
-            another's, is in no chunk.
-        sequence_ids: for pairs of texts (`tokenizer(text, pair)`), which of them each token is of,
-            of student and teacher, as `BatchEncoding.sequence_ids` gives it: None for special
-            tokens. Offsets count from 0 in each text.
+        documents: for packed rows, the number of the document of each token, for student and
+            teacher: ascending, -1 for none (padding). Offsets start from 0 in each document,
+            documents with the same number are aligned, and the first token of a document is in no
+            chunk, since it follows another document.
+        sequence_ids: for pairs of texts (`tokenizer(text, pair)`), the index of the text of each
+            token, for student and teacher, as `BatchEncoding.sequence_ids` returns it: None for
+            special tokens. Offsets start from 0 in each text.
 
     Returns:
-        An alignment on the CPU, shorter samples padded with -1 and False. `pair_exact` is False
-        where one side leaves out some of the text: a tokenizer that trims spaces from offsets, or
-        drops characters. Given the texts, it says whether the two are equal. A chunk of special
-        tokens is exact. Text that one side alone has tokens for belongs to no chunk.
+        An alignment on the CPU; shorter samples are padded with -1 and False. `pair_exact` is False
+        if the tokens of one model do not cover the whole text of the chunk, because the tokenizer
+        trims spaces from offsets or drops characters. With texts, it is whether both are equal. A
+        chunk of special tokens is exact. Text that only one model has tokens for is in no chunk.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: samples, or the tokens of one, differ in number between arguments; a stop lies
-            before its start or beyond its text; tokens are not in the order of the text; a sample
-            has more than max_chunks; no chunk of a sample says the same in two different texts; or
-            one of two arguments is missing that go together.
+        ValueError: arguments differ in the number of samples, or of a sample's tokens; a stop is
+            before its start or after the end of its text; tokens are not in the order of the text;
+            a sample has more than max_chunks; no chunk of a sample has equal text in two different
+            texts; or one of two arguments that belong together is missing.
 
     Examples:
         >>> from termwise.lm import align_spans
@@ -267,7 +267,7 @@ def align_spans(
         >>> alignment.student_chunk_id.tolist(), alignment.teacher_chunk_id.tolist()
         ([[-1, 0, 1]], [[0, 0, 1, 1]])
 
-        An end of turn, 9 of the student and 7 of the teacher:
+        An end-of-turn token, 9 for the student and 7 for the teacher:
 
         >>> student, teacher = [[(0, 2), (0, 0)]], [[(0, 1), (1, 2), (0, 0)]]
         >>> tokens = {"student_tokens": [[4, 9]], "teacher_tokens": [[3, 5, 7]]}
@@ -309,21 +309,21 @@ def align_spans(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Side:
-    """One model's tokens of one sample."""
+    """The tokens of one model for one sample."""
 
     name: str
     offsets: list[Sequence[int]]
     tokens: Sequence[int | None]
-    """Token ids; None where they are not known."""
+    """Token ids; None if they are unknown."""
     parts: list[_Part | None]
-    """The document and sequence of each token, within which its offsets count; None for none."""
+    """The document and sequence of each token, to which its offsets refer; None for none."""
     documents: list[int | None]
     packed: bool
-    """Whether documents were given."""
+    """Whether documents were passed."""
     texts: Sequence[Text] | None
 
     def span(self, index: int, sample: int) -> tuple[int, int]:
-        """Check the span of a token."""
+        """Return the span of a token, or raise an error."""
         span = self.offsets[index]
         if len(span) != 2 or not 0 <= span[0] <= span[1]:
             raise ValueError(
@@ -370,7 +370,7 @@ def _sides(
 def _numbers(
     name: str, given: Tensor | Numbers | None, spans: Spans, fill: int | None
 ) -> Sequence[Sequence[int | None]]:
-    """Read a number for each token, where there are any."""
+    """Read a number for each token, if any were passed."""
     if given is None:
         return [[fill] * len(own) for own in spans]
     numbers = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
@@ -385,7 +385,7 @@ def _numbers(
 def _align(
     pair: tuple[_Side, _Side], special: Mapping[int, int], sample: int
 ) -> tuple[list[int], list[int], list[bool]]:
-    """Return the chunk of each token of either side, and whether each chunk is exact."""
+    """Return the chunk of each token of both models, and whether each chunk is exact."""
     starts = _starts(pair, sample)
     kinds = {*special}, {*special.values()}
     spans = [_placed(side, starts, kind, sample) for side, kind in zip(pair, kinds, strict=True)]
@@ -414,13 +414,13 @@ def _align(
 
 
 def _starts(pair: tuple[_Side, _Side], sample: int) -> dict[_Part, tuple[int, int]]:
-    """Lay the parts of a sample one after another: where each of them begins and ends."""
+    """Concatenate the parts of a sample: return where each of them begins and ends."""
     ends: dict[_Part, int] = {}
     for side in pair:
         for index, part in enumerate(side.parts):
             document = side.documents[index]
             if part is None and document is not None:
-                ends.setdefault((document, 0), 0)  # of which there may be special tokens alone
+                ends.setdefault((document, 0), 0)  # which may have only special tokens
             elif part is not None:
                 ends[part] = max(ends.get(part, 0), side.span(index, sample)[1])
     place = 0
@@ -434,7 +434,7 @@ def _starts(pair: tuple[_Side, _Side], sample: int) -> dict[_Part, tuple[int, in
 def _placed(
     side: _Side, starts: Mapping[_Part, tuple[int, int]], special: set[int], sample: int
 ) -> dict[int, tuple[int, int]]:
-    """Return the spans of tokens that have text, over all parts; refuse those out of order."""
+    """Return the spans of tokens that have text, over all parts; raise an error if out of order."""
     placed: dict[int, tuple[int, int]] = {}
     last = 0
     for index, part in enumerate(side.parts):
@@ -493,7 +493,7 @@ def _of_text(
 def _reader(
     side: _Side, starts: Mapping[_Part, tuple[int, int]], sample: int
 ) -> Callable[[list[list[int]]], Text] | None:
-    """Return what reads spans from the texts; refuse texts that are not those of the offsets."""
+    """Return a function that reads spans from the texts; raise an error if offsets do not fit."""
     if side.texts is None:
         return None
     parts = [part for part in sorted(starts) if starts[part][1] > starts[part][0]]
@@ -526,9 +526,9 @@ def _gaps(
     starts: Mapping[_Part, tuple[int, int]],
     special: set[int],
 ) -> list[tuple[int, int, int]]:
-    """Return each special token with the gap in the text that it stands in: index, from, to.
+    """Return each special token with the gap in the text where it is: index, from, to.
 
-    After a document's last token the gap is no wider than its end: one side may be truncated.
+    After a document's last token the gap has width 0, since one model may truncate the text.
     """
     first: dict[int, int] = {}
     for (started, _), (start, _) in starts.items():
@@ -556,7 +556,7 @@ def _paired(
     teachers: list[tuple[int, int, int]],
     special: Mapping[int, int],
 ) -> Iterator[tuple[int, int]]:
-    """Yield the special tokens of one role that stand in one gap of the text, in order."""
+    """Yield pairs of special tokens with the same role in the same gap of the text, in order."""
     start = 0
     for index, low, high in students:
         wanted = special[cast("int", pair[0].tokens[index])]
@@ -571,7 +571,7 @@ def _paired(
 
 
 def _first_tokens(side: _Side) -> set[int]:
-    """Return the tokens that begin a document, which follow another one's or nothing."""
+    """Return the tokens that begin a document, which follow another document or nothing."""
     if not side.packed:
         return set()
     before = [None, *side.documents]
@@ -583,7 +583,7 @@ def _quoted(text: Text) -> str:
 
 
 def _overlapping(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:
-    """Cut tokens, which come in the order of their starts, where no token reaches across."""
+    """Group tokens, which are sorted by start, into runs that no token crosses."""
     group: list[_Token] = []
     end = 0
     for token in tokens:
@@ -597,7 +597,7 @@ def _overlapping(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:
 
 
 def _cover(spans: list[list[int]], start: int, stop: int) -> None:
-    """Add a span to disjoint ones, of which none begins later."""
+    """Add a span to disjoint spans, none of which begins later."""
     if spans and start <= spans[-1][1]:
         spans[-1][1] = max(spans[-1][1], stop)
     else:

@@ -1,4 +1,4 @@
-"""What every loss of language models asks of its temperature, its normalizer and its groups."""
+"""Checks of the temperature, normalizer and groups of every loss of language models."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from .._numbers import accumulator
 
 
 def check_temperature(name: str, temperature: float) -> None:
-    """Refuse a temperature that is not positive and finite."""
+    """Raise an error for a temperature that is not positive and finite."""
     if not temperature > 0:
         raise ValueError(f"{name} needs temperature > 0, got {temperature}")
     if temperature == math.inf:
@@ -19,7 +19,7 @@ def check_temperature(name: str, temperature: float) -> None:
 
 
 def check_normalizer(name: str, normalizer: Tensor | float | None) -> None:
-    """Refuse a number that is negative or not finite; to look into a tensor would wait for it."""
+    """Raise an error for a number that is negative or not finite; tensors are not read."""
     if normalizer is None or isinstance(normalizer, Tensor):
         return
     if not normalizer >= 0:
@@ -34,7 +34,7 @@ def check_groups(
     vocab_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
 ) -> None:
-    """Refuse one group of several ranks for two axes: its ranks can hold parts of only one."""
+    """Raise an error if one group of several ranks is passed for two axes."""
     groups = {
         "batch_group": batch_group,
         "vocab_group": vocab_group,
@@ -52,9 +52,9 @@ def check_groups(
 
 
 def divisor(normalizer: Tensor | float | None, count: Tensor) -> Tensor:
-    """Return what a sum is divided by.
+    """Return the divisor of a sum.
 
-    It is 1 where nothing counts and the normalizer is 0, and NaN for a tensor that is negative.
+    It is 1 if nothing counts and the normalizer is 0, and NaN for a negative tensor.
     """
     dtype = accumulator(count)
     if normalizer is None:

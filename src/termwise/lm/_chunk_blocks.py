@@ -1,10 +1,10 @@
-"""Blocks of chunks that stay in cache, so that no copy of the logits is ever kept.
+"""Blocks of chunks that stay in cache, so that the logits are never copied.
 
 The kernels of the losses over chunks are loops over these blocks. On the CPU a block is as many
-whole chunks as fit; elsewhere, where to look at the ids would wait for the device, it is a few
+whole chunks as fit; elsewhere, where reading the ids would synchronize with the device, it is a few
 samples, of 2^26 logits or an eighth of all, and rows outside every chunk are masked. Over ranks the
-blocks are the same on every rank, which may hold any part of their rows, and each block's sums are
-reduced as it comes.
+blocks are the same on every rank, which may hold any part of their rows, and the sums of each block
+are reduced one after the other.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from .._numbers import MOST_BLOCKS, block_rows, blocks, lifted, without_autocast
 from ._chunks import Chunks
 from ._sparse_rows import SparseRows
 
-# Elements of a block of logits: 2 MiB in float32, of which several fit into a shared cache.
+# Elements of a block of logits: 2 MiB in float32, so that several fit into a shared cache.
 BLOCK = 2**19
 
 
@@ -30,21 +30,21 @@ class ChunkRows:
     """The rows of one model's logits that a block reads."""
 
     index: slice | Tensor
-    """Which of the batch * time rows."""
+    """Indices among the batch * time rows."""
     chunk: Tensor
-    """[rows], the place of the row's chunk in the block."""
+    """[rows], the index of the row's chunk in the block."""
     order: Tensor
-    """[rows], their places in the order of chunks, the rows that are not used last."""
+    """[rows], the rows in the order of chunks, those that are not used last."""
     starts: Tensor
-    """[chunks + 1], where each chunk begins in this order, and where the last one ends; behind
-    that, where some rows are not used, the number of rows."""
+    """[chunks + 1], the start of each chunk in this order, and the end of the last one; then, if
+    some rows are not used, the number of rows."""
     inverse_size: Tensor
     """[chunks], 1 / the number of rows of the chunk, over the sequence's ranks."""
     used: Tensor | None
     """[rows], False outside every chunk. None: all are used."""
 
     def read(self, flat: Tensor) -> Tensor:
-        """Take the rows, lifted, with 0 in those that are not used."""
+        """Return the rows in float32 or float64, with 0 in those that are not used."""
         return self._only_used(lifted(flat[self.index]))
 
     def write(self, flat: Tensor, rows: Tensor) -> None:
@@ -52,7 +52,7 @@ class ChunkRows:
         flat[self.index] = self._only_used(rows).to(flat.dtype)
 
     def share(self) -> Tensor:
-        """Return each row's share in its chunk."""
+        """Return each row's weight in the mean of its chunk."""
         return self.inverse_size[self.chunk]
 
     def sums(self, rows: Tensor, factor: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class ChunkRows:
         return all_reduce(self.sums(rows, self.share()), sequence_name)
 
     def spread(self, chunks: Tensor, factor: Tensor) -> Tensor:
-        """Return for each row what there is for its chunk, times a factor for each row."""
+        """Return for each row the value of its chunk, times a factor for each row."""
         starts = torch.arange(len(self.chunk) + 1, device=chunks.device)
         return SparseRows(starts, self.chunk, factor).matmul(chunks)
 
@@ -81,7 +81,7 @@ class Block:
 
     chunks: int
     counted: Tensor | None
-    """[chunks], whether it counts. None: all of them do."""
+    """[chunks], whether it counts. None: all count."""
     student: ChunkRows
     teacher: ChunkRows
 
@@ -89,7 +89,7 @@ class Block:
 def chunk_blocks(
     chunks: Chunks, width: int, dtype: torch.dtype, sequence_name: str | None
 ) -> Iterator[Block]:
-    """Cut the chunks that count into blocks, the same on every rank that has this width."""
+    """Cut the chunks that count into blocks, the same on every rank with this width."""
     if on_host(chunks.valid):
         return _blocks_that_fit(chunks, max(1, BLOCK // max(width, 1)), dtype)
     if sequence_name is not None:  # ranks may hold different numbers of positions
@@ -156,7 +156,7 @@ class _InOrder:
     def of(cls, ids: Tensor, place: Tensor, sizes: Tensor, dtype: torch.dtype) -> "_InOrder":
         max_chunks = len(place) // max(len(ids), 1)
         first = torch.arange(len(ids))[:, None] * max_chunks
-        place = torch.cat([place, place.new_full((1,), -1)])  # the last one is that of no chunk
+        place = torch.cat([place, place.new_full((1,), -1)])  # the last: rows outside every chunk
         placed = place[torch.where(ids >= 0, first + ids, -1)].reshape(-1)
         order = placed.argsort(stable=True)[int((placed < 0).sum()) :]
         chunk = placed[order]
@@ -173,7 +173,7 @@ class _InOrder:
 
 
 def _as_slice(index: Tensor) -> slice | Tensor:
-    """Read rows that lie side by side without a copy."""
+    """Read adjacent rows without a copy."""
     if not len(index):
         return slice(0, 0)
     first, last = int(index[0]), int(index[-1])
@@ -202,10 +202,10 @@ def sum_over_chunks(
     sums: Tensor,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return sums plus those of all blocks, and the student's gradient, or an empty tensor.
+    """Return sums plus those of all blocks, and the student's gradient or an empty tensor.
 
-    A block has as many rows as fit in cache if each is `width` wide. sequence_name is of the ranks
-    that hold other positions.
+    A block has as many rows of `width` elements as fit in cache. sequence_name is the group whose
+    ranks hold different positions.
     """
     dtype = lifted(student[:0]).dtype
     gradient = _new_gradient(student, chunks) if with_gradient else student.new_empty(0)
@@ -217,12 +217,12 @@ def sum_over_chunks(
             sums = sums + parts
             if with_gradient:
                 block.student.write(gradient.flatten(0, 1), compute_gradient())
-            del rows, compute_gradient  # before the next block's are made
+            del rows, compute_gradient  # before those of the next block are allocated
     return sums, gradient
 
 
 def _new_gradient(student: Tensor, chunks: Chunks) -> Tensor:
-    """Return an empty gradient, with 0 in the rows that no block will write."""
+    """Return an uninitialized gradient, with 0 in the rows that no block will write."""
     if not on_host(student):
         return torch.zeros_like(student, memory_format=torch.contiguous_format)
     gradient = torch.empty_like(student, memory_format=torch.contiguous_format)

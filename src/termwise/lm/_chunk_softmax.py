@@ -10,14 +10,14 @@ from ._chunk_blocks import ChunkRows
 def centred(x: Tensor, vocab_name: str | None) -> Tensor:
     """Subtract each row's highest logit over the tokens of all ranks.
 
-    What the logits of a row have in common then costs no digits in what follows.
+    A common offset of the logits of a row then does not reduce the precision.
     """
     highest = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
     return x - all_reduce(highest, vocab_name, "max")[:, None]
 
 
 def exponentials(x: Tensor, temperature: float, vocab_name: str | None) -> tuple[Tensor, Tensor]:
-    """Return e^(x / temperature) of centred rows, in place of x, and 1 / its sum over all ranks."""
+    """Return e^(x / temperature) of centered rows, in place of x, and 1 / its sum over ranks."""
     if temperature != 1:
         x.div_(temperature)
     powers = x.exp_()
@@ -35,23 +35,23 @@ class MeanSoftmax:
         self.factor = self.inverse * rows.share()
 
     def means(self) -> Tensor:
-        """Return the means over this rank's rows, as parts of those over all ranks'."""
+        """Return this rank's part of the means over the rows of all ranks."""
         return self.rows.sums(self.powers, self.factor)
 
     def gradient(self, push: Tensor, scale: Tensor) -> Tensor:
-        """Return scale * the gradient in x / temperature, from that in the means."""
+        """Return scale * the gradient with respect to x / temperature, given that of the means."""
         back = self.rows.spread(push, self.factor * scale).mul_(self.powers)
         mean = all_reduce(back.sum(1), self.vocab_name) * self.inverse
         return back.addcmul_(self.powers, mean[:, None], value=-1)
 
 
 def all_columns(x: Tensor, own: Tensor | None, vocab: int, vocab_name: str | None) -> Tensor:
-    """Return x with the columns of all ranks; own are this rank's places among them."""
+    """Return x with the columns of all ranks; own are the indices of this rank's columns."""
     if own is None:
         return x
     return all_reduce(x.new_zeros(len(x), vocab).index_copy_(1, own, x), vocab_name)
 
 
 def own_columns(first: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return the places of x's columns among those of all ranks, from the first one's."""
+    """Return the indices of x's columns among those of all ranks, given the first one."""
     return None if first is None else first + torch.arange(x.shape[-1], device=x.device)

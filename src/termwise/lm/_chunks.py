@@ -1,4 +1,4 @@
-"""What chunks are, their means, and the one place where logits are shifted against tokens."""
+"""Chunks of logits, their means, and the shift between logits and tokens."""
 
 from typing import NamedTuple
 
@@ -16,18 +16,18 @@ from ._checks import check_normalizer, check_temperature, divisor
 
 
 def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -> Tensor:
-    """Return the chunk of the token that each logit predicts: the ids moved by one, -1 at the end.
+    """Return the chunk of the token that each logit predicts: the ids shifted by one, then -1.
 
-    Where ranks hold parts of the sequence, in the order of ranks, a rank's last logit predicts the
-    first token of the next rank that has any.
+    If ranks hold parts of the sequence, in the order of ranks, a rank's last logit predicts the
+    first token of the next rank that has tokens.
     """
     if sequence_group is None:
         end = chunk_id.new_full((chunk_id.shape[0], 1), -1)
         return torch.cat([chunk_id[:, 1:], end[:, : chunk_id.shape[1]]], dim=1)
-    # Each rank's first id, +2, so that 0 says that the rank holds no position.
+    # Each rank's first id, +2, so that 0 means that the rank has no positions.
     ranks, rank = sequence_group.size(), sequence_group.rank()
     firsts = chunk_id.new_zeros(ranks + 1, chunk_id.shape[0])
-    firsts[ranks] = 1  # after the last rank comes nothing: -1
+    firsts[ranks] = 1  # nothing follows the last rank: -1
     if chunk_id.shape[1]:
         firsts[rank] = chunk_id[:, 0] + 2
     firsts[:ranks] = _groups.all_reduce(firsts[:ranks], sequence_group.group_name)
@@ -37,14 +37,14 @@ def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -
 
 
 class Chunks(NamedTuple):
-    """Which logits make up which chunk, on this rank, and which chunks count."""
+    """The chunk of each logit on this rank, and which chunks count."""
 
     student_id: Tensor
-    """[batch, student_time], of each logit, -1 for none."""
+    """[batch, student_time], the chunk of each logit, -1 for none."""
     teacher_id: Tensor
     """[batch, teacher_time]."""
     student_size: Tensor
-    """[batch, chunks], how many logits, over the sequence's ranks."""
+    """[batch, chunks], number of logits, over the sequence's ranks."""
     teacher_size: Tensor
     """[batch, chunks]."""
     valid: Tensor
@@ -59,7 +59,7 @@ def chunks_of(
     exact_only: bool,
     sequence_group: ProcessGroup | None,
 ) -> Chunks:
-    """Shift the ids against the tokens and tell which chunks count."""
+    """Shift the ids from tokens to logits, and determine which chunks count."""
     if mask is not None and mask.shape != alignment.student_chunk_id.shape:
         raise ValueError(
             f"{name} needs a mask of the student's tokens "
@@ -92,7 +92,7 @@ def chunks_of(
 
 
 def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tensor) -> None:
-    """Refuse an alignment of other positions than the tensors'."""
+    """Raise an error for an alignment whose positions do not match the tensors."""
     for side, ids, x in (
         ("student", alignment.student_chunk_id, student),
         ("teacher", alignment.teacher_chunk_id, teacher),
@@ -105,7 +105,7 @@ def check_times(name: str, alignment: Alignment, student: Tensor, teacher: Tenso
 
 
 def padding(**widths: tuple[int, int]) -> str:
-    """Return how to cut logits that are wider than a vocabulary; nothing where none are."""
+    """Return advice to cut logits that are wider than a vocabulary, or ""."""
     cuts = [f"{name}[..., :{vocab}]" for name, (width, vocab) in widths.items() if width > vocab]
     return f"; if the model's vocabulary is padded, pass {' and '.join(cuts)}" if cuts else ""
 
@@ -117,7 +117,7 @@ def normalized(
     normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """Count the chunks over the batch, and give temperature^2 / normalizer."""
+    """Count the chunks over the batch, and return temperature^2 / normalizer too."""
     check_temperature(name, temperature)
     check_normalizer(name, normalizer)
     count = all_reduce(chunks.valid.sum(), name_of(batch_group))
@@ -138,24 +138,24 @@ def chunk_average_log_probs(
     $$\mathrm{mean}_{bcv} = \frac{1}{n_{bc}} \sum_{t :\, i_{bt} = c} \log\, p_{btv}, \qquad
     n_{bc} = |\{t : i_{bt} = c\}|$$
 
-    Positions outside every chunk are never read: what they hold, infinities and NaN included,
-    reaches neither the value nor the gradient.
+    Positions outside every chunk are never read: infinities and NaN there affect neither the value
+    nor the gradient.
 
     Args:
         log_probs (Float[Tensor, "batch time vocab"]): a row for each position. Half precision is
-            lifted to float32.
-        chunk_id (Int[Tensor, "batch time"]): the chunk of each position, -1 for none. Positions are
-            those of log_probs: where the ids are of tokens, shift them by one first.
-        max_chunks: how many chunks a sample has room for; ids are below it.
-        sequence_group: ranks that hold other positions, in any numbers; a chunk may straddle
-            them. None: this rank alone, nothing is sent.
+            converted to float32.
+        chunk_id (Int[Tensor, "batch time"]): the chunk of each position of log_probs, -1 for none.
+            Ids of tokens have to be shifted by one first.
+        max_chunks: number of chunks that a sample can have; ids are below it.
+        sequence_group: process group whose ranks hold different positions, in any numbers; a chunk
+            may extend over several ranks. None: no communication.
 
     Returns:
         tuple[Float[Tensor, "batch chunks vocab"], Float[Tensor, "batch chunks"]]: the means, 0 for
-        an empty chunk, and the sizes n, as floats; the same on every rank. Gradient: where what
-        follows is the same on every rank, each rank's is its positions' part of the whole gradient;
-        nothing is to be averaged. Sent by each rank: one sum of batch * max_chunks * (vocab + 1)
-        elements.
+        an empty chunk, and the sizes n, as floats; the same on every rank. Gradient: if the
+        following computation is the same on every rank, each rank gets the whole gradient at its
+        positions, which is not to be averaged. Each rank sends one sum of batch * max_chunks *
+        (vocab + 1) elements.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -166,7 +166,7 @@ def chunk_average_log_probs(
     References:
         NeMo-RL's function of this name (https://github.com/NVIDIA-NeMo/RL,
         nemo_rl/algorithms/x_token/loss_utils.py), which divides by n + 1e-10 and multiplies by a
-        one-hot matrix, so that a -inf at an unused position makes every chunk NaN there.
+        one-hot matrix, so that a -inf at an unused position makes every chunk NaN.
 
     Examples:
         >>> import torch
@@ -180,15 +180,16 @@ def chunk_average_log_probs(
         raise ValueError(f"chunk_average_log_probs needs max_chunks >= 0, got {max_chunks}")
     batch, time, vocab = log_probs.shape
     rows = lifted(log_probs).reshape(batch * time, vocab)
-    # One bucket more for each sample, before its first, takes the positions outside every chunk
-    # and is dropped; so no row is multiplied by 0, and no gradient reaches them but 0 itself.
+    # An additional bucket for each sample, before its first chunk, receives the positions outside
+    # every chunk and is dropped. So no row is multiplied by 0, and the gradient of these positions
+    # is exactly 0.
     sample = torch.arange(batch, device=chunk_id.device)[:, None] * (max_chunks + 1)
     ids = chunk_id.long()
     within = (ids >= -1) & (ids < max_chunks)
     bucket = torch.where(within, sample + ids + 1, batch * (max_chunks + 1)).reshape(-1)
     try:
         sums = rows.new_zeros(batch * (max_chunks + 1), vocab).index_add(0, bucket, rows)
-    except (IndexError, RuntimeError) as error:  # on the CPU; no device is asked
+    except (IndexError, RuntimeError) as error:  # on the CPU; no device is synchronized
         raise IndexError(
             f"chunk_average_log_probs needs {out_of_range('chunk_id', ids, max_chunks)}, "
             "which is out of range"
@@ -209,15 +210,15 @@ def valid_chunk_mask(
     teacher_sizes: Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"],
     pair_valid: Bool[Tensor, "batch chunks"],
 ) -> Bool[Tensor, "batch chunks"]:
-    """Return which chunks count: those that are valid and hold a position on both sides.
+    """Return which chunks count: those that are valid and have positions in both models.
 
     Args:
         student_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): positions in
             each chunk, as [`chunk_average_log_probs`][termwise.lm.chunk_average_log_probs] returns
             them, or counted as integers.
-        teacher_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): the same of the
-            teacher.
-        pair_valid (Bool[Tensor, "batch chunks"]): whether the chunk is one.
+        teacher_sizes (Float[Tensor, "batch chunks"] | Int[Tensor, "batch chunks"]): the same for
+            the teacher.
+        pair_valid (Bool[Tensor, "batch chunks"]): whether the chunk exists.
 
     Returns:
         Bool[Tensor, "batch chunks"]: whether the chunk counts.

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of logits with a target each: as an expression, and by hand."""
+"""Cross-entropy of rows of logits with a target each: by autograd, and with its own gradient."""
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ class NextTokenTerms(Terms):
     loss: Float[Tensor, ""]
     """Cross-entropy of the next token in nats: sum over the tokens that count, over normalizer."""
     num_tokens: Float[Tensor, ""]
-    """Tokens that count, on all ranks; detached."""
+    """Number of tokens that count, on all ranks; detached."""
     accuracy: Float[Tensor, ""]
-    """Share of them whose logit is the highest, a tie among it; 0 where none counts; detached."""
+    """Fraction of them whose logit is the highest (ties included); 0 if none counts; detached."""
 
 
 def targets_of(
@@ -31,7 +31,7 @@ def targets_of(
     sample_mask: Tensor | None,
     sequence_group: ProcessGroup | None,
 ) -> Tensor:
-    """Return the token that each of the batch * time logits predicts, negative for none."""
+    """Return the token that each of the batch * time logits predicts; negative for none."""
     if mask is not None:
         tokens = tokens.where(mask, -1)
     if sample_mask is not None:
@@ -42,7 +42,7 @@ def targets_of(
 
 
 def local_targets(targets: Tensor, columns: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
-    """Number the targets from the first of this rank's columns, which are those of a tensor."""
+    """Return the targets relative to the first column of this rank, which has those of a tensor."""
     first = first_column(columns, vocab_group)
     return targets if first is None else targets - first
 
@@ -70,9 +70,9 @@ def next_token_terms(
 def terms_of_few(
     logits: Tensor, tokens: Tensor, normalizer: Tensor | float | None
 ) -> NextTokenTerms | None:
-    """Return the terms of few logits, by a kernel that is fused, if all tokens are of its kind.
+    """Return the terms of few logits, by a fused kernel, if it supports all tokens.
 
-    That is, none of those that are predicted is padding or beyond the vocabulary.
+    It does not support padding, and targets beyond the vocabulary.
     """
     targets = tokens[:, 1:].flatten().long()
     least, most = targets.aminmax()
@@ -90,7 +90,7 @@ def terms_of_few(
 
 
 def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
-    """Sum -log softmax at each row's target over the rows that count, and the targets on top."""
+    """Sum -log softmax at the targets of the rows that count, and count the correct predictions."""
     x = read(rows, unused)
     beyond = local >= x.shape[1]
     place = local.clamp(0, x.shape[1] - 1)[:, None]
@@ -108,7 +108,7 @@ def cross_entropy_by_hand(
     *,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Compute the same with e^(x - highest) alone, which turns into the gradient in place."""
+    """Compute the same from e^(x - highest), which is turned into the gradient in place."""
     powers = centred(rows, unused, 1.0, vocab_group, out)
     width = rows.shape[1]
     beyond = local >= width

@@ -1,4 +1,4 @@
-"""Distillation beside cross-entropy, from one teacher or several, of any tokenizer."""
+"""Distillation and cross-entropy, with one or several teachers with any tokenizers."""
 
 import functools
 import math
@@ -45,20 +45,20 @@ class CrossTokenizerTerms(Terms):
     kd: Float[Tensor, ""]
     """The teachers' divergences, combined."""
     cross_entropy: Float[Tensor, ""]
-    """Of the student's next token, in nats, mean over the tokens that count."""
+    """Cross-entropy of the student's next token, in nats, mean over the tokens that count."""
     kd_scale: Float[Tensor, ""]
-    """|cross_entropy| / |kd| with scale="match", 1 where kd is 0; else 1; detached."""
+    """|cross_entropy| / |kd| with scale="match" (1 if kd is 0), else 1; detached."""
     teacher_kd: Float[Tensor, " divergences"]
-    """Float[Tensor, " divergences"]: each teacher's divergence, temperature^2 in it where its loss
-    has it, before its weight. With combine="average_logits" the one from the average. With a score
-    or combine="select" a teacher of weight 0 has the gradient 0."""
+    """Float[Tensor, " divergences"]: each teacher's divergence, including temperature^2 if its loss
+    has it, before its weight. With combine="average_logits" there is one, from the average. With a
+    score or combine="select", a teacher of weight 0 has the gradient 0."""
     teacher_weight: Float[Tensor, " teachers"]
-    """Float[Tensor, " teachers"]: what each divergence, or each teacher's logits, is multiplied by;
+    """Float[Tensor, " teachers"]: the factor of each divergence, or of each teacher's logits;
     detached."""
     num_tokens: Float[Tensor, ""]
-    """Tokens of the student that count, on all ranks; detached."""
+    """Number of the student's tokens that count, on all ranks; detached."""
     accuracy: Float[Tensor, ""]
-    """Share of them that the student finds likeliest; detached."""
+    """Fraction of them that the student predicts; detached."""
 
 
 @contract
@@ -90,15 +90,15 @@ def cross_tokenizer_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> CrossTokenizerTerms:
-    r"""Learn from the text and from teachers at once.
+    r"""Learn from the text and from one or several teachers.
 
     $$\mathrm{loss} = w_{KD}\, s\, \mathrm{KD} + w_{CE}\, \mathrm{CE}, \qquad
     s = \begin{cases} 1 & \text{fixed} \\
     \left|\mathrm{CE}\right| / \left|\mathrm{KD}\right| \text{, detached} & \text{match}
     \end{cases}$$
 
-    CE is that of [`next_token_loss`][termwise.lm.next_token_loss]. With D_i the loss that
-    [`Teacher`][termwise.lm.Teacher] i is compared by, y_i its logits and V_i its vocabulary:
+    CE is [`next_token_loss`][termwise.lm.next_token_loss]. With D_i the loss for
+    [`Teacher`][termwise.lm.Teacher] i, y_i its logits and V_i its vocabulary:
 
     $$\mathrm{KD} = \begin{cases} \sum_i w_i v_i D_i & \text{sum} \\
     D\big(\sum_i w_i y_i / \sum_i w_i\big) & \text{average\_logits} \\
@@ -109,75 +109,82 @@ def cross_tokenizer_loss(
     w_i = \begin{cases} \text{the teacher's weight} & \text{no score} \\
     \mathrm{softmax}_i(\alpha\, v_i\, \mathrm{score}_i) & \text{score} \end{cases}$$
 
-    A score is a mean over the positions that predict a token that counts of the teacher's, at
-    temperature 1: -CE, -entropy or the highest probability. Larger is more trusted; a teacher none
-    of whose tokens count is not trusted, unless that is so for all. None of the scores has a
-    gradient.
+    A score is a mean over the positions that predict a teacher's token that counts, at temperature
+    1: -CE, -entropy or the highest probability. A larger score gives a larger weight; a teacher
+    without tokens that count has weight 0, unless no teacher has any. Scores have no gradient.
 
     Args:
-        student_logits (Float[Tensor, "batch time vocab"]): unnormalised, a row for each position.
-        tokens (Int[Tensor, "batch time"]): the student's; a negative one (padding, a label of -100)
-            does not count, and neither does a chunk that holds one.
-        teachers: one or several.
-        kd_weight: w_KD. With 0 the divergences are left out, infinite ones too.
-        ce_weight: w_CE; likewise.
-        scale: "fixed", or "match": KD rescaled to the size of CE.
-        combine: how several teachers make one KD. "average_logits" needs the student's tokenizer.
-        score: weigh teachers by how sure or right they are. None: by their weights.
+        student_logits (Float[Tensor, "batch time vocab"]): unnormalized, a row for each position.
+        tokens (Int[Tensor, "batch time"]): the student's tokens; a negative one (padding, a label
+            of -100) does not count, and neither does a chunk that contains one.
+        teachers: one or several teachers.
+        kd_weight: w_KD. 0 removes the divergences, even if they are infinite.
+        ce_weight: w_CE; 0 removes the cross-entropy.
+        scale: "fixed", or "match", which rescales KD to the magnitude of CE.
+        combine: how to combine several teachers. "average_logits" needs teachers with the student's
+            tokenizer.
+        score: how to score teachers for their weights: by accuracy or confidence. None: use their
+            own weights.
         score_scale: alpha, the sharpness of these weights.
-        log_vocab: count a teacher's divergence, and its score, by the logarithm of its vocabulary.
-        temperature: T, of every divergence.
-        divergence: of every divergence: "forward", KL(teacher || student), or "reverse".
-        teacher_top_k: of `distillation_loss`: of a teacher of the student's tokenizer, how many
-            tokens are compared at each position. None, or more than there are: all.
-        columns_top_k: of `projected_kl_loss`: of a teacher with a projection, how many of its
-            tokens are compared, the same at all positions.
-        tail_top_k: of `partitioned_loss`.
-        teacher_mean: of `projected_kl_loss`.
-        exact_only: of the losses over chunks.
-        mask (Bool[Tensor, "batch time"] | None): student tokens that count; the others enter
-            no term and no gradient, whatever they hold. None: all but the negative ones. It is for
-            cross-entropy and for every teacher: a chunk counts if all its student tokens do.
+        log_vocab: whether to multiply a teacher's divergence, and its score, by the logarithm of
+            its vocabulary size.
+        temperature: T of every divergence.
+        divergence: "forward", KL(teacher || student), or "reverse", for every teacher.
+        teacher_top_k: for `distillation_loss`, for teachers with the student's tokenizer: number of
+            tokens to compare at each position. None, or more than there are: all.
+        columns_top_k: for `projected_kl_loss`, for teachers with a projection: number of their
+            tokens to compare, the same at all positions.
+        tail_top_k: as in `partitioned_loss`.
+        teacher_mean: as in `projected_kl_loss`.
+        exact_only: as in the losses over chunks.
+        mask (Bool[Tensor, "batch time"] | None): student tokens that count; the others affect no
+            term and no gradient, even if they are NaN. None: all but the negative ones. It applies
+            to the cross-entropy and to every teacher: a chunk counts if all its student tokens
+            count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count, for the teachers too. None:
             all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): tokens to divide CE, and
             the divergence of teachers without an alignment, by. None: those of this batch, over
             batch_group and sequence_group. Given one, and the teachers theirs, micro-batches add up
             exactly, unless their scales, scores or choice differ.
-        student_vocab: of all ranks of vocab_group; `universal_logit_loss` needs it with one.
+        student_vocab: vocabulary size over all ranks of vocab_group; required by
+            `universal_logit_loss` with a vocab_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in the order of ranks. A teacher without
-            an alignment is held in the same parts, one with an alignment whole on each rank.
-        sequence_group: ranks that hold other positions of all models, in the order of ranks.
+        vocab_group: process group whose ranks hold different student tokens, in the order of ranks.
+            The logits of a teacher without an alignment are sharded in the same way; those of one
+            with an alignment are complete on each rank.
+        sequence_group: process group whose ranks hold different positions of all models, in the
+            order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        The terms of the whole batch, the same on every rank; so are s, the weights and the choice,
-        for they are made of sums over ranks. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no token and
-        no chunk counts, loss and gradient are 0. Every teacher is compared whatever is chosen, so
-        each rank sends the same without synchronizing with the device. Kept for the backward pass:
-        the logits, and for each teacher with an alignment a gradient of the student's logits.
+        The terms of the whole batch, the same on every rank; so are s, the weights and the
+        selection, which are computed from sums over ranks. Gradient: combined over batch_group as
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no token and
+        no chunk counts, loss and gradient are 0. Every teacher is compared, even if one is
+        selected, so that each rank sends the same without synchronizing with the device. Saved for
+        the backward pass: the logits, and for each teacher with an alignment a gradient of the
+        student's logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: no teacher; arguments that say nothing together (a score, log_vocab or weights
-            with a combination that does not use them); teachers of other tokenizers or shapes to
-            be averaged; no tokens of a teacher that needs them; teacher_top_k or columns_top_k
-            below 1; teacher_top_k with a vocab_group and a teacher of the student's tokenizer; or
-            what the losses refuse.
+        ValueError: no teacher; arguments without effect (a score, log_vocab or weights with a
+            combination that does not use them); teachers to average have other tokenizers or
+            shapes; a teacher lacks tokens that it needs; teacher_top_k or columns_top_k below 1;
+            teacher_top_k with a vocab_group and a teacher of the student's tokenizer; or what the
+            losses refuse.
 
     References:
         NeMo-RL's `CrossTokenizerDistillationLossFn` (https://github.com/NVIDIA-NeMo/RL,
         nemo_rl/algorithms/loss/loss_functions.py). Where this differs: it matches scales from each
-        rank's own values, and leaves the weights of the two terms out then; it averages only what
-        can be averaged, and otherwise sums without a word; it takes entropies and probabilities
-        where the positions *hold* tokens that count, the last one included; its `vocab_topk`
-        columns of a teacher of the student's tokenizer are the same at all positions. log_vocab
-        multiplies scores too, as there: of negative ones, it trusts the larger vocabulary less.
+        rank's own values, and then ignores the weights of the two terms; it silently sums where it
+        cannot average; it computes entropies and probabilities at the positions that *contain*
+        tokens that count, including the last one; its `vocab_topk` columns for a teacher with the
+        student's tokenizer are the same at all positions. As there, log_vocab multiplies scores
+        too, so a larger vocabulary with a negative score gets less weight.
 
     Examples:
         >>> import torch
@@ -348,7 +355,7 @@ class CrossTokenizerLoss(LossModule):
 
 
 def _same(teacher: Teacher) -> bool:
-    """Whether it has the student's tokens."""
+    """Whether the teacher has the student's tokens."""
     return teacher.alignment is None
 
 
@@ -363,7 +370,7 @@ def _check(
     if not teachers:
         raise ValueError(f"{name} needs a teacher, got none")
     given = [teacher.weight for teacher in teachers]
-    # Compared, for Dynamo traces no math.isfinite of a number that it takes for a symbol.
+    # By comparisons, since Dynamo cannot trace math.isfinite of a symbolic number.
     if not all(-math.inf < number < math.inf for number in [*given, score_scale]):
         raise ValueError(f"{name} needs finite weights, got {given} and score_scale {score_scale}")
     if combine != "sum" and (score is not None or log_vocab):
@@ -402,12 +409,12 @@ def _check(
 
 
 def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Return numbers as a vector, which no copy from the host has to wait for."""
+    """Return numbers as a vector, without a copy from the host, which would synchronize."""
     return torch.stack([like.new_full((), number) for number in numbers])
 
 
 class _Gated(Function):
-    """Passes logits on, and a gradient of 0 back where the weight is 0, whatever came."""
+    """Return logits unchanged; in the backward pass, return 0 if the weight is 0."""
 
     generate_vmap_rule = True
 
@@ -431,7 +438,7 @@ def _total(
     parts: Sequence[Tensor],
     held: Sequence[bool],
 ) -> Tensor:
-    """Sum the weighted parts that are held: 0 times an infinite one, or its gradient, is NaN."""
+    """Sum the weighted parts without those of weight 0, since 0 times an infinite one is NaN."""
     added = [
         weight * part for weight, part, is_in in zip(weights, parts, held, strict=True) if is_in
     ]
@@ -458,8 +465,8 @@ def _log_vocab_ratios(
 def _averaged(
     teachers: tuple[Teacher, ...], shares: list[float], vocab_group: ProcessGroup | None
 ) -> Tensor:
-    """Average logits less the highest of each row, in their own dtype."""
-    # A teacher of weight 0 is not read: its -inf would make NaN.
+    """Average logits minus the highest of each row, in their own dtype."""
+    # A teacher of weight 0 is not read, since its -inf would make NaN.
     pairs = [
         (share, teacher.logits.detach().flatten(0, 1))
         for share, teacher in zip(shares, teachers, strict=True)
@@ -486,7 +493,7 @@ def _scores(
     sample_mask: Tensor | None,
     groups: Groups,
 ) -> Tensor:
-    """Return each teacher's score, -inf for those of which no token counts, unless none does."""
+    """Return each teacher's score; -inf without tokens that count, unless no teacher has any."""
     pairs = [_score(teacher, score, counted, sample_mask, groups) for teacher in teachers]
     dtype = functools.reduce(torch.promote_types, [pair[0].dtype for pair in pairs])
     scores, counts = (torch.stack([pair[i].to(dtype) for pair in pairs]) for i in (0, 1))
@@ -501,7 +508,7 @@ def _score(
     sample_mask: Tensor | None,
     groups: Groups,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean score and the number of tokens that it is of, over all ranks."""
+    """Return the mean score and its number of tokens, over all ranks."""
     logits, vocab_group = teacher.logits.detach(), groups["vocab_group"]
     if teacher.tokens is not None:
         counted = teacher.tokens.long()
@@ -538,7 +545,7 @@ def _sureness(
     score: Score,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Sum -entropy or the highest probability of rows; out is None, for there is no gradient."""
+    """Sum -entropy or the highest probability of rows; out is None, since there is no gradient."""
     x = log_softmax(rows, unused, 1.0, vocab_group)
     if score == "entropy":
         per_row = over_columns(weighted_logs(x.exp(), x).sum(1), vocab_group)

@@ -1,4 +1,4 @@
-"""Distillation between models of one tokenizer."""
+"""Distillation between models with the same tokenizer."""
 
 import functools
 from typing import Any, Literal
@@ -43,9 +43,9 @@ class DistillationTerms(Terms):
     loss: Float[Tensor, ""]
     """temperature^2 * divergence."""
     divergence: Float[Tensor, ""]
-    """In nats, at the temperature: sum over the positions that count, over normalizer."""
+    """Divergence in nats, at the temperature: sum over the positions that count / normalizer."""
     num_tokens: Float[Tensor, ""]
-    """Positions that count, on all ranks; detached."""
+    """Number of positions that count, on all ranks; detached."""
 
 
 @contract
@@ -76,67 +76,69 @@ def distillation_loss(
     \beta\, \mathrm{KL}(p \| m) + (1 - \beta)\, \mathrm{KL}(q \| m),
     \quad m = \beta p + (1 - \beta) q & \text{jensen\_shannon} \end{cases}$$
 
-    over the positions whose next token counts: logit t predicts token t + 1, and the shift is made
-    here, as [`next_token_loss`][termwise.lm.next_token_loss] makes it. T^2 keeps the gradient's
-    size as T grows.
+    over the positions whose next token counts: logit t predicts token t + 1, and the loss makes the
+    shift, as in [`next_token_loss`][termwise.lm.next_token_loss]. The factor T^2 compensates for
+    the gradient, which decreases as 1 / T^2.
 
     Args:
-        student_logits (Float[Tensor, "batch time vocab"]): unnormalised, a row for each position.
-        teacher_logits (Float[Tensor, "batch time vocab"]): the same of the teacher. No gradient
-            flows to it. A token that is -inf here and not in the student's makes the reverse
-            divergence infinite, as one the other way round does the forward one.
+        student_logits (Float[Tensor, "batch time vocab"]): unnormalized, a row for each position.
+        teacher_logits (Float[Tensor, "batch time vocab"]): the same for the teacher. No gradient. A
+            token that is -inf here but not in the student's logits makes the reverse divergence
+            infinite; a token that is -inf only in the student's makes the forward one infinite.
         divergence: D.
-        beta: of "jensen_shannon", in (0, 1). Over beta it tends to the forward divergence at 0,
-            over 1 - beta to the reverse one at 1.
+        beta: weight in "jensen_shannon", in (0, 1). The divergence / beta tends to the forward
+            divergence as beta tends to 0, and divergence / (1 - beta) to the reverse one as beta
+            tends to 1.
         temperature: T, positive and finite.
         teacher_top_k: compare the k tokens S of highest teacher logit at each position. None: all
             tokens.
-        tail: what becomes of the other tokens where teacher_top_k is given. "renormalize": they are
-            left out, and both distributions are normalised among S. That says nothing of how much
-            mass the student has outside: with nearly all of it there the loss may be 0. "bucket":
-            they are one token more, whose probability is their sum, for teacher and student; the
-            loss is never larger than that of all tokens. "zero": the teacher is normalised among S
-            and has 0 elsewhere, the student keeps its probabilities, so the reverse divergence is
-            infinite.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
-            predicts does.
+        tail: how the other tokens enter with teacher_top_k. "renormalize": they are left out, and
+            both distributions are normalized over S. The loss then ignores the student's mass
+            outside S, and may be 0 if almost all of it is there. "bucket": they form one additional
+            token, whose probability is their sum, for teacher and student; the loss is never larger
+            than that of all tokens. "zero": the teacher is normalized over S and is 0 elsewhere,
+            the student keeps its probabilities, so the reverse divergence is infinite.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
+            predicts counts.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of positions that count, over
-            batch_group and sequence_group. Give one of a whole optimizer step and micro-batches add
-            up exactly.
+            batch_group and sequence_group. Pass that of a whole optimizer step, and micro-batches
+            add up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other columns of both logits, in any numbers.
-        sequence_group: ranks that hold other positions, in the order of ranks.
+        vocab_group: process group whose ranks hold different columns of both logits, in any
+            numbers.
+        sequence_group: process group whose ranks hold different positions, in the order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of all positions, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no position
-        counts, loss and gradient are 0. Second derivatives are right without a group and refused
-        with one (`NotImplementedError`). Sent by each rank: over vocab_group 5 numbers for each
-        position, 6 for Jensen-Shannon, over sequence_group one row of marks, and a sum of 2 float64
-        elements over the last two groups. Kept for the backward pass: both logits as given, and the
-        student's gradient, which is made with the value. Does not synchronize with the device. On
-        an accelerator the logits are read in 8 blocks at most, of at least 2^26 logits.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no position
+        counts, loss and gradient are 0. Second derivatives are correct without a group and raise
+        NotImplementedError with one. Each rank sends, over vocab_group, 5 numbers for each
+        position, 6 for Jensen-Shannon, over sequence_group one row of a mask, and a sum of 2
+        float64 elements over the last two groups. Saved for the backward pass: both logits as
+        given, and the student's gradient, which is computed with the value. Does not synchronize
+        with the device. On an accelerator the logits are read in 8 blocks at most, of at least 2^26
+        logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature is not positive and finite, normalizer a number that is negative or
-            not finite, beta not in (0, 1), teacher_top_k not in 1..vocab or given with vocab_group,
-            or tail given without teacher_top_k. Or one group of several ranks is given for two
-            axes.
+            not finite, beta not in (0, 1), teacher_top_k not in 1..vocab or passed with
+            vocab_group, or tail passed without teacher_top_k. Or one group of several ranks is
+            passed for two axes.
 
     References:
         Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015),
         https://arxiv.org/abs/1503.02531, from which T^2 is. Agarwal et al., On-Policy Distillation
-        of Language Models (ICLR 2024), https://arxiv.org/abs/2306.13649, whose generalised
-        Jensen-Shannon divergence this is. TRL's GKD trainer leaves T^2 out and reads beta = 0 and 1
-        as the forward and the reverse divergence, which here have names of their own.
+        of Language Models (ICLR 2024), https://arxiv.org/abs/2306.13649, whose generalized
+        Jensen-Shannon divergence this is. TRL's GKD trainer omits T^2, and uses beta = 0 and 1 for
+        the forward and the reverse divergence, which have their own names here.
 
     Examples:
         >>> import torch
@@ -253,7 +255,7 @@ def _sums(unused: Tensor | None, *rows: Tensor, **how: Any) -> Sums:
 
 
 def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
-    """Keep the k tokens that the teacher finds likeliest, and what `tail` says of the others."""
+    """Keep the teacher's k most likely tokens, and treat the others as `tail` says."""
     chosen = p.topk(k, dim=1).indices
     kept = q.gather(1, chosen), p.gather(1, chosen)
     if tail == "renormalize":
@@ -267,8 +269,8 @@ def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
 
 
 def _log_sum_of_others(logs: Tensor, chosen: Tensor) -> Tensor:
-    """Return the log of the probability of the tokens that are not chosen."""
-    # Of the others themselves: 1 - the sum of the kept has no digits left where it is small.
+    """Return the log-probability of all tokens that are not selected together."""
+    # Computed from these tokens: 1 - the sum of the others would be imprecise if it is small.
     lowest = torch.finfo(logs.dtype).min
     rest = finite(logs).scatter(1, chosen, lowest).logsumexp(1, keepdim=True)
     return rest.masked_fill(rest <= lowest, -torch.inf)

@@ -1,4 +1,4 @@
-"""Divergences between rows of two models' logits: as an expression, and by hand."""
+"""Divergences between rows of two models' logits: by autograd, and with their own gradients."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
 
 class Compared(NamedTuple):
-    """What is computed of each row."""
+    """Settings of the divergence of each row."""
 
     divergence: str
     """One of Divergence."""
@@ -34,19 +34,19 @@ class Compared(NamedTuple):
 
 
 def check_beta(name: str, beta: float) -> None:
-    """Refuse a share of the Jensen-Shannon mixture that leaves one side out."""
+    """Raise an error for a weight of the Jensen-Shannon mixture outside (0, 1)."""
     if not 0 < beta < 1:
         raise ValueError(f"{name} needs beta in (0, 1), got {beta}")
 
 
 def divergence_of_logs(q: Tensor, p: Tensor, compared: Compared) -> Tensor:
-    """Return the divergence of each row of the student's log-probabilities q, the teacher's p."""
+    """Return the divergence of each row, given log-probabilities of student (q) and teacher (p)."""
     if compared.divergence == "forward":
         parts = weighted_logs(p.exp(), p - q)
     elif compared.divergence == "reverse":
         parts = weighted_logs(q.exp(), q - p)
     else:
-        # Where both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
+        # If both are -inf, as for padded tokens, the gradient of the mixture would be NaN.
         beta, mixed = compared.beta, mixture(finite(p), finite(q), compared.beta)
         parts = beta * weighted_logs(p.exp(), p - mixed) + (1 - beta) * weighted_logs(
             q.exp(), q - mixed
@@ -55,7 +55,7 @@ def divergence_of_logs(q: Tensor, p: Tensor, compared: Compared) -> Tensor:
 
 
 def divergence_by_hand(compared: Compared, vocab_group: ProcessGroup | None) -> ByHand:
-    """Return the formula of rows of logits x of the student and y of the teacher."""
+    """Return the formula for rows of logits x of the student and y of the teacher."""
     kind = _jensen_shannon_by_hand if compared.divergence == "jensen_shannon" else _kl_by_hand
     return functools.partial(kind, compared=compared, vocab_group=vocab_group)
 
@@ -69,15 +69,15 @@ def _kl_by_hand(
     compared: Compared,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Compute the forward and the reverse divergence from e^(logits - highest), each made once.
+    """Compute the forward or the reverse divergence from e^(logits - highest), each computed once.
 
-    With a and b the centred logits of the model that the mean is over and of the other:
-    KL = sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
+    With a the centered logits of the model that the mean is over, and b those of the other: KL =
+    sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
     """
     forward = compared.divergence == "forward"
     a = centred(x, unused, compared.temperature, vocab_group, out)
     b = centred(y, unused, compared.temperature, vocab_group)
-    other, difference = b.exp(), b.sub_(a)  # b is not needed from here on
+    other, difference = b.exp(), b.sub_(a)  # b is no longer needed
     own = a.exp_()
     if not forward:
         difference.neg_()
@@ -107,7 +107,7 @@ def _jensen_shannon_by_hand(
     compared: Compared,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Compute Jensen-Shannon, whose slope in log q is q's own part of it."""
+    """Compute Jensen-Shannon, whose derivative with respect to log q is q's part of it."""
     q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
     mixed = mixture(p, q, compared.beta)
     student = (1 - compared.beta) * weighted_logs(q.exp(), q - mixed)
@@ -131,5 +131,5 @@ def mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
 
 
 def finite(logs: Tensor) -> Tensor:
-    """Replace -inf by the lowest finite number: sums of e^-inf alone have a NaN for a gradient."""
+    """Replace -inf by the lowest finite number: a sum of only e^-inf has a gradient of NaN."""
     return logs.clamp_min(torch.finfo(logs.dtype).min)

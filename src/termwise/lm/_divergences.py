@@ -1,4 +1,4 @@
-"""Which divergence of two distributions, and which mean of the teacher's, losses may take."""
+"""Options of losses: divergences of two distributions, and means of the teacher's."""
 
 from typing import Literal, TypeAlias
 
@@ -6,5 +6,4 @@ KLDivergence: TypeAlias = Literal["forward", "reverse"]
 """KL(teacher || student), or KL(student || teacher)."""
 
 TeacherMean: TypeAlias = Literal["log", "log_normalized", "prob"]
-"""Of the teacher's log-probabilities in a chunk, of the same normalized again, or of its
-probabilities."""
+"""Mean of the teacher's log-probabilities in a chunk, or of its probabilities."""

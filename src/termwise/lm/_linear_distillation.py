@@ -1,4 +1,4 @@
-"""Distillation from hidden states and heads of both models: the logits are never whole."""
+"""Distillation from hidden states and heads of both models, without storing all logits."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -21,15 +21,16 @@ class LinearDistillationTerms(Terms):
     loss: Float[Tensor, ""]
     """kd_weight * temperature^2 * divergence + ce_weight * cross_entropy."""
     divergence: Float[Tensor, ""]
-    """In nats, at the temperature: sum over the positions that count, over normalizer; detached."""
+    """Divergence in nats, at the temperature: sum over the positions that count, divided by
+    normalizer; detached."""
     cross_entropy: Float[Tensor, ""] | None
-    """Of the next token, in nats: sum over the positions that count, over normalizer; detached.
-    None without tokens."""
+    """Cross-entropy of the next token in nats: sum over the positions that count, divided by
+    normalizer; detached. None without tokens."""
     num_tokens: Float[Tensor, ""]
-    """Positions that count, on all ranks; detached."""
+    """Number of positions that count, on all ranks; detached."""
     accuracy: Float[Tensor, ""] | None
-    """Share of them whose token the student finds likeliest, a tie among it; 0 where none counts;
-    detached. None without tokens."""
+    """Fraction of them whose token is the student's most likely one (ties included); 0 if none
+    counts; detached. None without tokens."""
 
 
 @contract
@@ -57,7 +58,7 @@ def linear_distillation_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> LinearDistillationTerms:
-    r"""Teach a student the teacher's distributions, with logits that are made a block at a time.
+    r"""Teach a student the teacher's distributions, computing one block of logits at a time.
 
     $$\mathrm{loss} = w_{KD}\, T^2\, D + w_{CE}\, \mathrm{CE}$$
 
@@ -66,63 +67,64 @@ def linear_distillation_loss(
 
     $$x_t = W h_t + b, \qquad \text{or } c \tanh(x_t / c) \text{ of it with a softcap } c,$$
 
-    and CE, where tokens are given, the [`next_token_loss`][termwise.lm.next_token_loss] of the
-    student's, at temperature 1. No logits, and no gradient of any, are ever held for more than a
-    block of positions. Half precision is lifted to float32, the weights as a whole, whatever
-    autocast says; the gradients are summed in float32 and rounded once.
+    and CE, with tokens, is the [`next_token_loss`][termwise.lm.next_token_loss] of the student's
+    logits, at temperature 1. Logits and their gradients are computed for one block of positions at
+    a time. Half precision is converted to float32, the weights as a whole, regardless of autocast;
+    the gradients are summed in float32 and rounded once.
 
     Args:
-        hidden (Float[Tensor, "batch time d_model"]): h, what the student's head is applied to, a
-            row for each position.
-        weight (Float[Tensor, "vocab d_model"]): W, of the student's head, a row for each token.
-        teacher_hidden (Float[Tensor, "batch time teacher_d_model"]): the same of the teacher. No
-            gradient flows to it, nor to the teacher's weight and bias.
-        teacher_weight (Float[Tensor, "vocab teacher_d_model"]): of the teacher's head.
-        tokens (Int[Tensor, "batch time"] | None): of the text. A negative one (padding, -100) does
-            not count, for the divergence either. None: no cross-entropy.
-        kd_weight: w_KD. With 0 the divergence is left out, an infinite one too.
-        ce_weight: w_CE; likewise. It has no effect without tokens.
+        hidden (Float[Tensor, "batch time d_model"]): h, input of the student's head, a row for each
+            position.
+        weight (Float[Tensor, "vocab d_model"]): W, weight of the student's head, a row for each
+            token.
+        teacher_hidden (Float[Tensor, "batch time teacher_d_model"]): the same for the teacher. The
+            teacher's tensors get no gradient.
+        teacher_weight (Float[Tensor, "vocab teacher_d_model"]): weight of the teacher's head.
+        tokens (Int[Tensor, "batch time"] | None): tokens of the text. A negative one (padding,
+            -100) does not count, also for the divergence. None: no cross-entropy.
+        kd_weight: w_KD. 0 removes the divergence, even if it is infinite.
+        ce_weight: w_CE; 0 removes the cross-entropy. It has no effect without tokens.
         divergence: D: "forward", "reverse" or "jensen_shannon".
-        beta: of "jensen_shannon", in (0, 1).
+        beta: weight in "jensen_shannon", in (0, 1).
         temperature: T of the divergence, positive and finite.
-        bias (Float[Tensor, " vocab"] | None): b, of the student's head. None: 0.
+        bias (Float[Tensor, " vocab"] | None): b, bias of the student's head. None: 0.
         softcap: c of the student, positive and finite. None: its logits are not bounded.
-        teacher_bias (Float[Tensor, " vocab"] | None): of the teacher's head. None: 0.
+        teacher_bias (Float[Tensor, " vocab"] | None): bias of the teacher's head. None: 0.
         teacher_softcap: c of the teacher. None: its logits are not bounded.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
-            predicts does.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
+            predicts counts.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, of divergence and
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, for divergence and
             cross-entropy, as in distillation_loss. None: the number of positions that count, over
             batch_group and sequence_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other rows of both weights and biases, in the order of ranks;
-            each has the same hidden states. Tokens are numbered over all of them.
-        sequence_group: ranks that hold other positions, in the order of ranks; each has the same
-            weights.
+        vocab_group: process group whose ranks hold different rows of both weights and biases, in
+            the order of ranks, and the same hidden states. Token ids refer to the whole vocabulary.
+        sequence_group: process group whose ranks hold different positions, in the order of ranks,
+            and the same weights.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of all positions, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process. Over vocab_group those of weight and bias
-        are of this rank's rows, and that of hidden, which the backward pass sums over the group, is
-        whole on every rank. Over sequence_group that of hidden is of this rank's positions, and
-        those of weight and bias are their share, to be *summed* over the group by the trainer.
-        Where no position counts, loss and gradient are 0. A token beyond the vocabulary makes the
-        loss NaN. Second derivatives are refused (`NotImplementedError`). Sent by each rank: as in
-        distillation_loss and, with tokens, in next_token_loss, and over vocab_group the gradient of
-        hidden. Kept for the backward pass: the gradients of hidden, weight and bias, in float32.
-        Does not synchronize with the device. The number of kernels grows by a block of about 2^26
-        logits; compiled, the loss is one operator.
+        `grad_reduction` says, it equals that of one process. Over vocab_group, those of weight and
+        bias are for this rank's rows, and that of hidden, which the backward pass sums over the
+        group, is complete on every rank. Over sequence_group, that of hidden is for this rank's
+        positions, and those of weight and bias are partial sums, which the trainer has to *sum*
+        over the group. If no position counts, loss and gradient are 0. A token beyond the
+        vocabulary makes the loss NaN. Second derivatives raise NotImplementedError. Each rank sends
+        the same as in distillation_loss and, with tokens, in next_token_loss, and over vocab_group
+        the gradient of hidden. Saved for the backward pass: the gradients of hidden, weight and
+        bias, in float32. Does not synchronize with the device. The number of kernels grows with the
+        number of blocks of about 2^26 logits; compiled, the loss is one operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature, softcap or teacher_softcap is not positive and finite, normalizer a
             number that is negative or not finite, or beta not in (0, 1). Or one group of several
-            ranks is given for two axes.
+            ranks is passed for two axes.
 
     References:
         As in [`distillation_loss`][termwise.lm.distillation_loss]; the heads are fused with the
@@ -186,7 +188,7 @@ def linear_distillation_loss(
 class LinearDistillationLoss(LossModule):
     """[`linear_distillation_loss`][termwise.lm.linear_distillation_loss] as a module.
 
-    Weights and biases are the models', and are given with each call.
+    Weights and biases belong to the models: pass them with each call.
 
     Examples:
         >>> import torch

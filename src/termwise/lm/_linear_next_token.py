@@ -1,4 +1,4 @@
-"""Next-token cross-entropy from hidden states and the head's weight: the logits are never whole."""
+"""Next-token cross-entropy from hidden states and the head's weight, without storing all logits."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,56 +27,55 @@ def linear_next_token_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> NextTokenTerms:
-    r"""Predict each token from the hidden states, with logits that are made a block at a time.
+    r"""Predict each token from hidden states, computing one block of logits at a time.
 
     It is [`next_token_loss`][termwise.lm.next_token_loss] of
 
     $$x_t = W h_t + b, \qquad \text{or } c \tanh(x_t / c) \text{ of it with a softcap } c,$$
 
-    with the gradients of h, W and b in place of that of x. Neither x nor its gradient is ever held
-    for more than a block of positions. Half precision is lifted to float32, the weight as a whole,
-    whatever autocast says; the gradients are summed in float32 and rounded once.
+    with gradients with respect to h, W and b. x and its gradient are computed for one block of
+    positions at a time. Half precision is converted to float32, the weight as a whole, regardless
+    of autocast; the gradients are summed in float32 and rounded once.
 
     Args:
-        hidden (Float[Tensor, "batch time d_model"]): h, what the head is applied to, a row for each
-            position.
-        weight (Float[Tensor, "vocab d_model"]): W, of the head, a row for each token.
+        hidden (Float[Tensor, "batch time d_model"]): h, input of the head, a row for each position.
+        weight (Float[Tensor, "vocab d_model"]): W, weight of the head, a row for each token.
         tokens (Int[Tensor, "batch time"]): y. A negative one (padding, -100) does not count.
-        bias (Float[Tensor, " vocab"] | None): b, of the head. None: 0.
+        bias (Float[Tensor, " vocab"] | None): b, bias of the head. None: 0.
         softcap: c, positive and finite: the bound of the logits of models that have one (Gemma 2's
             `final_logit_softcapping`). None: the logits are not bounded.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
-            predicts does.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
+            predicts counts.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, as in next_token_loss.
             None: the number of tokens that count, over batch_group and sequence_group.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other rows of weight and bias, in the order of ranks; each has
-            the same hidden states. Tokens are numbered over all of them.
-        sequence_group: ranks that hold other positions, in the order of ranks; each has the same
-            weight.
+        vocab_group: process group whose ranks hold different rows of weight and bias, in the order
+            of ranks, and the same hidden states. Token ids refer to the whole vocabulary.
+        sequence_group: process group whose ranks hold different positions, in the order of ranks,
+            and the same weight.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process. Over vocab_group those of weight and bias
-        are of this rank's rows, and that of hidden, which the backward pass sums over the group, is
-        whole on every rank. Over sequence_group that of hidden is of this rank's positions, and
-        those of weight and bias are their share, to be *summed* over the group by the trainer.
-        Where no token counts, loss and gradient are 0. A token beyond the vocabulary makes the loss
-        NaN. Second derivatives are refused (`NotImplementedError`). Sent by each rank: as in
-        next_token_loss, and over vocab_group the gradient of hidden. Kept for the backward pass:
-        the gradients of hidden, weight and bias, in float32. Does not synchronize with the device.
-        The number of kernels grows by a block of about 2^26 logits; compiled, the loss is one
-        operator.
+        `grad_reduction` says, it equals that of one process. Over vocab_group, those of weight and
+        bias are for this rank's rows, and that of hidden, which the backward pass sums over the
+        group, is complete on every rank. Over sequence_group, that of hidden is for this rank's
+        positions, and those of weight and bias are partial sums, which the trainer has to *sum*
+        over the group. If no token counts, loss and gradient are 0. A token beyond the vocabulary
+        makes the loss NaN. Second derivatives raise NotImplementedError. Each rank sends the same
+        as in next_token_loss, and over vocab_group the gradient of hidden. Saved for the backward
+        pass: the gradients of hidden, weight and bias, in float32. Does not synchronize with the
+        device. The number of kernels grows with the number of blocks of about 2^26 logits;
+        compiled, the loss is one operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: softcap is not positive and finite, normalizer a number that is negative or not
-            finite. Or one group of several ranks is given for two axes.
+            finite. Or one group of several ranks is passed for two axes.
 
     References:
         As in [`next_token_loss`][termwise.lm.next_token_loss]; the head is fused with the loss as
@@ -120,7 +119,7 @@ def linear_next_token_loss(
 class LinearNextTokenLoss(LossModule):
     """[`linear_next_token_loss`][termwise.lm.linear_next_token_loss] as a module.
 
-    Weight and bias are the model's, and are given with each call.
+    Weight and bias belong to the model: pass them with each call.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Projected KL from hidden states and the head's weight: the student's logits are never whole."""
+"""Projected KL from hidden states and the head's weight, without storing all logits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -52,51 +52,52 @@ def linear_projected_kl_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> ProjectedKLTerms:
-    r"""Compute the projected KL of a linear head, whose logits are made a block at a time.
+    r"""Compute the projected KL of a linear head, one block of logits at a time.
 
     It is [`projected_kl_loss`][termwise.lm.projected_kl_loss] of
 
     $$x_t = W h_t$$
 
-    with the gradients of h and W in place of that of x. Neither x nor its gradient is ever held
-    for more than a block of chunks. Half precision is lifted to float32, the weight as a whole,
-    whatever autocast says; the gradients are summed in float32 and rounded once.
+    with gradients with respect to h and W. x and its gradient are computed for one block of chunks
+    at a time. Half precision is converted to float32, the weight as a whole, regardless of
+    autocast; the gradients are summed in float32 and rounded once.
 
     Args:
-        hidden (Float[Tensor, "batch student_time d_model"]): what the head is applied to, a row for
-            each position.
-        weight (Float[Tensor, "student_vocab d_model"]): of the head, a row for each student token.
-            It has no bias.
-        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): unnormalised. No
-            gradient flows to it.
-        alignment: as in projected_kl_loss, and so all that follow.
+        hidden (Float[Tensor, "batch student_time d_model"]): input of the head, a row for each
+            position.
+        weight (Float[Tensor, "student_vocab d_model"]): weight of the head, a row for each student
+            token. The head has no bias.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): unnormalized. No
+            gradient.
+        alignment: as in projected_kl_loss, like the following arguments.
         projection: from the student's vocabulary, the rows of weight, to the teacher's.
         temperature: T, positive.
         divergence: "forward" or "reverse".
-        columns_top_k: how many teacher tokens are compared. None: all.
-        teacher_columns (Int[Tensor, " columns"] | None): which teacher tokens are compared.
+        columns_top_k: number of teacher tokens to compare. None: all.
+        teacher_columns (Int[Tensor, " columns"] | None): teacher tokens to compare.
         teacher_mean: "log", "log_normalized" or "prob".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        exact_only: count chunks of equal text alone.
+        exact_only: whether to count only chunks of equal text.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N. None: the number of
             chunks that count, over batch_group.
         eps: epsilon, not negative.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other rows of weight; each has the same hidden states.
-        sequence_group: ranks that hold other positions; each has the same weight.
+        vocab_group: process group whose ranks hold different rows of weight, and the same hidden
+            states.
+        sequence_group: process group whose ranks hold different positions, and the same weight.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: over batch_group as
-        `grad_reduction` says. Over vocab_group that of weight is of this rank's rows, and that of
-        hidden, which is summed over the group, is whole on every rank. Over sequence_group that of
-        hidden is of this rank's positions, and that of weight is their share, to be *summed* over
-        the group by the trainer. Second derivatives are refused (`NotImplementedError`). Does not
+        `grad_reduction` says. Over vocab_group, that of weight is for this rank's rows, and that of
+        hidden, which is summed over the group, is complete on every rank. Over sequence_group, that
+        of hidden is for this rank's positions, and that of weight is a partial sum, which the
+        trainer has to *sum* over the group. Second derivatives raise NotImplementedError. Does not
         synchronize with the device.
 
     Raises:
@@ -160,7 +161,7 @@ def linear_projected_kl_loss(
 class LinearProjectedKLLoss(LossModule):
     """[`linear_projected_kl_loss`][termwise.lm.linear_projected_kl_loss] as a module.
 
-    The projection is no parameter and no buffer: `module.to(device)` leaves it where it is.
+    The projection is neither a parameter nor a buffer: `module.to(device)` does not move it.
 
     Examples:
         >>> from termwise.lm import LinearProjectedKLLoss, VocabProjection
@@ -221,7 +222,7 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the loss of this rank's samples, what was measured, and both gradients."""
+    """Return the loss of this rank's samples, measurements, and both gradients."""
     hidden, teacher, divergence = inputs.hidden.detach(), inputs.teacher, inputs.divergence
     head = lifted(inputs.weight.detach())
     head_gradient = torch.zeros_like(head) if inputs.with_gradient else head.new_empty(0)
@@ -244,7 +245,8 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         inputs.chunks,
         hidden,
         teacher,
-        # Larger blocks than others: each of them reads the whole weight, and its gradient, again.
+        # Larger blocks than in other losses, since each block reads the whole weight and its
+        # gradient.
         width=max(teacher.shape[2] // 4, 1),
         sequence_name=divergence.sequence_name,
         sums=inputs.per_chunk.new_zeros(3),

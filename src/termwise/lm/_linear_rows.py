@@ -1,7 +1,7 @@
-"""Sums over the rows of logits that a linear head makes, a block of rows at a time.
+"""Sums over rows of the logits of a linear head, one block of rows at a time.
 
-A block's logits are turned into their gradient, and that into the gradients of hidden states,
-weight and bias, before the next block is made: no more than one block is ever held.
+The gradient of a block's logits, and from it those of hidden states, weight and bias, are computed
+before the next block: only one block is in memory.
 """
 
 import functools
@@ -19,13 +19,13 @@ from ._cross_entropy_rows import cross_entropy_by_hand
 from ._divergence_rows import Compared, divergence_by_hand
 from ._rows import SHARDED_ROWS, ByHand, Sums, clear, in_blocks
 
-# Each block reads the weight and its gradient again: on the CPU fewer rows than these, or than fill
-# 16 MiB in float32, take more time, and more only memory.
+# Each block reads the weight and its gradient: on the CPU fewer rows than these, or than fill 16
+# MiB in float32, take more time, and more rows only take more memory.
 HOST_ROWS, ON_HOST = 128, 2**22
 
 
 class Head(NamedTuple):
-    """Hidden states and what makes logits of them."""
+    """Hidden states and the head that maps them to logits."""
 
     hidden: Tensor
     """[rows, d_model]."""
@@ -39,7 +39,7 @@ class Head(NamedTuple):
     def logits(
         self, rows: slice | Tensor, left_out: Tensor | None, room: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return some hidden states, with 0 for those left out, and their logits, in room."""
+        """Return some hidden states, with 0 for those left out, and write their logits to room."""
         hidden = clear(self.hidden[rows], left_out)
         x = room[: len(hidden)]
         if len(self.bias):
@@ -51,7 +51,7 @@ class Head(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """What a row adds to the loss: its divergence and its cross-entropy, each times a number."""
+    """A row's part of the loss: its divergence and its cross-entropy, each times a weight."""
 
     compared: Compared = Compared("forward", 0.5, 1.0)
     divergence_weight: float = 0.0
@@ -66,7 +66,7 @@ def head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float 
 
 
 def lifted_heads(*heads: Head) -> list[Head]:
-    """Lift heads to float64 if one of their tensors is, else to float32."""
+    """Convert heads to float64 if one of their tensors has it, else to float32."""
     dtypes = [x.dtype for head in heads for x in head[:3]]
     dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
     return [
@@ -76,7 +76,7 @@ def lifted_heads(*heads: Head) -> list[Head]:
 
 
 def check_softcap(name: str, **softcaps: float | None) -> None:
-    """Refuse a bound of logits that is not positive and finite."""
+    """Raise an error for a softcap that is not positive and finite."""
     for argument, softcap in softcaps.items():
         if softcap is not None and not 0 < softcap < float("inf"):
             raise ValueError(f"{name} needs {argument} positive and finite, got {softcap}")
@@ -90,10 +90,10 @@ def over_linear_rows(
     weighted: Weighted,
     vocab_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the loss over rows, and those of divergence, cross-entropy, and right ones.
+    """Return the sums over rows of loss, divergence, cross-entropy and correct predictions.
 
-    Without a teacher there is no divergence, without local targets no cross-entropy. Only the first
-    has a gradient: with respect to the student's hidden states, weight and bias.
+    Without a teacher there is no divergence, without local targets no cross-entropy. Only the loss
+    has a gradient, with respect to the student's hidden states, weight and bias.
     """
     inputs = _Inputs(
         student._replace(hidden=replicated(student.hidden, vocab_group)),
@@ -122,12 +122,12 @@ class _Inputs(NamedTuple):
     unused: Tensor
     weighted: Weighted
     asked: Sequence[bool]
-    """Of which of the student's tensors a gradient is wanted."""
+    """Which of the student's tensors require a gradient."""
     vocab_name: str | None
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum of the loss, those of its parts, and the gradients of the first."""
+    """Return the sum of the loss, the sums of its parts, and the gradients of the loss."""
     student, sharded = inputs.student, inputs.vocab_name is not None
     run = functools.partial(
         _of_rows,
@@ -140,7 +140,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         for x, asked in zip(student[:3], inputs.asked, strict=True)
     )
     with_gradient, capped = any(inputs.asked), student.softcap is not None
-    # A block's logits, its gradient, and the teacher's logits, in the same memory for each of them.
+    # The logits of a block, their gradient, and the teacher's logits reuse the same memory.
     size = _rows_at_once(inputs.unused, len(student.weight), sharded)
     room, slope_room, teacher_room = (
         student.weight.new_empty(size if needed else 0, len(student.weight))
@@ -187,7 +187,7 @@ _linear_rows = Operator("linear_rows", _Inputs, _kernel, _fake)
 
 
 def _rows_at_once(unused: Tensor, vocab: int, sharded: bool) -> int:
-    """Return how many rows a block has, the same on every rank."""
+    """Return the number of rows of a block, the same on every rank."""
     if sharded:
         return min(SHARDED_ROWS, len(unused))
     if on_host(unused):
@@ -196,9 +196,9 @@ def _rows_at_once(unused: Tensor, vocab: int, sharded: bool) -> int:
 
 
 def _row_blocks(unused: Tensor, size: int) -> Iterator[tuple[slice | Tensor, Tensor | None]]:
-    """Cut the rows into blocks, with those of each that do not count.
+    """Cut the rows into blocks, each with a mask of the rows that do not count.
 
-    On the CPU, where to look does not wait, only the others are in a block.
+    On the CPU, where reading values does not synchronize, blocks have only rows that count.
     """
     if on_host(unused):
         for index in cast("Sequence[Tensor]", (~unused).nonzero()[:, 0].split(max(size, 1))):
@@ -218,7 +218,7 @@ def _of_rows(
     taught: bool,
     vocab_group: ProcessGroup | None,
 ) -> Sums:
-    """Sum the loss of some rows, and its parts; write the gradient of the loss into out."""
+    """Sum the loss of some rows, and its parts; write the gradient of the loss to out."""
     parts: list[tuple[float, ByHand, tuple[Tensor, ...]]] = []
     if taught:
         by_hand = divergence_by_hand(weighted.compared, vocab_group)

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, whole or over shards of the vocabulary."""
+"""Next-token cross-entropy, of whole logits or shards of the vocabulary."""
 
 import functools
 
@@ -36,49 +36,49 @@ def next_token_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> NextTokenTerms:
-    r"""Predict each token from those before it.
+    r"""Predict each token from the previous ones.
 
     $$\mathrm{loss} = \frac{1}{N} \sum_{b, t}
     \Big( \log \sum_v e^{x_{btv}} - x_{b t\, y_{b, t+1}} \Big)$$
 
-    over the tokens y that count. Logit t predicts token t + 1: the shift is made here, so the
-    tokens are those that went into the model. The first token is predicted by none.
+    over the tokens y that count. Logit t predicts token t + 1: the loss makes the shift, so pass
+    the tokens that are the model's input. No logit predicts the first token.
 
     Args:
-        logits (Float[Tensor, "batch time vocab"]): x, unnormalised, a row for each position.
+        logits (Float[Tensor, "batch time vocab"]): x, unnormalized, a row for each position.
         tokens (Int[Tensor, "batch time"]): y. A negative one (padding, -100) does not count.
-        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others enter no term
-            and no gradient, whatever they hold. None: all. A position counts if the token that it
-            predicts does.
+        mask (Bool[Tensor, "batch time"] | None): tokens that count; the others affect no term and
+            no gradient, even if they are NaN. None: all. A position counts if the token that it
+            predicts counts.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative, such as
             Hugging Face's `num_items_in_batch`. None: the number of tokens that count, over
-            batch_group and sequence_group. Give one of a whole optimizer step and its micro-batches
-            add up exactly.
+            batch_group and sequence_group. Pass that of a whole optimizer step, and its
+            micro-batches add up exactly.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other columns of the logits, in any numbers, in the order of
-            ranks; tokens are numbered over all of them.
-        sequence_group: ranks that hold other positions, in the order of ranks.
+        vocab_group: process group whose ranks hold different columns of the logits, in any numbers,
+            in the order of ranks; tokens are numbered over all of them.
+        sequence_group: process group whose ranks hold different positions, in the order of ranks.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of all tokens, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no token
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no token
         counts, loss and gradient are 0. A token beyond the vocabulary makes the loss NaN, and the
-        gradient of the position that predicts it. Second derivatives are right without a group and
-        refused with one (`NotImplementedError`). Sent by each rank: over vocab_group 4 numbers for
+        gradient of the position that predicts it. Second derivatives are correct without a group
+        and raise NotImplementedError with one. Each rank sends, over vocab_group, 4 numbers for
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
-        the last two groups. Kept for the backward pass: the logits as given and their gradient,
-        which is made with the value. Does not synchronize with the device. On an accelerator the
-        logits are read in 8 blocks at most, of at least 2^26 logits.
+        the last two groups. Saved for the backward pass: the logits as given and their gradient,
+        which is computed with the value. Does not synchronize with the device. On an accelerator
+        the logits are read in 8 blocks at most, of at least 2^26 logits.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: normalizer is a number that is negative or not finite. Or one group of several
-            ranks is given for two axes.
+            ranks is passed for two axes.
 
     References:
         The usual cross-entropy, as `torch.nn.functional.cross_entropy` of shifted logits has it.

@@ -32,13 +32,13 @@ class PartitionedTerms(Terms):
     loss: Float[Tensor, ""]
     """temperature^2 * (common_weight * kl_common + tail_weight * l1_tail)."""
     kl_common: Float[Tensor, ""]
-    """Divergence on the paired tokens of a chunk in nats, without normalisation among them (so it
+    """Divergence on the paired tokens of a chunk in nats, without normalization among them (so it
     may be negative), summed over the chunks that count, over the normalizer; detached."""
     l1_tail: Float[Tensor, ""]
     """L1 distance of a chunk's sorted probabilities of the other tokens, from 0 to 2, summed over
     the chunks that count, over the normalizer; detached."""
     num_chunks: Float[Tensor, ""]
-    """How many chunks count, over batch_group; detached."""
+    """Number of chunks that count, over batch_group; detached."""
     top1_agreement: Float[Tensor, ""]
     """Share of those chunks where both sides' likeliest paired token is the same pair; detached."""
     common_teacher_mass: Float[Tensor, ""]
@@ -67,11 +67,11 @@ def partitioned_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> PartitionedTerms:
-    r"""Teach tokens that both vocabularies have by name, and the others by the shape of their tail.
+    r"""Match shared tokens one by one, and the other tokens by their sorted probabilities.
 
     With x and y the logits of student and teacher, T the temperature, c a chunk, t a position that
     predicts one of its tokens, and averages over the chunk's positions of log-probabilities over
-    the *whole* vocabulary of each side,
+    the *whole* vocabulary of each model,
 
     $$a_c = \frac{1}{n_c} \sum_{t \in c} \log\, \mathrm{softmax}(x_t / T), \qquad
     b_c = \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}(y_t / T)$$
@@ -85,57 +85,59 @@ def partitioned_loss(
     $$\mathrm{l1\_tail} = \frac{1}{N} \sum_c \sum_{i=1}^{k}
     \left| (\mathrm{sorted}\, e^{a_c})_i - (\mathrm{sorted}\, e^{b_c})_i \right|$$
 
-    The tails hold the tokens that are not paired, sorted from the largest, each side on its own; k
-    is tail_top_k, or the number of them on the side with fewer, if that is less.
+    The tails are the tokens that are not paired, sorted in descending order for each model; k is
+    the minimum of tail_top_k and the sizes of both tails.
 
-    Conventions, besides those of [`projected_kl_loss`][termwise.lm.projected_kl_loss] on the shift,
-    on which chunks count and on positions that are never read: a mean of log-probabilities is not
-    normalised again, on either side. So equal models have a loss of 0, and kl_common alone may be
-    negative. 0 log 0 is 0. The subgradient of |0| is 0; which of equal probabilities comes first
-    is left open. The loss alone is in the graph: its gradient is made in the same pass as its
-    value, and one for each term would be as large as the logits; weigh them by the arguments.
+    The shift, the chunks that count and the positions that are never read are as in
+    [`projected_kl_loss`][termwise.lm.projected_kl_loss]. Means of log-probabilities are not
+    normalized again. So equal models have a loss of 0, and kl_common alone may be negative. 0 log 0
+    is 0. The subgradient of |0| is 0; the order of equal probabilities is unspecified. Only the
+    loss is in the graph: its gradient is computed in the same pass as its value, and one for each
+    term would be as large as the logits. Use the arguments to weight the terms.
 
     Args:
-        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalized, a row for
             each position.
-        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
-            No gradient flows to it.
-        alignment: which tokens make up which chunk.
-        partition: the paired tokens and the rest, of vocabularies as wide as the logits.
-        tail_top_k: the most that is compared of the tails, at least 1; 8192 in NeMo-RL.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same for the
+            teacher. No gradient.
+        alignment: the chunk of each token.
+        partition: the paired tokens and the rest, for vocabularies of the size of the logits.
+        tail_top_k: maximum number of tokens of each tail to compare, at least 1; 8192 in NeMo-RL.
         common_weight: w_1; 1 in NeMo-RL.
         tail_weight: w_2; 1 in NeMo-RL.
         temperature: T, positive.
-        divergence: of the divergence: "forward", KL(teacher || student), or "reverse".
+        divergence: "forward", KL(teacher || student), or "reverse".
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        exact_only: count chunks of equal text alone (`pair_exact`).
+        exact_only: whether to count only chunks of equal text (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks.
-            Each has all of the teacher's logits and the partition of the whole vocabularies.
-        sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
-            chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
+        vocab_group: process group whose ranks hold different student tokens, in any numbers, in the
+            order of ranks. Each rank has all of the teacher's logits and the partition of the whole
+            vocabularies.
+        sequence_group: process group whose ranks hold different positions of both models, in the
+            order of ranks; a chunk may extend over several ranks. Each rank has the whole
+            `pair_valid` and `pair_exact`.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
-        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
-        Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
-        over sequence_group the teacher's. Does not synchronize with the device.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no chunk
+        counts, loss and gradient are 0. Second derivatives raise NotImplementedError. Each rank
+        sends, for each chunk, the student's vocabulary once over vocab_group and sequence_group,
+        and the teacher's over sequence_group. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: alignment or partition are of another size than the logits, or a number is out
-            of its range. Or one group of several ranks is given for two axes.
+        ValueError: the size of alignment or partition does not match the logits, or a number is out
+            of range. Or one group of several ranks is passed for two axes.
 
     References:
         NeMo-RL's gold loss (https://github.com/NVIDIA-NeMo/RL,
@@ -207,7 +209,7 @@ def partitioned_loss(
 class PartitionedLoss(LossModule):
     """[`partitioned_loss`][termwise.lm.partitioned_loss] as a module.
 
-    The partition is no parameter and no buffer: `module.to(device)` leaves it where it is.
+    The partition is neither a parameter nor a buffer: `module.to(device)` does not move it.
 
     Examples:
         >>> from termwise.lm import PartitionedLoss, VocabProjection, vocab_partition
@@ -262,7 +264,7 @@ def _check_partition(
 ) -> None:
     students = len(partition.common_student) + len(partition.rest_student)
     teachers = len(partition.common_teacher) + len(partition.rest_teacher)
-    # How many tokens the other ranks of vocab_group have is not known here without waiting.
+    # The number of tokens of other ranks of vocab_group is unknown here without synchronizing.
     fits = student.shape[2] == students if vocab_group is None else student.shape[2] <= students
     if not fits or teacher.shape[2] != teachers:
         raise ValueError(
@@ -276,7 +278,7 @@ def _check_partition(
 
 
 class _Distance(NamedTuple):
-    """The two parts of the loss of a block of chunks, and the gradient in the student's means."""
+    """The two parts of the loss of a block of chunks, and the gradient of the student's means."""
 
     common_student: Tensor
     common_teacher: Tensor
@@ -289,7 +291,7 @@ class _Distance(NamedTuple):
 
     @property
     def student_vocab(self) -> int:
-        """Tokens over all ranks."""
+        """Number of tokens over all ranks."""
         return len(self.common_student) + len(self.rest_student)
 
     def __call__(self, a: Tensor, b: Tensor, block: Block) -> tuple[Tensor, Tensor]:
@@ -304,13 +306,13 @@ class _Distance(NamedTuple):
         return torch.stack([x.sum(dtype=accumulator(a)) for x in measured]), push
 
     def loss(self, sums: Tensor) -> Tensor:
-        """Weigh the two parts. One of weight 0 is left out, for it may be infinite."""
+        """Weight the two parts. One of weight 0 is left out, since it may be infinite."""
         weighted = zip((self.common_weight, self.tail_weight), sums[:2], strict=True)
         return sum((weight * x for weight, x in weighted if weight != 0), sums.new_zeros(()))
 
     def _common(self, a: Tensor, b: Tensor, push: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = b.exp()
-        # Where the probability is 0 the product is, whatever the logarithms are.
+        # If the probability is 0 so is the product, for any logarithm.
         if self.reverse:
             q = a.exp()
             each = (q * (a - b)).where(q != 0, 0)
@@ -342,7 +344,7 @@ class _Inputs(NamedTuple):
     chunks: Chunks
     distance: _Distance
     first: Tensor | None
-    """Of this rank's columns, its place among those of all ranks."""
+    """Index of this rank's first column among those of all ranks."""
     per_chunk: Tensor
     temperature: float
     with_gradient: bool
@@ -351,7 +353,7 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of this rank's samples, what was measured, and the gradient."""
+    """Return the loss of this rank's samples, measurements, and the gradient."""
     student, teacher, distance = inputs.student.detach(), inputs.teacher, inputs.distance
     own = own_columns(inputs.first, student)
     scale = (inputs.per_chunk / inputs.temperature).to(lifted(student[:0]).dtype)
@@ -359,7 +361,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
     def log_means(
         x: Tensor, rows: ChunkRows, vocab_name: str | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Average log-probabilities over chunks: mean centred logits less mean log-sums of them."""
+        """Average log-probabilities over chunks: mean centered logits minus their mean log-sums."""
         x = centred(x, vocab_name)
         means = rows.mean(x, inputs.sequence_name).div_(inputs.temperature)
         powers, inverse = exponentials(x, inputs.temperature, vocab_name)
@@ -373,7 +375,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         sums, push = distance(a, b, block)
 
         def compute_gradient() -> Tensor:
-            # Of log-softmax: what is pushed, less the softmax of all that is pushed together.
+            # Backward of log-softmax: the gradient minus the softmax times its sum.
             factor = block.student.share() * scale
             together = push.sum(1)[block.student.chunk] * factor * inverse
             pushed = block.student.spread(push if own is None else push[:, own], factor)
@@ -386,7 +388,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
         inputs.chunks,
         student,
         teacher,
-        # Smaller blocks than others: each of them is read by more steps at once.
+        # Smaller blocks than in other losses, since more steps read each block.
         width=2 * teacher.shape[2],
         sequence_name=inputs.sequence_name,
         sums=inputs.per_chunk.new_zeros(4),

@@ -1,4 +1,4 @@
-"""The divergence of chunks that are projected into the teacher's vocabulary, block by block."""
+"""The divergence of chunks that are projected to the teacher's vocabulary, block by block."""
 
 from typing import NamedTuple, cast
 
@@ -27,23 +27,23 @@ class ProjectedKLTerms(Terms):
     loss: Float[Tensor, ""]
     """temperature^2 * kl."""
     kl: Float[Tensor, ""]
-    """Divergence of a chunk in nats, summed over the chunks that count, over the normalizer."""
+    """Divergence of chunks in nats: sum over the chunks that count, divided by the normalizer."""
     num_chunks: Float[Tensor, ""]
-    """How many chunks count, over batch_group; detached."""
+    """Number of chunks that count, over batch_group; detached."""
     top1_agreement: Float[Tensor, ""]
-    """Share of those chunks where the two sides' likeliest column is the same; detached."""
+    """Fraction of these chunks where both models have the same most likely column; detached."""
     uncovered_teacher_mass: Float[Tensor, ""]
-    """Probability that the teacher's chunk has, over its whole vocabulary, on tokens that are not
-    among the columns or that no student token is projected to; mean over those chunks; detached."""
+    """Probability of the teacher, over its whole vocabulary, on tokens that are not among the
+    columns or that no student token is projected to; mean over these chunks; detached."""
 
 
 class Divergence(NamedTuple):
-    """The divergence of a block of chunks, and its gradient in the student's probabilities."""
+    """The divergence of a block of chunks, and its gradient for the student's probabilities."""
 
     columns: Tensor | None
-    """Teacher tokens that are compared. None: all."""
+    """Teacher tokens to compare. None: all."""
     covered: Tensor
-    """[teacher_vocab], whether the token is compared and something is projected to it."""
+    """[teacher_vocab], whether the token is compared and a student token is projected to it."""
     by_teacher: SparseRows
     by_student: SparseRows
     temperature: float
@@ -71,7 +71,7 @@ class Divergence(NamedTuple):
         share = projected / whole
         q = share + self.eps
         log_q = q.log()
-        # Where one factor is 0 the product is, whatever the logarithm is. A NaN is not 0.
+        # If one factor is 0 so is the product, for any logarithm; but NaN is not 0.
         if self.reverse:
             ratio = log_q - log_p
             kl = (q * ratio).where(q != 0, 0).sum(1)
@@ -122,14 +122,14 @@ def _pick(x: Tensor, columns: Tensor | None) -> Tensor:
 
 
 class Setting(NamedTuple):
-    """What a projected divergence is computed from, besides the logits."""
+    """Inputs of a projected divergence, besides the logits."""
 
     chunks: Chunks
     divergence: Divergence
     per_chunk: Tensor
     """temperature^2 / normalizer."""
     num_chunks: Tensor
-    """Chunks that count, over batch_group."""
+    """Number of chunks that count, over batch_group."""
 
 
 def divergence_setting(
@@ -153,7 +153,7 @@ def divergence_setting(
     vocab_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
 ) -> Setting:
-    """Refuse what does not fit, and find chunks, columns and the normalizer."""
+    """Check sizes, and determine chunks, columns and the normalizer."""
     if (projection.student_vocab, projection.teacher_vocab) != (
         student_vocab,
         teacher_logits.shape[2],
@@ -181,7 +181,7 @@ def divergence_setting(
     if teacher_columns is not None:
         columns = teacher_columns.long()
         chosen = _times_chosen(name, columns, teacher_logits.shape[2])
-        # Where nobody may look at the columns, the loss of one that is given twice is NaN.
+        # If the columns cannot be read, a column that occurs twice makes the loss NaN.
         per_chunk = per_chunk.where(~(chosen > 1).any(), torch.nan)
     if columns_top_k is not None and columns_top_k < teacher_logits.shape[2]:
         highest = highest_logits(teacher_logits, chunks.teacher_id, chunks.valid)
@@ -211,7 +211,7 @@ def divergence_setting(
 
 
 def _times_chosen(name: str, columns: Tensor, vocab: int) -> Tensor:
-    """Count how often each token is among the columns; refuse wrong ones where looking is free."""
+    """Count each token among the columns; check them if reading does not synchronize."""
     if not columns.numel():
         raise ValueError(f"{name} needs 1 teacher column or more, got none")
     counts = columns.new_zeros(vocab)
@@ -236,7 +236,7 @@ def divergence_terms(
     batch_group: ProcessGroup | None,
     grad_reduction: GradReduction,
 ) -> ProjectedKLTerms:
-    """Sum over the ranks that hold other samples."""
+    """Sum the terms over the ranks of batch_group."""
     if batch_group is not None:
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         sums = torch.cat([loss[None].to(measured.dtype), measured])

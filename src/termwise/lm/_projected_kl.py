@@ -72,74 +72,74 @@ def projected_kl_loss(
 
     Conventions:
 
-    - Logit t predicts token t + 1: the ids of the alignment, which are of tokens, are shifted here.
-    - A chunk counts where `pair_valid` says so, its sample is not masked, and it holds a position
-      on both sides after the shift. No other position is ever read; what it holds, infinities and
-      NaN included, reaches neither value nor gradient, and its gradient is 0.
-    - softmax_K is the softmax among the columns alone.
-    - $\epsilon$ keeps a column to which nothing is projected finite. Its share of the teacher's
-      mass adds a constant, of about 23 nats for each 1, which trains nothing: look at
-      `uncovered_teacher_mass`. With eps = 0 such a column makes the forward divergence infinite,
-      and equal models have a divergence of exactly 0.
+    - Logit t predicts token t + 1: the loss shifts the ids of the alignment, which are for tokens.
+    - A chunk counts if `pair_valid` is True, its sample is not masked, and it has positions in both
+      models after the shift. Other positions are never read: infinities and NaN there affect
+      neither value nor gradient, and their gradient is 0.
+    - softmax_K is the softmax over the columns only.
+    - $\epsilon$ keeps the divergence finite for columns to which nothing is projected. The
+      teacher's mass on them adds a constant of about 23 nats times that mass, which has no
+      gradient: see `uncovered_teacher_mass`. With eps = 0 such a column makes the forward
+      divergence infinite, and equal models have a divergence of exactly 0.
     - 0 log 0 is 0.
 
-    Neither the probabilities nor their projection are ever held for all positions: blocks of
-    chunks are read, and their gradient written, one after another. Half precision is lifted to
-    float32 within a block, whatever autocast says.
+    Probabilities and their projection are computed for one block of chunks at a time, together with
+    the gradient. Half precision is converted to float32 within a block, regardless of autocast.
 
     Args:
-        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalized, a row for
             each position.
-        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
-            No gradient flows to it.
-        alignment: which tokens make up which chunk.
-        projection: from the student's vocabulary, as wide as student_logits, to the teacher's.
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same for the
+            teacher. No gradient.
+        alignment: the chunk of each token.
+        projection: from the student's vocabulary, of the size of student_logits, to the teacher's.
             With vocab_group, the rows of this rank's tokens: `projection.rows(lo, hi)`.
         temperature: T, positive.
         divergence: "forward", KL(teacher || student), or "reverse", KL(student || teacher).
-        columns_top_k: take as columns the k teacher tokens with the highest logit at any position
-            of the chunks that count, over batch_group. All of them where there are no more.
-            Micro-batches that are to add up exactly need the same columns: give teacher_columns or
-            neither.
-        teacher_columns (Int[Tensor, " columns"] | None): the columns, each once: one that is there
-            twice is refused on the CPU, and makes the loss NaN on a device and compiled. None,
+        columns_top_k: use as columns the k teacher tokens with the highest logit at any position of
+            the chunks that count, over batch_group (all tokens if there are no more than k).
+            Micro-batches add up exactly only with the same columns: pass teacher_columns, or
+            neither of the two.
+        teacher_columns (Int[Tensor, " columns"] | None): the columns, all distinct: a duplicate
+            raises an error on the CPU, and makes the loss NaN on a device and compiled. None,
             without columns_top_k: the whole vocabulary.
-        teacher_mean: "log": NeMo-RL's, which does not sum to 1 where a chunk has several
-            positions, so that equal models have a *negative* divergence. "log_normalized":
-            the same, normalised again. "prob": the mean of probabilities, as the student's.
+        teacher_mean: "log": as in NeMo-RL; it does not sum to 1 if a chunk has several positions,
+            so that equal models have a *negative* divergence. "log_normalized": the same,
+            normalized again. "prob": the mean of probabilities, as for the student.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        exact_only: count chunks of equal text alone (`pair_exact`).
-        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
-            the number of chunks that count, over batch_group. Give one that
-            [`count_valid_chunks`][termwise.lm.count_valid_chunks] counted in all micro-batches of a
-            step, and their losses add up to that of the whole.
+        exact_only: whether to count only chunks of equal text (`pair_exact`).
+        normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None: the
+            number of chunks that count, over batch_group. If you pass the count of
+            [`count_valid_chunks`][termwise.lm.count_valid_chunks] over all micro-batches of a step,
+            their losses add up to that of the whole batch.
         eps: epsilon, not negative; 1e-10 in NeMo-RL.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
-            each has all of the teacher's logits.
-        sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
-            chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
+        vocab_group: process group whose ranks hold different student tokens, in any numbers, in the
+            order of ranks, and all of the teacher's logits.
+        sequence_group: process group whose ranks hold different positions of both models, in the
+            order of ranks; a chunk may extend over several ranks. Each rank has the whole
+            `pair_valid` and `pair_exact`.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
-        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
-        Sent for each chunk: over vocab_group and sequence_group the columns once, and over
-        sequence_group the teacher's vocabulary once; for each position over vocab_group 3 numbers.
-        Does not synchronize with the device.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no chunk
+        counts, loss and gradient are 0. Second derivatives raise NotImplementedError. Each rank
+        sends, for each chunk, the columns once over vocab_group and sequence_group, and the
+        teacher's vocabulary once over sequence_group; and 3 numbers for each position over
+        vocab_group. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: alignment or projection are of another size than the logits, both columns_top_k
-            and teacher_columns are given, or a number, a chunk's id or a column is out of its
-            range. Or one group of several ranks is given for two axes.
+        ValueError: the size of alignment or projection does not match the logits, both
+            columns_top_k and teacher_columns are passed, or a number, a chunk's id or a column is
+            out of range. Or one group of several ranks is passed for two axes.
 
     References:
         NeMo-RL's projected KL (https://github.com/NVIDIA-NeMo/RL,
@@ -209,19 +209,20 @@ def count_valid_chunks(
     """Count the chunks that enter a loss, for the normalizer of a step of several micro-batches.
 
     Args:
-        alignment: which tokens make up which chunk.
+        alignment: the chunk of each token.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        exact_only: count chunks of equal text alone.
+        exact_only: whether to count only chunks of equal text.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        sequence_group: ranks that hold other positions of these samples, in the order of ranks.
+        sequence_group: process group whose ranks hold different positions of these samples, in the
+            order of ranks.
 
     Returns:
-        Float[Tensor, ""]: the count, the same on every rank, as a float that holds it exactly.
-        Chunks that no position predicts (those of token 0 alone) do not count.
+        Float[Tensor, ""]: the count, the same on every rank, as a float that represents it exactly.
+        Chunks that no position predicts (those with only token 0) do not count.
 
     Raises:
         ValueError: mask or sample_mask is of another size, or an id is out of range.
@@ -240,7 +241,7 @@ def count_valid_chunks(
 class ProjectedKLLoss(LossModule):
     """[`projected_kl_loss`][termwise.lm.projected_kl_loss] as a module.
 
-    The projection is no parameter and no buffer: `module.to(device)` leaves it where it is.
+    The projection is neither a parameter nor a buffer: `module.to(device)` does not move it.
 
     Examples:
         >>> from termwise.lm import ProjectedKLLoss, VocabProjection
@@ -298,7 +299,7 @@ class _Inputs(NamedTuple):
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of this rank's samples, what was measured, and the gradient."""
+    """Return the loss of this rank's samples, measurements, and the gradient."""
     student, teacher, divergence = inputs.student.detach(), inputs.teacher, inputs.divergence
     scale = (inputs.per_chunk / divergence.temperature).to(lifted(student[:0]).dtype)
 

@@ -1,11 +1,11 @@
-"""Sums over rows of logits: where a loss runs its formula, and in which pieces.
+"""Sums over rows of logits: how a loss evaluates its formula, and in which blocks.
 
-A loss writes its formula once as a plain expression over all rows, and once by hand: the value of
-some rows, and the gradient where it is asked for. Compiled, or under a transform of `torch.func`,
-the expression is what runs: a compiler fuses it, and the graph does not grow with the data. So it
-does for few logits, where the number of calls is what costs. Eagerly the rows are read in blocks,
-each of which gives value and gradient in one pass: blocks that stay in cache on the CPU, and
-elsewhere of at least 2^26 elements, eight of them at most.
+A loss writes its formula once as a plain expression over all rows, and once by hand: a function
+that returns the value of some rows and, if needed, writes the gradient. Compiled, or under a
+transform of `torch.func`, the expression runs: a compiler fuses it, and the graph does not grow
+with the data. It also runs for few logits, where the number of calls determines the time. Otherwise
+the rows are read in blocks, each of which yields value and gradient in one pass: on the CPU blocks
+that stay in cache, elsewhere at most eight blocks of at least 2^26 elements.
 """
 
 import math
@@ -22,20 +22,21 @@ from .._numbers import block_rows, few, lifted, may_look_at, without_autocast
 from ._checks import divisor
 from ._chunks import logit_chunks
 
-# So few logits that a fused kernel, which reads them more often, has them in cache.
+# So few logits that they stay in cache for a fused kernel, which reads them more often.
 FUSED = 2**18
-# Over ranks that hold other columns a block is as many rows on each of them, whatever its width.
+# Over ranks with different columns, a block has the same number of rows on each, for any width.
 SHARDED_ROWS = 512
-# A gradient in float16 is kept times this, until the incoming one is known, lest it underflow.
+# A float16 gradient is scaled by this until the incoming one is known, so that it does not
+# underflow.
 HALF_SCALE = 256.0
 
 
 Sums = tuple[Tensor, ...]
 
 
-# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns the sums over some
-# rows, of which `unused` do not count (None: all do), and writes the gradient of the first sum with
-# respect to the first of rows into out, which has its shape and dtype (None: none is wanted).
+# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns sums over some
+# rows, except the `unused` ones (None: all count), and writes the gradient of the first sum with
+# respect to the first of rows to out, which has its shape and dtype (None: no gradient is needed).
 ByHand = Callable[..., Sums]
 
 
@@ -48,9 +49,9 @@ def over_rows(
 ) -> Sums:
     """Return formula(unused, *rows), a tuple of sums over rows.
 
-    The first of them has a gradient with respect to the first of rows. Over a vocab_group by_hand
-    is the formula, and every rank takes the same blocks, compiled or not, with a gradient or
-    without. Without by_hand a block's gradient is that of the expression.
+    The first sum has a gradient with respect to the first of rows. Over a vocab_group the formula
+    by hand always runs, and every rank uses the same blocks, compiled or not, with or without a
+    gradient. If there is none, a block's gradient is that of the expression.
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
     if vocab_group is None and (compiling or transformed()):
@@ -73,7 +74,7 @@ def in_blocks(
     unused: Tensor | None,
     rows: tuple[Tensor, ...],
 ) -> Sums:
-    """Run a formula by hand on so many rows at a time. Gradient may be the first of rows."""
+    """Run a formula by hand on blocks of rows. gradient may be the first of rows."""
     if rows[0].shape[0] <= step:
         return run(gradient, unused, *rows)
     parts = [
@@ -88,15 +89,15 @@ def in_blocks(
 
 
 def _or_none(unused: Tensor) -> Tensor | None:
-    """Return None where all rows are seen to be used: on the CPU to look does not wait."""
+    """Return None if all rows are used and reading this does not synchronize, as on the CPU."""
     return None if on_host(unused) and not bool(unused.any()) else unused
 
 
 def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
-    """Whether x [batch, time, columns] has few elements, all of which count but for the last time.
+    """Whether x [batch, time, columns] is small and all but the last positions count.
 
-    A loss on the CPU, of whose masks and groups (limits) none is given, then leaves out the
-    positions that predict nothing, which is a copy, and with them all masks, of some calls each.
+    On the CPU, without masks and groups (limits), a loss then copies the logits without the last
+    positions, which predict nothing, and needs no masks, which take several calls each.
     """
     if torch.compiler.is_compiling() or any(limit is not None for limit in limits):
         return False
@@ -105,7 +106,7 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
 
 
 def differentiated(formula: Callable[..., Sums]) -> ByHand:
-    """Return a formula by hand that takes its gradient from the expression."""
+    """Return a formula by hand whose gradient is that of the expression."""
 
     def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
         if out is None:
@@ -121,13 +122,13 @@ def differentiated(formula: Callable[..., Sums]) -> ByHand:
 
 
 def put(out: Tensor, gradient: Tensor) -> None:
-    """Write a gradient, unless it was made in place."""
+    """Write a gradient, unless it was computed in place."""
     if gradient is not out:
         out.copy_(gradient * HALF_SCALE if out.dtype == torch.float16 else gradient)
 
 
 class _Blocks(Function):
-    """Makes the gradient with the value; keeps it, and the rows for a second derivative."""
+    """Compute the gradient with the value; save it, and the rows for a second derivative."""
 
     @staticmethod
     def forward(
@@ -167,12 +168,12 @@ class _Blocks(Function):
 
 
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
-    """Lift rows, with 0 in those that are not used."""
+    """Return rows in float32 or float64, with 0 in those that are not used."""
     return clear(lifted(rows), unused)
 
 
 def clear(x: Tensor, unused: Tensor | None) -> Tensor:
-    """Return rows, or one number for each, with 0 in those that are not used."""
+    """Return rows (or one number for each) with 0 in those that are not used."""
     if unused is None:
         return x
     return x.masked_fill(unused if x.ndim == 1 else unused[:, None], 0)
@@ -186,7 +187,7 @@ def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
 
 
 def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
-    """Sum over the ranks that hold other columns, without a gradient."""
+    """Sum over the ranks of vocab_group, without a gradient."""
     return _groups.all_reduce(x, None if vocab_group is None else vocab_group.group_name)
 
 
@@ -199,7 +200,7 @@ def centred(
 ) -> Tensor:
     """Read rows, subtract the highest of each over all ranks, and divide by the temperature.
 
-    What the logits of a row have in common then costs no digits in what follows.
+    A common offset of the logits of a row then does not reduce the precision.
     """
     x = read(rows, unused)
     room = out if out is not None and out.dtype == x.dtype else None
@@ -233,7 +234,7 @@ def unused_positions(
 
 
 def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
-    """Multiply, with 0 log 0 = 0."""
+    """Multiply mass and logs, with 0 log 0 = 0."""
     found = mass * logs
     if may_look_at(found) and not math.isnan(float(found.detach().sum())):
         return found
@@ -255,7 +256,7 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Tensor, Tensor]:
-    """Return the sum over `few_that_count` over the normalizer, and how many they are."""
+    """Return the sum of `few_that_count`, divided by the normalizer, and their number."""
     count = per_row.new_full((), len(per_row))
     if normalizer is None:
         return per_row.mean(), count
@@ -270,7 +271,7 @@ def means_over_ranks(
     sequence_group: ProcessGroup | None,
     grad_reduction: GradReduction,
 ) -> tuple[Tensor, Sums, Tensor]:
-    """Sum over ranks. Return the first sum over the normalizer, the others, and the count."""
+    """Sum over ranks; return the first sum divided by the normalizer, the others, and the count."""
     first, *others = sums
     count = unused.numel() - unused.sum()
     if batch_group is not None or sequence_group is not None:

@@ -1,4 +1,4 @@
-"""A teacher's logits in memory that processes share: written in place, read without a copy."""
+"""A teacher's logits in shared memory: written in place, read without a copy."""
 
 import dataclasses
 import math
@@ -14,44 +14,43 @@ from torch import Tensor
 
 from .._contract import contract
 
-_TOKEN, _OPEN, _WRITES = range(3)  # int64 numbers that stand before the logits
+_TOKEN, _OPEN, _WRITES = range(3)  # int64 numbers before the logits
 _HEAD = 3
-_BEFORE = 64  # bytes, so that the logits begin on a line of the cache
+_BEFORE = 64  # bytes, so that the logits are aligned to a cache line
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedLogitsHandle:
-    """Where another process finds a [`SharedLogits`][termwise.lm.SharedLogits]: small, pickles."""
+    """A small, picklable handle to open a [`SharedLogits`][termwise.lm.SharedLogits] elsewhere."""
 
     process: int
-    """Number of the producer's process."""
+    """Id of the producer's process."""
     descriptor: int
-    """Number of the memory among that process's open files."""
+    """File descriptor of the memory in that process."""
     token: int
-    """A random number that stands in the memory too, to know it by."""
+    """A random number that is also stored in the memory, to identify it."""
     shape: tuple[int, int, int]
     """Sizes of batch, teacher_time and teacher_vocab."""
     dtype: torch.dtype
     """Dtype of the logits."""
     cuda: tuple[Any, ...] | None
-    """What CUDA needs to open the memory in another process; None on the CPU."""
+    """Data that CUDA needs to open the memory in another process; None on the CPU."""
 
 
 class SharedLogits:
     """A buffer [batch, teacher_time, teacher_vocab] that a producer writes and consumers read.
 
-    The producer, which runs the teacher, makes it once and writes each step's logits in place.
-    A consumer, which trains the student, opens the handle once and slices: what it gets is a view
-    of the producer's memory, in its dtype, and shows each later write. Nobody waits for anybody:
-    the processes agree on when to write and when to read, by a barrier or a queue, and `writes`
-    says which step is there.
+    The producer, which runs the teacher, creates it once and writes the logits of each step in
+    place. A consumer, which trains the student, opens the handle once and slices: a slice is a view
+    of the producer's memory, in its dtype, and shows later writes. There is no locking: synchronize
+    writes and reads by a barrier or a queue; `writes` is the number of writes so far.
 
-    On the CPU the memory is anonymous and goes with the last process that has it mapped, however
-    it ends; this needs Linux, and processes of one user that see each other's numbers. On CUDA it
-    is shared by IPC, between processes on one machine that see the same device.
+    On the CPU the memory is anonymous and is freed with the last process that maps it, even if that
+    is killed; this needs Linux, and processes of one user in the same PID namespace. On CUDA it is
+    shared by IPC, between processes on one machine that see the same device.
 
-    Once the producer has closed or is gone, opening and slicing are refused. Views taken before
-    stay readable on the CPU and hold what was written last; on CUDA drop them first.
+    Once the producer has closed the buffer or ended, opening and slicing raise errors. On the CPU,
+    existing views stay readable and have the last values; on CUDA delete them first.
 
     Examples:
         >>> import torch
@@ -84,16 +83,16 @@ class SharedLogits:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Make the buffer, of zeros, in the process that will write it.
+        """Create the buffer, filled with zeros, in the process that will write it.
 
         Args:
             shape: batch, teacher_time, teacher_vocab.
-            dtype: a floating dtype, kept on all sides.
+            dtype: a floating dtype, the same in all processes.
             device: "cpu", or a CUDA device.
 
         Raises:
             ValueError: a size below 1, a dtype that is not floating, or a device of another kind.
-            RuntimeError: the system is not Linux, or has not as much shared memory.
+            RuntimeError: the system is not Linux, or does not have enough shared memory.
         """
         device = torch.device(device)
         if min(shape) < 1 or not dtype.is_floating_point or device.type not in ("cpu", "cuda"):
@@ -129,22 +128,22 @@ class SharedLogits:
     @classmethod
     @contract
     def open(cls, handle: SharedLogitsHandle) -> Self:
-        """Map the producer's buffer into this process: once, not at every step.
+        """Map the producer's buffer into this process. Call it once, not at every step.
 
         Raises:
-            RuntimeError: the producer is gone or has closed it, or the handle is not this
-                buffer's.
+            RuntimeError: the producer has ended or closed it, or the handle belongs to another
+                buffer.
         """
         try:
             descriptor = os.open(_path(handle), os.O_RDWR)
         except OSError as error:
             raise RuntimeError(
-                f"SharedLogits.open needs a live producer, but process {handle.process} is gone, "
+                f"SharedLogits.open needs a live producer, but process {handle.process} has ended, "
                 f"has closed it, or is of another user or container ({error.strerror})"
             ) from error
         try:
             about = os.fstat(descriptor)
-            # Whatever else the process may have open under this number by now.
+            # The process may have reused this file descriptor.
             memory = mmap.mmap(descriptor, about.st_size) if about.st_size == _size(handle) else b""
         finally:
             os.close(descriptor)
@@ -163,20 +162,20 @@ class SharedLogits:
 
     @property
     def writes(self) -> int:
-        """How many writes have been finished."""
+        """Number of completed writes."""
         return int(self._head[_WRITES])
 
     @contract
     def write(self, logits: Float[Tensor, "rows time vocab"], *, start: int = 0) -> None:
-        """Copy logits into the rows from start on, in the process that made the buffer.
+        """Copy logits to the rows from start on, in the process that created the buffer.
 
         Args:
-            logits (Float[Tensor, "rows time vocab"]): as wide as the buffer, in its dtype; as many
-                rows as fit.
+            logits (Float[Tensor, "rows time vocab"]): logits of the buffer's time, vocabulary and
+                dtype, for at most as many rows as fit.
             start: the first sample to write.
 
         Raises:
-            RuntimeError: this process did not make the buffer, or has closed it.
+            RuntimeError: this process did not create the buffer, or has closed it.
             ValueError: shape or dtype do not fit.
         """
         if self._owner != os.getpid():
@@ -194,18 +193,19 @@ class SharedLogits:
                 f"SharedLogits.write needs rows within 0 to {batch}, got {start} to {stop}"
             )
         self._logits[start:stop].copy_(logits.detach())
-        if self._logits.is_cuda:  # the count must not say what the device has not done
+        if self._logits.is_cuda:  # the count must not include unfinished writes
             torch.cuda.synchronize(self._logits.device)
         self._head[_WRITES] += 1
 
     def __getitem__(self, samples: slice) -> Tensor:
-        """Return a view of samples start to stop - 1, with no copy.
+        """Return a view of samples start to stop - 1, without a copy.
 
         Raises:
-            TypeError: it is no slice: a number, say, as a loop over the buffer would take it.
-            IndexError: it is not a slice of step 1 within the batch. None of it is cut off
+            TypeError: the index is not a slice, but for example a number, as in a loop over the
+                buffer.
+            IndexError: the slice does not have step 1 or exceeds the batch; nothing is clipped
                 silently.
-            RuntimeError: the producer has closed the buffer or is gone.
+            RuntimeError: the producer has closed the buffer or ended.
         """
         batch = self.handle.shape[0]
         given = cast("object", samples)
@@ -220,7 +220,7 @@ class SharedLogits:
         return self._logits[start:stop]
 
     def close(self) -> None:
-        """End it: for all, in the process that made it; for itself alone in a consumer."""
+        """Close the buffer: for all processes in the producer, only for itself in a consumer."""
         if self._owner == os.getpid() and int(self._head[_OPEN]):
             self._head[_OPEN] = 0
             os.close(self.handle.descriptor)
@@ -243,7 +243,7 @@ class SharedLogits:
         if not int(self._head[_OPEN]):
             raise RuntimeError(f"SharedLogits needs its producer, but {producer} has closed it")
         if _inode(self.handle) != self._inode:
-            raise RuntimeError(f"SharedLogits needs its producer, but {producer} is gone")
+            raise RuntimeError(f"SharedLogits needs its producer, but {producer} has ended")
 
 
 def _path(handle: SharedLogitsHandle) -> str:
@@ -256,7 +256,7 @@ def _size(handle: SharedLogitsHandle) -> int:
 
 
 def _mapped(handle: SharedLogitsHandle) -> mmap.mmap:
-    """Return the producer's memory its size, and map it."""
+    """Map the producer's memory."""
     try:
         os.ftruncate(handle.descriptor, _size(handle))
         return mmap.mmap(handle.descriptor, _size(handle))
@@ -272,7 +272,7 @@ def _logits_in(memory: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> 
 
 
 def _inode(handle: SharedLogitsHandle) -> int | None:
-    """Return what tells a buffer from another that took its number; None where there is none."""
+    """Return the inode, which identifies a file even if its descriptor is reused, or None."""
     try:
         return os.stat(_path(handle)).st_ino
     except OSError:

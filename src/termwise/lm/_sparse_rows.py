@@ -1,4 +1,4 @@
-"""Sparse matrices by their rows, times dense ones."""
+"""Products of sparse matrices (CSR) with dense ones."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class SparseRows(NamedTuple):
-    """A sparse matrix, by its rows."""
+    """A sparse matrix in CSR format."""
 
     pointers: Tensor
-    """[rows + 1], where each row begins among the columns, and their number."""
+    """[rows + 1], the start of each row among the columns, and their number."""
     columns: Tensor
     weights: Tensor
 
     def matmul(self, x: Tensor) -> Tensor:
-        """Return the product with a dense matrix, in a fixed order: the same bits each time."""
-        # The sum over a bag of embeddings is this product, without the sparse tensors' warnings.
+        """Return the product with a dense matrix, summed in a fixed order."""
+        # embedding_bag computes this product without the warnings of sparse tensors.
         return F.embedding_bag(
             self.columns,
             x,

@@ -1,4 +1,4 @@
-"""Targeted variance: word embeddings whose rows keep a chosen variance."""
+"""Targeted variance: keep the variance of the rows of an embedding at a target."""
 
 from typing import Any, cast
 
@@ -36,33 +36,33 @@ def targeted_variance_loss(
     valid_rows: Bool[Tensor, " vocab"] | None = None,
     vocab_group: ProcessGroup | None = None,
 ) -> TargetedVarianceTerms:
-    r"""Draw the mean variance of the rows of an embedding matrix to a target.
+    r"""Pull the mean variance of the rows of an embedding matrix to a target.
 
     $$\mathrm{loss} = c (V - t)^2, \qquad
     V = \frac{1}{|R|} \sum_{r \in R} \frac{1}{d} \sum_j (w_{rj} - \bar{w}_r)^2$$
 
     over all counted rows R on all ranks, with the biased variance of each row. Inputs in half
-    precision are lifted to float32, block by block: in bfloat16 itself a variance of 1.002 is 1
-    and gives neither loss nor gradient. One pass reads the weight, another writes its gradient;
-    there is no other tensor of its size.
+    precision are converted to float32, block by block: in bfloat16 a variance of 1.002 would be
+    rounded to 1, and loss and gradient would be 0. One pass reads the weight, another writes its
+    gradient; no other tensor of its size is allocated.
 
     Args:
         weight (Float[Tensor, "vocab dim"]): embeddings, a row for each word. A row of width 0 has
             variance 0.
-        coefficient: weight of the squared error. With 0 it is left out, even where it overflows.
-        target: variance to hold, in squared units of weight; not negative.
+        coefficient: weight of the squared error. 0 removes it, even if it overflows.
+        target: target of the variance, in squared units of weight; not negative.
         valid_rows (Bool[Tensor, " vocab"] | None): rows that count. Others (padding up to a round
-            number of rows) enter neither value nor gradient, whatever they hold. None: all rows. If
-            no row counts, on any rank, the terms are NaN.
-        vocab_group: ranks that hold other rows of the matrix, in any numbers, 0 included. None:
-            this rank alone, nothing is sent.
+            number of rows) affect neither value nor gradient, even if they are NaN. None: all rows.
+            If no row counts, on any rank, the terms are NaN.
+        vocab_group: process group whose ranks hold different rows of the matrix, in any numbers, 0
+            included. None: no communication.
 
     Returns:
-        The terms of the whole matrix, the same on every rank. Gradient: each rank's is its shard of
-        the whole matrix's gradient; nothing is to be averaged. Second derivatives, in eager and in
-        reverse mode, are right without a group and refused with one (`NotImplementedError`);
-        PyTorch refuses forward mode. Sent by each rank: one sum of 2 float64 elements. Does not
-        synchronize with the device.
+        The terms of the whole matrix, the same on every rank. Gradient: each rank gets its shard of
+        the gradient of the whole matrix, which is not to be averaged. Second derivatives, in eager
+        mode and reverse mode, are correct without a group and raise NotImplementedError with one;
+        PyTorch does not support forward mode. Each rank sends one sum of 2 float64 elements. Does
+        not synchronize with the device.
 
     Raises:
         ContractError: weight is not a floating "vocab dim" tensor, or valid_rows not a mask of it.
@@ -70,8 +70,8 @@ def targeted_variance_loss(
 
     References:
         BioNeMo's `SquaredErrorTargetedVarianceLoss` (https://github.com/NVIDIA/bionemo-framework),
-        for Evo 2. It takes the mean of the ranks' means, which weighs rows of a shorter shard more
-        and an empty shard as variance 0; ours is the mean over rows, equal on even shards.
+        for Evo 2. It averages the ranks' means, which gives rows of a shorter shard more weight and
+        counts an empty shard as variance 0; ours is the mean over rows, equal for even shards.
 
     Examples:
         >>> import torch
@@ -93,7 +93,7 @@ def targeted_variance_loss(
     sums = _groups.terminal_sum(sums, vocab_group, 1.0)
     variance = (sums[0] / sums[1]).to(lifted(weight.new_empty(())).dtype)
     squared_error = (variance - target).square()
-    # 0 times an error that overflows, or its gradient, is NaN.
+    # 0 times an infinite error, or its gradient, is NaN.
     loss = coefficient * squared_error if coefficient != 0 else link_to(weight).to(variance.dtype)
     return TargetedVarianceTerms(loss=loss, squared_error=squared_error, variance=variance)
 
@@ -160,7 +160,7 @@ class _SumOfVariances(Function):
         factor = gradients[0] * (2.0 / max(weight.shape[1], 1))
         if not torch.is_grad_enabled():
             return _centred_times(weight, means, valid_rows, factor), None
-        # The same in one differentiable expression, for a derivative of the gradient.
+        # The same as a differentiable expression, for second derivatives.
         wide = lifted(weight)
         gradient = (wide - wide.mean(1, keepdim=True)) * factor.to(wide.dtype)
         if valid_rows is not None:
@@ -198,7 +198,7 @@ _row_variances.register_vmap(looped(_row_variances))
 def _centred_times(
     weight: Tensor, means: Tensor, valid_rows: Tensor | None, factor: Tensor
 ) -> Tensor:
-    """Return (weight - means) * factor, 0 in rows that do not count, with one tensor alone."""
+    """Return (weight - means) * factor, 0 in rows that do not count, allocating one tensor."""
     product = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for here in blocks(weight):
         block = lifted(weight[here])

@@ -1,4 +1,4 @@
-"""Teachers, and the comparison of a student with one, by the loss that its kind asks for."""
+"""Teachers, and the loss that compares a student with each kind of teacher."""
 
 import dataclasses
 from typing import Any, Self, TypedDict
@@ -22,9 +22,9 @@ from ._vocab_projection import VocabProjection
 class Teacher:
     """A teacher's logits of a batch, and how its tokens relate to the student's.
 
-    What it holds tells how it is compared:
+    Its fields determine the loss:
 
-    | holds | compared by |
+    | fields | compared by |
     |---|---|
     | logits alone | [`distillation_loss`][termwise.lm.distillation_loss]: the student's tokenizer |
     | alignment and projection | [`projected_kl_loss`][termwise.lm.projected_kl_loss] |
@@ -36,22 +36,22 @@ class Teacher:
     """
 
     logits: Float[Tensor, "batch teacher_time teacher_vocab"]
-    """Float[Tensor, "batch teacher_time teacher_vocab"]: unnormalised, a row for each position. No
-    gradient flows to them."""
+    """Float[Tensor, "batch teacher_time teacher_vocab"]: unnormalized, a row for each position. No
+    gradient."""
     alignment: Alignment | None = None
-    """Which tokens make up which chunk. None: the teacher has the student's tokens."""
+    """The chunk of each token. None: the teacher has the student's tokens."""
     projection: VocabProjection | None = None
     """From the student's vocabulary to the teacher's."""
     partition: VocabPartition | None = None
-    """The tokens that both vocabularies have, and the rest."""
+    """The tokens that are in both vocabularies, and the others."""
     tokens: Int[Tensor, "batch teacher_time"] | None = None
-    """Int[Tensor, "batch teacher_time"] | None: its own tokens, negative where one does not count:
-    for scores and selection, if the teacher has an alignment."""
+    """Int[Tensor, "batch teacher_time"] | None: the teacher's own tokens, negative if one does not
+    count; for scores and selection, if the teacher has an alignment."""
     weight: float = 1.0
-    """What its divergence is multiplied by, or its share in an average of logits. One of weight 0
-    is left out, whatever its divergence is."""
+    """Factor of its divergence, or its weight in an average of logits. A teacher of weight 0 is
+    left out, even if its divergence is infinite."""
     normalizer: Float[Tensor, ""] | Int[Tensor, ""] | float | None = None
-    """Chunks to divide by, if it has an alignment; see
+    """Number of chunks to divide by, if it has an alignment; see
     [`count_valid_chunks`][termwise.lm.count_valid_chunks]. None: those of this batch."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Teacher:
                 raise ValueError(f"Teacher needs an alignment beside its {name}")
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same teacher on a device."""
+        """Return the teacher on a device."""
         moved: dict[str, Any] = {
             field.name: value
             if value is None or isinstance(value, float | int)
@@ -86,7 +86,7 @@ class Groups(TypedDict):
 
 
 class _OverChunks(TypedDict):
-    """What every loss over chunks takes."""
+    """Arguments of every loss over chunks."""
 
     alignment: Alignment
     temperature: float
@@ -97,7 +97,7 @@ class _OverChunks(TypedDict):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How every teacher of a batch is compared with the student, whatever kind it is."""
+    """Settings for the comparison with all teachers of a batch."""
 
     temperature: float
     divergence: KLDivergence
@@ -109,7 +109,7 @@ class Comparison:
     mask: Tensor
     """[batch, time], student tokens that count."""
     normalizer: Tensor | float | None
-    """Of teachers without an alignment; the others hold theirs."""
+    """For teachers without an alignment; the others have their own."""
     student_vocab: int | None
     groups: Groups
 

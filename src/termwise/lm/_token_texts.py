@@ -1,4 +1,4 @@
-"""What each token of a tokenizer stands for, in bytes, and which special tokens play one role."""
+"""The bytes of each token of a tokenizer, and pairs of special tokens with the same role."""
 
 import functools
 import json
@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from .._contract import contract
 
-# Roles of tokens that a model predicts. Padding, unknown and mask tokens are none of them.
+# Roles of tokens that a model predicts; not padding, unknown and mask tokens.
 _ROLES = ("eos", "bos", "sep", "cls")
-# What published families call them, for tokenizers that do not say, and for ends of turns, for
-# which there is no attribute. The end of a turn comes first: it may be the end of a text too.
+# Their names in published model families, for tokenizers without these attributes, and for ends of
+# turns, which have none. The end of a turn comes first: it may also be the end of a text.
 _NAMES = {
     "end of turn": (
         *("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end|>"),
@@ -31,18 +31,18 @@ _SPACE = "\u2581"  # how SentencePiece writes it
 
 @contract
 def paired_special_tokens(student: object, teacher: object) -> dict[int, int]:
-    """Pair special tokens of two tokenizers that play the same role, such as the end of a turn.
+    """Pair special tokens of two tokenizers with the same role, such as the end of a turn.
 
-    They are paired by role first: the end of a turn, of a text, the beginning, separators. A
-    transformers tokenizer says which tokens have these roles (`eos_token_id` and its like); ends of
-    turns, and all roles of a `tokenizers.Tokenizer`, are known by the names that published families
-    give them. Then special tokens of equal text are paired. Padding, unknown and mask tokens are
-    not: no model is trained to predict them. Look at the result: only the chat template tells
-    what ends an answer.
+    They are first paired by role: end of a turn, end of a text, beginning, separators. A
+    transformers tokenizer has attributes for these roles (such as `eos_token_id`); ends of turns,
+    and all roles of a `tokenizers.Tokenizer`, are recognized by their names in published model
+    families. Then special tokens with equal text are paired. Padding, unknown and mask tokens are
+    not paired, since no model is trained to predict them. Check the result: only the chat template
+    defines which token ends an answer.
 
     Args:
         student: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
 
     Returns:
         {student token: teacher token}, for `special` of
@@ -50,7 +50,7 @@ def paired_special_tokens(student: object, teacher: object) -> dict[int, int]:
         [`VocabProjection.from_tokens`][termwise.lm.VocabProjection.from_tokens].
 
     Raises:
-        ValueError: an argument is no such tokenizer.
+        ValueError: an argument is not such a tokenizer.
     """
     sides = [
         _special_tokens("paired_special_tokens", which, tokenizer)
@@ -61,7 +61,7 @@ def paired_special_tokens(student: object, teacher: object) -> dict[int, int]:
     ]
     pairs: dict[int, int] = {}
     for role in ("end of turn", *_ROLES):
-        # Where a family has no token for the end of a turn, the end of a text stands there.
+        # If a family has no token for the end of a turn, it uses the end of a text.
         teachers = roles[1].get(role, roles[1].get("eos") if role == "end of turn" else None)
         if role in roles[0] and teachers is not None:
             pairs.setdefault(roles[0][role], teachers)
@@ -78,7 +78,7 @@ def paired_special_tokens(student: object, teacher: object) -> dict[int, int]:
 
 
 def token_texts(name: str, which: str, tokenizer: object) -> list[bytes | None]:
-    """Return each token's bytes as they stand within a text; None for special and unused ids."""
+    """Return each token's bytes as they occur in a text; None for special and unused ids."""
     backend = _backend(name, which, tokenizer)
     read = _reader(name, which, backend)
     special = _special_tokens(name, which, tokenizer)
@@ -94,7 +94,7 @@ def token_texts(name: str, which: str, tokenizer: object) -> list[bytes | None]:
 def encoder(
     name: str, which: str, tokenizer: object, texts: Sequence[bytes | None]
 ) -> Callable[[Iterable[bytes]], dict[bytes, list[int]]]:
-    """Return what writes texts as the tokenizer does, where its tokens say just these bytes."""
+    """Return a function that tokenizes texts, if the tokens have exactly these bytes."""
     backend = _backend(name, which, tokenizer)
 
     def encode(asked: Iterable[bytes]) -> dict[bytes, list[int]]:
@@ -135,7 +135,7 @@ def _added(backend: Any) -> dict[int, Any]:
 
 
 def _special_tokens(name: str, which: str, tokenizer: object) -> dict[int, str]:
-    """Return the texts of tokens that no text holds: those of the backend, and of transformers."""
+    """Return the texts of special tokens: those of the backend, and of transformers."""
     backend = _backend(name, which, tokenizer)
     special = {token: str(one.content) for token, one in _added(backend).items() if one.special}
     for token in cast("Iterable[int]", getattr(tokenizer, "all_special_ids", ())):
@@ -164,7 +164,7 @@ def _padding(tokenizer: object, special: Mapping[int, str]) -> set[int]:
 
 
 def _reader(name: str, which: str, backend: Any) -> Callable[[str], bytes]:
-    """Find in the decoder how a token is written, and give what reads it."""
+    """Return a function that decodes a token to bytes, according to the tokenizer's decoder."""
     told: dict[str, Any] = {"decoders": []}
     if backend.decoder is not None:
         told = json.loads(backend.decoder.__getstate__())
@@ -206,7 +206,7 @@ def _byte_level(token: str) -> bytes:
 
 @functools.cache
 def _alphabet() -> dict[str, int]:
-    """Return the byte of each letter that byte-level tokenizers write it as.
+    """Return the byte of each letter of byte-level tokenizers.
 
     Printable bytes of Latin-1 are written as themselves, the others as the letters from 256 up.
     """
@@ -217,7 +217,7 @@ def _alphabet() -> dict[str, int]:
 
 
 def spelling(tokens: Iterable[str | bytes | None]) -> str | None:
-    """Return how most tokens that begin a word write the space before it. None: no token does."""
+    """Return how most tokens that begin a word write the preceding space. None: no token does."""
     marks = {" ": b" ", "\u0120": "\u0120".encode(), _SPACE: _SPACE.encode()}
     counts = dict.fromkeys(marks, 0)
     for token in tokens:

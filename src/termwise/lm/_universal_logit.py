@@ -27,10 +27,10 @@ class UniversalLogitTerms(Terms):
     """Terms of [`universal_logit_loss`][termwise.lm.universal_logit_loss]."""
 
     loss: Float[Tensor, ""]
-    """L1 distance of a chunk's sorted probabilities, from 0 to 2, summed over the chunks that
-    count, over the normalizer."""
+    """L1 distance of sorted probabilities, from 0 to 2, summed over the chunks that count, divided
+    by the normalizer."""
     num_chunks: Float[Tensor, ""]
-    """How many chunks count, over batch_group; detached."""
+    """Number of chunks that count, over batch_group; detached."""
 
 
 @contract
@@ -50,7 +50,7 @@ def universal_logit_loss(
     sequence_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> UniversalLogitTerms:
-    r"""Teach a student how the teacher's probabilities fall off, whatever tokens they belong to.
+    r"""Match the sorted probabilities of student and teacher, regardless of their tokens.
 
     With x and y the logits of student and teacher, T the temperature, c a chunk and t a position
     that predicts one of its tokens:
@@ -61,65 +61,65 @@ def universal_logit_loss(
     $$\mathrm{loss} = \frac{1}{N} \sum_c \sum_i
     \left| (\mathrm{sorted}\, P_c)_i - (\mathrm{sorted}\, Q_c)_i \right|$$
 
-    Both are sorted from the largest, and the shorter vocabulary is filled up with zeros. It needs
-    no pairing of tokens, and knows none: a student that is as sure as its teacher, of another
-    word, has loss 0. So it goes with [`next_token_loss`][termwise.lm.next_token_loss].
+    Both are sorted in descending order, and the shorter vocabulary is padded with zeros. No pairing
+    of tokens is needed or used: a student that predicts another word with the same probability as
+    its teacher has loss 0. So combine it with [`next_token_loss`][termwise.lm.next_token_loss].
 
-    Conventions, besides those of [`projected_kl_loss`][termwise.lm.projected_kl_loss] on the shift,
-    on which chunks count and on positions that are never read: no T^2, for the loss is none of
-    logits; and the subgradient of |0| is 0, while which of equal probabilities comes first is left
-    open.
+    The shift, the chunks that count and the positions that are never read are as in
+    [`projected_kl_loss`][termwise.lm.projected_kl_loss]. There is no factor T^2. The subgradient of
+    |0| is 0, and the order of equal probabilities is unspecified.
 
     Args:
-        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalised, a row for
+        student_logits (Float[Tensor, "batch student_time student_vocab"]): unnormalized, a row for
             each position.
-        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same of the teacher.
-            No gradient flows to it.
-        alignment: which tokens make up which chunk. That of the paper, the i-th token of an answer
-            with the i-th, is [`align_in_order`][termwise.lm.align_in_order].
+        teacher_logits (Float[Tensor, "batch teacher_time teacher_vocab"]): the same for the
+            teacher. No gradient.
+        alignment: the chunk of each token. That of the paper, which pairs the i-th tokens of both
+            answers, is [`align_in_order`][termwise.lm.align_in_order].
         temperature: T, positive.
         mask (Bool[Tensor, "batch student_time"] | None): student tokens that count; the others
-            enter no term and no gradient, whatever they hold. None: all. A chunk counts if all its
-            student tokens do.
+            affect no term and no gradient, even if they are NaN. None: all. A chunk counts if all
+            its student tokens count.
         sample_mask (Bool[Tensor, " batch"] | None): samples that count. None: all.
-        exact_only: count chunks of equal text alone (`pair_exact`).
+        exact_only: whether to count only chunks of equal text (`pair_exact`).
         normalizer (Float[Tensor, ""] | Int[Tensor, ""] | float | None): N, not negative. None:
             the number of chunks that count, over batch_group. See
             [`count_valid_chunks`][termwise.lm.count_valid_chunks] for micro-batches.
-        student_vocab: columns of the student's logits over all ranks of vocab_group, with which it
-            is needed, so that no rank synchronizes to learn it.
+        student_vocab: number of columns of the student's logits over all ranks of vocab_group;
+            required with it, to avoid a synchronization.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication.
-        vocab_group: ranks that hold other student tokens, in any numbers, in the order of ranks;
-            each has all of the teacher's logits.
-        sequence_group: ranks that hold other positions, of both models, in the order of ranks; a
-            chunk may straddle them. Each has the whole `pair_valid` and `pair_exact`.
+        vocab_group: process group whose ranks hold different student tokens, in any numbers, in the
+            order of ranks, and all of the teacher's logits.
+        sequence_group: process group whose ranks hold different positions of both models, in the
+            order of ranks; a chunk may extend over several ranks. Each rank has the whole
+            `pair_valid` and `pair_exact`.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
         The terms of the whole batch, the same on every rank. Gradient: combined over batch_group as
-        `grad_reduction` says it is that of one process; over vocab_group and sequence_group each
-        rank's is its part of the whole gradient, and nothing is to be averaged. Where no chunk
-        counts, loss and gradient are 0. Second derivatives are refused (`NotImplementedError`).
-        Sent for each chunk: over vocab_group and sequence_group the student's vocabulary once, and
-        over sequence_group the teacher's. Does not synchronize with the device.
+        `grad_reduction` says, it equals that of one process; over vocab_group and sequence_group
+        each rank gets its part of the whole gradient, which is not to be averaged. If no chunk
+        counts, loss and gradient are 0. Second derivatives raise NotImplementedError. Each rank
+        sends, for each chunk, the student's vocabulary once over vocab_group and sequence_group,
+        and the teacher's over sequence_group. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: the alignment is of another size than the logits, student_vocab is missing with
-            vocab_group or does not fit, or a number is out of its range. Or one group of several
-            ranks is given for two axes.
+        ValueError: the size of the alignment does not match the logits, student_vocab is missing
+            with vocab_group or does not fit, or a number is out of range. Or one group of several
+            ranks is passed for two axes.
 
     References:
         Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss
         for LLMs (TMLR 2025), https://arxiv.org/abs/2402.12030. Where paper and code differ this is
-        the paper's: the authors' code (https://github.com/Nicolas-BZRD/llm-recipes) and TRL's
-        GOLD trainer as it comes (https://github.com/huggingface/trl) compare the positions that
-        *hold* the answer's tokens, not those that predict them, and average over the positions
-        of a sample before they average over samples. Both add the cross-entropy, here
+        the paper's: the authors' code (https://github.com/Nicolas-BZRD/llm-recipes) and TRL's GOLD
+        trainer by default (https://github.com/huggingface/trl) compare the positions that *contain*
+        the answer's tokens, not those that predict them, and average over the positions of a sample
+        before they average over samples. Both add the cross-entropy, here
         [`cross_tokenizer_loss`][termwise.lm.cross_tokenizer_loss]. For a chunk of several tokens
-        GOLD multiplies probabilities instead, which leaves less than a distribution.
+        GOLD multiplies probabilities instead, so they sum to less than 1.
 
     Examples:
         >>> import torch
@@ -170,16 +170,17 @@ def align_in_order(
     student_mask: Bool[Tensor, "batch student_time"],
     teacher_mask: Bool[Tensor, "batch teacher_time"],
 ) -> Alignment:
-    """Pair the i-th token of the student with the i-th of the teacher, whatever they say.
+    """Pair the i-th token of the student with the i-th of the teacher, regardless of text.
 
     Args:
-        student_mask (Bool[Tensor, "batch student_time"]): tokens that are paired, of an answer for
-            instance, in the order of time.
-        teacher_mask (Bool[Tensor, "batch teacher_time"]): the same of the teacher.
+        student_mask (Bool[Tensor, "batch student_time"]): tokens to pair in order, such as those of
+            an answer.
+        teacher_mask (Bool[Tensor, "batch teacher_time"]): the same for the teacher.
 
     Returns:
-        An alignment whose chunks are one token on each side, as many as the side with fewer has.
-        None is `pair_exact`, for nobody compared their texts. Does not synchronize with the device.
+        An alignment whose chunks have one token of each model, as many as the model with fewer
+        tokens has. `pair_exact` is False, since texts are not compared. Does not synchronize with
+        the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -255,7 +256,7 @@ class _Inputs(NamedTuple):
     teacher: Tensor
     chunks: Chunks
     first: Tensor | None
-    """Of this rank's columns, its place among those of all ranks."""
+    """Index of this rank's first column among those of all ranks."""
     per_chunk: Tensor
     student_vocab: int
     temperature: float
@@ -306,7 +307,7 @@ _universal_logit = Operator("universal_logit", _Inputs, _kernel, _fake)
 
 
 def _sorted_distance(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's L1 distance between sorted entries, and its gradient in ours."""
+    """Return each row's L1 distance between sorted entries, and its gradient for the student's."""
     most = min(ours.shape[1], theirs.shape[1])
     difference, place = ours.sort(dim=1, descending=True)
     theirs = theirs.sort(dim=1, descending=True).values

@@ -1,4 +1,4 @@
-"""The two vocabularies cut into tokens that both have and the rest of each."""
+"""A partition of two vocabularies into shared tokens and the rest of each."""
 
 import dataclasses
 from typing import Literal, Self
@@ -46,7 +46,7 @@ class VocabPartition:
         return f"VocabPartition(common={common}, rest_student={students}, rest_teacher={teachers})"
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same partition on a device."""
+        """Return the partition on a device."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **tensors)
 
@@ -60,21 +60,21 @@ def vocab_partition(
 ) -> VocabPartition:
     """Pair the tokens that both vocabularies have, by a projection between them.
 
-    - `"strict"`: a student token's only entry has weight 1. Where several ask for one teacher
-      token, the lowest student token wins.
-    - `"relaxed"`: a student token's largest weight (of equal ones, the lowest teacher token's) is
-      at least 0.6. Where several ask for one teacher token, the largest weight wins, then the
-      lowest student token.
+    - `"strict"`: a student token whose only entry has weight 1. If several map to one teacher
+      token, the lowest student token is used.
+    - `"relaxed"`: a student token whose largest weight (of equal ones, that of the lowest teacher
+      token) is at least 0.6. If several map to one teacher token, the one with the largest weight
+      is used, then the lowest student token.
 
-    Takes time and memory in proportion to the entries and to the vocabularies. Waits for the
-    device: make it once, not in the training step.
+    Time and memory are proportional to the entries and the vocabularies. Synchronizes with the
+    device: call it once, not in the training step.
 
     Args:
-        projection: the weights between the two.
-        rule: which tokens are the same.
+        projection: the projection between the vocabularies.
+        rule: which tokens to pair.
 
     Returns:
-        A partition; every token of either side is in it once.
+        A partition that contains every token of both vocabularies once.
 
     References:
         `build_exact_token_map` in NeMo-RL (https://github.com/NVIDIA-NeMo/RL,

@@ -21,34 +21,34 @@ Token: TypeAlias = str | bytes
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class VocabProjection:
-    r"""Weights M of [student_vocab, teacher_vocab], sparse, kept by rows and by columns.
+    r"""Sparse weights M of [student_vocab, teacher_vocab], stored by rows and by columns.
 
-    The row of a student token holds the teacher tokens that stand for it, and how much of its
+    The row of a student token has the teacher tokens that correspond to it, and how much of its
     probability goes to each: a distribution p over the student's vocabulary becomes
 
     $$q_t = \sum_s p_s M_{st}$$
 
-    over the teacher's. Rows need not sum to 1; the losses normalise what comes out.
+    over the teacher's. Rows need not sum to 1; the losses normalize q.
 
-    Build one with `from_tokenizers`, `from_tokens`, `from_topk`, `from_pairs`, `load` or
-    `load_nemo`, which look at every number; the constructor itself compares shapes and dtypes only.
+    Create one with `from_tokenizers`, `from_tokens`, `from_topk`, `from_pairs`, `load` or
+    `load_nemo`, which check every value; the constructor checks only shapes and dtypes.
     """
 
     student_vocab: int
-    """How many tokens the student's vocabulary has: rows of M."""
+    """Number of tokens of the student's vocabulary: rows of M."""
     teacher_vocab: int
-    """How many tokens the teacher's vocabulary has: columns of M."""
-    # Not the axes of logits: of those a rank may hold a part, and the losses say which do not fit.
+    """Number of tokens of the teacher's vocabulary: columns of M."""
+    # Not the axes of logits, of which a rank may hold a part; the losses check those.
     student_pointers: Int[Tensor, " student_tokens+1"]
-    """Int[Tensor, " student_tokens+1"]: where each student token's entries begin, and the last ones
-    end, int64."""
+    """Int[Tensor, " student_tokens+1"]: start of each student token's entries, and the end of the
+    last ones, int64."""
     student_columns: Int[Tensor, " entries"]
     """Int[Tensor, " entries"]: teacher token of each entry, int64, ascending within a row."""
     student_weights: Float[Tensor, " entries"]
     """Float[Tensor, " entries"]: weight of each entry, float32."""
     teacher_pointers: Int[Tensor, " teacher_tokens+1"]
-    """Int[Tensor, " teacher_tokens+1"]: where each teacher token's entries begin, and the last ones
-    end, int64."""
+    """Int[Tensor, " teacher_tokens+1"]: start of each teacher token's entries, and the end of the
+    last ones, int64."""
     teacher_rows: Int[Tensor, " entries"]
     """Int[Tensor, " entries"]: student token of each entry in the order of teacher tokens, int64,
     ascending within one."""
@@ -93,8 +93,8 @@ class VocabProjection:
 
         Args:
             indices (Int[Tensor, "rows k"]): teacher tokens, -1 for none. Row s is student token s.
-            weights (Float[Tensor, "rows k"]): their weights, not negative, 0 where there is no
-                token. A token that stands twice in a row has the sum.
+            weights (Float[Tensor, "rows k"]): their weights, not negative, 0 for index -1. The
+                weights of a token that occurs twice in a row are added.
             student_vocab: size of the student's vocabulary; rows beyond the last one are empty.
             teacher_vocab: size of the teacher's vocabulary.
 
@@ -153,32 +153,32 @@ class VocabProjection:
     ) -> Self:
         r"""Build from the texts of the tokens of both vocabularies.
 
-        A student token whose text is a teacher token too goes there with weight 1. Any other one
-        is written in teacher tokens, and the i-th of them, from 0, gets
-        $0.9 \cdot 0.1^i / \sum_j 0.9 \cdot 0.1^j$: a teacher that reads this text predicts its
-        first token where the student predicts the whole. One that cannot be written has no entry.
+        A student token whose text is also a teacher token maps to it with weight 1. Any other one
+        is written as a sequence of teacher tokens, and the i-th of them, from 0, gets $0.9 \cdot
+        0.1^i / \sum_j 0.9 \cdot 0.1^j$: where the student predicts the whole token, a teacher
+        predicts the first of these. A token that cannot be written in this way has no entry.
 
         Args:
-            student_tokens: the text of each token, in the order of ids; None for special tokens
-                and unused ids, which have no entry. Bytes, or strings, which stand for their
-                UTF-8: the same kind of text on both sides, so that a space is a space. What
-                `convert_ids_to_tokens` returns is text of another kind for each kind of tokenizer,
-                and two kinds are refused: see
+            student_tokens: the text of each token, in the order of ids; None for special tokens and
+                unused ids, which have no entry. Bytes, or strings, which stand for their UTF-8.
+                Both models must write spaces in the same way. `convert_ids_to_tokens` returns text
+                whose form depends on the tokenizer, and two different forms raise an error: see
                 [`from_tokenizers`][termwise.lm.VocabProjection.from_tokenizers].
-            teacher_tokens: the same of the teacher. Of equal texts the lowest id counts.
-            encode: gives the teacher tokens of a text as student_tokens has it: the teacher's
-                tokenizer, without special tokens. None: the longest teacher token that fits comes
-                first, then the longest that fits in the rest.
-            special: {student token: teacher token} of special tokens that play one role, such as
-                the end of a turn. The student token's only entry is that one, of weight 1, whatever
-                its text is. None: no token is special, and one without a text has no entry, so that
-                it is never distilled.
-            student_vocab: size of the student's vocabulary, where logits are wider than the list.
-            teacher_vocab: size of the teacher's.
+            teacher_tokens: the same for the teacher. If texts are equal the lowest id is used.
+            encode: returns the teacher tokens of a text from student_tokens: the teacher's
+                tokenizer, without special tokens. None: greedily use the longest teacher token that
+                fits.
+            special: {student token: teacher token} of special tokens with the same role, such as
+                the end of a turn. The student token has this as its only entry, with weight 1,
+                regardless of its text. None: no token is special; tokens without a text have no
+                entry, so they are never distilled.
+            student_vocab: size of the student's vocabulary, if there are more logits than tokens in
+                the list.
+            teacher_vocab: the same for the teacher.
 
         Raises:
-            ValueError: a vocabulary smaller than its list, spaces that the two sides write
-                differently, a token of special that is in no vocabulary, or no token has an entry.
+            ValueError: a vocabulary smaller than its list, spaces that are written differently, a
+                token of special that is in no vocabulary, or no token has an entry.
 
         References:
             The weights are those of tools/x_token/minimal_projection_via_multitoken.py in NeMo-RL
@@ -240,25 +240,25 @@ class VocabProjection:
         student_vocab: int | None = None,
         teacher_vocab: int | None = None,
     ) -> Self:
-        """Build from two tokenizers: what `from_tokens` builds from the bytes of their tokens.
+        """Build from two tokenizers, by the bytes of their tokens, as `from_tokens` does.
 
         Bytes are read from byte-level tokens (GPT-2, Qwen, Llama 3: "\u0120the") and from those of
-        SentencePiece (Llama 2, Gemma, T5: "\u2581the", "<0x0A>"), as they stand within a text: so
-        both of these are b" the". A student token whose bytes are no teacher token is written as
-        the teacher's tokenizer writes them, where these tokens say exactly these bytes; else, as
-        for parts of a character, the longest teacher token that fits comes first.
+        SentencePiece (Llama 2, Gemma, T5: "\u2581the", "<0x0A>"), as they occur in a text, so that
+        both are b" the". A student token whose bytes are not a teacher token is tokenized by the
+        teacher's tokenizer, if the result has exactly these bytes; otherwise, as for parts of a
+        character, the longest teacher tokens that fit are used.
 
         Args:
             student: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`.
-            teacher: the same of the teacher.
+            teacher: the same for the teacher.
             special: {student token: teacher token} of special tokens. None: those that
                 [`paired_special_tokens`][termwise.lm.paired_special_tokens] finds.
-            student_vocab: width of the student's logits, where they are wider than its tokenizer.
-            teacher_vocab: width of the teacher's.
+            student_vocab: number of the student's logits, if it exceeds the tokenizer's vocabulary.
+            teacher_vocab: the same for the teacher.
 
         Raises:
-            ValueError: an argument is no such tokenizer or writes its tokens in another way, or a
-                vocabulary is smaller than its tokenizer's.
+            ValueError: an argument is not such a tokenizer or writes its tokens in another way, or
+                a vocabulary is smaller than its tokenizer's.
         """
         name = "VocabProjection.from_tokenizers"
         students = token_texts(name, "student", student)
@@ -283,12 +283,12 @@ class VocabProjection:
     @classmethod
     @contract
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that [`save`][termwise.lm.VocabProjection.save] wrote, anew at each call.
+        """Read a file that [`save`][termwise.lm.VocabProjection.save] wrote; nothing is cached.
 
         Raises:
             ImportError: the package safetensors is missing; the extra `distill` installs it.
             FileNotFoundError: there is no such file.
-            ValueError: it is another kind of file, or its entries cannot be right.
+            ValueError: it is another kind of file, or its entries are invalid.
         """
         entries, (student_vocab, teacher_vocab) = _vocab_projection_files.read(path)
         fields = _from_entries("load", *entries, student_vocab, teacher_vocab, f", in {path}")
@@ -299,29 +299,29 @@ class VocabProjection:
     def load_nemo(
         cls, path: str | os.PathLike[str], *, student_vocab: int, teacher_vocab: int
     ) -> Self:
-        """Read a projection of NeMo-RL's, of either format, anew at each call.
+        """Read a projection file of NeMo-RL, in either format; nothing is cached.
 
         The formats are a dict of `indices` and `likelihoods`, both [student_vocab, k], and a dict
         {(student token, teacher token): weight}, saved by `torch.save`. Such a file is a pickle,
-        which could run code when it is read; here it is read as tensors and numbers alone
-        (`weights_only=True`), and one that holds more is refused.
+        which could run code when it is read; here only tensors and numbers are read
+        (`weights_only=True`), and any other content raises an error.
 
         Args:
             path: the file.
-            student_vocab: width of the student's logits. Where the file has a higher token, the
-                projection is as large as that asks.
-            teacher_vocab: width of the teacher's logits; likewise.
+            student_vocab: number of the student's logits. If the file has a higher token, the
+                projection is larger.
+            teacher_vocab: the same for the teacher.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds code or is of another format, or its entries cannot be
-                right: see [`from_topk`][termwise.lm.VocabProjection.from_topk].
+            ValueError: the file contains code or has another format, or its entries are invalid:
+                see [`from_topk`][termwise.lm.VocabProjection.from_topk].
 
         References:
             `parse_projection_file` and `get_sparse_projection_matrix` in NeMo-RL
             (https://github.com/NVIDIA-NeMo/RL, nemo_rl/algorithms/x_token/loss_utils.py), which
-            read with `weights_only=False`, keep the file in a cache by its path, and drop a
-            negative index whatever it weighs.
+            read with `weights_only=False`, cache the file by its path, and drop a negative index
+            regardless of its weight.
         """
         rows, columns, weights = _vocab_projection_files.read_nemo(path)
         if rows.numel():
@@ -343,7 +343,7 @@ class VocabProjection:
         _vocab_projection_files.write(path, entries, (self.student_vocab, self.teacher_vocab))
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same projection on a device."""
+        """Return the projection on a device."""
         tensors = {
             field.name: getattr(self, field.name).to(device)
             for field in dataclasses.fields(self)
@@ -354,7 +354,8 @@ class VocabProjection:
     def rows(self, lo: int, hi: int) -> Self:
         """Return the part for student tokens lo to hi - 1, renumbered from 0: a shard's.
 
-        It may have no entries. Synchronizes with the device: cut once, not in the training step.
+        It may have no entries. Synchronizes with the device: call it once, not in the training
+        step.
         """
         if not 0 <= lo <= hi <= self.student_vocab:
             raise ValueError(
@@ -395,12 +396,12 @@ class VocabProjection:
     ) -> tuple[Int[Tensor, "student_vocab k"], Float[Tensor, "student_vocab k"]]:
         """Return the arrays that [`from_topk`][termwise.lm.VocabProjection.from_topk] takes.
 
-        Each row has its entries from the largest weight down, of equal ones the lowest teacher
-        token first, then -1 of weight 0. Synchronizes with the device.
+        The entries of each row are sorted by descending weight, then ascending teacher token, and
+        padded with -1 of weight 0. Synchronizes with the device.
 
         Args:
-            k: how many entries to keep of each row, the largest. None: as many as the row with the
-                most has, so that `from_topk` of the arrays is this projection again.
+            k: number of entries to keep of each row. None: the largest number in a row, so that
+                `from_topk` of the arrays returns this projection again.
 
         Returns:
             tuple[Int[Tensor, "student_vocab k"], Float[Tensor, "student_vocab k"]]: teacher tokens
@@ -439,10 +440,10 @@ class VocabProjection:
     def project(
         self, probs: Float[Tensor, "*batch student_vocab"]
     ) -> Float[Tensor, "*batch teacher_vocab"]:
-        """Carry distributions over the student's vocabulary to the teacher's.
+        """Project distributions over the student's vocabulary to the teacher's.
 
-        Half precision is lifted to float32, whatever autocast says. Linear in probs, and
-        differentiable in it as often as is wanted.
+        Half precision is converted to float32, regardless of autocast. Linear in probs, with
+        derivatives of any order.
         """
         if probs.shape[-1] != self.student_vocab:
             raise ValueError(
@@ -471,7 +472,7 @@ def _as_bytes(token: Token) -> bytes:
 
 
 def _longest_first(known: Mapping[bytes, int]) -> Callable[[Token], Sequence[int]]:
-    """Write a text in known tokens, the longest that fits first; in none where one is missing."""
+    """Return a function that greedily writes a text in known tokens, or returns none."""
     lengths = sorted({len(token) for token in known}, reverse=True)
 
     def write(token: Token) -> Sequence[int]:
@@ -499,11 +500,11 @@ def _from_entries(
     teacher_vocab: int,
     source: str = "",
 ) -> dict[str, Any]:
-    """Refuse what cannot be right, then sum entries of one place."""
+    """Check entries, then sum those with equal indices."""
     name = f"VocabProjection.{name}"
     if rows.numel() == 0:
         raise ValueError(f"{name} needs at least 1 entry, got none{source}")
-    if student_vocab * teacher_vocab >= 2**63:  # places of entries are counted in int64
+    if student_vocab * teacher_vocab >= 2**63:  # indices of entries are int64
         raise ValueError(
             f"{name} needs vocabularies of less than 2**63 pairs, got {student_vocab} and "
             f"{teacher_vocab}{source}"
@@ -571,7 +572,8 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_column, by_row = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        # A compiled graph has no second derivative, and Dynamo would trace this one for ever.
+        # A compiled graph has no second derivative, and Dynamo would trace this recursion without
+        # end.
         if torch.compiler.is_compiling():
             gradient = _csr_product(gradients[0], *by_row)
         else:

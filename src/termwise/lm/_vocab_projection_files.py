@@ -1,4 +1,4 @@
-"""Projections on disk: our own files, in safetensors, and NeMo-RL's, which are pickles."""
+"""Projection files: our own format, in safetensors, and NeMo-RL's, which are pickles."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 Entries = tuple[Tensor, Tensor, Tensor]  # student tokens, teacher tokens, weights
 
 _FORMAT = "termwise.lm.VocabProjection 1"
-# No vocabulary and no file is as large: a file that says so would take all memory.
+# Larger than any vocabulary or file: a larger size in a file would exhaust the memory.
 _TOKENS = 2**24
 _ELEMENTS = 2**30
 
@@ -55,9 +55,9 @@ def read(path: str | os.PathLike[str]) -> tuple[Entries, tuple[int, int]]:
 
 
 def read_nemo(path: str | os.PathLike[str]) -> Entries:
-    """Read either of NeMo-RL's formats, as entries, those of -1 left out where they weigh nothing.
+    """Read either of NeMo-RL's formats as entries, without those of index -1 and weight 0.
 
-    No code in the file is run: it may hold tensors, numbers and containers of them.
+    No code in the file is run: it may contain tensors, numbers and containers of them.
     """
     name = "VocabProjection.load_nemo"
     if not Path(path).exists():
@@ -68,7 +68,7 @@ def read_nemo(path: str | os.PathLike[str]) -> Entries:
         data: object = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the restricted unpickler fails in any way on what is no pickle
+    except Exception as error:  # the restricted unpickler may raise any error for other files
         raise ValueError(
             f"{name} needs a file of tensors and numbers alone, and runs no code from it, got "
             f"{path}: {str(error).partition(chr(10))[0]}"

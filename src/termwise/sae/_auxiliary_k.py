@@ -1,4 +1,4 @@
-"""AuxK: dead latents are trained to reconstruct the residual, so that they fire again."""
+"""AuxK: train dead latents to reconstruct the residual, so that they become active again."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -45,14 +45,15 @@ def auxiliary_k_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Reconstruct the residual from dead latents, so that they fire again.
+    r"""Compute the error of reconstructing the residual from dead latents.
 
     $$\mathrm{aux} = \frac{s}{n} \sum_i \| r_i - \hat{r}_i \|^2 \Big/
     \frac{1}{n} \sum_i \| r_i - \bar{r} \|^2$$
 
-    The residual is r = x - x_hat. Its reconstruction is that of the k_aux dead latents that are
-    largest in the row, after the activation, through the decoder without its bias. The factor s is
-    1, or min(n_dead / k_aux, 1) with `scale_by_count`.
+    Training with this term makes dead latents active again. The residual is r = x - x_hat. Its
+    reconstruction uses the k_aux dead latents that are largest in the row, after the activation,
+    and the decoder without its bias. The factor s is 1, or min(n_dead / k_aux, 1) with
+    `scale_by_count`.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
@@ -60,35 +61,36 @@ def auxiliary_k_loss(
         pre (Float[Tensor, "batch d_sae"]): latents before any selection, dense.
         W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent.
         dead (Bool[Tensor, " d_sae"]): which latents are dead, the same on every rank.
-        k_aux: how many of them each row uses; d_model / 2 in the paper. If fewer are dead, all.
-        activation: what dead latents are ranked by and decoded with: "relu", max(0, pre) for both
-            (the paper, dictionary_learning, sparsify); "none", pre for both (SAELens, saev);
-            "abs", ranked by |pre| and decoded with pre (AbsTopK).
-        normalize: what the squared error is divided by: "residual", the variance of the residual;
-            "target", that of the target (sparsify); or "none", nothing (SAELens, BatchTopK's
-            code). The ratio is right for rows of any size. Where the variance is zero but for
-            rounding (one row, constant rows) the loss is 0.
+        k_aux: number of dead latents that each row uses; d_model / 2 in the paper. If fewer are
+            dead, all are used.
+        activation: "relu" ranks dead latents by max(0, pre) and decodes these values (the paper,
+            dictionary_learning, sparsify); "none" ranks and decodes pre (SAELens, saev); "abs"
+            ranks by |pre| and decodes pre (AbsTopK).
+        normalize: divide the squared error by the variance of the residual ("residual"), by that of
+            the target ("target", sparsify), or by nothing ("none", SAELens, BatchTopK's code). The
+            ratio neither overflows nor underflows. If the variance is zero up to rounding (one row,
+            constant rows) the loss is 0.
         scale_by_count: whether to multiply by min(n_dead / k_aux, 1), so that a few dead latents
-            are not trained to reconstruct all of the residual (SAELens, sparsify).
-        detach_residual: whether the residual and the variance are constants, so that no gradient
-            reaches x, x_hat or target. False: they get the gradient of the formula (BatchTopK's
-            code).
+            are not trained to reconstruct the whole residual (SAELens, sparsify).
+        detach_residual: whether to detach the residual and the variance, so that x, x_hat and
+            target get no gradient. False: they get the gradient of the formula (BatchTopK's code).
         target (Float[Tensor, "batch d_model"] | None): what x_hat reconstructs, if that is not x (a
             transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
-        feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
+        feature_reduction: over d_model, "mean" or "sum"; if normalized, it cancels.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        Float[Tensor, ""]: the loss of all rows, the same on every rank; 0, with zero gradients,
-        where no latent is dead. Gradient, for pre and W_dec (and the residual where it is not
-        detached): as `grad_reduction` says. Second derivatives are correct without a group and
-        raise NotImplementedError with one. Communication: one all-reduce of 2 elements; normalised,
-        one of d_model + 1 and one of 4. Does not synchronize with the device.
+        Float[Tensor, ""]: the loss of all rows, the same on every rank; 0, with zero gradients, if
+        no latent is dead. Gradients with respect to pre and W_dec (and the residual if it is not
+        detached), combined over ranks as `grad_reduction` says, equal those of one process. Second
+        derivatives are correct without a group and raise NotImplementedError with one.
+        Communication: one all-reduce of 2 elements; if normalized, one of d_model + 1 and one of 4.
+        Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -96,8 +98,8 @@ def auxiliary_k_loss(
 
     References:
         Gao et al., https://arxiv.org/abs/2406.04093, section A.2. We side with the paper: the
-        reconstruction of the residual has no bias. Their code replaces a NaN by 0 after the
-        division; here nothing is divided by zero.
+        reconstruction of the residual has no bias. Their code replaces NaN by 0 after the division;
+        here no division by zero occurs.
 
     Examples:
         >>> import torch
@@ -129,7 +131,7 @@ def auxiliary_k_loss(
     pre = cast("Tensor", counted(pre, mask))
     score = ranked_by(pre.detach(), activation).masked_fill(~dead, -torch.inf)
     chosen = topk(pre, k=min(k_aux, pre.shape[1]), score=score, activation=activation)
-    # Where fewer than k_aux are dead, living ones are among the chosen.
+    # If fewer than k_aux are dead, live latents are among those chosen.
     is_dead = dead.index_select(0, chosen.indices.flatten()).view_as(chosen.indices)
     explained = decode(SparseLatents(chosen.values.where(is_dead, 0), chosen.indices), W_dec)
     unexplained = left - explained
@@ -139,14 +141,14 @@ def auxiliary_k_loss(
         defined = dead.any()
     else:
         rows = left if normalize == "residual" else rows_that_count(goal, mask)
-        # In the wider type, which holds squares of all that the narrow one holds. The reduction of
-        # features cancels.
+        # In the wider dtype, squares of values of the narrower one cannot overflow. The reduction
+        # over features cancels.
         parts = (unexplained, centred_rows(rows, mask, batch_group), rows.detach())
         aux, variance, size = means_over_rows(
             [wide_squared_norm(part) for part in parts], mask, batch_group, grad_reduction
         )
         rounding = (8 * torch.finfo(rows.dtype).eps) ** 2 * size
-        # Not `variance <= rounding`: a variance that is NaN stays one.
+        # Not `variance <= rounding`, so that a variance of NaN remains NaN.
         defined = dead.any() & ~(variance.detach() <= rounding.detach())
         aux = (aux / variance.where(defined, 1)).to(unexplained.dtype)
     if scale_by_count:
@@ -174,7 +176,7 @@ def matryoshka_auxiliary_k_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Compute AuxK for each Matryoshka level: its dead latents reconstruct its prefix's residual.
+    r"""Compute AuxK for each Matryoshka level, from its dead latents and its prefix's residual.
 
     $$\mathrm{aux} = \sum_m \mathrm{AuxK}(x - \hat{x}^m, \; \{ j \text{ dead}, \;
     m' \le j < m \})$$
@@ -192,24 +194,25 @@ def matryoshka_auxiliary_k_loss(
         b_dec (Float[Tensor, " d_model"] | None): bias of every prefix's reconstruction. None: 0.
         prefixes: strictly increasing lengths in 0..d_sae, as in `matryoshka_loss`; 0 adds nothing.
         dead (Bool[Tensor, " d_sae"]): which latents are dead, the same on every rank.
-        k_aux: how many of a level's dead latents each row uses.
+        k_aux: number of a level's dead latents that each row uses.
         activation: as in `auxiliary_k_loss`.
-        normalize: as in `auxiliary_k_loss`, level by level.
+        normalize: as in `auxiliary_k_loss`, for each level separately.
         scale_by_count: whether to multiply each level by min(n_dead / k_aux, 1), with the dead
             latents of the level.
         target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x.
             None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
-        feature_reduction: over d_model, "mean" or "sum"; normalised, it cancels.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
+        feature_reduction: over d_model, "mean" or "sum"; if normalized, it cancels.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        Float[Tensor, ""]: the sum over levels, for `matryoshka_loss(aux=...)`. Gradient, for pre
-        and W_dec, and what is sent: as in `auxiliary_k_loss`, once for each level.
+        Float[Tensor, ""]: the sum over levels, for `matryoshka_loss(aux=...)`. Gradients with
+        respect to pre and W_dec, and communication, are those of `auxiliary_k_loss`, once for each
+        level.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -217,7 +220,8 @@ def matryoshka_auxiliary_k_loss(
 
     References:
         SAELens 6.54, https://github.com/decoderesearch/SAELens, `use_matryoshka_aux_loss`: with
-        `activation="none"`, `normalize="none"`, `scale_by_count=True` and features summed.
+        `activation="none"`, `normalize="none"`, `scale_by_count=True` and
+        `feature_reduction="sum"`.
 
     Examples:
         >>> import torch
@@ -268,7 +272,7 @@ def matryoshka_auxiliary_k_loss(
 
 
 def _decoded_block(f: Latents, W_dec: Tensor, low: int, high: int) -> Tensor:
-    """Return what some of the latents add to a reconstruction, without a gradient."""
+    """Return the contribution of some of the latents to a reconstruction, without a gradient."""
     if not isinstance(f, SparseLatents):
         return decode(f[:, low:high].detach(), W_dec[low:high].detach())
     within = (f.indices >= low) & (f.indices < high)

@@ -28,11 +28,11 @@ class Crosscoder:
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
     aux_coeff: float = 1 / 32
-    """Weight of the auxiliary loss that is given."""
+    """Weight of the auxiliary loss that is passed."""
     decoder_norm: LayerNorm = "l1"
-    """Over the norms of a latent's rows, one for each layer: their sum, or root of squares."""
+    """"l1": sum of the norms of a latent's rows in each layer; "l2": root of their squares' sum."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -51,7 +51,7 @@ class CrosscoderTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was passed, before its coefficient; 0 if none was passed."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
 
@@ -90,26 +90,27 @@ def crosscoder_loss(
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch layers d_model"]): reconstruction of x from f.
         W_dec (Float[Tensor, "d_sae layers d_model"]): W, the decoder, for each latent a row in each
-            layer. Only its norms are taken here, in the graph, so that the penalty cannot be
-            escaped by small latents and large rows.
+            layer. Only its norms are used, with their gradient, so that small latents with large
+            rows cannot avoid the penalty.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies. The same holds for aux_coeff.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0. The same holds for aux_coeff.
         aux (Float[Tensor, ""] | None): an auxiliary loss of the same rows, with the same `mask`,
-            `batch_group` and reductions: what
-            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for `x.flatten(1)`,
-            `x_hat.flatten(1)` and `W_dec.flatten(1)`. Its "mean" is over layers and features, as it
-            is here over features alone: times layers it is in the unit of `mse`. None: 0.
+            `batch_group` and reductions: [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] of
+            `x.flatten(1)`, `x_hat.flatten(1)` and `W_dec.flatten(1)`. Its "mean" is over layers and
+            features, but that of `mse` is over features only: multiply it by the number of layers
+            to have the same unit. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
-        decoder_norm: "l1" charges a latent for each layer it writes to, and so favours latents of
-            few layers; its value is comparable to the sum of separate autoencoders' losses. "l2"
-            is the norm of all its rows as one vector, and favours latents shared by all layers.
+        decoder_norm: "l1" penalizes a latent for each layer it writes to, and so favors latents of
+            few layers; its value is comparable to the sum of the losses of separate autoencoders.
+            "l2" is the norm of all rows of a latent as one vector, and favors latents shared by all
+            layers.
         target (Float[Tensor, "batch layers d_model"] | None): what x_hat is compared with, if that
             is not x (a cross-layer transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum" (the source). Over layers the errors are
             summed with either.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.

@@ -1,4 +1,4 @@
-"""The end-to-end objective: the model's output must survive the autoencoder's reconstruction."""
+"""The end-to-end objective: preserve the model's output when activations are reconstructed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class EndToEnd:
     reconstruction_coeff: float = 0.0
     """Weight of the squared error at each later layer."""
     sparsity_coeff: float = 2e-3
-    """Weight of the L1 penalty: about 1.5 / 768, as the authors train on GPT-2 small."""
+    """Weight of the L1 penalty; the authors use about 1.5 / 768 for GPT-2 small."""
     feature_reduction: FeatureReduction = "mean"
-    """Over the features of a later layer."""
+    """Reduction over the features of a later layer: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -69,7 +69,7 @@ def end_to_end_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> EndToEndTerms:
-    r"""Match the output of the model that runs on a reconstruction to the model's own.
+    r"""Match the output of the model that runs on a reconstruction to that of the original model.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
     \alpha \sum_v p_{iv} (\log\, p_{iv} - \log\, q_{iv})
@@ -81,28 +81,28 @@ def end_to_end_loss(
     difference, with or without autocast.
 
     Args:
-        logits (Float[Tensor, "batch vocab"]): of the patched model, whose activations at one layer
-            are a reconstruction; a row for each token. -inf: a token of probability 0.
-        original_logits (Float[Tensor, "batch vocab"]): of the model itself, at the same tokens.
-            Detached: no gradient reaches the original run. A token that is -inf in it adds 0,
-            whatever `logits` holds; one that is -inf in `logits` alone makes the divergence
-            infinite.
-        x: activations of the original run at layers after the autoencoder, each "batch d_k".
-            Detached. None or empty: none, and `reconstruction` is 0.
+        logits (Float[Tensor, "batch vocab"]): logits of the patched model, whose activations at one
+            layer are replaced by their reconstruction; a row for each token. -inf: a token of
+            probability 0.
+        original_logits (Float[Tensor, "batch vocab"]): logits of the original model, at the same
+            tokens; detached. A token that is -inf in it adds 0, whatever its value in `logits`; one
+            that is -inf only in `logits` makes the divergence infinite.
+        x: activations of the original model at layers after the autoencoder, each "batch d_k";
+            detached. None or empty: `reconstruction` is 0.
         f (Float[Tensor, "batch d_sae"] | SparseLatents | None): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. None: `sparsity` is 0.
-        x_hat: activations of the patched run at the same layers.
+        x_hat: activations of the patched model at the same layers.
         kl_coeff (float | Float[Tensor, ""]): alpha, the weight of the divergence. Exactly 0.0
-            leaves it out of the loss and of the gradient, even if it is infinite. A tensor, on the
-            device of logits, may change at each step without recompiling; it is never read, and
-            multiplies. The same holds for the other coefficients.
+            removes it from the loss and the gradient, even if it is infinite. A tensor, on the
+            device of logits, may change at each step without recompiling; its term is always
+            multiplied and added, even if it is 0. The same holds for the other coefficients.
         reconstruction_coeff (float | Float[Tensor, ""]): beta, the weight of each later layer's
             squared error. The paper divides one coefficient by the number of these layers.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. The authors'
             code divides by the width of the autoencoder's input: their 1.5 on GPT-2 small is
             1.5 / 768 here.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over the features of a later layer, "mean" (the authors' code) or "sum"
             (the paper).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
@@ -113,14 +113,14 @@ def end_to_end_loss(
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        rows. Communication: one all-reduce of 4 float64 elements. The backward pass keeps the
-        logits as given and no probabilities; compiled, it may keep others. Does not synchronize
-        with the device.
+        rows. Communication: one all-reduce of 4 float64 elements. Saved for the backward pass: the
+        logits as given, and no probabilities; compiled code may save other tensors. Does not
+        synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: x and x_hat are not as many floating tensors, of equal shapes with a row for
-            each row of logits; or f has another number of rows.
+        ValueError: x and x_hat do not have equally many floating tensors, of equal shapes with a
+            row for each row of logits; or f has another number of rows.
 
     References:
         Braun et al., Identifying Functionally Important Features with End-to-End Sparse Dictionary
@@ -165,7 +165,7 @@ def end_to_end_loss(
         sparsity = weighted(sparsity_coeff, price)
         loss = weighted(kl_coeff, kl) + weighted(reconstruction_coeff, reconstruction) + sparsity
         if all(map(is_zero, (kl_coeff, reconstruction_coeff, sparsity_coeff))):
-            # Still 0, with a gradient of 0: a trainer may call backward on it.
+            # 0 with a gradient of 0, so that a trainer can call backward.
             loss = loss + link_to(logits).to(loss.dtype)
         return EndToEndTerms(
             loss=loss,
@@ -216,7 +216,7 @@ class EndToEndObjective(LossModule):
 def _pairs(
     x: Sequence[Tensor] | None, x_hat: Sequence[Tensor] | None, batch: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pair the layers of two runs. A contract does not look into sequences."""
+    """Pair the layers of both models, and check their shapes."""
     originals, guesses = list(x or ()), list(x_hat or ())
     if len(originals) != len(guesses):
         raise ValueError(
@@ -248,7 +248,7 @@ def _block_divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> 
     ours = torch.log_softmax(_finite(logits, mask), 1)
     theirs = torch.log_softmax(_finite(original, mask), 1)
     weights = theirs.exp()
-    # A token of probability 0 adds 0; its own difference may be -inf - -inf.
+    # A token of probability 0 adds 0; the difference of its logs may be -inf - -inf.
     return (weights * (theirs - ours).masked_fill(weights == 0, 0)).sum(1)
 
 
@@ -257,7 +257,7 @@ def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _RowsDivergence(Function):
-    """Works in blocks of rows and keeps no tensor as large as the logits but themselves."""
+    """Compute in blocks of rows; save no tensor as large as the logits except the logits."""
 
     generate_vmap_rule = True
 

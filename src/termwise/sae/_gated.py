@@ -1,4 +1,4 @@
-"""The gated objective: which latents fire is learned apart from how large they are."""
+"""The gated objective: a gate learns which latents are active, separately from their values."""
 
 import dataclasses
 from typing import cast
@@ -25,9 +25,9 @@ class Gated:
     sparsity_coeff: float = 4e-4
     """Weight of the penalty on the gate."""
     stop_decoder: bool = True
-    """Whether the auxiliary reconstruction leaves the decoder alone."""
+    """Whether the decoder is detached in the auxiliary term."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -43,7 +43,7 @@ class GatedTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j relu(f_gate_j)."""
     aux: Float[Tensor, ""]
-    """Squared error of what the gate alone reconstructs, reduced as mse. It has no coefficient."""
+    """Squared error of the reconstruction from the gate alone, reduced as mse; no coefficient."""
     l0: Float[Tensor, ""]
     """Latents f of a row that are not zero, mean over rows; detached."""
 
@@ -73,8 +73,9 @@ def gated_loss(
     + \frac{1}{d} \| x_i - \max(0, \pi_i) W - b \|^2 \right)$$
 
     over the n rows that count, with W and b detached in the last term, which trains the gate: its
-    step function has no gradient. The penalty is on the gate, so f does not shrink. Half precision
-    is converted to float32 before anything is decoded or subtracted, with or without autocast.
+    step function has no gradient. Since the penalty is on the gate, it does not shrink f. Half
+    precision is converted to float32 before anything is decoded or subtracted, with or without
+    autocast.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
@@ -87,19 +88,19 @@ def gated_loss(
         b_dec (Float[Tensor, " d_model"] | None): b, the decoder's bias. None: 0.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared errors are d_model times those of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0.
         stop_decoder: whether W and b are detached in the auxiliary term, as in the paper.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
             gradients reach them if they require one. None: 1, as in the paper, which keeps the rows
-            at unit norm. The authors advise to freeze the decoder in both terms or in neither: give
+            at unit norm. The authors advise detaching the decoder in both terms or in neither: pass
             `decoder_norm.detach()`, or `stop_decoder=False`.
         target (Float[Tensor, "batch d_model"] | None): what both reconstructions are compared with,
             if that is not x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
-        feature_reduction: over d_model, "mean" or "sum" (the paper), in mse and aux alike.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
+        feature_reduction: over d_model, "mean" or "sum" (the paper), in both mse and aux.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -117,9 +118,9 @@ def gated_loss(
 
     References:
         Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse Autoencoders (2024),
-        https://arxiv.org/abs/2404.16014. We side with it, as dictionary_learning does;
-        newer SAELens weighs the penalty by the decoder's norms and lets the auxiliary term train
-        the decoder: `decoder_norm` with `stop_decoder=False`.
+        https://arxiv.org/abs/2404.16014. We side with it, as dictionary_learning does; newer
+        versions of SAELens weight the penalty by the decoder's norms and train the decoder with the
+        auxiliary term: `decoder_norm` with `stop_decoder=False`.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""JumpReLU: latents with a learned threshold, trained through the jump by kernel estimates."""
+"""JumpReLU: latents with a learned threshold, whose gradient is a kernel estimate."""
 
 import dataclasses
 from typing import Any, Literal, cast
@@ -33,19 +33,19 @@ class JumpReLU:
     bandwidth: float = 1e-3
     """Width of the kernel around the threshold, in units of the pre-activations."""
     penalty: JumpReLUPenalty = "l0"
-    """What is paid for active latents."""
+    """Penalty on active latents."""
     l0_target: float | None = None
-    """Active latents of a row that "l0_relative" aims at."""
+    """Target number of active latents of a row, for "l0_relative"."""
     tanh_scale: float = 4.0
     """c of "tanh"."""
     threshold_gradient: ThresholdGradient = "latents"
-    """What carries the gradient of "tanh" to the threshold."""
+    """How "tanh" computes the gradient of the threshold."""
     pre_act_coeff: float = 0.0
-    """Weight of the term that raises latents that do not fire; Anthropic's is 3e-6."""
+    """Weight of the penalty on pre-activations below their threshold; Anthropic's is 3e-6."""
     input_gradient: bool = False
-    """Whether the estimate reaches the pre-activations as well."""
+    """Whether the pre-activations get the estimated gradient of the jump too."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -59,10 +59,10 @@ class JumpReLUTerms(Terms):
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     sparsity: Float[Tensor, ""]
-    """The penalty with its coefficient, by name: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
+    """The penalty with its coefficient: of L0, of (L0 / l0_target - 1)^2, or of tanh."""
     pre_act: Float[Tensor, ""]
-    """The push on latents below their threshold, before its coefficient: mean over rows of sum_j
-    norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 where that is not given."""
+    """The penalty on pre-activations below their threshold, before its coefficient: mean over rows
+    of sum_j norm_j max(0, threshold_j - pre_j) over the latents of `dead`; 0 without `dead`."""
     l0: Float[Tensor, ""]
     """Latents of a row above their threshold, mean over rows; detached."""
     threshold_mean: Float[Tensor, ""]
@@ -77,43 +77,41 @@ def jumprelu(
     bandwidth: float = 1e-3,
     input_gradient: bool = False,
 ) -> Float[Tensor, "batch d_sae"]:
-    r"""Keep what is above its threshold, and estimate the gradient of the jump by a kernel.
+    r"""Keep latents above their threshold, and estimate the gradient of the jump with a kernel.
 
     $$f_{ij} = h_{ij} \, [h_{ij} > \theta_j]$$
 
-    The derivative with respect to theta is zero wherever it exists: it misses the jump. It is
-    replaced by an estimate of the derivative of the mean over the data, with the rectangle kernel
-    K(u) = [|u| < 1/2] of width epsilon:
+    The derivative with respect to theta is zero wherever it exists, since it does not see the jump.
+    It is replaced by a straight-through estimate of the derivative of the mean over the data, with
+    the rectangle kernel K(u) = [|u| < 1/2] of width epsilon:
 
     $$\frac{\partial f_{ij}}{\partial \theta_j} := -\frac{\theta_j}{\epsilon}
     K\!\left(\frac{h_{ij} - \theta_j}{\epsilon}\right), \qquad
     \frac{\partial f_{ij}}{\partial h_{ij}} := [h_{ij} > \theta_j]$$
 
     Args:
-        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations. Not the output of an
-            activation: what a ReLU or a gate has set to zero is missing from the kernel.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, before any activation
+            function: values that a ReLU or a gate set to zero would be missing from the kernel.
         threshold (Float[Tensor, " d_sae"]): theta. Positive in the paper, which learns its
             logarithm.
-        bandwidth: epsilon, in units of h; 0.001 in the paper, for inputs of unit mean square.
-            The variance of the estimate falls with it as 1 / epsilon, the bias grows.
-        input_gradient: whether the estimate reaches h as well: (theta / epsilon) K is added to the
-            second derivative above.
+        bandwidth: epsilon, in units of h; 0.001 in the paper, for inputs of unit mean square. A
+            larger one reduces the variance of the estimate as 1 / epsilon and increases its bias.
+        input_gradient: whether h gets the estimate too: (theta / epsilon) K is added to the second
+            derivative above.
 
     Returns:
-        Float[Tensor, "batch d_sae"]: the latents, in the dtype of pre. The backward pass keeps pre
-        and threshold, and nothing else of their size. Sums over rows are taken in float32 at least.
-        Second derivatives, in eager and in reverse mode, are those of the formulas above, which are
-        constant in h.
+        Float[Tensor, "batch d_sae"]: the latents, in the dtype of pre. Saved for the backward pass:
+        pre and threshold. Sums over rows are computed in float32 or float64. Second derivatives, in
+        eager mode and reverse mode, are those of the formulas above, which are constant in h.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: bandwidth is not positive.
 
     References:
-        Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU
-        Sparse Autoencoders (2024), https://arxiv.org/abs/2407.14435; there the
-        gradient of h has no kernel. Anthropic's update of January 2025 lets it reach all
-        parameters: `input_gradient=True`.
+        Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
+        Autoencoders (2024), https://arxiv.org/abs/2407.14435; there the gradient of h has no
+        kernel. In Anthropic's update of January 2025 it has: `input_gradient=True`.
 
     Examples:
         >>> import torch
@@ -138,7 +136,7 @@ def jumprelu_l0(
     bandwidth: float = 1e-3,
     input_gradient: bool = False,
 ) -> Float[Tensor, " batch"]:
-    r"""Count the latents of each row above their threshold, with a gradient for the threshold.
+    r"""Count the latents of each row above their threshold, with an estimated gradient.
 
     $$n_i = \sum_j [h_{ij} > \theta_j], \qquad \frac{\partial n_i}{\partial \theta_j} :=
     -\frac{1}{\epsilon} K\!\left(\frac{h_{ij} - \theta_j}{\epsilon}\right)$$
@@ -147,15 +145,15 @@ def jumprelu_l0(
     minus the density of h at theta.
 
     Args:
-        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, not an activation's
-            output.
+        pre (Float[Tensor, "batch d_sae"]): h, the encoder's pre-activations, before any activation
+            function.
         threshold (Float[Tensor, " d_sae"]): theta.
         bandwidth: epsilon, in units of h.
         input_gradient: whether h gets the same derivative with the opposite sign. False: none.
 
     Returns:
-        Float[Tensor, " batch"]: the number of active latents of each row, as a float. The backward
-        pass keeps no tensor of the size of pre except pre itself.
+        Float[Tensor, " batch"]: the number of active latents of each row, as a float. Saved for the
+        backward pass: pre and threshold.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -200,7 +198,7 @@ def jumprelu_loss(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> JumpReLUTerms:
-    r"""Reconstruct through JumpReLU, with a penalty on the number of active latents itself.
+    r"""Reconstruct activations through JumpReLU, with a penalty on the number of active latents.
 
     $$\mathrm{loss} = \frac{1}{n} \sum_i \frac{1}{d} \| x_i - f_i W - b \|^2
     + S + \lambda_P P, \qquad
@@ -212,7 +210,7 @@ def jumprelu_loss(
     \qquad \text{or} \qquad
     \frac{\lambda}{n} \sum_{i,j} \tanh(c \, \left|f_{ij}\right| \, \| W_j \|)$$
 
-    for "l0", "l0_relative" and "tanh", and the push on latents below their threshold is
+    for "l0", "l0_relative" and "tanh", and the penalty on pre-activations below their threshold is
 
     $$P = \frac{1}{n} \sum_i \sum_{j \in D}
     \max(0, \theta_j - h_{ij}) \, \| W_j \|$$
@@ -231,9 +229,9 @@ def jumprelu_loss(
             it.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
             `feature_reduction`: with "sum" the squared error is d_model times that of "mean".
-            Exactly 0.0 leaves the penalty out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies. The same holds for pre_act_coeff.
+            Exactly 0.0 removes the penalty from the loss and the gradient, even if it is infinite.
+            A tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0. The same holds for pre_act_coeff.
         f (Float[Tensor, "batch d_sae"] | None): the latents, already computed by
             [`jumprelu`][termwise.sae.jumprelu] from the same pre, threshold and bandwidth. None:
             computed.
@@ -242,25 +240,25 @@ def jumprelu_loss(
         bandwidth: epsilon, the kernel's width in units of h.
         penalty: "l0" (the paper), "l0_relative" (dictionary_learning and SAEBench), whose square is
             taken after the mean over all rows of all ranks, or "tanh" (Anthropic).
-        l0_target: k, the active latents of a row that "l0_relative" aims at; with it alone.
-        tanh_scale: c; 4 in Anthropic's update. Only "tanh" reads it.
-        threshold_gradient: what carries the gradient of "tanh" to the threshold. Only "tanh" reads
-            it. With "latents" the penalty's slope at f, which is 1 for a latent of 0, times the
-            jump's gradient, as in SAELens and in codes for cross-layer transcoders: in the mean
-            -(theta c nu / 2) (1 + sech^2(c theta nu)) times the density of h at theta, the true
-            derivative where c theta nu is small, and about c theta nu / 2 times as much where it is
-            large. With "gate" minus the height of the step, tanh(c theta nu), times the kernel:
-            in the mean the true derivative, at any theta.
+        l0_target: k, the target number of active latents of a row; only for "l0_relative".
+        tanh_scale: c; 4 in Anthropic's update. Used only by "tanh".
+        threshold_gradient: how "tanh" computes the gradient of the threshold; used only by "tanh".
+            "latents": the slope of the penalty at f, where |f| has the derivative 1 at 0, times the
+            jump's gradient, as in SAELens and in code for cross-layer transcoders. Its mean is
+            -(theta c nu / 2) (1 + sech^2(c theta nu)) times the density of h at theta: the exact
+            derivative if c theta nu is small, and about c theta nu / 2 times as much if it is
+            large. "gate": minus the height of the step, tanh(c theta nu), times the kernel, whose
+            mean is the exact derivative for any theta.
         pre_act_coeff (float | Float[Tensor, ""]): lambda_P; 3e-6 in Anthropic's update, with
             squared errors summed.
-        dead (Bool[Tensor, " d_sae"] | Literal["all"] | None): D, latents that the push is for:
-            "all", which is Anthropic's formula, or those that have not fired for a while, as in
-            SAELens. Required where pre_act_coeff is not 0.
-        input_gradient: whether the jump's gradient reaches h as well, as in Anthropic's update.
+        dead (Bool[Tensor, " d_sae"] | Literal["all"] | None): D, the latents in the penalty P:
+            "all", as in Anthropic's formula, or those that have not been active for a while, as in
+            SAELens. Required if pre_act_coeff is not 0.
+        input_gradient: whether h gets the jump's gradient too, as in Anthropic's update.
         target (Float[Tensor, "batch d_model"] | None): what the reconstruction is compared with, if
             that is not x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum" (both sources).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
@@ -268,7 +266,7 @@ def jumprelu_loss(
             Without a group it has no effect.
 
     Returns:
-        The terms of all rows, the same on every rank. If no row counts they are NaN, save
+        The terms of all rows, the same on every rank. If no row counts they are NaN, except
         threshold_mean. Gradients, combined over ranks as `grad_reduction` says, equal those of one
         process that holds all rows. Communication: one all-reduce of 3 to 5 float64 elements. Does
         not synchronize with the device.
@@ -277,7 +275,7 @@ def jumprelu_loss(
         ContractError: shapes or dtypes do not fit.
         ValueError: both or neither of threshold and log_threshold are given; x_hat is given and f
             is not; bandwidth or tanh_scale is not positive; l0_target is missing, not positive, or
-            of no use; pre_act_coeff is not 0 and dead is not given.
+            not used; pre_act_coeff is not 0 and dead is not given.
 
     References:
         Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435. We
@@ -312,11 +310,11 @@ def jumprelu_loss(
     if penalty != "l0_relative" and l0_target is not None:
         raise ValueError(f'l0_target belongs to penalty="l0_relative", got penalty="{penalty}"')
     if x_hat is not None and f is None:
-        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: give its latents")
+        raise ValueError("jumprelu_loss needs f where x_hat is given, got None: pass its latents")
     if not is_zero(pre_act_coeff) and dead is None:
         raise ValueError(
             "jumprelu_loss needs dead where pre_act_coeff is not 0, got None: "
-            'give a mask of the dead latents, or dead="all" for Anthropic\'s formula'
+            'pass a mask of the dead latents, or dead="all" for Anthropic\'s formula'
         )
 
     with without_autocast(x):
@@ -330,7 +328,7 @@ def jumprelu_loss(
         error = residual(x if target is None else target, x_hat, mask)
         active = cast("Tensor", _ActiveCount.apply(pre, theta, bandwidth, input_gradient, False))
         if penalty == "tanh":
-            active = active.detach()  # only a penalty of L0 needs its gradient
+            active = active.detach()  # only an L0 penalty needs the gradient of L0
         per_row = [squared_norm(error, feature_reduction), active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
@@ -356,7 +354,7 @@ def jumprelu_loss(
             price = l0
         sparsity = weighted(sparsity_coeff, price)
         pre_act = torch.zeros_like(l0) if dead is None else others[-1]
-        # Comparisons with NaN are false, so the gate would hide a NaN of the threshold.
+        # Comparisons with NaN are false, so the gate would hide a NaN in the threshold.
         mse = mse.masked_fill(theta.isnan().any(), torch.nan)
         loss = mse + sparsity + weighted(pre_act_coeff, pre_act)
         return JumpReLUTerms(
@@ -443,7 +441,7 @@ def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 def _above(pre: Tensor, threshold: Tensor) -> Tensor:
-    """Return the gate, 1 or 0. In place, as floats: booleans take several times as long."""
+    """Return the gate, 1 or 0, as floats, computed in place: booleans are several times slower."""
     return (pre - threshold).sign_().relu_()
 
 
@@ -454,7 +452,7 @@ class _JumpReLU(Function):
     def forward(
         pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, lift: bool
     ) -> Tensor:
-        # What the gate stops is not pre, for -inf times 0 is NaN. And a NaN must stay one.
+        # Not pre times the gate, since -inf times 0 is NaN; but NaN must remain NaN.
         kept = torch.maximum(pre, threshold.clamp(max=torch.finfo(threshold.dtype).max))
         return (kept * _above(pre, threshold)).to(lifted_dtype(pre) if lift else pre.dtype)
 
@@ -503,10 +501,10 @@ class _ActiveCount(Function):
 
 
 class _TanhJump(Function):
-    """Add nothing to a row's tanh penalty but the gradient of its steps, for the threshold.
+    """Add 0 to a row's tanh penalty, with the gradient of its steps for the threshold.
 
-    It is estimated by minus a step's height, tanh(c theta nu), times the kernel, whose mean is the
-    derivative of the mean.
+    The gradient is estimated by minus the height of a step, tanh(c theta nu), times the kernel; its
+    mean is the derivative of the mean penalty.
     """
 
     generate_vmap_rule = True

@@ -1,4 +1,4 @@
-"""Latents of sparse autoencoders, dense or sparse: what they are, their number, their output."""
+"""Latents of sparse autoencoders, dense or sparse: validation, counting and decoding."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,15 +20,16 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 class SparseLatents:
     """The k latents of each row that may be active; all others are zero.
 
-    Every loss that takes latents takes these instead of the dense matrix, and reads k columns of it
-    instead of all. Indices of a row are distinct; a latent that did not fire has the value 0 at any
-    unused index.
+    Every loss that takes latents accepts these instead of the dense matrix, and reads only k
+    columns of it. The indices of a row must be distinct; a latent that is not active has the value
+    0, at any unused index.
 
     Raises:
         ValueError: values is not a floating tensor, indices not one of integers, or their shapes
-            differ. An index that is negative, or d_sae or more, is refused where it is used, in
-            rows that count: by name on the CPU, in eager mode and outside of `torch.func`, and by
-            PyTorch elsewhere, since reading it would synchronize with the device.
+            differ. An index that is negative, or d_sae or more, raises an error when it is used, in
+            rows that count. On the CPU, in eager mode and outside of `torch.func`, the error names
+            it; elsewhere PyTorch raises it, since reading the index would synchronize with the
+            device.
 
     Examples:
         >>> import torch
@@ -64,7 +65,7 @@ class SparseLatents:
             )
 
     def dense(self, d_sae: int) -> Float[Tensor, "batch d_sae"]:
-        """Return the latents as a matrix, with zeros where none is given.
+        """Return the latents as a dense matrix, with zeros at all other indices.
 
         Args:
             d_sae: number of latents, its columns.
@@ -98,7 +99,7 @@ class SparseLatents:
         Raises:
             ValueError: shapes do not fit, or an index is not within 0..d_sae - 1.
         """
-        # Not by a contract: Dynamo cannot look into one on an object that its own graph made.
+        # Not by a contract: Dynamo cannot trace one on an object that its own graph created.
         bias = list(W_dec.shape[1:] if b_dec is None else b_dec.shape)
         if W_dec.ndim != 2 or bias != list(W_dec.shape[1:]):
             raise ValueError(
@@ -109,13 +110,13 @@ class SparseLatents:
         return decode(self, W_dec, b_dec)
 
     def fired(self, d_sae: int) -> Bool[Tensor, " d_sae"]:
-        """Return which latents are not zero in any row: what `DeadLatents.update` takes.
+        """Return which latents are not zero in at least one row, for `DeadLatents.update`.
 
         Args:
             d_sae: number of latents.
 
         Returns:
-            Bool[Tensor, " d_sae"]: without a gradient. A value of NaN has fired.
+            Bool[Tensor, " d_sae"]: without a gradient. A value of NaN counts as active.
 
         Raises:
             ValueError: an index is not within 0..d_sae - 1.
@@ -134,7 +135,7 @@ Latents: TypeAlias = Float[Tensor, "batch d_sae"] | SparseLatents
 def check_latents(
     caller: str, f: Latents, batch: int, *, mask: Tensor | None, d_sae: int | None = None
 ) -> None:
-    """Check what a contract does not see: the rows of sparse latents, and their indices."""
+    """Check what a contract does not: the number of rows of sparse latents, and their indices."""
     if not isinstance(f, SparseLatents):
         return
     if f.values.shape[0] != batch:
@@ -143,13 +144,13 @@ def check_latents(
 
 
 def check_indices(caller: str, f: Latents, decoder_norm: Tensor | None) -> None:
-    """Check the indices of sparse latents alone, as far as is known how many latents there are."""
+    """Check the indices of sparse latents, against d_sae if it is known."""
     if isinstance(f, SparseLatents):
         _check_indices(caller, f.indices, None if decoder_norm is None else len(decoder_norm))
 
 
 def counted(f: Latents, mask: Tensor | None) -> Latents:
-    """Return the latents with 0 in rows that do not count, whatever they held."""
+    """Return the latents with 0 in rows that do not count, even if these are NaN."""
     if mask is None:
         return f
     if isinstance(f, SparseLatents):
@@ -166,14 +167,14 @@ def active(f: Latents) -> Tensor:
 def row_norms(values: Tensor, order: int) -> Tensor:
     """Sum |f| over each row (order 1), or count what is not 0 (order 0), in float32 at least.
 
-    Nothing is differentiated, and nothing as large as f is made.
+    No gradient; no temporary is as large as f.
     """
     dtype = lifted_dtype(values)
     if torch.compiler.is_compiling() or transformed():  # a compiler fuses it
         return lifted(values).abs().sum(1) if order else (values != 0).sum(1, dtype=dtype)
     if not on_host(values):  # in one pass
         return cast("Tensor", torch.linalg.vector_norm(values, order, dim=1, dtype=dtype))
-    # On the CPU that takes many times as long as this does in cache.
+    # On the CPU that is many times slower than this, which stays in cache.
     return by_blocks(values, _sum_of_sizes if order else _count)
 
 
@@ -182,14 +183,14 @@ def _sum_of_sizes(rows: Tensor) -> Tensor:
 
 
 def _count(rows: Tensor) -> Tensor:
-    # In place, in the dtype of f: to sum booleans takes 3 times as long.
+    # In place, in the dtype of f: summing booleans takes 3 times as long.
     return rows.clone().ne_(0).sum(1, dtype=lifted_dtype(rows))
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
-    """Return f W_dec + b_dec in float32 at least, whatever autocast says.
+    """Return f W_dec + b_dec in float32 or float64, without autocast.
 
-    Where f is sparse, only the active rows of W_dec are read.
+    If f is sparse, only the active rows of W_dec are read.
     """
     values = f.values if isinstance(f, SparseLatents) else f
     dtype = torch.promote_types(lifted_dtype(values), lifted_dtype(W_dec))
@@ -209,11 +210,13 @@ def _weighted_sum(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
 
 
 def _bag(values: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    if rows.shape[1] == 0:  # which embedding_bag does not take
+        return (values[..., None] * rows[indices]).sum(1)
     return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
 
 
 class _WeightedSum(Function):
-    """`embedding_bag`, which holds nothing as large as "batch k d_model", with all derivatives."""
+    """`embedding_bag`, without a tensor of "batch k d_model", with derivatives of any order."""
 
     generate_vmap_rule = True
 
@@ -234,7 +237,7 @@ class _WeightedSum(Function):
 
 
 class _WeightedSumGradients(Function):
-    """The backward pass of `_WeightedSum`: torch's kernels; its own is that of the formula."""
+    """The backward pass of `_WeightedSum`, by PyTorch's kernels; twice differentiable."""
 
     generate_vmap_rule = True
 
@@ -242,7 +245,7 @@ class _WeightedSumGradients(Function):
     def forward(
         gradient: Tensor, values: Tensor, rows: Tensor, indices: Tensor, needed: tuple[bool, bool]
     ) -> tuple[Tensor, ...]:
-        # The product is computed once more here, for a hundredth of what its gradients take.
+        # The product is recomputed here, in a hundredth of the time of its gradients.
         inputs = [one for one, need in zip((values, rows), needed, strict=True) if need]
 
         def product(*moved: Tensor) -> Tensor:
@@ -283,7 +286,7 @@ def _filled(
 def _check_indices(
     caller: str, indices: Tensor, d_sae: int | None, mask: Tensor | None = None
 ) -> None:
-    """Refuse indices of rows that count that no latent has; d_sae None: the negative ones."""
+    """Raise an error for indices out of range (or negative) in rows that count."""
     if not (may_look_at(indices) and indices.numel()):
         return
     least, most = torch.aminmax(kept_rows(indices, mask))

@@ -1,4 +1,4 @@
-"""The Matryoshka objective: every prefix of the latents reconstructs by itself."""
+"""The Matryoshka objective: every prefix of the latents reconstructs the activations."""
 
 import dataclasses
 import math
@@ -26,17 +26,17 @@ class Matryoshka:
     """Config of the Matryoshka objective: the hyperparameters of its loss."""
 
     n_prefixes: int = 10
-    """Prefixes drawn for a step, the whole of d_sae among them."""
+    """Number of prefixes drawn for a step, including all of d_sae."""
     sparsity_coeff: float = 4e-4
     """Weight of the penalty."""
     aux_coeff: float = 1 / 32
-    """Weight of the auxiliary loss that is given."""
+    """Weight of the auxiliary loss that is passed."""
     law: PrefixLaw = "nabeshima"
-    """What [`sample_prefixes`][termwise.sae.sample_prefixes] draws from."""
+    """Distribution that [`sample_prefixes`][termwise.sae.sample_prefixes] draws from."""
     p: float = 1.0
     """Exponent of the penalty."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -55,11 +55,11 @@ class MatryoshkaTerms(Terms):
     sparsity: Float[Tensor, ""]
     """The penalty with its coefficient: sparsity_coeff * mean sum_j norm_j |f_j|^p."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was passed, before its coefficient; 0 if none was passed."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
-    """sum_j |f_j|, mean over rows, whatever p and decoder_norm; detached where they are set."""
+    """sum_j |f_j|, mean over rows, for any p and decoder_norm; detached if these are set."""
 
 
 @contract
@@ -91,51 +91,52 @@ def matryoshka_loss(
     $$\mathrm{loss} = \sum_m w_m \mathrm{mse}_m
     + \frac{\lambda}{n} \sum_i \sum_j \nu_j \left|f_{ij}\right|^p + \alpha \, \mathrm{aux}$$
 
-    over the n rows that count, m over the prefixes, and w of sum 1. Early latents have to
-    reconstruct without later ones, so they learn general features, which later latents do not
-    absorb. One prefix of all latents is [`vanilla_loss`][termwise.sae.vanilla_loss].
+    over the n rows that count and the prefixes m, with weights w that sum to 1. Early latents have
+    to reconstruct without later ones, so they learn general features, which later latents do not
+    absorb. With one prefix of all latents this is [`vanilla_loss`][termwise.sae.vanilla_loss].
 
-    The latents are decoded once, block after block between the prefixes, not once for each prefix.
-    For the backward pass one residual is kept, "batch d_model" (none with sparse latents); it
-    decodes the blocks but the last once more, some rows at a time, so that no pass holds more than
-    a few of them, however many prefixes there are. All arithmetic is in float32 at least, with or
-    without autocast.
+    The latents are decoded once, one block between prefixes after the other, not once for each
+    prefix. One residual, "batch d_model", is saved for the backward pass (none with sparse
+    latents). The backward pass decodes all blocks but the last again, a few rows at a time, so
+    memory does not grow with the number of prefixes. All arithmetic is in float32 or float64, with
+    or without autocast.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations, a row for each token.
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
-        W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent, in the order that
-            the prefixes cut.
+        W_dec (Float[Tensor, "d_sae d_model"]): decoder, a row for each latent, in the order of the
+            prefixes.
         b_dec (Float[Tensor, " d_model"] | None): bias of every prefix's reconstruction. None: 0.
-        prefixes: strictly increasing lengths in 0..d_sae, host numbers:
-            [`sample_prefixes`][termwise.sae.sample_prefixes] draws them. Ranks need the same ones.
-            Where the last is less than d_sae, the latents beyond it enter the penalty, l0 and l1
-            alone. Prefix 0 is the reconstruction by b_dec alone, which the authors' code averages
-            with the others.
-        weights: w up to a factor, one for each prefix. A prefix of weight 0 is left out of the
-            loss. None: equal.
-        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which takes
-            all latents once. It depends on `feature_reduction`: with "sum" an equal trade-off needs
-            d_model times as much. Exactly 0.0 leaves the penalty out of the loss and of the
-            gradient, even if it is infinite. A tensor, on the device of x, may change at each step
-            without recompiling; it is never read, and multiplies. The same holds for aux_coeff.
-        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, where
-            the caller has decoded it: the block of latents that the last prefix adds is then not
-            decoded again, and the gradient of the last error goes through x_hat. None: decoded.
-        aux (Float[Tensor, ""] | None): what
+        prefixes: strictly increasing lengths in 0..d_sae, as Python integers, such as
+            [`sample_prefixes`][termwise.sae.sample_prefixes] draws; the same on every rank. If the
+            last is less than d_sae, the latents beyond it only enter the penalty, l0 and l1. Prefix
+            0 is the reconstruction by b_dec alone, which the authors' code averages with the
+            others.
+        weights: w up to a factor, one for each prefix. A prefix of weight 0 does not enter the
+            loss. None: equal weights.
+        sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty, which counts
+            every latent once. It depends on `feature_reduction`: with "sum" the same trade-off
+            needs a coefficient d_model times as large. Exactly 0.0 removes the penalty from the
+            loss and the gradient, even if it is infinite. A tensor, on the device of x, may change
+            at each step without recompiling; its term is always multiplied and added, even if it is
+            0. The same holds for aux_coeff.
+        x_hat (Float[Tensor, "batch d_model"] | None): reconstruction from the last prefix, if the
+            caller has already decoded it: the last block of latents is then not decoded again, and
+            the gradient of the last error flows through x_hat. None: it is decoded here.
+        aux (Float[Tensor, ""] | None): result of
             [`matryoshka_auxiliary_k_loss`][termwise.sae.matryoshka_auxiliary_k_loss] or
-            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] gave for the same rows and with the
-            same `mask`, `batch_group` and reductions. None: 0.
+            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] for the same rows, with the same
+            `mask`, `batch_group` and reductions. None: 0.
         aux_coeff (float | Float[Tensor, ""]): alpha, the weight of aux.
         target (Float[Tensor, "batch d_model"] | None): what is reconstructed, if that is not x (a
             transcoder). None: x.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows.
             Gradients reach them if they require one. None: 1.
-        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
-            0 there, as that of `torch.norm`.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. For p < 1 that
+            derivative is set to 0, as in `torch.norm`.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (the authors' code).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
@@ -145,22 +146,23 @@ def matryoshka_loss(
     Returns:
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
-        rows. Second derivatives, in reverse mode, are correct without a group, where they hold a
-        residual for each prefix, and raise NotImplementedError with one. Communication: one
+        rows. Second derivatives, in reverse mode, are correct without a group (and need memory for
+        a residual for each prefix), and raise NotImplementedError with one. Communication: one
         all-reduce of 4 + len(prefixes) float64 elements. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
-        ValueError: prefixes are none, do not increase strictly or leave 0..d_sae; weights are not
-            one for each prefix, negative or of sum 0; p is not positive; or f has another number of
-            rows than x.
+        ValueError: prefixes are empty, do not increase strictly or are not in 0..d_sae; weights are
+            not one for each prefix, are negative or sum to 0; p is not positive; or f has another
+            number of rows than x.
 
     References:
         Nabeshima, Matryoshka Sparse Autoencoders (2024), https://sparselatents.com/matryoshka.html;
         Bussmann, Nabeshima, Karvonen, Nanda, Learning Multi-Level Features with Matryoshka Sparse
         Autoencoders (2025), https://arxiv.org/abs/2503.17547, which sums over prefixes where the
         authors' code and saev average, as we do. The penalty follows saev: all latents once. The
-        authors' code averages the penalties of the prefixes, so that early latents pay more often.
+        authors' code averages the penalties of the prefixes, so that early latents are penalized
+        more often.
 
     Examples:
         >>> import torch
@@ -215,8 +217,8 @@ def matryoshka_loss(
 class MatryoshkaObjective(LossModule):
     """[`matryoshka_loss`][termwise.sae.matryoshka_loss] as a module, from a config.
 
-    Without `prefixes` each call draws its own with
-    [`sample_prefixes`][termwise.sae.sample_prefixes], which `torch.compile` cannot trace.
+    Without `prefixes`, each call draws them with [`sample_prefixes`][termwise.sae.sample_prefixes],
+    which `torch.compile` cannot trace.
 
     Examples:
         >>> import torch
@@ -245,7 +247,7 @@ class MatryoshkaObjective(LossModule):
         mask: Bool[Tensor, " batch"] | None = None,
         batch_group: ProcessGroup | None = None,
     ) -> MatryoshkaTerms:
-        """Compute the terms of the objective, for prefixes given or drawn."""
+        """Compute the terms of the objective; draws prefixes if none are passed."""
         weighed = keyword_fields(self.cfg)
         n, law = weighed.pop("n_prefixes"), weighed.pop("law")  # what prefixes are drawn by
         if prefixes is None:
@@ -267,7 +269,7 @@ class MatryoshkaObjective(LossModule):
 
 
 def _shares(weights: Sequence[float] | None, n: int) -> list[float] | None:
-    """Return weights of sum 1, or refuse them; None: equal ones."""
+    """Return weights that sum to 1, or raise an error; None: equal weights."""
     if weights is None:
         return None
     if len(weights) != n:

@@ -30,8 +30,8 @@ def mean_squared_err(
 ) -> Float[Tensor, "*batch d"]:
     """Compute the squared error of each element, without a mean.
 
-    The reconstruction stands first, unlike in the objectives of this family: the order of the
-    function that it replaces.
+    The reconstruction is the first argument, unlike in the objectives of this family, as in the
+    function of saev that it replaces.
 
     Args:
         x_hat (Float[Tensor, "*batch d"]): reconstruction.
@@ -41,12 +41,12 @@ def mean_squared_err(
 
     Returns:
         Float[Tensor, "*batch d"]: squared errors in float32 (float64 for float64), finite wherever
-        float32 can hold them: nothing is rescaled by a maximum of the batch, which would make the
-        error of one row depend on another.
+        float32 can represent them. Nothing is rescaled by a maximum of the batch, so no row depends
+        on another.
 
     References:
-        saev's function of that name, which divides by the norm, not its square; ours does not
-        change when x and x_hat are scaled alike.
+        saev's function of this name divides by the norm, not its square; ours is invariant to
+        scaling x and x_hat together.
 
     Examples:
         >>> import torch
@@ -71,18 +71,18 @@ def normalized_mse(
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
 ) -> Float[Tensor, ""]:
-    r"""Compute each row's squared error divided by its squared norm, averaged over rows.
+    r"""Compute the squared error of each row divided by its squared norm, averaged over rows.
 
     $$\frac{1}{n} \sum_i \| x_i - \hat{x}_i \|^2 / \| x_i \|^2$$
 
-    A row of zeros that counts gives inf or NaN. Nothing overflows or underflows: each row is scaled
-    by a power of two first.
+    A row of zeros that counts makes the result inf or NaN. Nothing overflows or underflows, since
+    each row is first scaled by a power of two.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -123,26 +123,26 @@ def fraction_of_variance_unexplained(
     \quad \mathrm{or} \quad
     \frac{1}{n} \sum_i \frac{\| x_i - \hat{x}_i \|^2}{\| x_i - \bar{x} \|^2}$$
 
-    over the n rows that count, on all ranks. The numerator is the squared error, not the error's
-    variance: a constant offset counts. Over a stream of batches, add
+    over the n rows that count, on all ranks. The numerator is the squared error, not the variance
+    of the error, so a constant offset counts. For many batches, add up
     [`VarianceStatistics`][termwise.sae.VarianceStatistics] instead of averaging.
 
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
-        reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where a row near the mean weighs
-            much.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        reduction: "ratio_of_sums", or "mean_of_ratios" over rows, where rows near the mean have a
+            large weight.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
 
     Returns:
-        Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank.
-        Gradients reach x_hat, and x through the error alone: the mean and the variance of x are
-        constants. NaN or inf if x has no variance.
+        Float[Tensor, ""]: the fraction, 1 for predicting the mean; the same on every rank. x_hat
+        gets a gradient, and x one through the error only: the mean and the variance of x are
+        detached. NaN or inf if x has no variance.
 
     Examples:
         >>> import torch
@@ -180,8 +180,8 @@ def explained_variance(
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction.
         reduction: "ratio_of_sums" or "mean_of_ratios" over rows.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -222,8 +222,8 @@ def cosine_similarity(
     Args:
         x (Float[Tensor, "batch d_model"]): activations.
         x_hat (Float[Tensor, "batch d_model"]): their reconstruction. A row of zeros has cosine 0.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
@@ -250,19 +250,20 @@ def loss_recovered(
     original_loss: Float[Tensor, "*batch"],
     ablated_loss: Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch"]:
-    """Return the share of a model's loss that is recovered by patching the reconstruction in.
+    """Return the fraction of a model's loss that is recovered with the reconstruction patched in.
 
-    (ablated_loss - loss) / (ablated_loss - original_loss): 1 if patching costs nothing, 0 if it is
-    as bad as ablating. Average the losses first: the mean of shares is a different number.
+    (ablated_loss - loss) / (ablated_loss - original_loss): 1 if patching does not change the loss,
+    0 if it is as bad as ablating. Average the losses first: a mean of fractions is a different
+    number.
 
     Args:
-        loss (Float[Tensor, "*batch"]): of the model with the reconstruction patched in.
-        original_loss (Float[Tensor, "*batch"]): of the model as it is.
-        ablated_loss (Float[Tensor, "*batch"]): of the model with the activations set to zero, or to
-            their mean.
+        loss (Float[Tensor, "*batch"]): loss of the model with the reconstruction patched in.
+        original_loss (Float[Tensor, "*batch"]): loss of the original model.
+        ablated_loss (Float[Tensor, "*batch"]): loss of the model with the activations set to zero,
+            or to their mean.
 
     Returns:
-        Float[Tensor, "*batch"]: the share; inf or NaN if ablating costs nothing.
+        Float[Tensor, "*batch"]: the fraction; inf or NaN if ablating does not change the loss.
 
     Examples:
         >>> import torch
@@ -289,7 +290,7 @@ class VarianceStatistics:
     """
 
     count: Float[Tensor, ""]
-    """How many rows."""
+    """Number of rows."""
     sum: Float[Tensor, " d"]
     """Float[Tensor, " d"]: sum of the rows."""
     sum_of_squares: Float[Tensor, " d"]
@@ -313,7 +314,7 @@ class VarianceStatistics:
         )
 
     def over_ranks(self, batch_group: ProcessGroup | None) -> Self:
-        """Add the statistics of all ranks; the same on every rank."""
+        """Return the sum of the statistics over ranks, the same on every rank."""
         if batch_group is None:
             return self
         flat = torch.cat([self.count[None], self.sum, self.sum_of_squares])

@@ -1,4 +1,4 @@
-"""From a config to its objective."""
+"""Return the objective of a config."""
 
 from typing import overload
 

@@ -1,4 +1,4 @@
-"""Penalties on the latents of each row, for the objectives here and for one's own."""
+"""Penalties on the latents of each row, for the objectives here and for your own."""
 
 from typing import Any, cast
 
@@ -20,21 +20,21 @@ def tanh_penalty(
     scale: float = 1.0,
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    r"""Count the latents of each row, softly: a latent costs at most 1, however large it is.
+    r"""Compute a smooth count of the active latents of each row: each adds at most 1.
 
     $$\sum_j \tanh(c \, \left|f_j\right| \, \nu_j)$$
 
     Args:
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is converted to float32.
-        scale: c, in units of 1 / (f nu): a latent well above 1 / c costs as much as it ever will.
+        scale: c, in units of 1 / (f nu): a latent well above 1 / c adds almost 1.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
             gradients reach them if they require one. None: 1.
 
     Returns:
         Float[Tensor, " batch"]: the penalty of each row, without a coefficient. The derivative of
-        \|f\| at 0 is 1, which a ReLU or a choice of latents does not pass on, and
-        [`jumprelu`][termwise.sae.jumprelu] does, to the threshold of latents just below it.
+        \|f\| at 0 is 1; ReLU and top-k selection block it, and [`jumprelu`][termwise.sae.jumprelu]
+        passes it to the threshold of latents just below it.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -70,20 +70,20 @@ def lp_penalty(
     p: float,
     decoder_norm: Float[Tensor, " d_sae"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    r"""Sum a power of the latents of each row: L1 at p = 1, closer to their number below it.
+    r"""Sum a power of the latents of each row: L1 for p = 1, close to their number for small p.
 
     $$\sum_j \nu_j \left|f_j\right|^p$$
 
     Args:
         f (Float[Tensor, "batch d_sae"] | SparseLatents): latents, dense or
             [`SparseLatents`][termwise.sae.SparseLatents]. Half precision is converted to float32.
-        p: exponent. Below 1 the gradient at a latent of 0 is 0, as that of `torch.norm`; the
-            derivative there is infinite.
+        p: exponent. For p < 1 the derivative at 0 is infinite; the gradient at a latent of 0 is set
+            to 0, as in `torch.norm`.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows;
             gradients reach them if they require one. None: 1.
 
     Returns:
-        Float[Tensor, " batch"]: the penalty of each row, without a coefficient; no root is taken.
+        Float[Tensor, " batch"]: the penalty of each row, without a coefficient and without a root.
         At p = 1 the derivative at 0 is 1, as in [`tanh_penalty`][termwise.sae.tanh_penalty].
 
     Raises:
@@ -118,27 +118,27 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
         return powered.sum(1)
     norm = lifted(decoder_norm)
     if isinstance(f, SparseLatents):
-        # Not norm[indices], which takes an index of -1 for the last latent.
+        # Not norm[indices], in which the index -1 is the last latent.
         picked = norm.index_select(0, f.indices.flatten().long()).view_as(powered)
         return (powered * picked).sum(1)
     return decode(powered, norm[:, None])[:, 0]
 
 
 def magnitudes(f: Tensor) -> Tensor:
-    """Return |f| with the derivative 1 at f = 0, where a latent below its threshold stands.
+    """Return |f| with the derivative 1 at f = 0, the value of a latent below its threshold.
 
-    Whatever set the latent to zero decides whether that gradient goes on: a ReLU and a choice of
-    the k largest stop it, JumpReLU's estimate takes it for the half of its kernel below the
-    threshold. With the derivative 0 that half would be lost.
+    The function that set the latent to zero decides whether to use that gradient: ReLU and top-k
+    selection block it, JumpReLU's estimate uses it for the half of its kernel below the threshold.
+    With the derivative 0 that half would be missing.
     """
-    if few(f):  # -f is kept, for fewer calls
+    if few(f):  # keeps -f, for fewer calls
         return F.leaky_relu(-f, -1.0)
     return cast("Tensor", _Magnitudes.apply(f))
 
 
 def upward_sign(f: Tensor) -> Tensor:
     """Return the derivative of |f|: its sign, and 1 where f is 0 or -0."""
-    return f.sign().add_(0.5).sign_()  # in place, without booleans, which take 4 times as long
+    return f.sign().add_(0.5).sign_()  # in place, without booleans, which are 4 times slower
 
 
 def _powers(size: Tensor, p: float) -> Tensor:
@@ -152,7 +152,7 @@ def _powers(size: Tensor, p: float) -> Tensor:
 
 
 class _RowsL1(Function):
-    """Sum |f| over each row. `f.abs()` would keep a tensor as large as f for nothing."""
+    """Sum |f| over each row, without saving a tensor as large as f, as `f.abs()` would."""
 
     generate_vmap_rule = True
 
@@ -168,7 +168,7 @@ class _RowsL1(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         f: Tensor = ctx.saved_tensors[0]
         slopes, push = upward_sign(f), gradients[0][:, None].to(f.dtype)
-        # In place where that is allowed: a new tensor of the size of f costs as much as the sign.
+        # In place if allowed: allocating a tensor of the size of f costs as much as the sign.
         return slopes * push if transformed() else slopes.mul_(push)
 
 

@@ -1,9 +1,9 @@
-"""The error that each prefix of the latents leaves, for Matryoshka sparse autoencoders.
+"""The error of the reconstruction from each prefix, for Matryoshka sparse autoencoders.
 
-The reconstruction from a prefix is that from the one before and the output of the block of latents
-between them. So each row is decoded once, block after block. The backward pass has the residuals of
-the prefixes before the last decoded once more, some rows at a time, and needs no more than one
-residual kept for that: none is held for each prefix of the whole batch.
+The reconstruction from a prefix is that from the previous prefix plus the output of the block of
+latents between them. So each row is decoded once, block after block. The backward pass decodes all
+but the last block again, a few rows at a time, from a single saved residual, instead of saving a
+residual of the whole batch for each prefix.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +32,11 @@ def errors_and_l1(
 ) -> tuple[Tensor, Tensor]:
     """Return each row's squared error for each prefix, "batch prefixes", and sum |f|, " batch".
 
-    Both in one, since the gradient of f is as large as f: the backward pass makes it once.
+    Both in one function, so that the backward pass allocates the gradient of f, which is as large
+    as f, once.
     """
     values, indices = (f.values, f.indices) if isinstance(f, SparseLatents) else (f, None)
-    # Sparse latents are decoded anew in the backward pass, all blocks at once, for little.
+    # Sparse latents are decoded again in the backward pass, all blocks at once, at little cost.
     keep = indices is None and torch.is_grad_enabled()
     given = Given(
         target, values, indices, W_dec, b_dec, mask, list(prefixes), feature_reduction, keep
@@ -45,7 +46,7 @@ def errors_and_l1(
 
 
 class Given(NamedTuple):
-    """What errors and gradients are computed from."""
+    """Inputs of errors and gradients."""
 
     target: Tensor
     values: Tensor
@@ -60,14 +61,14 @@ class Given(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the arithmetic: float32, or float64 where an input is."""
+        """The dtype of the arithmetic: float32, or float64 if an input has it."""
         tensors = (self.target, self.values, self.W_dec, self.b_dec)
         kinds = [lifted_dtype(tensor) for tensor in tensors if tensor is not None]
         return torch.float64 if torch.float64 in kinds else torch.float32
 
 
 class Pulled(NamedTuple):
-    """What gradients are computed from."""
+    """Inputs of the gradients."""
 
     push: Tensor
     last: Tensor
@@ -89,7 +90,7 @@ def _backward(
         return {}
     needed = [needs[name] for name in _NAMES]
     again = Pulled(gradients[0], saved[0].detach(), given, needed)
-    # A compiled graph has no second derivative, and Dynamo need not trace one.
+    # A compiled graph has no second derivative, so Dynamo need not trace it.
     if torch.compiler.is_compiling():
         return dict(zip(_NAMES, _gradients(again), strict=True))
     return dict(zip(_NAMES, differentiable(_gradients, _second, again), strict=True))
@@ -101,7 +102,7 @@ def _second(
     gradients: Sequence[Tensor | None],
     needs: Mapping[str, bool],
 ) -> dict[str, Tensor]:
-    """Derive the formula twice."""
+    """Differentiate the formula twice."""
     given, push = inputs.given, inputs.push
     bias = [] if given.b_dec is None else [given.b_dec]
     leaves = [given.target, given.values, given.W_dec, *bias]
@@ -127,7 +128,7 @@ def _second(
 
 
 def _as_written(given: Given) -> Tensor:
-    """Compute what `compute_errors` does, in operations that autograd follows to any order."""
+    """Compute the result of `compute_errors` by operations with derivatives of any order."""
     dtype, values, W_dec, prefixes = given.dtype, given.values, given.W_dec, given.prefixes
     if given.indices is not None:
         dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
@@ -161,8 +162,8 @@ def compute_errors(given: Given) -> tuple[Tensor, Tensor]:
 def compute_gradients(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of target, values, W_dec and b_dec, those that are needed.
 
-    The output of a block enters the residuals of its own and of all later prefixes. So it is the
-    sum of these, each with its factor, that the block's latents and decoder rows are pulled by.
+    The output of a block enters the residuals of its own prefix and all later ones. So the
+    gradients of the block's latents and decoder rows come from the weighted sum of these residuals.
     """
     push, last, given, needed = inputs
     dtype, target, values, indices = given.dtype, given.target, given.values, given.indices
@@ -182,7 +183,7 @@ def compute_gradients(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 for_bias -= pulls[0].sum(0)
             if indices is not None:
                 where, block = indices[part].long(), _block_of(indices[part], prefixes)
-                # Latents beyond the last prefix are pulled by nothing.
+                # Latents beyond the last prefix have no gradient from the errors.
                 pulled = F.pad(pulls, (0, 0, 0, 0, 0, 1)).flatten(0, 1)
                 pulled = pulled.index_select(0, block.flatten())
                 if needed[1]:
@@ -211,7 +212,7 @@ def compute_gradients(inputs: Pulled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _residuals(given: Given, part: slice, last: Tensor | None = None) -> Tensor:
     """Decode some rows once, and return the residual of each prefix: "prefixes rows d_model".
 
-    The last prefix's residual is not computed where it is known.
+    The last prefix's residual is not computed if it is known.
     """
     dtype, values, indices = given.dtype, given.values, given.indices
     W_dec, prefixes = given.W_dec, given.prefixes
@@ -237,7 +238,7 @@ def _residuals(given: Given, part: slice, last: Tensor | None = None) -> Tensor:
 
 
 def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
-    """Return slope * upward_sign(values), in the room if its type fits."""
+    """Return slope * upward_sign(values), in the given memory if its dtype fits."""
     slopes = room if room.dtype == values.dtype else torch.empty_like(values)
     for part in blocks(values) if on_host(values) else (slice(None),):
         signs = torch.sign(values[part], out=slopes[part])
@@ -246,7 +247,7 @@ def _slopes(values: Tensor, slope: Tensor, room: Tensor) -> Tensor:
 
 
 def _start(given: Given, part: slice) -> Tensor:
-    """Return what no latent has reconstructed yet, with 0 in rows that do not count."""
+    """Return the residual before any latent, with 0 in rows that do not count."""
     start = given.target[part].to(given.dtype)
     if given.b_dec is not None:
         start = start - given.b_dec.to(given.dtype)
@@ -254,14 +255,14 @@ def _start(given: Given, part: slice) -> Tensor:
 
 
 def _blocks(prefixes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the bounds of the latents that each prefix has more than the one before."""
+    """Return the bounds of the block of latents that each prefix adds to the previous one."""
     return list(zip([0, *prefixes[:-1]], prefixes, strict=True))
 
 
 def _block_of(indices: Tensor, prefixes: Sequence[int]) -> Tensor:
-    """Return each sparse latent's place among "prefixes + 1, rows", counted through."""
+    """Return each sparse latent's flat index into "prefixes + 1, rows"."""
     rows = torch.arange(len(indices), device=indices.device)[:, None]
-    # bucketize needs the prefixes on the device: a copy that synchronizes with it.
+    # bucketize would need a copy of the prefixes to the device, which synchronizes with it.
     block = rows.new_zeros(indices.shape)
     for prefix in prefixes:
         block += indices >= prefix
@@ -269,19 +270,19 @@ def _block_of(indices: Tensor, prefixes: Sequence[int]) -> Tensor:
 
 
 def _some_rows(given: Given) -> Iterator[slice]:
-    """Cut the rows so that what is held for each prefix is as large as one residual in all."""
+    """Cut the rows so that the residuals of all prefixes together are as large as one residual."""
     values, prefixes = given.values, given.prefixes
     parts = len(prefixes) if given.indices is None else len(prefixes) + values.shape[1]
     if not on_host(values):
         return blocks(values, parts * given.target.shape[1])
     if values.dtype not in (torch.float32, torch.float64):
-        parts = max(8, parts)  # a lifted copy of so many latents stays small beside them
+        parts = max(8, parts)  # a float32 copy of so many latents is small compared with them
     step = max(128, -(-values.shape[0] // parts))  # fewer rows would waste the matrix product
     return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
 
 def _room(given: Given, needed: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return tensors for the gradients; those that sums go into are zeros, in float32 at least."""
+    """Return tensors for the gradients; accumulators are zeros, in float32 or float64."""
     target, values, W_dec = given.target, given.values, given.W_dec
     return (
         target.new_empty(target.shape if needed[0] else 0),

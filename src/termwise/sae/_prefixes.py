@@ -27,35 +27,34 @@ def sample_prefixes(
 
     $$\mathrm{saev}: P(m) \propto \frac{1}{\sqrt{m - 1}} - \frac{1}{\sqrt{m}}, \quad 2 \le m < d$$
 
-    Under "nabeshima" the first one drawn has its median near d_sae / 4: its distribution function
-    is sqrt(m / (d_sae - 1)). Under "saev" the median is 4 whatever d_sae is, for the distribution
-    function is 1 - 1 / sqrt(m): most prefixes are a handful of latents, and a length of 1 has
-    probability 0.
+    Under "nabeshima" the median of the first draw is near d_sae / 4: its distribution function is
+    sqrt(m / (d_sae - 1)). Under "saev" the median is 4 for any d_sae, since the distribution
+    function is 1 - 1 / sqrt(m): most prefixes have a few latents, and a length of 1 has probability
+    0.
 
     The numbers are drawn on the host and returned as Python ints, since a loss slices its matrices
     with them. Does not synchronize with the device. `torch.compile` cannot trace it: draw outside
-    of the compiled function. Ranks that share a loss need the same prefixes, hence generators in
-    the same state.
+    of the compiled function. All ranks need the same prefixes, and so generators in the same state.
 
     Args:
         d_sae: number of latents.
         n: number of prefixes; 10 in the authors' code.
-        law: "nabeshima", that of the authors' code, or "saev".
+        law: "nabeshima", the distribution of the authors' code, or "saev".
         generator: on the CPU. None: PyTorch's global one.
 
     Returns:
         Strictly increasing lengths; the last is d_sae.
 
     Raises:
-        ValueError: n is less than 1 or more than the law has lengths for (d_sae, or d_sae - 1 under
-            "saev" with n > 1), or the generator is not on the CPU.
+        ValueError: n is less than 1 or more than the number of possible lengths (d_sae, or d_sae -
+            1 under "saev" with n > 1), or the generator is not on the CPU.
 
     References:
         Nabeshima, Matryoshka Sparse Autoencoders (2024), https://sparselatents.com/matryoshka.html,
         and its code, https://github.com/noanabeshima/matryoshka-saes: a Pareto-like law with power
-        1/2, counted down from d_sae. saev, https://github.com/OSU-NLP-Group/saev, means the same
-        law and counts up from 1; its distribution function is 0 at m = 1, so that 1 is never drawn.
-        Its differences are taken in float32, where they are 0 for many a large m; ours are exact.
+        1/2, counted down from d_sae. saev, https://github.com/OSU-NLP-Group/saev, intends the same
+        law but counts up from 1; its distribution function is 0 at m = 1, so that 1 is never drawn.
+        It computes differences in float32, where they are 0 for many large m; ours are exact.
 
     Examples:
         >>> import torch
@@ -77,21 +76,21 @@ def sample_prefixes(
         raise ValueError(f"sample_prefixes needs a generator on cpu, got {generator.device}")
     if n == 1:
         return (d_sae,)
-    # Differences of neighbouring roots, written without the cancellation.
+    # Differences of neighboring roots, without cancellation.
     m = torch.arange(least, d_sae, dtype=torch.float64, device="cpu")
     above, below = m.sqrt(), (m - 1).sqrt()
     weights = 1 / (above + below)
     if law == "saev":
         weights /= above * below
-    # Gumbel top-k, in its exponential form: exactly draws without replacement, for any number of
-    # lengths, where multinomial takes at most 2^24 categories.
+    # Gumbel top-k, in its exponential form: draws without replacement, for any number of lengths;
+    # multinomial supports at most 2^24 categories.
     keys = torch.empty_like(weights).exponential_(generator=generator) / weights
     first = keys.topk(n - 1, largest=False).indices + least
     return (*cast("list[int]", first.sort().values.tolist()), d_sae)
 
 
 def check_prefixes(caller: str, prefixes: Sequence[int], d_sae: int) -> tuple[int, ...]:
-    """Return prefixes that increase strictly within 0..d_sae, or refuse them."""
+    """Return prefixes if they increase strictly within 0..d_sae, or raise an error."""
     cuts = tuple(prefixes)
     if not cuts:
         raise ValueError(f"{caller} needs at least one prefix, got none")

@@ -1,4 +1,4 @@
-"""Choosing latents: the k largest of each row, of a batch, or what is above a threshold."""
+"""Selection of latents: the k largest of each row or batch, or those above a threshold."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .._groups import ProcessGroup
 from .._numbers import accumulator, lifted
 from ._latents import SparseLatents
 
-# Of a sample. Prime, so that it meets all columns.
+# Stride of a sample. Prime, so that it reaches all columns.
 _STRIDE = 61
 
 Activation = Literal["relu", "none", "abs"]
@@ -33,16 +33,16 @@ def topk(
 
     Args:
         pre (Float[Tensor, "batch d_sae"]): latents before any selection.
-        k: how many to keep, at most d_sae.
-        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by instead of what the
-            activation says, such as latents times the norms of their decoder rows. It gets no
-            gradient; NaN ranks first.
+        k: number of latents to keep, at most d_sae.
+        score (Float[Tensor, "batch d_sae"] | None): values to rank latents by, such as latents
+            times the norms of their decoder rows. It gets no gradient; NaN ranks first. None: rank
+            by the activation.
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
 
     Returns:
-        The kept latents, the one of the largest score first. Gradients reach those that are kept
-        and, with "relu", positive.
+        The latents that are kept, the one with the largest score first. Gradients flow to those
+        that are kept and, with "relu", positive.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -84,27 +84,27 @@ def batch_topk(
 ) -> Float[Tensor, "batch d_sae"]:
     """Keep the k * batch largest latents of the whole batch.
 
-    A row may keep more than k or fewer. The batch is that of all ranks, without the rows that do
-    not count; exactly k of its latents are kept for each of its rows, ties included: they go to
-    the lower rank and the earlier place. A k that is not whole keeps floor(k * batch).
+    A row may keep more or fewer than k. The batch consists of the rows of all ranks that count.
+    Exactly floor(k * batch) of its latents are kept, even with ties, which the lower rank and the
+    earlier index win.
 
     Args:
         pre (Float[Tensor, "batch d_sae"]): latents before any selection.
-        k: how many to keep, on average over rows; at most d_sae. k * batch is computed in float64
-            and rounded down, as SAELens does.
-        score (Float[Tensor, "batch d_sae"] | None): what latents are ranked by instead of what the
-            activation says, such as latents times the norms of their decoder rows. It gets no
-            gradient; NaN ranks first.
+        k: mean number of latents of a row to keep, at most d_sae. k * batch is computed in float64
+            and rounded down, as in SAELens.
+        score (Float[Tensor, "batch d_sae"] | None): values to rank latents by, such as latents
+            times the norms of their decoder rows. It gets no gradient; NaN ranks first. None: rank
+            by the activation.
         activation: "relu": rank and keep max(0, pre); "none": rank and keep pre; "abs": rank by
             |pre| and keep pre.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others keep nothing and get
-            no gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others keep no latents and get no
+            gradient, even if they are NaN. None: all.
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
 
     Returns:
-        Float[Tensor, "batch d_sae"]: the latents, with zeros where they are not kept. With "relu"
-        fewer than k * batch are not zero where fewer are positive. A NaN is kept. Communication: 3
+        Float[Tensor, "batch d_sae"]: the latents, with zeros where they are not kept. With "relu",
+        fewer than k * batch are nonzero if fewer are positive. NaN is always kept. Communication: 3
         all-reduces of 2048 integers for float32 (6 for float64), and the numbers of ties and rows.
         Does not synchronize with the device.
 
@@ -162,7 +162,7 @@ def threshold_gate(
     pre: Float[Tensor, "batch d_sae"],
     threshold: float | Float[Tensor, ""] | Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "batch d_sae"]:
-    r"""Keep positive latents above a threshold: what BatchTopK becomes at inference.
+    r"""Keep positive latents above a threshold: BatchTopK at inference.
 
     $$f_{ij} = \max(0, h_{ij}) \, [h_{ij} > \theta]$$
 
@@ -173,11 +173,11 @@ def threshold_gate(
         pre (Float[Tensor, "batch d_sae"]): h, latents before any selection.
         threshold (float | Float[Tensor, ""] | Float[Tensor, " d_sae"]): theta, one for all latents,
             as [`ActivationThreshold.value`][termwise.sae.ActivationThreshold], or one for each. It
-            gets no gradient; [`jumprelu`][termwise.sae.jumprelu] has one for its threshold.
+            gets no gradient; use [`jumprelu`][termwise.sae.jumprelu] to learn a threshold.
 
     Returns:
-        Float[Tensor, "batch d_sae"]: the latents. The gradient reaches those that are kept. A
-        threshold of NaN gives NaN. Does not synchronize with the device.
+        Float[Tensor, "batch d_sae"]: the latents. Gradients flow to those that are kept. A
+        threshold of NaN makes the latents NaN. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -192,32 +192,32 @@ def threshold_gate(
         tensor([[0., 0., 3.]])
     """
     gate = threshold.detach() if isinstance(threshold, Tensor) else pre.new_full((), threshold)
-    # Not `pre > gate`, which is false for a NaN and would make a 0 of it.
+    # Not `pre > gate`, which is false for NaN and would replace it by 0.
     return pre.relu().masked_fill(pre.detach() <= gate, 0).masked_fill(gate.isnan(), torch.nan)
 
 
 def ranked_by(pre: Tensor, activation: Activation) -> Tensor:
-    """Return what an activation ranks latents by."""
+    """Return the values that an activation ranks latents by."""
     if activation == "relu":
         return pre.relu()
     return pre.abs() if activation == "abs" else pre
 
 
 def _in_order(score: Tensor, *, signed: bool) -> Tensor:
-    """Return integers that are in the order of floats: NaN, of either sign, above all others."""
+    """Return integers in the order of the floats, with NaN of either sign above all others."""
     score = lifted(score)
     kind = torch.int64 if score.dtype == torch.float64 else torch.int32
     infinity = 0x7FF << 52 if kind == torch.int64 else 0xFF << 23
-    sizes = score.abs().view(kind).clamp(max=infinity + 1)  # of all NaN one number
+    sizes = score.abs().view(kind).clamp(max=infinity + 1)  # all NaN become one number
     if not signed:
         return sizes
     return torch.where(score < 0, -sizes, sizes)
 
 
 def _candidates(numbers: Tensor, n: int) -> Tensor:
-    """Return some of the numbers, the n largest among them: a bound from a sample leaves few."""
+    """Return a few of the numbers that include the n largest, by a bound from a sample."""
     sample = numbers[::_STRIDE] if on_host(numbers) and not transformed() else numbers[:0]
-    rank = int(1.3 * n / _STRIDE) + 32  # a bound too high is 5 standard deviations away and more
+    rank = int(1.3 * n / _STRIDE) + 32  # the bound is too high only beyond 5 standard deviations
     if torch.compiler.is_compiling() or 4 * rank > len(sample):
         return numbers
     found = numbers[numbers >= sample.topk(rank).values[-1]]
@@ -227,9 +227,9 @@ def _candidates(numbers: Tensor, n: int) -> Tensor:
 def _last_kept(
     numbers: Tensor, wanted: Tensor, over_ranks: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Find the wanted-th largest of all ranks' integers by a radix search, from counts of digits.
+    """Find the `wanted`-th largest integer of all ranks by a radix search on counts of digits.
 
-    Returns that number, and how many of its equals are wanted.
+    Return this integer, and how many of the integers equal to it are wanted.
     """
     widths = (11, 11, 10) if numbers.dtype == torch.int32 else (11, 11, 11, 11, 10, 10)
     found = numbers.new_zeros(())
@@ -238,7 +238,7 @@ def _last_kept(
         shift -= width
         lowest = -(2 ** (width - 1)) if place == 0 else 0  # the first digit has the sign
         counts = torch.zeros(2**width, dtype=torch.int64, device=numbers.device)
-        # In parts, for the digits of all at once would take eight bytes each.
+        # In parts, since the digits of all at once would take eight bytes each.
         size = max(1, len(numbers)) if torch.compiler.is_compiling() else 2**20
         for part in cast("tuple[Tensor, ...]", numbers.split(size)):
             if place == 0:

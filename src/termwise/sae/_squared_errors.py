@@ -1,4 +1,4 @@
-"""Squared errors of a reconstruction, row by row, and what keeps their ratios within range."""
+"""Squared errors of the rows of a reconstruction, scaled so that their ratios do not overflow."""
 
 import math
 from typing import Literal, cast
@@ -16,24 +16,25 @@ FeatureReduction = Literal["mean", "sum"]
 
 
 def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """Return x - x_hat, in float32 at least, with 0 in rows that do not count."""
+    """Return x - x_hat, in float32 or float64, with 0 in rows that do not count."""
     return kept_rows(lifted(x) - lifted(x_hat), mask)
 
 
 def rows_that_count(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Return rows in float32 at least, with 0 in those that do not count, whatever they held."""
+    """Return rows in float32 or float64, with 0 in those that do not count."""
     return kept_rows(lifted(rows), mask)
 
 
 def centred_rows(rows: Tensor, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
-    """Subtract the mean of the rows that count, on all ranks; the others stay 0."""
+    """Subtract the mean of the rows that count, on all ranks; the others remain 0."""
     total = rows.sum(0, dtype=accumulator(rows))
     count = (
         total.new_full((1,), rows.shape[0]) if mask is None else mask.sum()[None].to(total.dtype)
     )
     sums = torch.cat([total, count])
     if batch_group is not None:
-        # Without a gradient, and exact: what the mean adds to that of sum |x - mean|^2 is zero.
+        # Without a gradient, which is exact: the mean's part in the gradient of sum |x - mean|^2 is
+        # zero.
         sums = _groups.all_reduce(sums.detach(), batch_group.group_name)
     return kept_rows(rows - (sums[:-1] / sums[-1]).to(rows.dtype), mask)
 
@@ -42,7 +43,7 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
     """Square and sum (or average) each row; finite wherever the result is representable."""
     if feature_reduction == "sum":
         return _dot(rows)
-    # Scaled by a power of two, which rounds nothing, so that the sum cannot pass the mean's range.
+    # Scaled by a power of two, which is exact, so that the sum overflows only if the mean does.
     width = max(rows.shape[-1], 1)
     scale = 2.0 ** -math.ceil(math.log2(width) / 2)
     scaled = rows * scale
@@ -50,7 +51,7 @@ def squared_norm(rows: Tensor, feature_reduction: FeatureReduction) -> Tensor:
 
 
 def wide_squared_norm(rows: Tensor) -> Tensor:
-    """Return each row's squared norm in the wider type, which holds it wherever rows are finite."""
+    """Return each row's squared norm in the wider dtype, where it is finite if the row is."""
     dtype, exponent = accumulator(rows), exponents(rows)
     squares = squared_norm(scaled(rows, -exponent), "sum").to(dtype)
     return squares * _power_of_two(2 * exponent[:, 0], dtype)
@@ -66,7 +67,7 @@ def exponents(rows: Tensor) -> Tensor:
 
 
 def scaled(rows: Tensor, exponent: Tensor) -> Tensor:
-    """Multiply rows by 2^exponent, which rounds nothing, in halves that cannot overflow."""
+    """Multiply rows by 2^exponent, which is exact, in two steps that cannot overflow."""
     half = torch.div(exponent, 2, rounding_mode="floor")
     return rows * _power_of_two(half, rows.dtype) * _power_of_two(exponent - half, rows.dtype)
 

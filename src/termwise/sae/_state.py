@@ -1,4 +1,4 @@
-"""State of a training that outlives a step: dead latents, and the threshold of BatchTopK."""
+"""State that is kept between training steps: dead latents, and the threshold of BatchTopK."""
 
 import dataclasses
 from typing import Literal, Self
@@ -19,7 +19,7 @@ FirstThreshold = Literal["minimum", "mean"]
 class DeadLatents:
     """The number of tokens since each latent fired.
 
-    Frozen: `update` returns the next state.
+    Immutable: `update` returns the next state.
 
     Examples:
         >>> import torch
@@ -33,7 +33,7 @@ class DeadLatents:
     """
 
     tokens_since_fired: Int[Tensor, " d_sae"]
-    """Int[Tensor, " d_sae"]: how many tokens, int64."""
+    """Int[Tensor, " d_sae"]: number of tokens since each latent was active, int64."""
 
     @classmethod
     def start(cls, d_sae: int, *, device: torch.device | str | None = None) -> Self:
@@ -51,10 +51,10 @@ class DeadLatents:
         """Return the state after one more step.
 
         Args:
-            fired (Bool[Tensor, " d_sae"]): which latents were active for any of this rank's tokens
-                that count, as `(f != 0).any(0)`, or `fired(d_sae)` of
+            fired (Bool[Tensor, " d_sae"]): which latents were active for at least one of this
+                rank's tokens that count, as `(f != 0).any(0)`, or `fired(d_sae)` of
                 [`SparseLatents`][termwise.sae.SparseLatents].
-            n_tokens (int | Int[Tensor, ""]): how many tokens that was, on this rank; with a mask
+            n_tokens (int | Int[Tensor, ""]): number of this rank's tokens; with a mask,
                 `mask.sum()`.
             batch_group: process group whose ranks hold different tokens, in any numbers, 0
                 included. None: no communication. A latent fired if it fired on any rank, and the
@@ -91,8 +91,8 @@ class DeadLatents:
 class ActivationThreshold:
     """A running mean of the smallest positive activation: BatchTopK's threshold at inference.
 
-    [`threshold_gate`][termwise.sae.threshold_gate] applies it. Before the first update it is 0,
-    which gates nothing. Frozen: `update` returns the next state.
+    [`threshold_gate`][termwise.sae.threshold_gate] applies it. Before the first update it is 0, so
+    that all positive latents pass. Immutable: `update` returns the next state.
 
     Examples:
         >>> import torch
@@ -133,18 +133,18 @@ class ActivationThreshold:
         Args:
             f (Float[Tensor, "batch d_sae"]): latents of this rank as
                 [`batch_topk`][termwise.sae.batch_topk] returns them, zero where not kept.
-            decay: of the running mean, in 0..1.
-            first: what the running mean starts from; the same at each update. None: from nothing,
-                corrected for it as Adam corrects its moments. "minimum": from the first batch's
-                smallest positive activation, without a correction, as dictionary_learning's
-                BatchTopK. "mean": the same with the mean, over rows, of each row's smallest, at
-                this and every update, as its TopK; rows without a positive one are left out, where
-                theirs become infinite.
+            decay: decay of the running mean, in 0..1.
+            first: initial value of the running mean; pass the same at each update. None: 0 with
+                bias correction, as in Adam. "minimum": the first batch's smallest positive
+                activation, without bias correction, as in dictionary_learning's BatchTopK. "mean":
+                at this and every update, the mean over rows of each row's smallest positive
+                activation, as in its TopK; rows without a positive one are omitted (in theirs they
+                become infinite).
             batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
                 None: no communication. The minimum, or the mean, is taken over all ranks.
 
         Returns:
-            The next state, the same on every rank; the old one where nothing is positive.
+            The next state, the same on every rank; unchanged if no activation is positive.
             Communication: one all-reduce of 1 element (a minimum), or of 2 ("mean"). Does not
             synchronize with the device.
 
@@ -173,13 +173,13 @@ class ActivationThreshold:
 
     @property
     def value(self) -> Float[Tensor, ""]:
-        """The threshold; 0, which gates nothing, before the first positive activation."""
+        """The threshold; 0 before the first positive activation."""
         started = self.weight != 0
         return (self.total / self.weight.where(started, 1)).where(started, 0)
 
 
 def _mean_of_row_minima(positive: Tensor, batch_group: ProcessGroup | None) -> Tensor:
-    """Average the least of each row that is not infinite; infinite where there is no such row."""
+    """Average the finite minima of rows; infinite if there are none."""
     inf = positive.new_full((positive.shape[0], 1), torch.inf)
     least = torch.cat([positive, inf], 1).amin(1)
     counts = ~least.isposinf()

@@ -1,4 +1,4 @@
-"""The TopK objective: a fixed number of active latents, and an auxiliary loss that is given."""
+"""The TopK objective: a fixed number of active latents, and an optional auxiliary loss."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class TopK:
     aux_coeff: float = 1 / 32
     """Weight of the auxiliary loss; 1/32 in the paper."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -37,11 +37,11 @@ class TopKTerms(Terms):
     mse: Float[Tensor, ""]
     """Squared error of the reconstruction: mean (or sum) over features, mean over rows."""
     aux: Float[Tensor, ""]
-    """The auxiliary loss that was given, before its coefficient; 0 where none was."""
+    """The auxiliary loss that was passed, before its coefficient; 0 if none was passed."""
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     n_dead: Float[Tensor, ""]
-    """How many latents are dead; NaN where `dead` was not given; detached."""
+    """Number of dead latents; NaN if `dead` was not passed; detached."""
 
 
 @contract
@@ -71,18 +71,19 @@ def topk_loss(
             [`SparseLatents`][termwise.sae.SparseLatents], as [`topk`][termwise.sae.topk] and
             [`batch_topk`][termwise.sae.batch_topk] return them.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
-        aux (Float[Tensor, ""] | None): what [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss]
-            gave for the same rows and with the same `mask`, `batch_group` and reductions. None: 0.
-        aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalised auxiliary
-            loss. Exactly 0.0 leaves aux out of the loss and of the gradient, even if it is
-            infinite. A tensor, on the device of x, may change at each step without recompiling; it
-            is never read, and multiplies.
-        dead (Bool[Tensor, " d_sae"] | None): which latents are dead, for `n_dead` alone, the same
-            on every rank. Required with aux. None: not known, and `n_dead` is NaN.
+        aux (Float[Tensor, ""] | None): result of
+            [`auxiliary_k_loss`][termwise.sae.auxiliary_k_loss] for the same rows, with the same
+            `mask`, `batch_group` and reductions. None: 0.
+        aux_coeff (float | Float[Tensor, ""]): alpha; 1/32 in the paper, for a normalized auxiliary
+            loss. Exactly 0.0 removes aux from the loss and the gradient, even if it is infinite. A
+            tensor, on the device of x, may change at each step without recompiling; its term is
+            always multiplied and added, even if it is 0.
+        dead (Bool[Tensor, " d_sae"] | None): which latents are dead, the same on every rank; used
+            only for `n_dead`. Required with aux. None: `n_dead` is NaN.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
             x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" or "sum".
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
@@ -100,8 +101,8 @@ def topk_loss(
 
     References:
         Gao et al., Scaling and evaluating sparse autoencoders (2024),
-        https://arxiv.org/abs/2406.04093, sections 2.3 and A.2. Their mse is normalised by that of
-        predicting the mean: divide by it where their coefficients are to carry over.
+        https://arxiv.org/abs/2406.04093, sections 2.3 and A.2. Their mse is divided by that of
+        predicting the mean: divide by it to use their coefficients.
 
     Examples:
         >>> import torch
@@ -113,7 +114,7 @@ def topk_loss(
     check_latents("topk_loss", f, x.shape[0], mask=mask)
     if aux is not None and dead is None:
         raise ValueError(
-            "topk_loss needs dead where aux is given, got None: give the mask of dead latents that "
+            "topk_loss needs dead where aux is given, got None: pass the mask of dead latents that "
             "auxiliary_k_loss took"
         )
     error = residual(x if target is None else target, x_hat, mask)

@@ -25,7 +25,7 @@ class Vanilla:
     p: float = 1.0
     """Exponent of the penalty."""
     feature_reduction: FeatureReduction = "mean"
-    """Over d_model."""
+    """Reduction over d_model: "mean" or "sum"."""
     grad_reduction: GradReduction = "mean"
     """How the trainer combines the ranks' gradients."""
 
@@ -43,7 +43,7 @@ class VanillaTerms(Terms):
     l0: Float[Tensor, ""]
     """Latents of a row that are not zero, mean over rows; detached."""
     l1: Float[Tensor, ""]
-    """sum_j |f_j|, mean over rows, whatever p and decoder_norm; detached where they are set."""
+    """sum_j |f_j|, mean over rows, for any p and decoder_norm; detached if these are set."""
 
 
 @contract
@@ -75,19 +75,20 @@ def vanilla_loss(
             [`SparseLatents`][termwise.sae.SparseLatents]. They may be negative.
         x_hat (Float[Tensor, "batch d_model"]): reconstruction of x from f.
         sparsity_coeff (float | Float[Tensor, ""]): lambda, the weight of the penalty. It depends on
-            `feature_reduction`: with "sum" the squared error is d_model times that of "mean", so an
-            equal trade-off needs d_model times the coefficient. Exactly 0.0 leaves the penalty out
-            of the loss and of the gradient, even if it is infinite. A tensor, on the device of x,
-            may change at each step without recompiling; it is never read, and multiplies.
+            `feature_reduction`: with "sum" the squared error is d_model times that of "mean", so
+            the same trade-off needs d_model times the coefficient. Exactly 0.0 removes the penalty
+            from the loss and the gradient, even if it is infinite. A tensor, on the device of x,
+            may change at each step without recompiling; its term is always multiplied and added,
+            even if it is 0.
         decoder_norm (Float[Tensor, " d_sae"] | None): nu, the norms of the decoder's rows, so that
-            the penalty cannot be escaped by small latents and large rows (Anthropic, April 2024).
-            Gradients reach them if they require one. None: 1.
-        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. Below 1 it is
-            0 there, as that of `torch.norm`.
+            small latents with large rows cannot avoid the penalty (Anthropic, April 2024). They get
+            a gradient if they require one. None: 1.
+        p: exponent of the penalty; 1 for L1, whose derivative at a latent of 0 is 1. For p < 1 that
+            derivative is set to 0, as in `torch.norm`.
         target (Float[Tensor, "batch d_model"] | None): what x_hat is compared with, if that is not
             x (a transcoder). None: x.
-        mask (Bool[Tensor, " batch"] | None): rows that count; the others enter no term and no
-            gradient, whatever they hold. None: all.
+        mask (Bool[Tensor, " batch"] | None): rows that count; the others affect no term and no
+            gradient, even if they are NaN. None: all.
         feature_reduction: over d_model, "mean" (saev) or "sum" (SAELens, dictionary_learning).
         batch_group: process group whose ranks hold different rows, in any numbers, 0 included.
             None: no communication.
@@ -108,8 +109,8 @@ def vanilla_loss(
         Bricken et al., Towards Monosemanticity (2023),
         https://transformer-circuits.pub/2023/monosemantic-features, and the update of April 2024,
         https://transformer-circuits.pub/2024/april-update: there the squared error is summed over
-        features. saev, whose names we keep, averages it; it also counts f > 0 and sums f without
-        its absolute value, which is wrong for signed latents and equal for ReLU's.
+        features. saev, whose names we use, averages it; it also counts f > 0 and sums f without its
+        absolute value, which is wrong for signed latents and equal for ReLU.
 
     Examples:
         >>> import torch

@@ -145,13 +145,36 @@ def _write_tensor(value: Tensor) -> str:
     if value.layout != torch.strided:
         dense = _write_tensor(value.to_dense())
         return f"{dense}.to_sparse(layout={value.layout})"
+    if value.is_meta:
+        return f'torch.empty({list(value.shape)}, dtype={value.dtype}, device="meta")'
     if value.numel() == 0:
         return f"torch.zeros({list(value.shape)}, dtype={value.dtype})"
+    shape = list(value.shape)
+    repeated = [
+        not stride and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)
+    ]
+    if any(repeated):
+        for axis in (axis for axis, one in enumerate(repeated) if one):
+            value = value.narrow(axis, 0, 1)
+        return f"{_write_tensor(value)}.expand({', '.join(map(str, shape))})"
     inferred = {torch.float32: True, torch.int64: True, torch.bool: True}
     dtype = "" if value.dtype in inferred else f", dtype={value.dtype}"
     numbers = cast("object", value.cpu().tolist())
-    turned = "" if value.is_contiguous() or value.ndim < 2 else ".mT.contiguous().mT"
-    return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype}){turned}"
+    return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype}){_write_strides(value)}"
+
+
+def _write_strides(value: Tensor) -> str:
+    """Write what gives a contiguous tensor the strides of this one."""
+    if value.is_contiguous():
+        return ""
+    if value.ndim == 1:
+        return ".repeat_interleave(2)[::2]"
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return ".to(memory_format=torch.channels_last)"
+    if value.mT.is_contiguous():
+        return ".mT.contiguous().mT"
+    twice = ", ".join(["1"] * (value.ndim - 1) + ["2"])
+    return f".repeat({twice})[..., :{value.shape[-1]}]"
 
 
 def _write_nested(numbers: object, dtype: torch.dtype) -> str:

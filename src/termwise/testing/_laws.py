@@ -3,18 +3,20 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import random
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, Unpack, cast
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky, HypothesisException
+from hypothesis.errors import Flaky, HypothesisException, HypothesisWarning
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
@@ -27,7 +29,6 @@ from ._calls import (
     Inputs,
     Signature,
     axis_names,
-    calls,
     drawn_calls,
     fits,
     given_for,
@@ -35,6 +36,7 @@ from ._calls import (
     named_axes,
     violations,
 )
+from ._state import State
 
 Function: TypeAlias = Callable[..., Any]
 Numbers: TypeAlias = dict[str, Tensor]
@@ -73,7 +75,9 @@ def assert_contract(
 
     Valid calls run, and what they return has the annotated type, shapes and dtype families; the
     floating parts of it have the dtype of the floating arguments (float32 for half precision).
-    Each way to break each argument raises a `TypeError` that names the argument.
+    Each way to break each argument raises a `TypeError` that names the argument. With size 0 of an
+    axis that `sizes` does not name, the function returns such a result, or refuses it with a
+    `TypeError`, a `ValueError` or a `NotImplementedError`.
 
     Args:
         fn: a function under [`contract`][termwise.contract], or any under jaxtyping.
@@ -93,8 +97,11 @@ def assert_contract(
 
     def check(call: Call) -> None:
         nonlocal tried
-        _check_result(signature, call, call.mapped(_same_tensor)())
-        for broken in violations(call):
+        result = _accepted(call, call.mapped(same_tensor))
+        if result is _REFUSED:
+            return
+        _check_result(signature, call, result)
+        for broken in violations(call) if empty_axis(call) is None else ():
             tried = True
             _check_refusal(broken, broken)
 
@@ -102,25 +109,50 @@ def assert_contract(
         run = torch.compile(fn, fullgraph=True, backend="eager")
         try:
             # Without gradients, for which Dynamo has ways of its own: assert_compiles has some.
-            with _failing("compiled", call):
-                run(**call.mapped(_same_tensor))
+            with failing("compiled", call):
+                run(**call.mapped(same_tensor))
             for broken in _one_of_each_argument(signature, call):
                 _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
         finally:
             torch.compiler.reset()
 
-    hold("assert_contract", calls(fn, **inputs), check, max_examples)
+    hold("assert_contract", drawn(fn, inputs), check, max_examples)
+    hold_extremes("assert_contract", fn, inputs, check)
     if not tried:
         raise MisuseError(f"assert_contract: {signature.name} takes nothing that can be broken")
     if compiled:
         hold(
             "assert_contract",
-            calls(fn, **inputs),
+            drawn(fn, inputs),
             check_compiled,
             1,
             shrink=False,  # which would compile hundreds of times
             simplest=False,
         )
+
+
+def empty_axis(call: Call) -> str | None:
+    return next((axis for axis, size in call.sizes.items() if size == 0), None)
+
+
+_REFUSED: Final = object()
+
+
+def _accepted(call: Call, here: Call) -> Any:
+    """Return the result, or a mark: an empty axis may be refused, in an error of the caller's."""
+    axis = empty_axis(call)
+    try:
+        return here()
+    except Exception as error:
+        if axis is None:
+            raise
+        if isinstance(error, TypeError | ValueError | NotImplementedError):
+            return _REFUSED
+        raise BrokenLawError(
+            f"{axis} of size 0 ends in {type(error).__name__}: {_first_line(str(error))}; return a "
+            f"result, or raise a ValueError that says what is needed (or name {axis} in `sizes`)",
+            call,
+        ) from error
 
 
 def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
@@ -136,10 +168,12 @@ def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
 
 
 @contextlib.contextmanager
-def _failing(how: str, call: Call) -> Generator[None]:
+def failing(how: str, call: Call) -> Generator[None]:
     """Take an error for a broken law, in the first line that it says."""
     try:
         yield
+    except (BrokenLawError, MisuseError, HypothesisException):
+        raise
     except Exception as error:
         problem = f"{how}, {type(error).__name__}: {_first_line(str(error))}"
         raise BrokenLawError(problem, call) from None
@@ -202,22 +236,35 @@ def _check_refusal(broken: Any, run: Callable[[], Any], how: str = "") -> None:
         raise BrokenLawError(f"{how}{argument} is broken ({violation}), and was taken", broken)
 
 
-def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs]) -> None:
+def assert_pure(
+    fn: Function,
+    *,
+    aliases: Collection[str] = (),
+    max_examples: int = 10,
+    **inputs: Unpack[Inputs],
+) -> None:
     """Assert that a function depends on its arguments alone, and changes nothing.
 
     The same call gives the same result bit by bit, also after another call in between. Arguments
     keep their values, their versions and their `.grad`; the global generators of torch, Python and
     NumPy, the default dtype, the grad mode, the precision of matrix products, whether algorithms
-    are deterministic, and the parameters and buffers of a module, stay as they were.
+    are deterministic, and the parameters and buffers of a module, stay as they were. No part of the
+    result shares memory with an argument. What is kept between calls, as in a cache by shape,
+    changes no result: a call gives after another one what it gives as the first. Kept is what is in
+    global names, attributes, closures and `functools.cache`s of the function, and of those it calls
+    in its own package; it is put back for one call.
 
     Args:
         fn: the function.
+        aliases: parts of the result, by name, that may share memory with an argument: what is
+            returned as it was given. A single result is called "result".
         max_examples: calls to draw.
         **inputs: as [`calls`][termwise.testing.calls] takes them.
 
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
+    state = State(fn)
 
     def check(pair: list[Call]) -> None:
         call, other = pair
@@ -226,7 +273,8 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
         with _other_seeds():
             surroundings = _surroundings(fn)
             try:
-                first = _copied(called(used))
+                result = called(used)
+                first = _copied(result)
             except RuntimeError as error:
                 if "in-place" in str(error) or "inplace" in str(error):
                     problem = f"an argument is changed in place: {error}"
@@ -234,21 +282,47 @@ def assert_pure(fn: Function, *, max_examples: int = 10, **inputs: Unpack[Inputs
                 raise
             changed = _first_difference(surroundings, _surroundings(fn))
         for path, tensor in used.tensors().items():
+            if path not in before:
+                raise BrokenLawError(f"{path} is put into an argument", call)
             version, value = before[path]
-            if tensor._version != version or not _equal(tensor.detach(), value):
+            if tensor._version != version or not equal(tensor.detach(), value):
                 raise BrokenLawError(f"{path} is changed in place", call)
             if tensor.is_leaf and tensor.grad is not None:
                 raise BrokenLawError(f"{path} is given a gradient", call)
         if changed:
             raise BrokenLawError(f"{changed} is changed", call)
-        other.mapped(_same_tensor)()
+        own = {name: value for name, value in result.items() if name not in aliases}
+        _check_memory(call, own, used.tensors())
+        later = _copied(called(other.mapped(same_tensor)))
         again = called(call.mapped(leaf))
         for name, value in first.items():
-            if not _equal(value, again[name].detach()):
+            if not equal(value, again[name].detach()):
                 one, two = told_apart(value, again[name])
                 raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
+        with state.first() as kept:
+            alone = _copied(called(other.mapped(same_tensor))) if kept else later
+        for name, value in alone.items():
+            if not equal(later[name], value):
+                one, two = told_apart(value, later[name])
+                raise BrokenLawError(
+                    f"{name} is {one} as a first call, and {two} after a call of the same shapes "
+                    "(a value of that call is kept)",
+                    other,
+                )
 
-    hold("assert_pure", drawn_calls(fn, inputs, count=2), check, max_examples)
+    hold("assert_pure", drawn_calls(fn, inputs, count=2, large=True), check, max_examples)
+
+
+def _check_memory(call: Call, result: Numbers, arguments: Numbers) -> None:
+    """Refuse a result that a change in place of it would carry into an argument."""
+    for name, value in result.items():
+        for path, tensor in arguments.items():
+            kept = value.layout == tensor.layout == torch.strided and value.numel()
+            if kept and value.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                is_all = "is" if value.data_ptr() == tensor.data_ptr() else "is a view of"
+                raise BrokenLawError(
+                    f'{name} {is_all} {path}: copy it, or say aliases=["{name}"]', call
+                )
 
 
 def _surroundings(fn: Function) -> dict[str, Any]:
@@ -299,76 +373,119 @@ def assert_finite(
     fn: Function,
     *,
     ignores: Collection[str] = (),
-    scale: float = 1e3,
+    scale: float | Mapping[str, float] = 1e3,
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
     """Assert that finite arguments give finite results, and that no NaN is repaired.
 
     Values and gradients are finite for arguments as drawn, for all zeros, for rows that are all
-    equal, and for elements `scale` times as large. A NaN in the first element of any floating
-    argument gives a result that is not finite.
+    equal (one row, expanded), and for elements `scale` times as large. A NaN in the first element
+    of any floating argument gives a result that is not finite; where the result does not depend on
+    that element, as of a node without an edge, a NaN in all of them.
 
     Args:
         fn: the function.
         ignores: arguments (or fields, "f.values") of which an element need not reach the result.
-        scale: how large elements are tried.
+        scale: how large elements are tried, or how large by argument, the others by 1000:
+            `{"log_variance": 10}` of what is exponentiated.
         max_examples: calls to draw.
         **inputs: as [`calls`][termwise.testing.calls] takes them. Arguments with `elements` or
-            `overrides` of their own are not scaled or made equal.
+            `overrides` of their own, or `given`, are not scaled or made equal.
 
     Raises:
         AssertionError: with the problem, and the smallest call found that shows it, as code.
     """
-    refuse_unknown_arguments("assert_finite", fn, ignores)
+    scales: Mapping[str, float] = scale if isinstance(scale, Mapping) else {}
+    usual = 1e3 if isinstance(scale, Mapping) else scale
+    refuse_unknown_arguments("assert_finite", fn, [*ignores, *scales])
     elements = inputs.get("elements")
-    overrides = inputs.get("overrides") or {}
-    limited = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
+    limited: dict[str, Any] = dict(elements) if isinstance(elements, Mapping) else {}
+    for names in inputs.get("overrides") or {}:
+        limited.update(dict.fromkeys((names,) if isinstance(names, str) else names, True))
+    everywhere = isinstance(elements, st.SearchStrategy)
 
-    def is_free(path: str, tensor: Tensor) -> bool:
-        everywhere = isinstance(elements, st.SearchStrategy)
-        return is_inexact(tensor.dtype) and not everywhere and given_for(path, limited) is None
+    def is_free(call: Call, path: str, tensor: Tensor) -> bool:
+        known = everywhere or path.partition(".")[0] in call.given
+        return is_inexact(tensor.dtype) and not known and given_for(path, limited) is None
 
-    def changed(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
-        return call.mapped(lambda path, t: change(t) if is_free(path, t) else t.clone())
+    def times(path: str) -> float:
+        return usual if (own := given_for(path, scales)) is None else own
+
+    def changed(call: Call, change: Callable[[Tensor, float], Tensor]) -> Call:
+        return call.mapped(
+            lambda path, t: change(t, times(path)) if is_free(call, path, t) else t.clone()
+        )
 
     def check(call: Call) -> None:
-        for kind, change in _extremes(scale).items():
+        for kind, change in _EXTREMES.items():
             extreme = changed(call, change)
-            values, gradients = values_and_gradients(extreme)
+            with failing(kind, extreme):
+                values, gradients = values_and_gradients(extreme)
             for name, value in {**values, **gradients}.items():
                 if not torch.isfinite(value).all():
                     worst = value[~torch.isfinite(value)][0]
                     raise BrokenLawError(f"{name} is {few(worst)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
             if is_inexact(tensor.dtype) and tensor.numel() and path not in ignores:
-                poisoned = _poisoned(call, path)
-                values = called(poisoned)
-                loss = values.get("loss")
-                parts = [loss] if loss is not None else list(values.values())
-                if all(bool(torch.isfinite(part).all()) for part in parts):
-                    raise BrokenLawError(f"a NaN in {path} does not reach the result", poisoned)
+                poisoned = _unharmed(call, path)
+                if poisoned is not None:
+                    raise BrokenLawError(
+                        f"a NaN in {path} does not reach the result (where it need not: "
+                        f'ignores=["{path}"])',
+                        poisoned,
+                    )
 
-    hold("assert_finite", calls(fn, **inputs), check, max_examples)
-
-
-def _extremes(scale: float) -> dict[str, Callable[[Tensor], Tensor]]:
-    return {
-        "arguments as drawn": torch.clone,
-        "zeros": torch.zeros_like,
-        "equal rows": lambda t: t[:1].expand_as(t).clone() if t.ndim and t.numel() else t.clone(),
-        "large numbers": lambda t: t * scale,
-    }
+    hold("assert_finite", drawn(fn, inputs), check, max_examples)
 
 
-def _poisoned(call: Call, poisoned: str) -> Call:
-    return call.mapped(lambda path, t: _with_nan(t) if path == poisoned else t.clone())
+def _equal_rows(tensor: Tensor, scale: float) -> Tensor:
+    one = tensor[:1] if tensor.ndim and tensor.numel() else tensor
+    return one.expand_as(tensor)
 
 
-def _with_nan(tensor: Tensor) -> Tensor:
-    changed = tensor.clone(memory_format=torch.contiguous_format)
-    changed.view(-1)[0] = torch.nan
-    return changed
+_EXTREMES: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
+    "arguments as drawn": lambda t, scale: t.clone(),
+    "zeros": lambda t, scale: torch.zeros_like(t),
+    "equal rows": _equal_rows,
+    "large numbers (scale= says how large)": lambda t, scale: t * scale,
+}
+
+
+def _unharmed(call: Call, path: str) -> Call | None:
+    """Return the call with a NaN that does not reach the result; None if there is none.
+
+    The first element counts, or else all of them: a gather leaves elements out.
+    """
+    first = torch.zeros(call.tensors()[path].numel(), dtype=torch.bool)
+    first[0] = True
+    for some in (first, torch.ones_like(first)):
+        poisoned = _filled(call, path, some, lambda t: torch.full_like(t, torch.nan))
+        found = called(poisoned)
+        parts = [found["loss"]] if "loss" in found else list(found.values())
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            return None
+        values = called(call.mapped(same_tensor))
+        others = [called(_filled(call, path, some, change)) for change in (_larger, torch.neg)]
+        used = any(not equal(other[name], values[name]) for other in others for name in values)
+        if used or some.all():
+            # Of an empty tensor no element is used.
+            empty = not used and any(not t.numel() for t in call.tensors().values())
+            return None if empty else poisoned
+    return None
+
+
+def _filled(call: Call, path: str, some: Tensor, change: Callable[[Tensor], Tensor]) -> Call:
+    """Return the call with some elements of a tensor changed."""
+
+    def filled(at: str, t: Tensor) -> Tensor:
+        return torch.where(some.reshape(t.shape), change(t), t) if at == path else t.clone()
+
+    return call.mapped(filled)
+
+
+def _larger(tensor: Tensor) -> Tensor:
+    return 3 * tensor + 1
 
 
 def assert_terms_sum(
@@ -431,7 +548,7 @@ def assert_terms_sum(
                 raise BrokenLawError(f"{name} is not detached, and no part of the sum", call)
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_terms_sum", calls(fn, **inputs), check, max_examples)
+    hold("assert_terms_sum", drawn(fn, inputs), check, max_examples)
 
 
 def _number(weight: Weight, call: Call) -> float | Tensor:
@@ -500,7 +617,8 @@ def assert_permutation_invariant(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_permutation_invariant", calls(fn, **inputs), check, max_examples)
+    strategy = drawn(fn, inputs, at_least_two=axis)
+    hold("assert_permutation_invariant", strategy, check, max_examples)
     if not compared:
         raise MisuseError(
             f"assert_permutation_invariant: no call of {signature.name} had two places along {axis}"
@@ -554,7 +672,7 @@ def assert_symmetric(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_symmetric", calls(fn, **inputs), check, max_examples)
+    hold("assert_symmetric", drawn(fn, inputs), check, max_examples)
 
 
 def assert_shift_invariant(
@@ -592,7 +710,7 @@ def assert_shift_invariant(
 
         def shift(path: str, tensor: Tensor) -> Tensor:
             nonlocal shifted
-            chosen = _is_of(path, arguments)
+            chosen = is_of(path, arguments)
             names = axes.get(path, ())
             inexact = is_inexact(tensor.dtype)
             if not chosen or axis not in names or not inexact or not tensor.numel():
@@ -603,14 +721,14 @@ def assert_shift_invariant(
             ramp = torch.arange(one.numel(), dtype=torch.float64).reshape(one.shape)
             return tensor + (1.5 + ramp.sin()).unsqueeze(index).to(tensor.dtype)
 
-        values = called(call.mapped(_same_tensor))
+        values = called(call.mapped(same_tensor))
         for name, ours in called(call.mapped(shift)).items():
             if not close(ours, values[name]):
                 one, two = told_apart(values[name], ours)
                 raise BrokenLawError(f"{name} is {one}, and {two} when shifted", call)
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_shift_invariant", calls(fn, **inputs), check, max_examples)
+    hold("assert_shift_invariant", drawn(fn, inputs), check, max_examples)
     if not shifted:
         among = f" among {', '.join(arguments)}" if arguments else ""
         raise MisuseError(
@@ -650,13 +768,13 @@ def assert_scale(
         given = {name: call.get(name) for name in arguments}
         numbers = {name: x * factor for name, x in given.items() if isinstance(x, float | int)}
         larger = call.changed(**numbers).mapped(
-            lambda path, t: t * factor if _is_of(path, arguments) else t.clone()
+            lambda path, t: t * factor if is_of(path, arguments) else t.clone()
         )
-        values, ours = (called(one) for one in (call.mapped(_same_tensor), larger))
+        values, ours = (called(one) for one in (call.mapped(same_tensor), larger))
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
-            wanted = _term("assert_scale", fn, values, name) * factor**power
+            wanted = term("assert_scale", fn, values, name) * factor**power
             if not close(ours[name], wanted):
                 one, two = told_apart(ours[name], wanted)
                 raise BrokenLawError(
@@ -666,7 +784,7 @@ def assert_scale(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_scale", calls(fn, **inputs), check, max_examples)
+    hold("assert_scale", drawn(fn, inputs), check, max_examples)
 
 
 def assert_formula(
@@ -677,6 +795,10 @@ def assert_formula(
     **inputs: Unpack[Inputs],
 ) -> None:
     """Assert that a function equals a formula, in value and in gradient.
+
+    An axis that `sizes` does not name is tried longer than 64 too, so that code that works in
+    blocks is seen, and empty: then the function may refuse it (with a `ValueError`, say), and has
+    no finite loss where the formula raises an error.
 
     Args:
         fn: the function.
@@ -693,13 +815,29 @@ def assert_formula(
 
     def check(call: Call) -> None:
         live, plain = call.mapped(leaf), call.mapped(leaf)
-        values, formula = outputs(live()), outputs(reference(**plain), numbers=False)
+        result = _accepted(call, live)
+        if result is _REFUSED:
+            return
+        values, axis = outputs(result), empty_axis(call)
+        try:
+            formula = outputs(reference(**plain), numbers=False)
+        except Exception as error:
+            if axis is None:
+                raise
+            name = "loss" if "loss" in values else next(iter(values))
+            if values[name].numel() and torch.isfinite(values[name]).all():
+                raise BrokenLawError(
+                    f"{name} is {few(values[name])} where {axis} has size 0, for which the formula "
+                    f"has no value: {type(error).__name__}: {_first_line(str(error))}",
+                    call,
+                ) from None
+            return
         if "result" in formula and "loss" in values:
             formula = {"loss": formula["result"]}
         if not formula:
             raise MisuseError("assert_formula: the reference gives no tensor")
         for name, wanted in formula.items():
-            ours = _term("assert_formula", fn, values, name)
+            ours = term("assert_formula", fn, values, name)
             if not close(ours, wanted):
                 one, two = told_apart(ours, wanted)
                 raise BrokenLawError(f"{name} is {one}, the formula's {two}", call)
@@ -722,7 +860,8 @@ def assert_formula(
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_formula", calls(fn, **inputs), check, max_examples)
+    hold("assert_formula", drawn(fn, inputs), check, max_examples)
+    hold_extremes("assert_formula", fn, inputs, check, large=True)
 
 
 def assert_gradients(
@@ -757,7 +896,7 @@ def assert_gradients(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and t.numel() and _is_of(path, arguments)
+            if is_inexact(t.dtype) and t.numel() and is_of(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -819,7 +958,7 @@ def assert_compiles(
     Args:
         fn: the function.
         backend: of `torch.compile`.
-        max_examples: pairs of calls to draw, each compiled anew.
+        max_examples: pairs of calls to draw, each compiled again.
         **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
             otherwise.
 
@@ -832,25 +971,27 @@ def assert_compiles(
         run = torch.compile(fn, fullgraph=True, backend=backend)
         try:
             for call in pair:
-                check_one(call, run)
+                same_compiled(call, run)
         finally:
             torch.compiler.reset()
 
-    def check_one(call: Call, run: Function) -> None:
-        values, gradients = values_and_gradients(call)
-        with _failing("compiled", call):
-            ours, our_gradients = values_and_gradients(call, run)
-        for name, value in {**values, **gradients}.items():
-            compiled = {**ours, **our_gradients}.get(name)
-            if compiled is None:
-                raise BrokenLawError(f"{name} is absent when compiled", call)
-            if not close(compiled, value):
-                one, two = told_apart(value, compiled)
-                raise BrokenLawError(f"{name} is {one}, compiled {two}", call)
-
     inputs.setdefault("dtypes", _DOUBLE)
-    one = calls(fn, **inputs)
+    one = drawn_calls(fn, inputs).map(lambda several: several[0])
     hold("assert_compiles", st.tuples(one, one), check, max_examples, shrink=False, simplest=False)
+
+
+def same_compiled(call: Call, run: Function) -> None:
+    """Compare values and gradients of a call with those of the compiled function."""
+    values, gradients = values_and_gradients(call)
+    with failing("compiled", call):
+        ours, our_gradients = values_and_gradients(call, run)
+    for name, value in {**values, **gradients}.items():
+        compiled = {**ours, **our_gradients}.get(name)
+        if compiled is None:
+            raise BrokenLawError(f"{name} is absent when compiled", call)
+        if not close(compiled, value):
+            one, two = told_apart(value, compiled)
+            raise BrokenLawError(f"{name} is {one}, compiled {two}", call)
 
 
 def assert_vmaps(
@@ -881,7 +1022,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and _is_of(path, arguments)
+            if is_inexact(t.dtype) and is_of(path, arguments)
         ]
         if not paths:
             return
@@ -894,7 +1035,7 @@ def assert_vmaps(
         rows = [[one.tensors()[path] for path in paths] for one in three]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
         looped = [of_tensors(*row) for row in rows]
-        with _failing("under vmap", call):
+        with failing("under vmap", call):
             together = torch.vmap(of_tensors)(*stacked)
         for index, values in enumerate(looped):
             for name, value in values.items():
@@ -907,7 +1048,7 @@ def assert_vmaps(
             return
         by = tuple(range(len(paths)))
         gradient: Function = torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), by)
-        with _failing("grad under vmap", call):
+        with failing("grad under vmap", call):
             mapped = torch.vmap(gradient)(*stacked)
         for index, (loss, row) in enumerate(zip(losses, leaves, strict=True)):
             for path, ours, wanted in zip(paths, mapped, _derivatives(loss, row), strict=True):
@@ -918,11 +1059,42 @@ def assert_vmaps(
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_vmaps", drawn_calls(fn, inputs, count=3), check, max_examples)
+    hold("assert_vmaps", drawn_calls(fn, inputs, count=3, large=True), check, max_examples)
     if not compared:
         raise MisuseError(
             f"assert_vmaps: {Signature(fn).name} takes no floating tensor to map over"
         )
+
+
+def drawn(fn: Function, inputs: Inputs, *, at_least_two: str = "") -> st.SearchStrategy[Call]:
+    """Draw the calls of a law: now and then with an axis that is large."""
+    several = drawn_calls(fn, inputs, large=True, at_least_two=at_least_two)
+    return several.map(lambda calls: calls[0])
+
+
+# Above the blocks that code reads at once.
+_LARGE: Final = (65, 130, 257)
+
+
+def hold_extremes(
+    law: str, fn: Function, inputs: Inputs, check: Callable[[Call], None], *, large: bool = False
+) -> None:
+    """Run a law on calls in which one axis after another, of those without a size, is empty.
+
+    Large: and then on calls in which it is longer than blocks are.
+    """
+    named = inputs.get("sizes") or {}
+
+    def at(free: list[str]) -> list[dict[str, int]]:
+        axes = [axis for axis in free if axis not in named]
+        of_axis = zip(axes, itertools.cycle(_LARGE), strict=False)
+        return [{axis: 0} for axis in axes] + [{axis: n} for axis, n in of_axis] * large
+
+    def each(several: list[Call]) -> None:
+        for call in several:
+            check(call)
+
+    hold(law, drawn_calls(fn, inputs, at=at), each, 1, shrink=False, simplest=False)
 
 
 def hold(
@@ -975,9 +1147,11 @@ def hold(
             raise
 
     try:
-        run()
-        if left_out and not tried:
+        with warnings.catch_warnings():  # that a call to be printed is a large one
+            warnings.simplefilter("ignore", HypothesisWarning)
             run()
+            if left_out and not tried:
+                run()
     except (BrokenLawError, Flaky):
         if not failures:
             raise
@@ -1112,7 +1286,7 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
 
 
-def _is_of(path: str, arguments: Collection[str] | None) -> bool:
+def is_of(path: str, arguments: Collection[str] | None) -> bool:
     """Whether a tensor is one of these arguments, or within one; None: of all."""
     if arguments is None:
         return True
@@ -1129,7 +1303,7 @@ def refuse_unknown_arguments(
             raise MisuseError(f"{law}: {signature.name} takes no {path}, only {known}")
 
 
-def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
+def term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
     if name not in values:
         known = ", ".join(values)
         raise MisuseError(f"{law}: what {Signature(fn).name} returns has no {name}, only {known}")
@@ -1137,19 +1311,26 @@ def _term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
 
 
 def leaf(path: str, tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
+    copied = same_tensor(path, tensor.detach())
     return copied.requires_grad_() if is_inexact(copied.dtype) else copied
 
 
-def _same_tensor(path: str, tensor: Tensor) -> Tensor:
-    return tensor.clone()
+def same_tensor(path: str, tensor: Tensor) -> Tensor:
+    """Copy a tensor with its strides, which `clone` keeps only where they leave nothing out."""
+    copied = tensor.clone()
+    plain = tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.is_meta
+    if plain or copied.stride() == tensor.stride():
+        return copied
+    storage = tensor.untyped_storage().clone()
+    fresh = torch.empty(0, dtype=tensor.dtype)
+    return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _copied(values: Numbers) -> Numbers:
     return {name: value.detach().clone() for name, value in values.items()}
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
+def equal(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)

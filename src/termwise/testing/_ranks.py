@@ -72,7 +72,7 @@ class Ranks:
         Raises:
             RuntimeError: what the ranks raised, as text.
             TimeoutError: a rank did not answer within 40 seconds. After this, and where a rank
-                ended, or raised while others waited, the ranks are started anew.
+                ended, or raised while others waited, the ranks are restarted.
         """
         (world,) = {len(values) for values in arguments}
         if world not in (2, self.count):

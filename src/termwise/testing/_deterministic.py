@@ -1,0 +1,115 @@
+"""Whether the same call gives the same numbers, bit by bit."""
+
+import contextlib
+from collections.abc import Generator
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from ._calls import Call, Inputs, calls
+from ._laws import (
+    BrokenLawError,
+    Function,
+    Numbers,
+    close,
+    equal,
+    hold,
+    told_apart,
+    values_and_gradients,
+)
+
+
+def assert_deterministic(
+    fn: Function,
+    *,
+    device: str | torch.device = "cpu",
+    max_examples: int = 5,
+    **inputs: Unpack[Inputs],
+) -> None:
+    """Assert that the same call gives the same results and gradients, bit by bit.
+
+    It runs also under `torch.use_deterministic_algorithms(True)`, where operators that have no
+    deterministic implementation raise, and memory that is not initialized is filled with NaN: a
+    function that reads such memory is found, for there it gives other numbers.
+
+    Args:
+        fn: the function.
+        device: where it runs: tensors and generators of the call are moved there. Most operators
+            that are not deterministic are so on CUDA. There cuBLAS needs
+            `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment.
+        max_examples: calls to draw.
+        **inputs: as [`calls`][termwise.testing.calls] takes them.
+
+    Raises:
+        AssertionError: with the problem, and the smallest call found that shows it, as code.
+
+    Examples:
+        >>> import torch
+        >>> from jaxtyping import Float
+        >>> from torch import Tensor
+        >>> from termwise import testing
+        >>> def loss(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        ...     first = torch.zeros(len(x), dtype=torch.int64)
+        ...     return torch.zeros_like(x).put_(first, x).sum()  # which of them stays is open
+        >>> testing.assert_deterministic(loss)
+        Traceback (most recent call last):
+        AssertionError: assert_deterministic: loss: with deterministic algorithms: put_ does not...
+    """
+
+    def check(call: Call) -> None:
+        call = _on(call, device)
+        first, again = _numbers(call), _numbers(call)
+        for name, value in first.items():
+            if not equal(value, again[name]):
+                one, two = told_apart(value, again[name])
+                raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
+        with _deterministic():
+            try:
+                first, again = _numbers(call), _numbers(call)
+            except RuntimeError as error:
+                said = str(error).partition(". ")[0]
+                raise BrokenLawError(f"with deterministic algorithms: {said}", call) from error
+        for name, value in first.items():
+            if not equal(value, again[name]):
+                one, two = told_apart(value, again[name])
+                problem = f"{name} is {one}, then {two} with deterministic algorithms"
+                raise BrokenLawError(problem, call)
+        for name, value in _numbers(call).items():
+            if not close(first[name], value):
+                one, two = told_apart(value, first[name])
+                problem = f"{name} is {one}, and {two} with deterministic algorithms"
+                raise BrokenLawError(problem, call)
+
+    hold("assert_deterministic", calls(fn, **inputs), check, max_examples)
+
+
+def _numbers(call: Call) -> Numbers:
+    values, gradients = values_and_gradients(call)
+    return {**values, **gradients}
+
+
+def _on(call: Call, device: str | torch.device) -> Call:
+    """Move a call's tensors and generators to a device."""
+
+    def moved(path: str, tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
+    generators = {
+        name: torch.Generator(device).manual_seed(value.initial_seed())
+        for name, value in call.items()
+        if isinstance(value, torch.Generator)
+    }
+    return call.mapped(moved).changed(**generators)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Generator[None]:
+    """Ask for deterministic algorithms, and leave it as it was."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
