@@ -65,16 +65,18 @@ def in_place(factor: Tensor) -> bool:
     )
 
 
-def times_factor(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Multiply a gradient that was computed with the value by the incoming one.
+def times_factor(factor: Tensor, *gradients: Tensor) -> list[Tensor]:
+    """Multiply gradients that were computed with the value by the incoming one.
 
-    If the incoming one is 0 the product is 0, even if the saved gradient is not finite.
+    If the incoming one is 0 the products are 0, even if the saved gradients are not finite.
     """
     if not in_place(factor):
-        return (gradient * factor).where(factor != 0, 0).to(gradient.dtype)
+        return [(x * factor).where(factor != 0, 0).to(x.dtype) for x in gradients]
+    left_out = factor == 0
     if on_host(factor):
-        return gradient.mul_(factor) if bool(factor != 0) else gradient.zero_()
-    return gradient.mul_(factor).masked_fill_(factor == 0, 0)
+        seen = bool(left_out)
+        return [x.zero_() if seen else x.mul_(factor) for x in gradients]
+    return [x.mul_(factor).masked_fill_(left_out, 0) for x in gradients]
 
 
 def wants_gradient(x: Tensor) -> bool:
@@ -90,19 +92,17 @@ def link_to(x: Tensor) -> Tensor:
     return x[:0].sum()
 
 
-def chain(gradient: Tensor, factor: Tensor | None, link: Tensor) -> Tensor | None:
-    """Multiply a gradient that was computed with the value by the incoming one.
+def chain(factor: Tensor, link: Tensor, *gradients: Tensor) -> list[Tensor]:
+    """Multiply gradients that were computed with the value by the incoming one.
 
     In place if `in_place` allows it, since a second tensor of this size would be most of the memory
-    of the loss. The result depends on `link` in the graph, so that a second derivative raises an
+    of the loss. The results depend on `link` in the graph, so that a second derivative raises an
     error instead of being omitted.
     """
-    if factor is None:
-        return None
     if in_place(factor):
-        return times_factor(gradient, factor)
+        return times_factor(factor, *gradients)
     why = "a loss whose gradient is made with its value has no second derivative"
-    return refusing(times_factor(gradient, factor), why, link)
+    return [refusing(x, why, link) for x in times_factor(factor, *gradients)]
 
 
 def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:

@@ -21,3 +21,16 @@ def weighted(weight: float | Tensor, term: Tensor) -> Tensor:
         return torch.zeros_like(term).detach()
     # A weight in float64 must not change the dtype of the loss.
     return (weight.to(term.dtype) if isinstance(weight, Tensor) else weight) * term
+
+
+def with_auxiliary(
+    loss: Tensor, weight: float | Tensor, aux: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return loss + weight * aux, and aux in the dtype of the loss; None is 0.
+
+    Times a number that is not added; a weight that is a tensor may be NaN.
+    """
+    given = torch.zeros_like(loss).detach() if aux is None else aux.to(loss.dtype)
+    if aux is None and not isinstance(weight, Tensor):
+        return loss, given
+    return loss + weighted(weight, given), given

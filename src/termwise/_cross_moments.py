@@ -153,7 +153,7 @@ def _backward(
         else:
             total = _gradient_by_blocks(*given)
         if again:  # so that a second derivative raises an error instead of being omitted
-            total = cast("Tensor", chain(total, mean.new_ones(()), link_to(own)))
+            (total,) = chain(mean.new_ones(()), link_to(own), total)
         found[name] = total
     return found
 

@@ -25,8 +25,9 @@ def means_over_rows(
 ) -> list[Tensor]:
     """Average each quantity over the rows that count, on all ranks, with one sum over ranks.
 
-    Each element of per_row is " rows" or "rows *event" (whose mean is "*event"). weights is a mask,
-    a weight for each row, or None. If no row counts, the mean is NaN.
+    Each element of per_row is " rows" or "rows *event" (whose mean is "*event"), or a mean already,
+    "", where there are neither weights nor a group. weights is a mask, a weight for each row, or
+    None. If no row counts, the mean is NaN.
     """
     return weighted_means(
         (per_row, weights), batch_group=batch_group, grad_reduction=grad_reduction
@@ -75,6 +76,8 @@ def weighted_means(
 
 
 def _plain_mean(rows: Tensor) -> Tensor:
+    if rows.ndim == 0:
+        return rows
     if few(rows) and rows.shape[0] <= FEW_ROWS:
         return lifted(rows).mean(0)
     return rows.mean(0, dtype=accumulator(rows)).to(lifted_dtype(rows))

@@ -57,7 +57,7 @@ def second_moments(
 
     Args:
         views: this rank's rows of each view, "batch dim"; or a tensor of them all, or of one.
-            Halves are lifted to float32.
+            Half precision is converted to float32.
         counts: `_groups.row_counts` of a view.
         path: which product to form; "auto" takes the smaller one.
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no

@@ -47,21 +47,19 @@ def may_look_at(x: Tensor) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Disable autocast if it is enabled.
-
-    Disabling it takes as long as reducing a small tensor; meta tensors have no autocast.
-    """
-    if not _may_cast(x):
+    """Disable autocast if it is enabled: disabling it takes as long as reducing a small tensor."""
+    if autocast_is_off(x):
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _may_cast(x: Tensor) -> bool:
-    """Whether autocast is on, or may be: a graph that was made while it was off may run with it."""
+def autocast_is_off(x: Tensor) -> bool:
+    """Whether autocast does not change operations on x; meta tensors have no autocast."""
     device = x.device.type
     if device == "meta":
-        return False
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+        return True
+    # A graph that was compiled while autocast was off may run while it is on.
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device))
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -70,8 +68,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def plain_product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, whatever autocast says; `product` takes longer than a small one does."""
-    return product(left, right) if _may_cast(left) else left @ right
+    """Multiply matrices without autocast; the overhead of `product` exceeds a small product."""
+    return left @ right if autocast_is_off(left) else product(left, right)
 
 
 class _Product(Function):
@@ -92,7 +90,7 @@ class _Product(Function):
         left, right = ctx.saved_tensors
         # A compiled graph has no second derivative, and Dynamo would trace this recursion without
         # end.
-        once = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        once = not torch.is_grad_enabled() or torch.compiler.is_compiling()
         product = _product if once else cast("Callable[..., Tensor]", _Product.apply)
         for_left, for_right = ctx.needs_input_grad
         of_left = None
@@ -104,7 +102,9 @@ class _Product(Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    with without_autocast(left):
+    if autocast_is_off(left):
+        return left @ right
+    with torch.autocast(left.device.type, enabled=False):
         return left @ right
 
 

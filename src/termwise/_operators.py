@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast, get_type_hints
 import torch
 from torch import Tensor
 
-from ._autograd import Function, apply, chain, link_to
+from ._autograd import Function, apply, chain
 from ._numbers import looped
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
@@ -69,9 +69,7 @@ def with_gradients(operator: Operator[Inputs, Outputs], inputs: Inputs, count: i
 
     They are with respect to the first `count` inputs, which are not saved for the backward pass.
     """
-    values = _values(inputs)
-    links = [link_to(x) for x in values[:count]]
-    return cast("Outputs", apply(_WithGradients, operator.call, count, *links, *values))
+    return cast("Outputs", apply(_WithGradients, operator.call, count, *_values(inputs)))
 
 
 class _WithGradients(Function):
@@ -79,25 +77,26 @@ class _WithGradients(Function):
 
     @staticmethod
     def forward(call: Any, count: int, *inputs: Any) -> tuple[Tensor, ...]:
-        return cast("tuple[Tensor, ...]", call(*inputs[count:]))
+        return cast("tuple[Tensor, ...]", call(*inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.count, *given = inputs
-        ctx.others = len(given) - 2 * ctx.count
-        ctx.save_for_backward(*given[: ctx.count], *output[-ctx.count :])
+        _, count, *given = inputs
+        ctx.others = len(given) - count
+        # The gradients hang on the result, so that a second derivative is refused.
+        ctx.save_for_backward(output[0], *output[-count:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        links, own = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        needed = ctx.needs_input_grad[2 + ctx.count :]
-        found = [
-            chain(gradient, gradients[0], link) if need else None
-            for gradient, link, need in zip(own, links, needed, strict=False)
-        ]
-        return None, None, *[None] * ctx.count, *found, *[None] * ctx.others
+        result, *own = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2 : 2 + len(own)]
+        if gradients[0] is None:
+            return None, None, *[None] * (len(own) + ctx.others)
+        wanted = [gradient for gradient, need in zip(own, needs, strict=True) if need]
+        found = iter(chain(gradients[0], result, *wanted))
+        return None, None, *[next(found) if need else None for need in needs], *[None] * ctx.others
 
 
 # A backward pass: (inputs, saved outputs, gradients of the outputs, which fields need one) to the

@@ -17,13 +17,6 @@ SPEC = importlib.util.spec_from_file_location("launches", PATH)
 launches = sys.modules["launches"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(launches)
 
-# Of more than four times as many kernels as the plain formula.
-MANY = {
-    "lm.next_token_loss, bfloat16": "masks, counts and accuracies are 36 kernels on small tensors",
-    "lm.linear_next_token_loss": "the same, and rooms for a block's logits",
-    "lm.linear_distillation_loss": "the same",
-    "sae.topk_loss": "17 kernels count active latents and average rows; the plain formula has 3",
-}
 # Blocks of 2^26 logits, however many there are, for logits that are never held.
 GROWING = {
     "lm.linear_next_token_loss",
@@ -55,7 +48,7 @@ def cases(failing):
     ]
 
 
-@pytest.mark.parametrize("name", cases(MANY))
+@pytest.mark.parametrize("name", launches.COUNTED)
 def test_kernels_are_at_most_four_times_the_plain_formulas(name):
     hold(name, 1, against_plain=True)
 

@@ -143,3 +143,27 @@ def test_both_sides_of_the_size_that_is_small_agree(monkeypatch, small):
             for loss in (terms.loss, nats.mean())
         )
         torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_last_of_few_positions_may_hold_anything(bad, monkeypatch):
+    """It predicts nothing, though it is read with the others."""
+    monkeypatch.setattr(_rows, "FUSED", 2**18)
+    logits, tokens = torch.randn(2, 5, 4, generator=torch.manual_seed(0)), torch.ones(2, 5).long()
+    results = []
+    for last in (0.0, bad):
+        x = logits.clone()
+        x[:, -1] = last
+        terms = next_token_loss(x.requires_grad_(), tokens)
+        results.append((*terms.metrics().values(), torch.autograd.grad(terms.loss, x)[0]))
+    torch.testing.assert_close(*results)
+    assert not results[1][-1][:, -1].any()
+
+
+def test_of_few_tokens_those_that_cross_entropy_ignores_do_not_count(monkeypatch):
+    monkeypatch.setattr(_rows, "FUSED", 2**18)
+    logits, tokens = torch.randn(2, 5, 4, generator=torch.manual_seed(0)), torch.ones(2, 5).long()
+    tokens[0, 2:], tokens[1, 3] = -100, 2
+    ours = next_token_loss(logits, tokens).metrics()
+    assert ours == pytest.approx(next_token_loss(logits, tokens, mask=tokens >= 0).metrics())
+    assert ours["num_tokens"] == 5

@@ -37,6 +37,10 @@ def some_rows(sizes: dict[str, Any]) -> st.SearchStrategy[Tensor | None]:
 # By finite differences every row counts.
 MASKS = {"assert_gradients": {"mask": None}, "assert_formula": {"mask": some_rows}}
 SPARSE = {"f.indices": rows_of_indices}
+# Few latents, many, and as on an accelerator, where nobody looks at a value.
+LOOK = ("_squared_errors", "_penalties")
+MANY = {"termwise._numbers.FEW": 0}
+PATHS = ({}, MANY, MANY | {f"termwise.sae.{name}.may_look_at": lambda x: False for name in LOOK})
 
 
 def of_latents(
@@ -54,8 +58,14 @@ def of_latents(
         overrides={**SPARSE, **(overrides or {})},
         ignores=tuple(ignores),
         more={**own, **{law: {**masks, **own.get(law, {})} for law, masks in MASKS.items()}},
-        # A mean of no row is 0 / 0.
-        **{"shards": GROUPS, "masked": {"mask": {"nothing": math.nan}} if masked else {}, **others},
+        **{
+            "shards": GROUPS,
+            "paths": PATHS,
+            "masked": {"mask": {"nothing": math.nan}}
+            if masked
+            else {},  # a mean of no row is 0 / 0
+            **others,
+        },
     )
 
 

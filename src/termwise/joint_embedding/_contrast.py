@@ -134,7 +134,7 @@ def contrast(
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Divide rows by their norms; one of 0 stays. Halves are lifted."""
+    """Divide rows by their norms; a row of zeros stays 0. Half precision is converted."""
     x = lifted(x)  # as F.normalize does, in fewer calls
     norms = cast("Tensor", torch.linalg.vector_norm(x, dim=1, keepdim=True))
     return x / norms.clamp_min(1e-12)

@@ -22,8 +22,8 @@ def logit_chunks(chunk_id: Tensor, sequence_group: ProcessGroup | None = None) -
     first token of the next rank that has tokens.
     """
     if sequence_group is None:
-        end = chunk_id.new_full((chunk_id.shape[0], 1), -1)
-        return torch.cat([chunk_id[:, 1:], end[:, : chunk_id.shape[1]]], dim=1)
+        later = chunk_id[:, 1:]
+        return F.pad(later, (0, chunk_id.shape[1] - later.shape[1]), value=-1)
     # Each rank's first id, +2, so that 0 means that the rank has no positions.
     ranks, rank = sequence_group.size(), sequence_group.rank()
     firsts = chunk_id.new_zeros(ranks + 1, chunk_id.shape[0])

@@ -1,16 +1,21 @@
 """Cross-entropy of rows of logits with a target each: by autograd, and with its own gradient."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from .._groups import GradReduction, ProcessGroup, first_column
-from .._numbers import accumulator, lifted
+from .._numbers import lifted
 from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
-from ._rows import Sums, centred, clear, highest, means_over_ranks, over_columns, put, read
+from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, put, read
+
+# What F.cross_entropy leaves out.
+IGNORED = -100
 
 
 @terms
@@ -49,7 +54,6 @@ def local_targets(targets: Tensor, columns: Tensor, vocab_group: ProcessGroup | 
 
 def next_token_terms(
     sums: Sums,
-    unused: Tensor,
     kind: torch.dtype,
     normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
@@ -57,13 +61,11 @@ def next_token_terms(
     grad_reduction: GradReduction,
 ) -> NextTokenTerms:
     """Average the sums over the rows of all ranks."""
-    loss, (hits,), count = means_over_ranks(
-        sums, unused, normalizer, batch_group, sequence_group, grad_reduction
-    )
+    nats, hits, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
+    counted = divisor(None, count)
+    by = counted if normalizer is None else divisor(normalizer, count)
     return NextTokenTerms(
-        loss=loss.to(kind),
-        num_tokens=count.to(kind),
-        accuracy=(hits / count.clamp_min(1)).to(kind),
+        loss=(nats / by).to(kind), num_tokens=count.to(kind), accuracy=(hits / counted).to(kind)
     )
 
 
@@ -72,32 +74,37 @@ def terms_of_few(
 ) -> NextTokenTerms | None:
     """Return the terms of few logits, by a fused kernel, if it supports all tokens.
 
-    It does not support padding, and targets beyond the vocabulary.
+    It does not support padding, targets beyond the vocabulary, or logits that are not finite: those
+    of the last position are passed to it too, without a target.
     """
-    targets = tokens[:, 1:].flatten().long()
-    least, most = targets.aminmax()
-    if int(least) < 0 or int(most) >= logits.shape[2]:
-        return None
-    x = lifted(logits[:, :-1].flatten(0, 1))
+    x, following = lifted(logits), tokens[:, 1:].long()
     found = x.detach()
-    right = found.gather(1, targets[:, None]) >= found.amax(1, keepdim=True)
-    hits, count = right.sum(dtype=x.dtype), found.new_full((), len(x))
-    if normalizer is None:
-        loss = F.cross_entropy(x, targets)
-    else:
-        loss = F.cross_entropy(x, targets, reduction="sum") / divisor(normalizer, count)
-    return NextTokenTerms(loss=loss.to(x.dtype), num_tokens=count, accuracy=hits / len(x))
+    top = found.amax(2, keepdim=True)
+    if not math.isfinite(float(top.sum())):
+        return None
+    logs, mean = x.flatten(0, 1).log_softmax(1), normalizer is None
+    targets = F.pad(following, (0, 1), value=IGNORED).flatten()
+    try:  # the kernel refuses what F.cross_entropy does, and counts the others
+        loss, count = torch.ops.aten.nll_loss_forward(logs, targets, None, 2 - mean, IGNORED)
+    except IndexError:
+        return None
+    if int(count) != following.numel():
+        return None
+    right = found[:, :-1].gather(2, following[..., None]) >= top[:, :-1]
+    accuracy = right.mean(dtype=x.dtype)
+    loss = loss if mean else (loss / divisor(normalizer, count)).to(x.dtype)
+    return NextTokenTerms(loss=loss, num_tokens=count, accuracy=accuracy)
 
 
-def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> Sums:
-    """Sum -log softmax at the targets of the rows that count, and count the correct predictions."""
+def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> PerRow:
+    """Return -log softmax at each row's target, and whether no logit is higher than it."""
     x = read(rows, unused)
-    beyond = local >= x.shape[1]
-    place = local.clamp(0, x.shape[1] - 1)[:, None]
+    place = local.clamp(0, x.shape[1] - 1)
+    known = local == place
     # A target beyond the vocabulary makes its row's gradient NaN too.
-    nats = x.log_softmax(1).gather(1, place)[:, 0] * torch.where(beyond, torch.nan, -1.0)
-    right = (x.detach().gather(1, place)[:, 0] >= highest(x, None)) & ~beyond
-    return _both(nats, right, unused)
+    nats = x.log_softmax(1).gather(1, place[:, None])[:, 0] * torch.where(known, -1.0, torch.nan)
+    right = x.detach().gather(1, place[:, None])[:, 0] >= highest(x, None)
+    return nats, right & known
 
 
 def cross_entropy_by_hand(
@@ -107,29 +114,31 @@ def cross_entropy_by_hand(
     local: Tensor,
     *,
     vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Compute the same from e^(x - highest), which is turned into the gradient in place."""
-    powers = centred(rows, unused, 1.0, vocab_group, out)
-    width = rows.shape[1]
-    beyond = local >= width
-    place = local.clamp(0, width - 1)[:, None]
-    on_rank = torch.ones_like(powers[:, :1]) if width else powers.new_zeros(len(powers), 1)
-    at_target = powers.gather(1, place)[:, 0] if width else on_rank[:, 0]
+) -> PerRow:
+    """Compute the same from e^(x - highest), which is turned into the gradient in place.
+
+    All of a row without a target is NaN. If the row counts, it stays NaN: its target is beyond the
+    vocabulary.
+    """
+    top, width = highest(rows, vocab_group), rows.shape[1]
+    place = local.clamp(0, max(width - 1, 0))
+    if vocab_group is None:
+        top.masked_fill_(local != place, torch.nan)
+    powers = centred(rows, top, 1.0, out)
+    at_target = powers.gather(1, place[:, None])[:, 0] if width else torch.zeros_like(top)
+    total, less = powers.exp_().sum(1), None
     if vocab_group is not None:
-        here = (local >= 0) & ~beyond
-        on_rank, at_target = here.to(powers.dtype)[:, None], at_target.where(here, 0)
-    total = powers.exp_().sum(1)
-    if vocab_group is not None:
-        sums = torch.stack([total, at_target, on_rank[:, 0]])
-        total, at_target, found = over_columns(sums, vocab_group)
-        beyond = found == 0
-    total = total.masked_fill_(beyond, torch.nan)  # a target beyond the vocabulary
+        here = (local == place) & bool(width)
+        less = here.to(total.dtype).neg_()
+        total, at_target, found = over_columns(
+            torch.stack([total, at_target.where(here, 0), less]), vocab_group
+        )
+        total, at_target = (x.masked_fill(found == 0, torch.nan) for x in (total, at_target))
     if out is not None and width:
-        powers.div_(total[:, None]).scatter_add_(1, place, on_rank.neg_())
+        powers.div_(total[:, None])
+        if less is None:
+            powers.scatter_(1, place[:, None], -1.0, reduce="add")
+        else:
+            powers.scatter_add_(1, place[:, None], less[:, None])
         put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
-    return _both(total.log() - at_target, (at_target >= 0) & ~beyond, unused)
-
-
-def _both(nats: Tensor, right: Tensor, unused: Tensor | None) -> Sums:
-    dtype = accumulator(nats)
-    return clear(nats, unused).sum(dtype=dtype), clear(right, unused).sum(dtype=dtype)
+    return total.log() - at_target, at_target >= 0

@@ -13,18 +13,17 @@ from .._autograd import Function, link_to
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, blocks, lifted
+from .._numbers import blocks, lifted, lifted_dtype
 from .._terms import Terms, terms
-from ._checks import check_groups
+from ._checks import check_groups, divisor
 from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
 from ._rows import (
-    Sums,
-    clear,
+    PerRow,
     highest,
     log_softmax,
-    means_over_ranks,
     over_columns,
+    over_ranks,
     over_rows,
     unused_positions,
     weighted_logs,
@@ -527,14 +526,18 @@ def _score(
         return -found.loss, found.num_tokens
     unused = unused_positions(logits, counted >= 0, None, groups["sequence_group"])
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
+    wider = groups["batch_group"], groups["sequence_group"]
     sums = over_rows(
-        functools.partial(sureness, None), sureness, vocab_group, unused, logits.flatten(0, 1)
+        functools.partial(sureness, None),
+        sureness,
+        vocab_group,
+        unused,
+        logits.flatten(0, 1),
+        wide=wider != (None, None),
     )
-    mean, _, count = means_over_ranks(
-        sums, unused, None, groups["batch_group"], groups["sequence_group"], "sum"
-    )
-    kind = lifted(logits.new_empty(())).dtype
-    return mean.to(kind), count.to(kind)
+    total, count = over_ranks(sums, *wider, "sum")
+    kind = lifted_dtype(logits)
+    return (total / divisor(None, count)).to(kind), count.to(kind)
 
 
 def _sureness(
@@ -544,12 +547,9 @@ def _sureness(
     *,
     score: Score,
     vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Sum -entropy or the highest probability of rows; out is None, since there is no gradient."""
+) -> PerRow:
+    """Return -entropy or the highest probability of rows; out is None: no gradient."""
     x = log_softmax(rows, unused, 1.0, vocab_group)
     if score == "entropy":
-        per_row = over_columns(weighted_logs(x.exp(), x).sum(1), vocab_group)
-    else:
-        per_row = highest(x, vocab_group).exp()
-    per_row = clear(per_row, unused)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+        return (over_columns(weighted_logs(x.exp(), x).sum(1), vocab_group),)
+    return (highest(x, vocab_group).exp(),)

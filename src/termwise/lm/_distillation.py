@@ -1,7 +1,7 @@
 """Distillation between models with the same tokenizer."""
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +11,9 @@ from .. import _numbers
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, alike, lifted_dtype
+from .._numbers import alike, lifted_dtype
 from .._terms import Terms, terms
-from ._checks import check_groups, check_normalizer, check_temperature
+from ._checks import check_groups, check_normalizer, check_temperature, divisor
 from ._divergence_rows import (
     Compared,
     Divergence,
@@ -23,12 +23,11 @@ from ._divergence_rows import (
     finite,
 )
 from ._rows import (
-    Sums,
-    clear,
+    PerRow,
     few_that_count,
     log_softmax,
     mean_of_few,
-    means_over_ranks,
+    over_ranks,
     over_rows,
     unused_positions,
 )
@@ -164,23 +163,24 @@ def distillation_loss(
         )
     logits = student_logits, teacher_logits.detach()
     compared = Compared(divergence, beta, temperature)
+    formula = functools.partial(_per_row, compared=compared, teacher_top_k=teacher_top_k, tail=tail)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
     if few_that_count(student_logits, _numbers.FEW, *limits):
         rows = [x[:, :-1].flatten(0, 1) for x in logits]
-        per_row = _per_row(None, *rows, compared=compared, teacher_top_k=teacher_top_k, tail=tail)
+        (per_row,) = formula(None, *rows)
         mean, count = mean_of_few(per_row, normalizer)
     else:
         unused = unused_positions(student_logits, mask, sample_mask, sequence_group)
         sums = over_rows(
-            functools.partial(_sums, compared=compared, teacher_top_k=teacher_top_k, tail=tail),
+            formula,
             divergence_by_hand(compared, vocab_group) if teacher_top_k is None else None,
             vocab_group,
             unused,
             *[x.flatten(0, 1) for x in logits],
+            wide=batch_group is not None or sequence_group is not None,
         )
-        mean, _, count = means_over_ranks(
-            sums, unused, normalizer, batch_group, sequence_group, grad_reduction
-        )
+        total, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
+        mean = total / divisor(normalizer, count)
     kind = lifted_dtype(student_logits)
     mean = mean.to(kind)
     loss = mean if temperature == 1 else temperature**2 * mean
@@ -240,18 +240,12 @@ def _per_row(
     compared: Compared,
     teacher_top_k: int | None,
     tail: Tail,
-) -> Tensor:
+) -> PerRow:
     """Return the divergence of each row."""
     q, p = (log_softmax(logits, unused, compared.temperature, None) for logits in (x, y))
     if teacher_top_k is not None:
         q, p = _cut(q, p, teacher_top_k, tail)
-    return divergence_of_logs(q, p, compared)
-
-
-def _sums(unused: Tensor | None, *rows: Tensor, **how: Any) -> Sums:
-    """Sum the divergence of the rows that count."""
-    per_row = clear(_per_row(unused, *rows, **how), unused)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+    return (divergence_of_logs(q, p, compared),)
 
 
 def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:

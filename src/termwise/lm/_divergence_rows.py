@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from .._groups import ProcessGroup
-from .._numbers import accumulator
 from ._rows import (
     ByHand,
-    Sums,
+    PerRow,
     centred,
-    clear,
+    highest,
     log_softmax,
     over_columns,
     put,
@@ -68,26 +67,26 @@ def _kl_by_hand(
     *,
     compared: Compared,
     vocab_group: ProcessGroup | None,
-) -> Sums:
+) -> PerRow:
     """Compute the forward or the reverse divergence from e^(logits - highest), each computed once.
 
     With a the centered logits of the model that the mean is over, and b those of the other: KL =
     sum e^a (a - b) / sum e^a - log sum e^a + log sum e^b.
     """
     forward = compared.divergence == "forward"
-    a = centred(x, unused, compared.temperature, vocab_group, out)
-    b = centred(y, unused, compared.temperature, vocab_group)
+    a = centred(x, highest(x, vocab_group), compared.temperature, out)
+    b = centred(y, highest(y, vocab_group), compared.temperature)
     other, difference = b.exp(), b.sub_(a)  # b is no longer needed
     own = a.exp_()
     if not forward:
         difference.neg_()
     gap = weighted_log_sums(other if forward else own, difference)
-    gap, own_sum, other_sum = over_columns(
-        torch.stack([gap, own.sum(1), other.sum(1)]), vocab_group
-    )
+    own_sum, other_sum = own.sum(1), other.sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([gap, own_sum, other_sum])
+        gap, own_sum, other_sum = over_columns(sums, vocab_group)
     gap = gap / (other_sum if forward else own_sum)
     logs = own_sum.log() - other_sum.log()
-    per_row = clear(gap + logs if forward else gap - logs, unused)
     if out is not None:
         own.div_(own_sum[:, None])
         if forward:
@@ -95,7 +94,7 @@ def _kl_by_hand(
         else:
             own.mul_(difference.sub_(gap[:, None]))
         _write(out, own, unused, compared.temperature)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+    return (gap + logs if forward else gap - logs,)
 
 
 def _jensen_shannon_by_hand(
@@ -106,18 +105,20 @@ def _jensen_shannon_by_hand(
     *,
     compared: Compared,
     vocab_group: ProcessGroup | None,
-) -> Sums:
+) -> PerRow:
     """Compute Jensen-Shannon, whose derivative with respect to log q is q's part of it."""
-    q, p = (log_softmax(logits, unused, compared.temperature, vocab_group) for logits in (x, y))
+    q, p = (log_softmax(logits, None, compared.temperature, vocab_group) for logits in (x, y))
     mixed = mixture(p, q, compared.beta)
     student = (1 - compared.beta) * weighted_logs(q.exp(), q - mixed)
-    sums = [student.sum(1), compared.beta * weighted_logs(p.exp(), p - mixed).sum(1)]
-    student_sum, teacher_sum = over_columns(torch.stack(sums), vocab_group)
+    student_sum = student.sum(1)
+    teacher_sum = compared.beta * weighted_logs(p.exp(), p - mixed).sum(1)
+    if vocab_group is not None:
+        sums = torch.stack([student_sum, teacher_sum])
+        student_sum, teacher_sum = over_columns(sums, vocab_group)
     if out is not None:
         student.addcmul_(q.exp_(), student_sum[:, None], value=-1)
         _write(out, student, unused, compared.temperature)
-    per_row = clear(student_sum + teacher_sum, unused)
-    return (per_row.sum(dtype=accumulator(per_row)),)
+    return (student_sum + teacher_sum,)
 
 
 def _write(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:

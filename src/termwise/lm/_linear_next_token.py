@@ -95,19 +95,18 @@ def linear_next_token_loss(
     check_softcap(name, softcap=softcap)
     check_normalizer(name, normalizer)
     targets = targets_of(tokens, mask, sample_mask, sequence_group)
-    unused = targets < 0
     (student,) = lifted_heads(head_of(hidden, weight, bias, softcap))
-    loss, measured = over_linear_rows(
+    loss, _, hits, count = over_linear_rows(
         student,
         None,
         local_targets(targets, weight.T, vocab_group),
-        unused,
+        targets < 0,
         Weighted(cross_entropy_weight=1.0),
         vocab_group,
+        wide=batch_group is not None or sequence_group is not None,
     )
     return next_token_terms(
-        (loss, measured[2]),
-        unused,
+        (loss, hits, count),
         student.weight.dtype,
         normalizer,
         batch_group,

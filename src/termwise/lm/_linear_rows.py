@@ -17,7 +17,7 @@ from .._numbers import ON_DEVICE, accumulator, block_rows, without_autocast
 from .._operators import Operator, with_gradients
 from ._cross_entropy_rows import cross_entropy_by_hand
 from ._divergence_rows import Compared, divergence_by_hand
-from ._rows import SHARDED_ROWS, ByHand, Sums, clear, in_blocks
+from ._rows import SHARDED_ROWS, ByHand, PerRow, Sums, clear, in_blocks, sums_of
 
 # Each block reads the weight and its gradient: on the CPU fewer rows than these, or than fill 16
 # MiB in float32, take more time, and more rows only take more memory.
@@ -89,11 +89,13 @@ def over_linear_rows(
     unused: Tensor,
     weighted: Weighted,
     vocab_group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the sums over rows of loss, divergence, cross-entropy and correct predictions.
+    wide: bool,
+) -> Sums:
+    """Return the sums of the loss, of its parts, and the number of the rows that count.
 
-    Without a teacher there is no divergence, without local targets no cross-entropy. Only the loss
-    has a gradient, with respect to the student's hidden states, weight and bias.
+    The parts are the divergence, with a teacher, then, with local targets, the cross-entropy and
+    those on top. Only the first has a gradient: with respect to the student's hidden states, weight
+    and bias. Wide is as in `over_rows`.
     """
     inputs = _Inputs(
         student._replace(hidden=replicated(student.hidden, vocab_group)),
@@ -104,9 +106,10 @@ def over_linear_rows(
         weighted,
         [wants_gradient(x) for x in student[:3]],
         name_of(vocab_group),
+        wide,
     )
     loss, measured, *_ = with_gradients(_linear_rows, inputs, 3)
-    return loss, measured
+    return loss, *measured.unbind()
 
 
 def _constant(head: Head) -> Head:
@@ -124,6 +127,13 @@ class _Inputs(NamedTuple):
     asked: Sequence[bool]
     """Which of the student's tensors require a gradient."""
     vocab_name: str | None
+    wide: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the sums."""
+        x = self.student.hidden
+        return accumulator(x) if self.wide else x.dtype
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -135,10 +145,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         taught=inputs.taught,
         vocab_group=None if inputs.vocab_name is None else resolved(inputs.vocab_name),
     )
-    of_hidden, of_weight, of_bias = (
-        torch.zeros_like(x) if asked else x.new_empty(0)
-        for x, asked in zip(student[:3], inputs.asked, strict=True)
-    )
+    of_hidden, of_weight, of_bias = _room(inputs)
+    if on_host(of_hidden):
+        of_hidden.zero_()  # rows that do not count are in no block
     with_gradient, capped = any(inputs.asked), student.softcap is not None
     # The logits of a block, their gradient, and the teacher's logits reuse the same memory.
     size = _rows_at_once(inputs.unused, len(student.weight), sharded)
@@ -146,9 +155,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         student.weight.new_empty(size if needed else 0, len(student.weight))
         for needed in (True, with_gradient and capped, inputs.taught)
     )
-    sums = room.new_zeros(4, dtype=accumulator(room))
+    found: list[PerRow] = []
     with without_autocast(room), torch.no_grad():
-        for rows, left_out in _row_blocks(inputs.unused, size):
+        for number, (rows, left_out) in enumerate(_row_blocks(inputs.unused, size)):
             h, x = student.logits(rows, left_out, room)
             others: list[Tensor] = []
             if inputs.taught:
@@ -159,28 +168,44 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             if with_gradient:  # in place, unless x itself is needed
                 slope = slope_room[: len(x)] if capped else x
             step = SHARDED_ROWS if sharded else block_rows(x)
-            sums += torch.stack(in_blocks(run, step, slope, left_out, (x, *others)))
+            found.append(in_blocks(run, step, slope, left_out, (x, *others)))
             if slope is None:
                 continue
             if student.softcap is not None:  # tanh' = 1 - tanh^2
                 slope.mul_(x.div_(student.softcap).square_().neg_().add_(1))
-            if len(of_hidden):
+            if len(of_hidden) and isinstance(rows, slice):
+                torch.mm(slope, student.weight, out=of_hidden[rows])
+            elif len(of_hidden):
                 of_hidden[rows] = slope @ student.weight
-            if len(of_weight):
-                of_weight.addmm_(slope.T, h)
+            if len(of_weight):  # of which nothing is there before the first block
+                of_weight.addmm_(slope.T, h, beta=min(number, 1))
             if len(of_bias):
-                of_bias.add_(slope.sum(0))
-    return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
+                of_bias.copy_(slope.sum(0) + of_bias if number else slope.sum(0))
+    per_row = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    unused = None if on_host(inputs.unused) else inputs.unused  # which is in no block
+    sums = sums_of(tuple(per_row), unused, inputs.dtype)
+    # Not a view of the sums, for no result of an operator may be one of another.
+    divergence_weight, cross_entropy_weight = inputs.weighted[1:]
+    weighed = [divergence_weight * sums[0]] if inputs.taught and divergence_weight else []
+    if inputs.local is not None and cross_entropy_weight:
+        weighed.append(cross_entropy_weight * sums[-3])
+    loss = functools.reduce(torch.add, weighed) if weighed else torch.zeros_like(sums[0])
+    return loss, sums, of_hidden, of_weight, of_bias
+
+
+def _room(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors for the gradients that are wanted."""
+    student, asked = inputs.student, inputs.asked
+    of_hidden, of_weight, of_bias = (
+        x.new_empty(x.shape if wanted else 0) for x, wanted in zip(student[:3], asked, strict=True)
+    )
+    return of_hidden, of_weight, of_bias
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    student = inputs.student
-    of_hidden, of_weight, of_bias = (
-        x.new_empty(x.shape if asked else 0)
-        for x, asked in zip(student[:3], inputs.asked, strict=True)
-    )
-    sums = student.hidden.new_empty(4, dtype=accumulator(student.hidden))
-    return sums[0].clone(), sums[1:].clone(), of_hidden, of_weight, of_bias
+    count = 1 + inputs.taught + 2 * (inputs.local is not None)
+    sums = inputs.unused.new_empty(count, dtype=inputs.dtype)
+    return sums.new_empty(()), sums, *_room(inputs)
 
 
 _linear_rows = Operator("linear_rows", _Inputs, _kernel, _fake)
@@ -202,10 +227,9 @@ def _row_blocks(unused: Tensor, size: int) -> Iterator[tuple[slice | Tensor, Ten
     """
     if on_host(unused):
         for index in cast("Sequence[Tensor]", (~unused).nonzero()[:, 0].split(max(size, 1))):
-            if len(index):
-                yield index, None
+            yield index, None
         return
-    for start in range(0, len(unused), max(size, 1)):
+    for start in range(0, max(len(unused), 1), max(size, 1)):
         yield slice(start, start + size), unused[start : start + size]
 
 
@@ -217,8 +241,8 @@ def _of_rows(
     weighted: Weighted,
     taught: bool,
     vocab_group: ProcessGroup | None,
-) -> Sums:
-    """Sum the loss of some rows, and its parts; write the gradient of the loss to out."""
+) -> PerRow:
+    """Return the parts of the loss of some rows; write the gradient of its sum to out."""
     parts: list[tuple[float, ByHand, tuple[Tensor, ...]]] = []
     if taught:
         by_hand = divergence_by_hand(weighted.compared, vocab_group)
@@ -226,24 +250,18 @@ def _of_rows(
     if len(others) > taught:
         by_hand = functools.partial(cross_entropy_by_hand, vocab_group=vocab_group)
         parts.append((weighted.cross_entropy_weight, by_hand, others[-1:]))
-    total = x.new_zeros((), dtype=accumulator(x))
-    found: list[Sums] = []
+    found: list[Tensor] = []
     slopes: list[Tensor] = []
     for weight, by_hand, rest in parts:
         # A part of weight 0 is left out, even if it is not finite.
         slope = None
         if out is not None and weight:  # in place, unless another part reads x
             slope = out if len(parts) == 1 else torch.empty_like(x)
-        found.append(by_hand(slope, unused, x, *rest))
-        if weight:
-            total = total + weight * found[-1][0]
+        found += by_hand(slope, unused, x, *rest)
         if slope is not None:
             slopes.append(slope.mul_(weight) if weight != 1 else slope)
     if out is not None and not (len(slopes) == 1 and slopes[0] is out):
         out.zero_()
         for slope in slopes:
             out.add_(slope)
-    zero = torch.zeros_like(total)
-    divergence = found[0][0] if taught else zero
-    nats, right = found[-1] if len(others) > taught else (zero, zero)
-    return total, divergence, nats, right
+    return tuple(found)

@@ -1,7 +1,7 @@
 """Sums over rows of logits: how a loss evaluates its formula, and in which blocks.
 
 A loss writes its formula once as a plain expression over all rows, and once by hand: a function
-that returns the value of some rows and, if needed, writes the gradient. Compiled, or under a
+that returns the value of each row and, if needed, writes the gradient. Compiled, or under a
 transform of `torch.func`, the expression runs: a compiler fuses it, and the graph does not grow
 with the data. It also runs for few logits, where the number of calls determines the time. Otherwise
 the rows are read in blocks, each of which yields value and gradient in one pass: on the CPU blocks
@@ -18,7 +18,15 @@ from torch import Tensor
 from .. import _groups
 from .._autograd import Function, on_host, times_factor, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
-from .._numbers import block_rows, few, lifted, may_look_at, without_autocast
+from .._numbers import (
+    accumulator,
+    block_rows,
+    few,
+    lifted,
+    lifted_dtype,
+    may_look_at,
+    without_autocast,
+)
 from ._checks import divisor
 from ._chunks import logit_chunks
 
@@ -31,40 +39,56 @@ SHARDED_ROWS = 512
 HALF_SCALE = 256.0
 
 
+# Numbers of each row, which may be anything where it does not count, and marks, False there.
+PerRow = tuple[Tensor, ...]
+# Their sums over the rows that count, and the number of these.
 Sums = tuple[Tensor, ...]
 
 
-# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns sums over some
-# rows, except the `unused` ones (None: all count), and writes the gradient of the first sum with
-# respect to the first of rows to out, which has its shape and dtype (None: no gradient is needed).
-ByHand = Callable[..., Sums]
+# A formula that writes its own gradient: by_hand(out, unused, *rows). It returns numbers of each
+# row, where the `unused` ones do not count (None: all count), and writes the gradient of the sum of
+# the first numbers with respect to the first of rows to out, which has its shape and dtype (None:
+# no gradient is needed).
+ByHand = Callable[..., PerRow]
 
 
 def over_rows(
-    formula: Callable[..., Sums],
+    formula: Callable[..., PerRow],
     by_hand: ByHand | None,
     vocab_group: ProcessGroup | None,
     unused: Tensor,
     *rows: Tensor,
+    wide: bool,
 ) -> Sums:
-    """Return formula(unused, *rows), a tuple of sums over rows.
+    """Sum what formula(unused, *rows) returns over the rows that count, and count these.
 
     The first sum has a gradient with respect to the first of rows. Over a vocab_group the formula
     by hand always runs, and every rank uses the same blocks, compiled or not, with or without a
-    gradient. If there is none, a block's gradient is that of the expression.
+    gradient. If there is none, a block's gradient is that of the expression. If `wide`, the sums
+    keep the dtype in which they are accumulated, as sums over ranks need.
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
+    dtype = accumulator(x) if wide else lifted_dtype(x)
     if vocab_group is None and (compiling or transformed()):
-        return formula(unused, *rows)
+        return sums_of(formula(unused, *rows), unused, dtype).unbind()
     if vocab_group is None and few(x):
-        return formula(_or_none(unused), *rows)
+        seen = _or_none(unused)
+        return sums_of(formula(seen, *rows), seen, dtype).unbind()
     run = by_hand or differentiated(formula)
     step = SHARDED_ROWS if vocab_group is not None and not compiling else block_rows(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         with torch.no_grad():
-            return in_blocks(run, step, None, unused, rows)
+            return sums_of(in_blocks(run, step, None, unused, rows), unused, dtype).unbind()
     again = formula if vocab_group is None else None
-    return cast("Sums", _Blocks.apply(run, again, step, unused, *rows))
+    return cast("Sums", _Blocks.apply(run, again, step, dtype, unused, *rows))
+
+
+def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Sum over the rows that count, in the wider type, and count them, as one vector."""
+    first = per_row[0]
+    used = torch.ones_like(first) if unused is None else unused.logical_not()
+    rows = [clear(x, unused) if x.is_floating_point() else x for x in per_row]
+    return torch.stack([*rows, used]).sum(1, dtype=accumulator(first)).to(dtype)
 
 
 def in_blocks(
@@ -73,7 +97,7 @@ def in_blocks(
     gradient: Tensor | None,
     unused: Tensor | None,
     rows: tuple[Tensor, ...],
-) -> Sums:
+) -> PerRow:
     """Run a formula by hand on blocks of rows. gradient may be the first of rows."""
     if rows[0].shape[0] <= step:
         return run(gradient, unused, *rows)
@@ -85,7 +109,7 @@ def in_blocks(
         )
         for part in (slice(start, start + step) for start in range(0, len(rows[0]), step))
     ]
-    return tuple(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _or_none(unused: Tensor) -> Tensor | None:
@@ -105,18 +129,19 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
     return few and on_host(x) and not transformed()
 
 
-def differentiated(formula: Callable[..., Sums]) -> ByHand:
+def differentiated(formula: Callable[..., PerRow]) -> ByHand:
     """Return a formula by hand whose gradient is that of the expression."""
 
-    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> Sums:
+    def run(out: Tensor | None, unused: Tensor | None, *rows: Tensor) -> PerRow:
         if out is None:
             return formula(unused, *rows)
         with torch.enable_grad():
             x = rows[0].detach().requires_grad_()
-            sums = formula(unused, x, *rows[1:])
-            (gradient,) = torch.autograd.grad(sums[0], x, materialize_grads=True)
+            per_row = formula(unused, x, *rows[1:])
+            total = clear(per_row[0], unused).sum()
+            (gradient,) = torch.autograd.grad(total, x, materialize_grads=True)
         put(out, gradient)
-        return tuple(x.detach() for x in sums)
+        return tuple(x.detach() for x in per_row)
 
     return run
 
@@ -134,37 +159,41 @@ class _Blocks(Function):
     def forward(
         ctx: Any,
         run: ByHand,
-        again: Callable[..., Sums] | None,
+        again: Callable[..., PerRow] | None,
         step: int,
+        dtype: torch.dtype,
         unused: Tensor,
         *rows: Tensor,
     ) -> Sums:
         gradient = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        sums = in_blocks(run, step, gradient, unused, rows)
+        sums = sums_of(in_blocks(run, step, gradient, unused, rows), unused, dtype).unbind()
         ctx.again = again
         ctx.save_for_backward(gradient, unused, *rows)
         ctx.mark_non_differentiable(*sums[1:])
+        ctx.set_materialize_grads(False)
         return sums
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, unused, *rows = ctx.saved_tensors
         factor = gradients[0]
         unasked = (None,) * (len(rows) - 1)
+        if factor is None:  # nothing of the loss was asked for
+            return None, None, None, None, None, None, *unasked
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.again is None:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)
-            first = ctx.again(unused, *rows)[0]
+            first = clear(ctx.again(unused, *rows)[0], unused).sum()
             own = cast(
                 "tuple[Tensor]",
                 torch.autograd.grad(
                     first, rows[0], factor, create_graph=True, materialize_grads=True
                 ),
             )
-            return None, None, None, None, own[0], *unasked
+            return None, None, None, None, None, own[0], *unasked
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
-        return None, None, None, None, times_factor(gradient, factor), *unasked
+        return None, None, None, None, None, *times_factor(factor, gradient), *unasked
 
 
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
@@ -182,6 +211,7 @@ def clear(x: Tensor, unused: Tensor | None) -> Tensor:
 def highest(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     """Return the highest logit of each row over the columns of all ranks, without a gradient."""
     top = x.detach().amax(1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
+    top = lifted(top)
     name = None if vocab_group is None else vocab_group.group_name
     return _groups.all_reduce(top, name, "max")
 
@@ -191,20 +221,13 @@ def over_columns(x: Tensor, vocab_group: ProcessGroup | None) -> Tensor:
     return _groups.all_reduce(x, None if vocab_group is None else vocab_group.group_name)
 
 
-def centred(
-    rows: Tensor,
-    unused: Tensor | None,
-    temperature: float,
-    vocab_group: ProcessGroup | None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Read rows, subtract the highest of each over all ranks, and divide by the temperature.
+def centred(rows: Tensor, top: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    """Subtract from each row its `highest`, in float32 at least, and divide by the temperature.
 
     A common offset of the logits of a row then does not reduce the precision.
     """
-    x = read(rows, unused)
-    room = out if out is not None and out.dtype == x.dtype else None
-    x = torch.sub(x, highest(x, vocab_group)[:, None], out=room)
+    room = out if out is not None and out.dtype == top.dtype else None
+    x = torch.sub(rows, top[:, None], out=room)
     return x if temperature == 1 else torch.div(x, temperature, out=room)
 
 
@@ -212,10 +235,11 @@ def log_softmax(
     rows: Tensor, unused: Tensor | None, temperature: float, vocab_group: ProcessGroup | None
 ) -> Tensor:
     """Return log-probabilities of rows over a temperature; over a vocab_group without gradient."""
+    x = read(rows, unused)
+    if vocab_group is not None or temperature != 1:
+        x = centred(x, highest(x, vocab_group), temperature)
     if vocab_group is None:
-        x = read(rows, unused) if temperature == 1 else centred(rows, unused, temperature, None)
         return x.log_softmax(1)
-    x = centred(rows, unused, temperature, vocab_group)
     return x - over_columns(x.exp().sum(1), vocab_group).log()[:, None]
 
 
@@ -227,10 +251,12 @@ def unused_positions(
 ) -> Tensor:
     """Return which of the batch * time positions predict no token that counts."""
     if mask is None:
-        mask = torch.ones(positions.shape[:2], dtype=torch.bool, device=positions.device)
+        places = torch.zeros(positions.shape[:2], dtype=torch.int64, device=positions.device)
+    else:
+        places = mask.long() - 1
     if sample_mask is not None:
-        mask = mask & sample_mask[:, None]
-    return logit_chunks(mask.long() - 1, sequence_group).reshape(-1) < 0
+        places = places.where(sample_mask[:, None], -1)
+    return logit_chunks(places, sequence_group).reshape(-1) < 0
 
 
 def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
@@ -243,10 +269,11 @@ def weighted_logs(mass: Tensor, logs: Tensor) -> Tensor:
 
 def weighted_log_sums(mass: Tensor, logs: Tensor) -> Tensor:
     """Return the sums of mass * logs in each row, with 0 log 0 = 0; logs are overwritten."""
-    found = row_products(mass, logs)
-    if not on_host(found) or bool(found.isnan().any()):
-        found = row_products(mass, logs.masked_fill_(mass == 0, 0))
-    return found
+    if on_host(logs):
+        found = row_products(mass, logs)
+        if not bool(found.isnan().any()):
+            return found
+    return row_products(mass, logs.masked_fill_(mass == 0, 0))
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
@@ -263,21 +290,15 @@ def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Ten
     return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count
 
 
-def means_over_ranks(
+def over_ranks(
     sums: Sums,
-    unused: Tensor,
-    normalizer: Tensor | float | None,
     batch_group: ProcessGroup | None,
     sequence_group: ProcessGroup | None,
     grad_reduction: GradReduction,
-) -> tuple[Tensor, Sums, Tensor]:
-    """Sum over ranks; return the first sum divided by the normalizer, the others, and the count."""
-    first, *others = sums
-    count = unused.numel() - unused.sum()
+) -> Sums:
+    """Add the sums of all ranks; the first has a gradient."""
     if batch_group is not None or sequence_group is not None:
-        whole = torch.stack([*sums, count.to(first.dtype)])
-        whole = _groups.terminal_sum(whole, sequence_group, 1.0)
+        whole = _groups.terminal_sum(torch.stack(sums), sequence_group, 1.0)
         scale = _groups.gradient_scale(batch_group, grad_reduction)
-        first, *others, count = _groups.terminal_sum(whole, batch_group, scale).unbind()
-        others, count = [x.detach() for x in others], count.detach()
-    return first / divisor(normalizer, count), tuple(others), count
+        sums = _groups.terminal_sum(whole, batch_group, scale).unbind()
+    return sums[0], *[x.detach() for x in sums[1:]]

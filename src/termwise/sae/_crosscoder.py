@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import weighted
+from .._coefficients import weighted, with_auxiliary
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -16,7 +16,7 @@ from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted, decode
 from ._penalties import magnitudes, penalty
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 LayerNorm = Literal["l1", "l2"]
 
@@ -149,7 +149,7 @@ def crosscoder_loss(
     check_latents("crosscoder_loss", f, x.shape[0], mask=mask, d_sae=W_dec.shape[0])
     with without_autocast(x):
         goal = x if target is None else target
-        error = residual(goal.flatten(1), x_hat.flatten(1), mask).reshape(x.shape)
+        errors = squared_errors(goal, x_hat, mask, feature_reduction, batch_group)
         f = counted(f, mask)
         decoder = lifted(W_dec)
         if decoder_norm == "l1":
@@ -161,16 +161,13 @@ def crosscoder_loss(
         else:
             paid = decode(magnitudes(f), norm[:, None])[:, 0]
         mse_per_layer, price, l0 = means_over_rows(
-            [squared_norm(error, feature_reduction), paid, active(f)],
-            mask,
-            batch_group,
-            grad_reduction,
+            [errors, paid, active(f, mask, batch_group)], mask, batch_group, grad_reduction
         )
         mse = mse_per_layer.sum()
         sparsity = weighted(sparsity_coeff, price)
-        aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
+        loss, aux = with_auxiliary(mse + sparsity, aux_coeff, aux)
         return CrosscoderTerms(
-            loss=mse + sparsity + weighted(aux_coeff, aux),
+            loss=loss,
             mse_per_layer=mse_per_layer,
             mse=mse,
             sparsity=sparsity,

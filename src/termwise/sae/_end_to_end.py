@@ -18,7 +18,7 @@ from .._numbers import blocks, lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, check_latents, counted
 from ._penalties import penalty
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ def end_to_end_loss(
         divergence = _divergence(logits, original_logits.detach(), mask)
         nothing = torch.zeros_like(divergence).detach()
         errors = [
-            squared_norm(residual(true.detach(), guess, mask), feature_reduction)
+            squared_errors(true.detach(), guess, mask, feature_reduction, batch_group)
             for true, guess in pairs
         ]
         error = sum(errors[1:], errors[0]) if errors else nothing

@@ -15,7 +15,7 @@ from .._module import LossModule, keyword_fields
 from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted, decode
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +141,10 @@ def gated_loss(
         paid = gate.sum(1) if decoder_norm is None else decode(gate, decoder_norm[:, None])[:, 0]
         mse, aux, price, l0 = means_over_rows(
             [
-                squared_norm(residual(goal, x_hat, mask), feature_reduction),
-                squared_norm(residual(goal, by_gate, mask), feature_reduction),
+                squared_errors(goal, x_hat, mask, feature_reduction, batch_group),
+                squared_errors(goal, by_gate, mask, feature_reduction, batch_group),
                 paid,
-                active(f),
+                active(f, mask, batch_group),
             ],
             mask,
             batch_group,

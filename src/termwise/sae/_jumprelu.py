@@ -18,7 +18,7 @@ from .._numbers import lifted, lifted_dtype, without_autocast
 from .._terms import Terms, terms
 from ._latents import counted, decode
 from ._penalties import tanh_penalty
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 JumpReLUPenalty = Literal["l0", "l0_relative", "tanh"]
 ThresholdGradient = Literal["latents", "gate"]
@@ -325,11 +325,12 @@ def jumprelu_loss(
             f = lifted(cast("Tensor", counted(f, mask)))
         if x_hat is None:
             x_hat = decode(f, W_dec, b_dec)
-        error = residual(x if target is None else target, x_hat, mask)
+        goal = x if target is None else target
+        errors = squared_errors(goal, x_hat, mask, feature_reduction, batch_group)
         active = cast("Tensor", _ActiveCount.apply(pre, theta, bandwidth, input_gradient, False))
         if penalty == "tanh":
             active = active.detach()  # only an L0 penalty needs the gradient of L0
-        per_row = [squared_norm(error, feature_reduction), active]
+        per_row = [errors, active]
         if penalty == "tanh":
             norm = _row_norms(W_dec)
             if threshold_gradient == "latents":

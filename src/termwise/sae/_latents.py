@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._autograd import Function, on_host, transformed
+from .._groups import ProcessGroup
 from .._means import kept_rows
-from .._numbers import block_rows, blocks, lifted, lifted_dtype, may_look_at, product
+from .._numbers import block_rows, blocks, few, lifted, lifted_dtype, may_look_at, product
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -158,9 +159,14 @@ def counted(f: Latents, mask: Tensor | None) -> Latents:
     return kept_rows(f, mask)
 
 
-def active(f: Latents) -> Tensor:
-    """Count the latents of each row that are not zero: " batch", float, without a gradient."""
+def active(f: Latents, mask: Tensor | None, batch_group: ProcessGroup | None) -> Tensor:
+    """Count the latents of each row that are not zero: " batch", float, without a gradient.
+
+    Where they are few, all rows count and none is on another rank, it is their mean already, "".
+    """
     values = (f.values if isinstance(f, SparseLatents) else f).detach()
+    if mask is None and batch_group is None and few(values) and not transformed():
+        return _nonzero(values).sum(dtype=lifted_dtype(values)) / len(values)
     return row_norms(values, 0)
 
 
@@ -183,8 +189,12 @@ def _sum_of_sizes(rows: Tensor) -> Tensor:
 
 
 def _count(rows: Tensor) -> Tensor:
+    return _nonzero(rows).sum(1, dtype=lifted_dtype(rows))
+
+
+def _nonzero(values: Tensor) -> Tensor:
     # In place, in the dtype of f: summing booleans takes 3 times as long.
-    return rows.clone().ne_(0).sum(1, dtype=lifted_dtype(rows))
+    return values.clone().ne_(0)
 
 
 def decode(f: Latents, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import weighted
+from .._coefficients import weighted, with_auxiliary
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
@@ -181,30 +181,31 @@ def matryoshka_loss(
     f = counted(f, mask)
 
     goal = x if target is None else target
+    reduced = feature_reduction, batch_group
     if x_hat is None:
-        errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts, feature_reduction)
+        errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts, *reduced)
     else:
         last = squared_norm(residual(goal, x_hat, mask), feature_reduction)[:, None]
         if len(cuts) == 1:
             errors, plain = last, penalty(f, None, 1.0)
         else:
-            errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts[:-1], feature_reduction)
-            errors = torch.cat([errors, last.to(errors.dtype)], 1)
+            errors, plain = errors_and_l1(goal, f, W_dec, b_dec, mask, cuts[:-1], *reduced)
+            errors = torch.cat([errors.expand(len(last), -1), last.to(errors.dtype)], 1)
     paid = plain
     if decoder_norm is not None or p != 1.0:
         paid, plain = penalty(f, decoder_norm, p), plain.detach()
     mse_per_prefix, price, l0, l1 = means_over_rows(
-        [errors, paid, active(f), plain], mask, batch_group, grad_reduction
+        [errors, paid, active(f, mask, batch_group), plain], mask, batch_group, grad_reduction
     )
     sparsity = weighted(sparsity_coeff, price)
-    aux = torch.zeros_like(price) if aux is None else aux.to(price.dtype)
     if shares is None:
         mse = mse_per_prefix.mean()
     else:
         parts = mse_per_prefix.unbind()
         mse = torch.stack([weighted(*pair) for pair in zip(shares, parts, strict=True)]).sum()
+    loss, aux = with_auxiliary(mse + sparsity, aux_coeff, aux)
     return MatryoshkaTerms(
-        loss=mse + sparsity + weighted(aux_coeff, aux),
+        loss=loss,
         mse=mse,
         mse_per_prefix=mse_per_prefix,
         sparsity=sparsity,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._autograd import Function, transformed
 from .._contract import contract
-from .._numbers import few, lifted, without_autocast
+from .._numbers import few, lifted, may_look_at, without_autocast
 from ._latents import Latents, SparseLatents, check_indices, decode, row_norms
 
 
@@ -111,7 +111,8 @@ def lp_penalty(
 def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
     """Return sum_j norm_j |f_j|^p of each row, without a copy of f in the forward pass."""
     values = f.values if isinstance(f, SparseLatents) else f
-    if decoder_norm is None and p == 1.0 and not (few(values) or torch.compiler.is_compiling()):
+    plain = decoder_norm is None and p == 1.0
+    if plain and not (few(values) or torch.compiler.is_compiling() or none_negative(values)):
         return cast("Tensor", _RowsL1.apply(values))
     powered = _powers(magnitudes(lifted(values)), p)
     if decoder_norm is None:
@@ -131,9 +132,16 @@ def magnitudes(f: Tensor) -> Tensor:
     selection block it, JumpReLU's estimate uses it for the half of its kernel below the threshold.
     With the derivative 0 that half would be missing.
     """
+    if none_negative(f):
+        return f
     if few(f):  # keeps -f, for fewer calls
         return F.leaky_relu(-f, -1.0)
     return cast("Tensor", _Magnitudes.apply(f))
+
+
+def none_negative(f: Tensor) -> bool:
+    """Whether the values can be read and all are 0 or more, as after a ReLU: then |f| is f."""
+    return may_look_at(f) and f.numel() > 0 and bool(f.detach().amin() >= 0)
 
 
 def upward_sign(f: Tensor) -> Tensor:

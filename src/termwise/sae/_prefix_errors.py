@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import on_host
-from .._numbers import accumulator, blocks, lifted_dtype, without_autocast
+from .._groups import ProcessGroup
+from .._numbers import accumulator, blocks, few, lifted, lifted_dtype, without_autocast
 from .._operators import Operator, differentiable
-from ._latents import SparseLatents, row_norms
+from ._latents import SparseLatents, decode, row_norms
 from ._penalties import magnitudes, upward_sign
-from ._squared_errors import FeatureReduction, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors, squared_norm
 
 
 def errors_and_l1(
@@ -29,13 +30,19 @@ def errors_and_l1(
     mask: Tensor | None,
     prefixes: tuple[int, ...],
     feature_reduction: FeatureReduction,
+    batch_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """Return each row's squared error for each prefix, "batch prefixes", and sum |f|, " batch".
 
     Both in one function, so that the backward pass allocates the gradient of f, which is as large
-    as f, once.
+    as f, once. Few latents take fewer calls by the plain formula, and a compiler fuses it; the
+    errors are then already a mean, one row, if `squared_errors` returns one.
     """
     values, indices = (f.values, f.indices) if isinstance(f, SparseLatents) else (f, None)
+    if indices is None and (few(values) or torch.compiler.is_compiling()):
+        call = (target, values, W_dec, b_dec, mask, prefixes, feature_reduction, batch_group)
+        errors, l1 = _as_written(*call)
+        return errors if errors.ndim == 2 else errors[None], l1
     # Sparse latents are decoded again in the backward pass, all blocks at once, at little cost.
     keep = indices is None and torch.is_grad_enabled()
     given = Given(
@@ -108,8 +115,12 @@ def _second(
     leaves = [given.target, given.values, given.W_dec, *bias]
 
     def measured(target: Tensor, values: Tensor, W_dec: Tensor, *bias: Tensor) -> Tensor:
-        b_dec = bias[0] if bias else None
-        return _as_written(given._replace(target=target, values=values, W_dec=W_dec, b_dec=b_dec))
+        if given.indices is not None:
+            dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
+            values = dense.scatter_add(1, given.indices.long(), values)
+        how = given.mask, given.prefixes, cast("Any", given.feature_reduction), None
+        errors, l1 = _as_written(target, values, W_dec, bias[0] if bias else None, *how)
+        return torch.cat([errors, l1[:, None]], 1)
 
     def first(push: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         pull = cast("Callable[[Tensor], tuple[Tensor, ...]]", torch.func.vjp(measured, *leaves)[1])
@@ -127,22 +138,26 @@ def _second(
     return dict(zip(names, again, strict=False))
 
 
-def _as_written(given: Given) -> Tensor:
-    """Compute the result of `compute_errors` by operations with derivatives of any order."""
-    dtype, values, W_dec, prefixes = given.dtype, given.values, given.W_dec, given.prefixes
-    if given.indices is not None:
-        dense = values.new_zeros((values.shape[0], W_dec.shape[0]))
-        values = dense.scatter_add(1, given.indices.long(), values)
-    l1 = magnitudes(values.to(dtype)).sum(1)
-    residual = _start(given, slice(None))
-    widths = [high - low for low, high in _blocks(prefixes)] + [W_dec.shape[0] - prefixes[-1]]
-    columns = cast("tuple[Tensor, ...]", values.split(widths, 1))
-    rows = cast("tuple[Tensor, ...]", W_dec.split(widths))
-    errors: list[Tensor] = []
-    for place in range(len(prefixes)):
-        residual = residual - columns[place].to(dtype) @ rows[place].to(dtype)
-        errors.append(squared_norm(residual, cast("Any", given.feature_reduction)))
-    return torch.stack([*errors, l1], 1)
+def _as_written(
+    target: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor | None,
+    mask: Tensor | None,
+    prefixes: Sequence[int],
+    feature_reduction: FeatureReduction,
+    batch_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the errors and L1 of dense latents by operations with derivatives of any order."""
+    # Lifted once, so that gradients in half precision are rounded once.
+    target, values, W_dec = lifted(target), lifted(values), lifted(W_dec)
+    x_hat, errors = b_dec, cast("list[Tensor]", [])
+    for low, high in _blocks(prefixes):
+        x_hat = decode(values[:, low:high], W_dec[low:high], x_hat)
+        errors.append(squared_errors(target, x_hat, mask, feature_reduction, batch_group))
+    # One that is not finite is not a mean already, as others may be.
+    alike = cast("tuple[Tensor, ...]", torch.broadcast_tensors(*errors))
+    return torch.stack(alike, -1), magnitudes(values).sum(1)
 
 
 def compute_errors(given: Given) -> tuple[Tensor, Tensor]:

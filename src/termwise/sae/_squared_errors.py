@@ -8,11 +8,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import transformed
 from .._groups import ProcessGroup
 from .._means import kept_rows
-from .._numbers import accumulator, lifted, without_autocast
+from .._numbers import accumulator, alike, lifted, may_look_at, without_autocast
 
 FeatureReduction = Literal["mean", "sum"]
+
+
+def squared_errors(
+    x: Tensor,
+    x_hat: Tensor,
+    mask: Tensor | None,
+    feature_reduction: FeatureReduction,
+    batch_group: ProcessGroup | None,
+) -> Tensor:
+    """Return the squared error of each row, "rows *layers", for a mean over rows.
+
+    Where all rows count and none is on another rank it is their mean already: a number, or one row.
+    """
+    if mask is None and batch_group is None and not torch.compiler.is_compiling():
+        mean = None if transformed() else _mean_square(x, x_hat)
+        if mean is not None:
+            mean = mean if feature_reduction == "mean" else mean * x.shape[-1]
+            return mean[None] if mean.ndim else mean
+    error = residual(x.flatten(1), x_hat.flatten(1), mask).view(x.shape)
+    return squared_norm(error, feature_reduction)
+
+
+def _mean_square(x: Tensor, x_hat: Tensor) -> Tensor | None:
+    """Return the mean square of x_hat - x over rows and features, None where sums overflow.
+
+    To look for that on an accelerator would wait: a power of two keeps them within range there.
+    """
+    x, x_hat = map(lifted, alike(x, x_hat))
+    count = x.shape[0] * x.shape[-1]
+    if not count:
+        return None
+    if not may_look_at(x_hat):
+        scale = 2.0 ** -math.ceil(math.log2(count) / 2)
+        return _squares(x * scale, x_hat * scale, "sum") * (1 / (count * scale**2))
+    mean = _squares(x, x_hat, "mean")
+    seen = mean.detach()
+    return mean if math.isfinite(float(seen.sum() if seen.ndim else seen)) else None
+
+
+def _squares(x: Tensor, x_hat: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+    if x.ndim == 2:
+        return F.mse_loss(x_hat, x, reduction=how)
+    squares = F.mse_loss(x_hat, x, reduction="none")
+    return squares.mean((0, 2)) if how == "mean" else squares.sum((0, 2))
 
 
 def residual(x: Tensor, x_hat: Tensor, mask: Tensor | None) -> Tensor:

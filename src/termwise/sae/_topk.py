@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._coefficients import weighted
+from .._coefficients import with_auxiliary
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +117,12 @@ def topk_loss(
             "topk_loss needs dead where aux is given, got None: pass the mask of dead latents that "
             "auxiliary_k_loss took"
         )
-    error = residual(x if target is None else target, x_hat, mask)
-    mse, l0 = means_over_rows(
-        [squared_norm(error, feature_reduction), active(counted(f, mask))],
-        mask,
-        batch_group,
-        grad_reduction,
-    )
-    aux = torch.zeros_like(mse) if aux is None else aux.to(mse.dtype)
+    goal = x if target is None else target
+    errors = squared_errors(goal, x_hat, mask, feature_reduction, batch_group)
+    l0 = active(counted(f, mask), mask, batch_group)
+    mse, l0 = means_over_rows([errors, l0], mask, batch_group, grad_reduction)
     n_dead = torch.full_like(mse, torch.nan) if dead is None else dead.sum().to(mse.dtype)
-    loss = mse + weighted(aux_coeff, aux)
+    loss, aux = with_auxiliary(mse, aux_coeff, aux)
     return TopKTerms(loss=loss, mse=mse, aux=aux, l0=l0.detach(), n_dead=n_dead.detach())
 
 

@@ -13,7 +13,7 @@ from .._module import LossModule, keyword_fields
 from .._terms import Terms, terms
 from ._latents import SparseLatents, active, check_latents, counted
 from ._penalties import penalty
-from ._squared_errors import FeatureReduction, residual, squared_norm
+from ._squared_errors import FeatureReduction, squared_errors
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +124,11 @@ def vanilla_loss(
     d_sae = None if decoder_norm is None else len(decoder_norm)
     check_latents("vanilla_loss", f, x.shape[0], mask=mask, d_sae=d_sae)
     f = counted(f, mask)
-    error = residual(x if target is None else target, x_hat, mask)
     paid = penalty(f, decoder_norm, p)
     plain = paid if decoder_norm is None and p == 1.0 else penalty(f, None, 1.0).detach()
-    per_row = [squared_norm(error, feature_reduction), paid, active(f)]
+    goal = x if target is None else target
+    errors = squared_errors(goal, x_hat, mask, feature_reduction, batch_group)
+    per_row = [errors, paid, active(f, mask, batch_group)]
     if plain is not paid:
         per_row.append(plain)
     mse, price, l0, *others = means_over_rows(per_row, mask, batch_group, grad_reduction)
