@@ -25,7 +25,16 @@ from torch import Tensor
 from . import _groups
 from ._autograd import on_host
 from ._groups import GradReduction, ProcessGroup
-from ._numbers import FEW, accumulator, blocks, inner, lifted, looped, product, without_autocast
+from ._numbers import (
+    FEW,
+    accumulator,
+    blocks,
+    inner,
+    lifted,
+    looped,
+    plain_product,
+    without_autocast,
+)
 from ._operators import Operator, differentiable
 
 CovariancePath = Literal["auto", "gram", "covariance"]
@@ -36,7 +45,7 @@ _STRIP, _ON_DEVICE, _MOST_STRIPS = 256, 2**24, 4
 
 
 def second_moments(
-    views: Sequence[Tensor],
+    views: Sequence[Tensor] | Tensor,
     counts: Tensor | None,
     *,
     path: CovariancePath,
@@ -47,8 +56,9 @@ def second_moments(
     """Return the unbiased variance of each column, and the energy of the off-diagonal covariance.
 
     Args:
-        views: this rank's rows of each view, "batch dim". Half precision is converted to float32.
-        counts: `_groups.row_counts(views[0], group)`.
+        views: this rank's rows of each view, "batch dim"; or a tensor of them all, or of one.
+            Half precision is converted to float32.
+        counts: `_groups.row_counts` of a view.
         path: which product to form; "auto" takes the smaller one.
         group: process group whose ranks hold different rows, in any numbers, 0 included. None: no
             communication. Reading the counts synchronizes with the device once, with a group only.
@@ -57,13 +67,15 @@ def second_moments(
         caller: the loss that an error names.
 
     Returns:
-        Variance "views dim", and energy " views" in the wider dtype, so that it cannot overflow.
-        Both are differentiable twice without a group and once with one.
+        Variance "*views dim", and energy "*views" in the wider type, where it cannot overflow; both
+        differentiable: twice without a group, once with one.
     """
-    first = views[0]
+    each, together = views, None
+    if isinstance(views, Tensor):
+        each, together = (views,) if views.ndim == 2 else views.unbind(), views
+    first = each[0]
     if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
-        together = torch.stack(tuple(views)) if len(views) > 1 else first[None]
-        return _as_written(together, path)
+        return _as_written(torch.stack(tuple(each)) if together is None else together, path)
     moments = [
         differentiable(
             _second_moments,
@@ -79,7 +91,7 @@ def second_moments(
             ),
             (0, 3),
         )
-        for z in views
+        for z in each
     ]
     return (
         torch.stack([variance for _, variance, _, _ in moments]),
@@ -99,8 +111,9 @@ def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
     """
     wide = variance.detach().to(energy.dtype)
     squares = energy.detach() + wide.square().sum(-1)
-    ratio = wide.sum(-1).square() / squares
-    return ratio.masked_fill(squares == 0, 0).to(variance.dtype)
+    # Where nothing varies 0, not NaN.
+    ratio = wide.sum(-1).square() / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+    return ratio.to(variance.dtype)
 
 
 def is_small(z: Tensor) -> bool:
@@ -109,19 +122,20 @@ def is_small(z: Tensor) -> bool:
 
 
 def _as_written(z: Tensor, path: CovariancePath) -> tuple[Tensor, Tensor]:
-    """Compute variance and energy by operations with derivatives of any order."""
-    rows = lifted(z)
-    centred = rows - rows.mean(1, keepdim=True)
-    scaled = centred * (1 / (rows.shape[1] - 1))
-    if path == "auto" and 2 * z.shape[1] <= z.shape[2]:
-        variance = (scaled * centred).sum(1)
-        squares = product(scaled, centred.mT).to(accumulator(z)).square()
-        return variance, squares.sum((1, 2)) - variance.to(squares.dtype).square().sum(1)
-    covariance = product(scaled.mT, centred)
-    # In the wider dtype, subtracting the diagonal loses no digits.
-    squares = covariance.to(accumulator(z)).square()
-    energy = squares.sum((1, 2)) - squares.diagonal(0, 1, 2).sum(1)
-    return covariance.diagonal(0, 1, 2), energy
+    """Compute variance and energy in operations that autograd follows to any order."""
+    (count, dim), rows = z.shape[-2:], lifted(z)
+    unit, centred = 1 / (count - 1), rows - rows.mean(-2, keepdim=True)
+    if path == "auto" and 2 * count <= dim:
+        variance = (centred * centred).sum(-2) * unit
+        gram = plain_product(centred, centred.mT).to(accumulator(z))
+        total = (gram * gram).sum((-2, -1)) * unit**2
+        return variance, total - variance.to(total.dtype).square().sum(-1)
+    products = plain_product(centred.mT, centred)
+    # Of one matrix in the wider type the diagonal cancels without a loss of digits.
+    wide = products.to(accumulator(z))
+    squares = wide * wide
+    energy = (squares.sum((-2, -1)) - squares.diagonal(0, -2, -1).sum(-1)) * unit**2
+    return products.diagonal(0, -2, -1) * unit, energy
 
 
 class _Inputs(NamedTuple):

@@ -67,6 +67,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return cast("Tensor", _Product.apply(left, right))
 
 
+def plain_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices without autocast; the overhead of `product` exceeds a small product."""
+    return left @ right if autocast_is_off(left) else product(left, right)
+
+
 class _Product(Function):
     """Matrix product without autocast, even if the backward pass runs under autocast."""
 

@@ -7,6 +7,7 @@ import torch
 from declared import CASES
 
 from termwise import _moments, _numbers
+from termwise.joint_embedding import _contrast
 from termwise.sae import SparseLatents, matryoshka_loss, vanilla_loss
 
 FAMILIES = ("sae.", "joint_embedding.", "lm.targeted")
@@ -22,10 +23,12 @@ def choose(monkeypatch, name, value):
 
 def cut(monkeypatch, device):
     """Cut into small blocks, as on the CPU or elsewhere, what few elements are."""
-    choose(monkeypatch, "FEW", 0)
-    monkeypatch.setattr(_numbers, "IN_CACHE", 20)
-    monkeypatch.setattr(_numbers, "ON_DEVICE", 20)
-    for name, value in (("_STRIP", 2), ("_ON_DEVICE", 4), ("_MOST_STRIPS", 2)):
+    for name, value in (("FEW", 0), ("_SMALL", 0), ("_STRIP", 2)):
+        choose(monkeypatch, name, value)
+    for module in (_numbers, _contrast):
+        monkeypatch.setattr(module, "IN_CACHE", 20)
+        monkeypatch.setattr(module, "ON_DEVICE", 20)
+    for name, value in (("_ON_DEVICE", 4), ("_MOST_STRIPS", 2)):
         monkeypatch.setattr(_moments, name, value)
     if device == "elsewhere":
         choose(monkeypatch, "on_host", lambda x: False)

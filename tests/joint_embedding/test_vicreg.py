@@ -98,6 +98,22 @@ def test_two_rows_by_hand():
 # --- derivatives ----------------------------------------------------------------------------
 
 
+def test_the_hessian_is_the_formulas():
+    z1, z2 = (z.detach() for z in views(4, 3))
+
+    def formula(z):
+        terms = VICREG.expected(z, z2, gamma=2.0)
+        return 25 * terms["sim"] + 25 * terms["var"] + terms["cov"]
+
+    ours = torch.func.hessian(lambda z, path: vicreg_loss(z, z2, gamma=2.0, **path).loss)
+    reverse = torch.func.jacrev(torch.func.jacrev(lambda z: vicreg_loss(z, z2, gamma=2.0).loss))
+    expected = torch.func.hessian(formula)(z1)
+    torch.testing.assert_close(reverse(z1), expected)
+    torch.testing.assert_close(ours(z1, {}), expected)
+    with pytest.raises(RuntimeError, match="jvp"):
+        ours(z1, {"covariance_path": "gram"})
+
+
 def test_a_gradient_of_one_view_alone():
     z1, z2 = views(6, 4)
     gradient = torch.autograd.grad(vicreg_loss(z1, z2.detach()).loss, z1)

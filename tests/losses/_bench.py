@@ -248,7 +248,7 @@ BATCHES = (32, 64), (256, 128), (128, 784)
 over_head = functools.partial(Case, HEADS, size_of=over_vocab, rows=256, products=head_products)
 over_latents = functools.partial(Case, LATENTS, rows=1024)
 over_chunks = functools.partial(Case, (), chunked, rows=1024, size_of=lambda rows: (rows, 32_768))
-# 2^25 logits of 4096 rows, of two views each.
+# 2^26 logits of 4096 rows, of two views each.
 of_pairs = functools.partial(
     Case, ((64, 128), (256, 128), (2048, 256)), rows=4096, size_of=lambda rows: (rows, 256)
 )

@@ -77,7 +77,7 @@ def pair_products(a: Tensor, b: Tensor, *_: Tensor) -> None:
 INFO_NCE = Declaration(
     function=info_nce_loss,
     formula=formula,
-    bench={"": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products)},
+    bench={"": of_pairs(views_and_scale, plain_clip, our_clip, products=pair_products, rows=8192)},
     formula_at=({"symmetric": True}, HARD, {"negatives": queue, "symmetric": False}),
     paths=PATHS,
     second=("right", "refused"),

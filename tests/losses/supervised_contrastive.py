@@ -64,6 +64,7 @@ SUPERVISED_CONTRASTIVE = Declaration(
             of_ten_classes,
             plain_supervised,
             lambda *x: supervised_contrastive_loss(*x, temperature=0.5).loss,
+            rows=8192,
         )
     },
     formula_at=({"positives": "outside"}, {"positives": "inside"}),

@@ -9,11 +9,7 @@ from torch import Tensor
 from .. import _groups
 from .._contract import contract
 from .._groups import ProcessGroup
-from .._numbers import accumulator, blocks, lifted, product
-
-# Least logarithm, in sums that are at least 1 / prototypes: below e^-87, arithmetic on subnormal
-# float32 numbers takes a hundred times as long.
-_LEAST = -60.0
+from .._numbers import accumulator, blocks, lifted
 
 
 @contract
@@ -30,10 +26,10 @@ def sinkhorn(
     \quad Q_{bk} \leftarrow Q_{bk} / \sum_{b'} Q_{b'k}, \quad
     Q_{bk} \leftarrow Q_{bk} / \sum_{k'} Q_{bk'}$$
 
-    It is computed in the log domain: the current log-scales are subtracted before each exponential,
-    so that each sum over samples is between 1 / prototypes and the batch, and each sum over
-    prototypes is between 1 / batch and prototypes. The result is finite for any logits, temperature
-    and number of iterations, in float32 too.
+    In the log domain: with f the logarithm of all that each prototype was divided by, Q is the
+    softmax of logits / T - f over each row. An iteration adds the logarithms of Q's column sums to
+    f; these sums are between 1 / prototypes and the batch. Finite for any logits, temperature and
+    number of iterations, in float32 too.
 
     Prototypes are normalized first, so adding a constant to a prototype's logits has no effect.
     Adding a constant to a sample's logits has one, which decreases with each iteration, since it
@@ -85,34 +81,41 @@ def sinkhorn(
 def assigned(
     logits: Tensor, temperature: float, iterations: int, group: ProcessGroup | None
 ) -> Tensor:
-    """Return the assignments of each view separately, "views batch prototypes", in one pass."""
-    name, (views, count, prototypes) = _groups.name_of(group), logits.shape
+    """Return the assignments of each view by itself, "views batch prototypes", all at a time."""
+    views, count, prototypes = logits.shape
+    samples = list(blocks(logits.movedim(1, 0), views * prototypes))
     with torch.no_grad():
-        powers = lifted(logits[:, :0]).new_empty(logits.shape)
-        top = lifted(logits.amax(1)) if count else powers.new_full((views, prototypes), -torch.inf)
-        top = _groups.all_reduce(top, name, "max")[:, None]
-        of_prototypes = torch.zeros_like(top)
-        # Each row's maximum: the weight of the sample until it is first normalized.
-        of_samples = powers.new_zeros(views, count, 1)
-        own = torch.zeros_like(of_samples)
-        samples = list(blocks(logits.movedim(1, 0), views * prototypes))
-        for block in samples:
-            x = lifted(logits[:, block]) - top
-            of_samples[:, block] = x.amax(2, keepdim=True) / temperature
-        weights = of_samples.clamp_min(_LEAST).exp_().mT
+        if len(samples) == 1 and group is None:
+            return _as_written(logits, temperature, iterations)
+        name = _groups.name_of(group)
+        lowest = logits.new_full((views, 1, prototypes), -torch.inf)  # of a rank without samples
+        top = lifted(logits.amax(1, keepdim=True) if count else lowest)
+        top = _groups.all_reduce(top, name, "max")
+        # Logarithms of what prototypes were divided by; a softmax divides the samples.
+        scales: Tensor | None = None
+
+        def powers(block: slice) -> Tensor:
+            x = (lifted(logits[:, block]) - top).div_(temperature)
+            return x.exp_() if scales is None else x.sub_(scales).softmax(2)
+
         for _ in range(iterations):
             sums = torch.zeros_like(top, dtype=accumulator(top))
             for block in samples:
-                x = (lifted(logits[:, block]) - top).div_(temperature).sub_(of_prototypes)
-                x = x.sub_(of_samples[:, block]).clamp_min_(_LEAST).exp_()
-                sums += product(weights[:, :, block], x)
-                powers[:, block] = x
-            sums = _groups.all_reduce(sums, name).to(top.dtype)
-            for block in samples:
-                own[:, block] = powers[:, block].div_(sums).sum(2, keepdim=True)
-            of_prototypes, of_samples = of_prototypes + sums.log(), of_samples + own.log()
-            weights = torch.ones_like(weights)
-        return powers.div_(own)
+                sums += powers(block).sum(1, keepdim=True)
+            logs = _groups.all_reduce(sums, name).log().to(top.dtype)
+            scales = logs if scales is None else scales + logs
+        found = top.new_empty(logits.shape)
+        for block in samples:
+            found[:, block] = powers(block)
+        return found
+
+
+def _as_written(logits: Tensor, temperature: float, iterations: int) -> Tensor:
+    x = (lifted(logits) - logits.amax(1, keepdim=True)).div_(temperature)
+    scales = x.exp().sum(1, keepdim=True).log()
+    for _ in range(iterations - 1):
+        scales = scales + (x - scales).softmax(2).sum(1, keepdim=True).log()
+    return (x - scales).softmax(2)
 
 
 @contract

@@ -9,17 +9,17 @@ the cross-entropy of a row is log(1 + exp(N_i - P_i)). No positive is in N_i, so
 the loss is small, and the derivative with respect to N_i is a sigmoid, not a difference of 1 and
 another number.
 
-A first pass over the strips computes the log-sums of the rows, and of the columns for the other
-direction. A second pass forms the strips again and computes the gradient from them. That takes four
-products of rows * columns * dim, and two strips in memory. If the columns are the rows, L is
-symmetric, and the strips of its upper triangle need only two such products.
+A first pass over the strips takes the log-sums of the rows, and of the columns for the other
+direction; a second one forms the strips again and turns them into the gradient. That is four
+products of rows * columns * dim, and two strips in memory, of which an accelerator has at most 8:
+a quarter of the matrix, for kernels that do not grow with the rows. Where the columns are the rows
+L is symmetric: the strips of its upper triangle make two such products.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _groups
@@ -27,11 +27,12 @@ from .._autograd import on_host, wants_gradient
 from .._groups import GradReduction, ProcessGroup
 from .._numbers import (
     IN_CACHE,
+    MOST_BLOCKS,
     ON_DEVICE,
     accumulator,
     alike,
     lifted,
-    product,
+    plain_product,
     softplus,
     without_autocast,
 )
@@ -100,9 +101,9 @@ def contrast(
     if rows.shape[1] == 0:
         raise ValueError(f"{caller} needs dim >= 1, got 0")
     labels = None if labels is None else labels.contiguous()  # else torch.searchsorted warns
-    few = len(rows) * len(rows if columns is None else columns) <= _SMALL
-    if group is None and few:
-        _refuse_fewer(len(rows if columns is None else columns), at_least, caller)
+    width = rows.shape[0] if columns is None else columns.shape[0]
+    if group is None and rows.shape[0] * width <= _SMALL:
+        _refuse_fewer(width, at_least, caller)
         return _as_written(rows, columns, scale, positive, labels, given, weight, form, symmetric)
     within, columns = columns is None, rows[:0].detach() if columns is None else columns
     factor = scale.to(rows.dtype) if isinstance(scale, Tensor) else rows.new_full((), scale)
@@ -134,7 +135,9 @@ def contrast(
 
 def unit_rows(x: Tensor) -> Tensor:
     """Divide rows by their norms; a row of zeros stays 0. Half precision is converted."""
-    return F.normalize(lifted(x), dim=1)
+    x = lifted(x)  # as F.normalize does, in fewer calls
+    norms = cast("Tensor", torch.linalg.vector_norm(x, dim=1, keepdim=True))
+    return x / norms.clamp_min(1e-12)
 
 
 def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,31 +158,6 @@ def _refuse_fewer(count: int, at_least: int, caller: str) -> None:
         raise ValueError(f"{needed}, got {count}")
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices without autocast; the overhead of `product` exceeds a small product."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(left.device.type):
-        return product(left, right)
-    return left @ right
-
-
-def _row_losses(
-    form: str,
-    negatives: Tensor,
-    positives: Tensor,
-    weight: Tensor | None,
-    count: Tensor | None,
-    mean: Tensor | None,
-) -> Tensor:
-    """Return the loss of rows from log-sums, numbers of positives, and their mean logits."""
-    if form == "decoupled":
-        return negatives - (positives if weight is None else weight * positives)
-    loss = softplus(negatives - positives)
-    if mean is not None and count is not None:
-        # Uses the mean of their logits, not the log-sum; for one positive these are equal.
-        loss = torch.where(count > 1, loss + (positives - mean), loss)
-    return loss if count is None else loss.where(count > 0, 0)
-
-
 def _as_written(
     rows: Tensor,
     columns: Tensor | None,
@@ -191,47 +169,51 @@ def _as_written(
     form: Form,
     symmetric: bool,
 ) -> Contrast:
-    """Compute the loss with the whole matrix, by operations with derivatives of any order."""
-    logits = _product(rows * scale, (rows if columns is None else columns).T)
+    """Compute the same with the whole matrix, in operations that autograd follows to any order."""
+    logits = plain_product(rows * scale, (rows if columns is None else columns).mT)
     lowest = torch.finfo(logits.dtype).min  # not -inf, for the gradient of a row of nothing else
-    itself = torch.arange(len(rows), device=rows.device)[:, None] if columns is None else None
-    place = None if positive is None else positive[:, None]
-    count = mean = highest = None
     positives = rows[:, 0] if given is None else given
-    if labels is not None and itself is not None:
-        same = labels[:, None] == labels
-        among = same.scatter(1, itself, False)
+    count = highest = None
+    if labels is not None:
+        among = labels.unsqueeze(1) == labels
+        among.diagonal().fill_(False)
         count = among.sum(1)
-        highest = logits.detach().masked_fill(~among, lowest).amax(1)
-        if form == "outside":  # one of the positives separate from the others, for precision
-            place = among.byte().argmax(1, keepdim=True)
-            mean = logits.where(among, 0).sum(1) / count.clamp_min(1)
+        highest = logits.detach().where(among, lowest).amax(1)
+        if form == "outside":
+            # One positive is hidden, for precision; of several the loss is log 2 or more.
+            positives = logits.where(among, 0).sum(1) / count.clamp_min(1)
+            hidden = among & (count == 1).unsqueeze(1)
         else:
-            positives = logits.masked_fill(~among, lowest).logsumexp(1)
-            logits = logits.masked_fill(same, lowest)
-    if place is not None:
-        positives = logits.gather(1, place)[:, 0]
-        hidden = place if itself is None else torch.cat((place, itself), 1)
+            positives, hidden = logits.where(among, lowest).logsumexp(1), among.clone()
+        hidden.diagonal().fill_(True)
+        logits = logits.masked_fill(hidden, lowest)
+    elif positive is not None:
+        hidden = place = positive.unsqueeze(1)
+        positives = logits.gather(1, place).squeeze(1)
+        if columns is None:
+            itself = torch.arange(rows.shape[0], device=rows.device)
+            hidden = torch.stack((positive, itself), 1)
         logits = logits.scatter(1, hidden, lowest)
     negatives = logits.logsumexp(1)
     highest = positives.detach() if highest is None else highest
     right = highest >= logits.detach().amax(1)
+    each = negatives - (positives if weight is None else weight * positives)
     if symmetric:
-        each = softplus(torch.stack((negatives, logits.logsumexp(0))) - positives)
-    else:
-        each = _row_losses(form, negatives, positives, weight, count, mean)[None]
+        each = torch.stack((each, logits.logsumexp(0) - positives))
+    if form == "softmax":
+        each = softplus(each)
+    elif count is not None:
+        each = torch.where(count > 1, each, softplus(each))
     if count is None:
-        loss, accuracy = each.mean(), right.to(each.dtype).mean()
-        means = each.detach().mean(1) if symmetric else loss.detach()[None]
-        without = loss.new_zeros(())
+        loss, without = each.mean(), each.new_zeros(())
+        accuracy = right.sum(dtype=each.dtype) / right.shape[0]
     else:
-        counted = count > 0
-        number = counted.sum().clamp_min(1)
-        loss = each.sum() / number
-        means = loss.detach()[None]
-        accuracy = (right & counted).sum(dtype=loss.dtype) / number
-        without = (~counted).sum(dtype=loss.dtype)
-    return Contrast(loss, means[0], means[-1], accuracy, without)
+        counted = (count > 0).to(each.dtype)
+        total = counted.sum()
+        loss, without = (each * counted).sum() / total.clamp_min(1), right.shape[0] - total
+        accuracy = (right * counted).sum() / total.clamp_min(1)
+    forward, backward = each.detach().mean(1).unbind() if symmetric else (loss.detach(),) * 2
+    return Contrast(loss, forward, backward, accuracy, without)
 
 
 class _Inputs(NamedTuple):
@@ -370,9 +352,13 @@ class _Matrix(NamedTuple):
 
 
 def _rows_at_once(rows: Tensor, width: int) -> int:
-    """Return the number of rows of a strip with this many columns."""
-    step = max(_STRIP, IN_CACHE // max(width, 1)) if on_host(rows) else ON_DEVICE // max(width, 1)
-    return max(1, min(step, len(rows)))
+    """Return how many rows a strip of so many columns has."""
+    count, width = len(rows), max(width, 1)
+    if on_host(rows):
+        step = max(_STRIP, IN_CACHE // width)
+    else:
+        step = max(ON_DEVICE // width, -(-count // MOST_BLOCKS))
+    return max(1, min(step, count))
 
 
 def _matrix(inputs: _Inputs) -> _Matrix:
@@ -484,7 +470,15 @@ def _rows(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor
             several = (count > 1).to(slope.dtype)
             of_positives, pull = several - slope, pull.mul_(-2 * several.to(pull.dtype)[:, None])
         of_negatives, of_positives = (x.where(count > 0, 0) for x in (of_negatives, of_positives))
-    loss = _row_losses(inputs.form, negatives, positives, inputs.weight, count, mean)
+    if inputs.form == "decoupled":
+        loss = negatives - (positives if inputs.weight is None else inputs.weight * positives)
+    else:
+        loss = softplus(negatives - positives)
+    if mean is not None and count is not None:
+        # Not their log-sum counts but the mean of their logits; of one positive the two are equal.
+        loss = torch.where(count > 1, loss + (positives - mean), loss)
+    if count is not None:
+        loss = loss.where(count > 0, 0)
     counted = torch.ones_like(loss, dtype=torch.bool) if count is None else count > 0
     return _Rows(loss, counted, of_negatives, of_positives, pull)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, may_look_at
+from .._numbers import lifted_dtype, may_look_at
 from .._terms import Terms, terms
 from ._assignments import check_temperature
 from ._prototypes import cross_entropy_of_views, over_ranks
@@ -125,15 +125,16 @@ def ibot_loss(
             )
     n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
     if over == "images":
-        ones = torch.ones_like(image_index, dtype=accumulator(student_logits))
-        weights = ones / ones.new_zeros(images).index_add_(0, image_index, ones)[image_index]
+        ones = torch.ones_like(image_index, dtype=lifted_dtype(student_logits))
+        sizes = ones.new_zeros(images).index_add_(0, image_index, ones)
+        weights = sizes.index_select(0, image_index).reciprocal_()
         divisor = n_images
     else:
         weights = None
         divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
     means = cross_entropy_of_views(
-        student_logits[None],
-        teacher_probs[None],
+        student_logits.unsqueeze(0),
+        teacher_probs.unsqueeze(0),
         weights,
         divisor,
         temperature=temperature,

@@ -121,7 +121,7 @@ def info_nce_loss(
         >>> terms.loss, terms.accuracy
         (tensor(0.3408), tensor(1.))
     """
-    batch, candidates = len(queries), len(keys)
+    batch, candidates = queries.shape[0], keys.shape[0]
     if positives is None and candidates < batch:
         raise ValueError(
             f"info_nce_loss needs a key for each query, got {batch} queries and {candidates} keys: "
@@ -137,7 +137,8 @@ def info_nce_loss(
     if normalize:
         rows, columns, *queue = map(unit_rows, (rows, columns, *queue))
     if positives is None:
-        own, positives = columns[:batch], torch.arange(batch, device=rows.device)
+        own = columns if candidates == batch else columns[:batch]
+        positives = torch.arange(batch, device=rows.device)
     else:
         stray = (positives < 0) | (positives >= candidates)
         rows = rows.masked_fill(stray[:, None], torch.nan)

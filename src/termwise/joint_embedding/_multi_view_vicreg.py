@@ -130,7 +130,7 @@ def multi_view_vicreg_loss(
     rows = z.shape[1] if counts is None else counts.sum()
     apart = spread(z, num_global, rows, group=batch_group, grad_reduction=grad_reduction)
     moments = view_moments(
-        z.unbind(),
+        z,
         counts,
         gamma=gamma,
         eps=eps,

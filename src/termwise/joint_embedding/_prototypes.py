@@ -9,7 +9,7 @@ and the gradient, softmax minus targets, is computed with the value and in place
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +62,9 @@ def cross_entropy_of_views(
             Without a group it has no effect.
     """
     student, teacher = alike(student, teacher.detach())
-    gradient = wants_gradient(student)
-    inputs = _Inputs(student, teacher, weights, temperature, skip_same_view, gradient)
+    inputs = _Inputs(
+        student, teacher, weights, temperature, skip_same_view, wants_gradient(student)
+    )
     if student.numel() <= _SMALL and not torch.compiler.is_compiling():
         # Ranks may take different paths, but must send the same dtype.
         sums = _as_written(inputs, None if group is None else accumulator(student))
@@ -71,10 +72,11 @@ def cross_entropy_of_views(
         sums = with_gradients(_cross_entropy, inputs)[:3]
     scale = _groups.gradient_scale(group, grad_reduction)
     value, entropy, marginal = _groups.terminal_sums(sums, group, scale)
-    value, entropy = value / divisor, entropy.detach() / divisor
-    kl, marginal_entropy = value.detach() - entropy, _entropy(marginal.detach() / marginal.sum())
-    found = value, entropy, kl, marginal_entropy
-    return CrossEntropy(*[x.to(lifted_dtype(student)) for x in found])
+    value, entropy, marginal = value / -divisor, entropy.detach() / -divisor, marginal.detach()
+    surprise = cast("Tensor", torch.special.entr(marginal / marginal.sum()))
+    found = value, entropy, value.detach() - entropy, surprise.sum()
+    dtype = lifted_dtype(student)
+    return CrossEntropy(*(found if value.dtype == dtype else [x.to(dtype) for x in found]))
 
 
 def over_ranks(
@@ -99,18 +101,22 @@ class _Inputs(NamedTuple):
 def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
     """Compute the sums, in this dtype, by operations with derivatives of any order."""
     student, p, weights, temperature, skip, _ = inputs
-    logs, p = (lifted(student) / temperature).log_softmax(2), lifted(p)
-    negatives = _finite_logs(p).mul_(p).sum(2)
+    logs, p = (lifted(student) * (1 / temperature)).log_softmax(2), lifted(p)
+    views, same = student.shape[0], min(student.shape[0], p.shape[0]) if skip else 0
+    negatives = _finite_logs(p)
     if weights is not None:  # all that follows is linear in p
-        weights = weights.to(p.dtype)
-        negatives, p = negatives * weights, p * weights[:, None]
+        p = p * weights.to(p.dtype).unsqueeze(1)
+    negatives = negatives * p
+    # Each teacher's view has as many pairs, less one where it is the student's too.
+    entropy = negatives.sum(dtype=dtype) * (views - (same == p.shape[0]))
+    if 0 < same < p.shape[0]:
+        entropy = entropy - negatives[:same].sum(dtype=dtype)
     targets = target = _summed(p)
-    entropy = negatives.sum(dtype=dtype) * -len(logs)
-    if skip:
-        same = min(len(logs), len(p))
-        targets = torch.cat((target - p[:same], target.expand(len(logs) - same, -1, -1)))
-        entropy = entropy + negatives[:same].sum(dtype=dtype)
-    return -(logs * targets).sum(dtype=dtype), entropy, target.sum(0, dtype=dtype)
+    if same:
+        targets = target - p[:same]
+    if 0 < same < views:
+        targets = torch.cat((targets, target.expand(views - same, -1, -1)))
+    return (logs * targets).sum(dtype=dtype), entropy, target.sum(0, dtype=dtype)
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,7 +132,7 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if weights is not None:  # all that follows is linear in p
             p = p * weights[samples, None].to(p.dtype)
         negatives = logs.mul_(p)
-        entropy -= negatives.sum() * count - negatives[:same].sum()
+        entropy += negatives.sum() * count - negatives[:same].sum()
         target, masses = _summed(p), p.sum(2)
         marginal += target.sum(0)
         mass = masses.sum(0).repeat(count, 1)
@@ -140,32 +146,28 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             own = p[:same][views]  # which form no pairs with the first of x
             x_sum += _summed(x)
             if len(own):
-                value += (x[: len(own)] * own).sum()
+                value -= (x[: len(own)] * own).sum()
             powers = x.exp_()
             total = powers.sum(2)
-            value += (mass[views] * total.log()).sum()
+            value -= (mass[views] * total.log()).sum()
             if out is not None:
-                powers.mul_((mass[views] / total).mul_(slope)[:, :, None])
-                powers.sub_(target, alpha=slope)
+                powers.mul_((mass[views] / total).mul_(-slope)[:, :, None])
+                powers.add_(target, alpha=slope)
                 if len(own):
-                    powers[: len(own)].add_(own, alpha=slope)
+                    powers[: len(own)].sub_(own, alpha=slope)
                 if powers is not out:
                     out.copy_(powers)
-        value -= (x_sum * target).sum()
+        value += (x_sum * target).sum()
     return value, entropy, marginal, gradient
 
 
 def _summed(views: Tensor) -> Tensor:
-    return views.squeeze(0) if len(views) == 1 else views.sum(0)
+    return views.squeeze(0) if views.shape[0] == 1 else views.sum(0)
 
 
 def _finite_logs(p: Tensor) -> Tensor:
     """Return log p, finite at 0, so that 0 log 0 = 0. A third of the time of torch.special.entr."""
     return p.clamp_min(torch.finfo(p.dtype).tiny).log_()
-
-
-def _entropy(p: Tensor) -> Tensor:
-    return -(p * _finite_logs(p)).sum()
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -114,7 +114,7 @@ def variance_covariance_loss(
     """
     refuse_moments(z, gamma, eps, batch_group, "variance_covariance_loss")
     moments = view_moments(
-        (z,),
+        z,
         _groups.row_counts(z, batch_group),
         gamma=gamma,
         eps=eps,

@@ -38,7 +38,7 @@ def refuse_moments(
 
 
 def view_moments(
-    views: Sequence[Tensor],
+    views: Sequence[Tensor] | Tensor,
     counts: Tensor | None,
     *,
     gamma: float,
@@ -51,8 +51,8 @@ def view_moments(
     """Compute the terms of views, each "batch dim".
 
     Args:
-        views: this rank's rows of each view.
-        counts: `_groups.row_counts(views[0], group)`.
+        views: this rank's rows of each view, or a tensor of them all, or of one.
+        counts: `_groups.row_counts` of a view.
         gamma: target of the standard deviation of each column.
         eps: added to the variance under the root.
         path: as in `_moments.second_moments`, like the other arguments.
@@ -65,8 +65,8 @@ def view_moments(
         views, counts, path=path, group=group, grad_reduction=grad_reduction, caller=caller
     )
     return ViewMoments(
-        var=F.relu(gamma - torch.sqrt(variance + eps)).mean(1).sum(),
-        cov=(energy.sum() / views[0].shape[1]).to(variance.dtype),
+        var=F.relu(gamma - torch.sqrt(variance + eps)).sum() / variance.shape[-1],
+        cov=(energy.sum() / variance.shape[-1]).to(variance.dtype),
         std=variance.detach().sqrt().mean(),
         rank=_moments.effective_rank(variance, energy).mean(),
     )

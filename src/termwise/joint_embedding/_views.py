@@ -75,12 +75,15 @@ def spread(
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
             Without a group it has no effect.
     """
-    views = lifted(z)
-    count = z.shape[0] if num_global is None else num_global
-    centre = views[:count].mean(0).expand_as(views)
-    parts = [F.mse_loss(views[:count], centre[:count], reduction="sum")]
-    if count < len(z):
-        parts.append(F.mse_loss(views[count:], centre[count:], reduction="sum"))
+    views, count = lifted(z), z.shape[0] if num_global is None else num_global
+    if count == z.shape[0]:
+        parts = [F.mse_loss(views, views.mean(0).expand_as(views), reduction="sum")]
+    else:
+        centre = views[:count].mean(0).expand_as(views)
+        parts = [
+            F.mse_loss(views[part], centre[part], reduction="sum")
+            for part in (slice(count), slice(count, None))
+        ]
     scale = _groups.gradient_scale(group, grad_reduction)
     of_global, *of_others = _groups.terminal_sums(parts, group, scale)
     of_all = of_global + of_others[0] if of_others else of_global
