@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import torch
@@ -30,10 +30,14 @@ _AXES.patch.set_visible(False)
 _FIGURE.patch.set_visible(False)
 
 
+Loss = Callable[..., Any]
+
+
 class Picture(NamedTuple):
     """What is varied, over which range, and what is drawn."""
 
-    call: Callable[[Tensor], tw.Terms | Mapping[str, Tensor]]  # of a scalar, which may have a graph
+    # Of the page's loss and of a scalar, which may have a graph.
+    call: Callable[[Loss, Tensor], tw.Terms | Mapping[str, Tensor]]
     axis: str
     over: tuple[float, float]
     terms: tuple[str, ...]  # of what the call returns
@@ -43,14 +47,14 @@ class Picture(NamedTuple):
     points: int = 33
 
 
-def figure(picture: Picture) -> str:
+def figure(picture: Picture, loss: Loss) -> str:
     """Return the figure as HTML: the terms, their derivatives, a legend and the sentence."""
     places = torch.linspace(*picture.over, picture.points, dtype=torch.float64)
     values = {name: [] for name in picture.terms}
     slopes = {name: [] for name in picture.terms}
     for place in places:
         at = place.clone().requires_grad_(picture.slope)
-        terms = picture.call(at)
+        terms = picture.call(loss, at)
         named = dict(terms.items()) if isinstance(terms, tw.Terms) else terms
         for name in picture.terms:
             value = named[name]

@@ -2,8 +2,9 @@
 
 The page of a loss is written by hand where it explains (what the loss is for, its gradient, its
 cost); formula, terms, module and references are put around that. Tables and lists of losses take
-the order of the navigation, the title of each page and the first line of each docstring; the
-table of other libraries what the page of each says in its comments.
+the order of the navigation, the title of each page and the first line of each docstring. Other
+rows stand in comments: when to choose a loss on its page, what differs on the page of another
+library.
 """
 
 import inspect
@@ -45,6 +46,9 @@ def written(markdown: str, path: str) -> str:
     markdown = markdown.replace("<!-- table of libraries -->", "\n".join(_libraries()))
     markdown = markdown.replace("<!-- table of measurements -->", "\n".join(_measurements()))
     markdown = re.sub(r"<!-- table of (\w+) -->", lambda x: "\n".join(_table(x[1])), markdown)
+    markdown = re.sub(
+        r"<!-- choices of (\w+): (.*) -->", lambda x: "\n".join(_choices(x[1], x[2])), markdown
+    )
     return re.sub(r"<!-- list of (\w+) -->", lambda x: ",\n".join(_links(x[1])), markdown)
 
 
@@ -105,6 +109,20 @@ def _table(family: str) -> Iterator[str]:
         yield f"| {_link(family, stem)} | `{loss.__name__}` | {' | '.join(cells)} |"
 
 
+def _choices(family: str, head: str) -> Iterator[str]:
+    """Write the rows in which the page of each loss says when to choose it."""
+    first, rest = head.split(" | ", 1)
+    yield f"| {first} | loss | {rest} |\n|---|---|---|---|"
+    for stem in _stems(family):
+        text = (DOCS / "pages/api" / family / f"{stem}.md").read_text()
+        name = _loss(family, stem).__name__
+        for row in re.findall(r"^<!-- when: (.*) -->$", text, re.MULTILINE):
+            cells = row.split(" | ")
+            if len(cells) == 3:  # a row of four cells has its own link
+                cells[1:1] = [f"[`{name}`][termwise.{family}.{name}]"]
+            yield f"| {' | '.join(cells)} |"
+
+
 def _links(family: str) -> Iterator[str]:
     """Write a link to each loss: by the title of its page, or else by its name."""
     yield from (_link(family, stem) for stem in _stems(family))
@@ -147,6 +165,12 @@ def _link(family: str, stem: str) -> str:
 
 def _stems(family: str) -> list[str]:
     return [stem for of, stem in NAVIGATION if of == family]
+
+
+def loss_of(path: str) -> Any:
+    """Return the function that the page at a path below `pages` is of."""
+    _, family, page = path.split("/")
+    return _loss(family, page.removesuffix(".md"))
 
 
 def _loss(family: str, stem: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from drawing import Picture, figure
+from names import loss_of
 from torch import Tensor
 
 import termwise as tw
@@ -24,7 +25,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     picture = PICTURES.get(page.file.src_uri)
     if picture is None:
         return content
-    return content.replace('<h2 id="formula">', f'{figure(picture)}<h2 id="formula">', 1)
+    drawn = figure(picture, loss_of(page.file.src_uri))
+    return content.replace('<h2 id="formula">', f'{drawn}<h2 id="formula">', 1)
 
 
 # What the calls are made on. Nothing is random from build to build.
@@ -104,20 +106,20 @@ ENERGY = "The energy is x² / 2a², the data are normal. "
 PICTURES: dict[str, Picture] = {
     # Joint embedding.
     "api/joint_embedding/vicreg.md": Picture(
-        lambda s: (
+        lambda loss, s: (
             lambda terms: {
                 "loss": terms.loss, "25 sim": 25 * terms.sim, "25 var": 25 * terms.var,
                 "cov": terms.cov,
             }
-        )(joint.vicreg_loss(s * VIEW1, s * VIEW2)),
+        )(loss(s * VIEW1, s * VIEW2)),
         COLUMN, (0.02, 2), ("loss", "25 sim", "25 var", "cov"), "each term with its weight",
         "Two views of 64 samples are scaled together. var is a hinge: it pushes columns apart "
         "until their standard deviation is gamma = 1 and is flat beyond, while sim and cov "
         "always pull the scale down, and more the larger it is.",
     ),
     "api/joint_embedding/multi_view_vicreg.md": Picture(
-        lambda m: {
-            f"a {kind} view is moved": joint.multi_view_vicreg_loss(
+        lambda loss, m: {
+            f"a {kind} view is moved": loss(
                 torch.stack([VIEW1 + m * (view == moved) for view in range(4)]), num_global=2
             ).invariance
             for kind, moved in (("global", 0), ("local", 3))
@@ -129,7 +131,7 @@ PICTURES: dict[str, Picture] = {
         "it pulls with a smaller force.",
     ),
     "api/joint_embedding/variance_covariance.md": Picture(
-        lambda r: joint.variance_covariance_loss(
+        lambda loss, r: loss(
             0.7 * torch.stack((WHITE[:, 0], r * WHITE[:, 0] + (1 - r * r).sqrt() * WHITE[:, 1]), 1)
         ),
         "correlation of the two columns", (-0.98, 0.98), ("cov", "var", "rank"),
@@ -139,7 +141,7 @@ PICTURES: dict[str, Picture] = {
         "effective rank, which is detached, falls from 2 to 1.",
     ),
     "api/joint_embedding/barlow_twins.md": Picture(
-        lambda r: joint.barlow_twins_loss(
+        lambda loss, r: loss(
             VIEW1, r * VIEW1 + (1 - r * r).sqrt() * WHITE[:, 4:]
         ),
         "correlation of the two views of a column", (-0.98, 0.98), ("on_diagonal", "off_diagonal"),
@@ -150,7 +152,7 @@ PICTURES: dict[str, Picture] = {
         "correlations between columns only as far as the views agree.",
     ),
     "api/joint_embedding/mmcr.md": Picture(
-        lambda a: joint.mmcr_loss(torch.stack(at_angle(a, 8)), local_weight=1.0),
+        lambda loss, a: loss(torch.stack(at_angle(a, 8)), local_weight=1.0),
         "angle between the two views of a sample (degrees)", (2, 178),
         ("loss", "centroid_nuclear", "local_nuclear"), "sum of singular values",
         "Two views of 8 samples at right angles to each other. Views that part make their "
@@ -158,15 +160,15 @@ PICTURES: dict[str, Picture] = {
         "angle; with local_weight = 1 the loss is smallest where the views agree.",
     ),
     "api/joint_embedding/sigmoid_contrastive.md": Picture(
-        lambda c: joint.sigmoid_contrastive_loss(*at_cosine(c), scale=10.0, bias=-5.0),
+        lambda loss, c: loss(*at_cosine(c), scale=10.0, bias=-5.0),
         COSINE, (-0.99, 0.99), ("positive", "negative"), "nats for each sample",
         "8 pairs, with everything that is not a pair at a cosine of 0; scale 10, bias -5. positive "
         "is a softplus: nearly a line with a slope of -10 up to a cosine of 0.5, where the logit "
         "is 0, and flat beyond. The negatives do not depend on the pairs.",
     ),
     "api/joint_embedding/info_nce.md": Picture(
-        lambda c: {
-            f"scale {scale}": joint.info_nce_loss(
+        lambda loss, c: {
+            f"scale {scale}": loss(
                 at_cosine(torch.tensor(0.7, dtype=torch.float64), 4)[0][:1],
                 torch.stack((
                     at_cosine(torch.tensor(0.7, dtype=torch.float64), 4)[1][0],
@@ -184,8 +186,8 @@ PICTURES: dict[str, Picture] = {
         "nearer than the key, with a force that is the scale itself.",
     ),
     "api/joint_embedding/nt_xent.md": Picture(
-        lambda c: {
-            f"temperature {t}": joint.nt_xent_loss(*at_cosine(c), temperature=t).loss
+        lambda loss, c: {
+            f"temperature {t}": loss(*at_cosine(c), temperature=t).loss
             for t in (0.1, 0.2, 0.5)
         },
         COSINE, (-0.99, 0.99), ("temperature 0.1", "temperature 0.2", "temperature 0.5"), "nats",
@@ -194,8 +196,8 @@ PICTURES: dict[str, Picture] = {
         "0.5 they are pulled all the way.",
     ),
     "api/joint_embedding/decoupled_contrastive.md": Picture(
-        lambda c: {
-            "decoupled": joint.decoupled_contrastive_loss(*at_cosine(c), temperature=0.2).loss,
+        lambda loss, c: {
+            "decoupled": loss(*at_cosine(c), temperature=0.2).loss,
             "NT-Xent": joint.nt_xent_loss(*at_cosine(c), temperature=0.2).loss,
         },
         COSINE, (-0.99, 0.99), ("decoupled", "NT-Xent"), "nats",
@@ -204,8 +206,8 @@ PICTURES: dict[str, Picture] = {
         "is 1 / temperature, however near the views are.",
     ),
     "api/joint_embedding/supervised_contrastive.md": Picture(
-        lambda c: {
-            where: joint.supervised_contrastive_loss(
+        lambda loss, c: {
+            where: loss(
                 torch.stack((
                     torch.eye(6, dtype=torch.float64)[0],
                     torch.eye(6, dtype=torch.float64)[0],
@@ -224,8 +226,8 @@ PICTURES: dict[str, Picture] = {
         "pulled wherever it is; inside, one near positive is enough for the others.",
     ),
     "api/joint_embedding/predictive_cosine.md": Picture(
-        lambda a: {
-            form: joint.predictive_cosine_loss(
+        lambda loss, a: {
+            form: loss(
                 at_angle(a)[1], at_angle(a)[0], form=form
             ).loss
             for form in ("byol", "simsiam")
@@ -237,7 +239,7 @@ PICTURES: dict[str, Picture] = {
         "direction too.",
     ),
     "api/joint_embedding/koleo.md": Picture(
-        lambda a: joint.koleo_loss(torch.cat(at_angle(a))),
+        lambda loss, a: loss(torch.cat(at_angle(a))),
         "angle between the two embeddings (degrees)", (2, 178), ("loss", "nearest_distance"),
         "nats; distance: radii of the sphere",
         "Two embeddings on the unit sphere. The nearer they are, the larger is the force between "
@@ -245,8 +247,8 @@ PICTURES: dict[str, Picture] = {
         "detached.",
     ),
     "api/joint_embedding/gram_anchor.md": Picture(
-        lambda c: {
-            kind: joint.gram_anchor_loss(
+        lambda loss, c: {
+            kind: loss(
                 torch.stack((at_cosine(c, 1)[0][0], at_cosine(c, 1)[1][0]))[None],
                 torch.tensor([[[1.0, 0.0], [-0.5, 0.75**0.5]]], dtype=torch.float64),
                 negatives=kind,
@@ -260,7 +262,7 @@ PICTURES: dict[str, Picture] = {
         "pulled to the teacher's -0.5.",
     ),
     "api/joint_embedding/sigreg.md": Picture(
-        lambda s: joint.sigreg_loss(s * DATA, slices=ONE),
+        lambda loss, s: loss(s * DATA, slices=ONE),
         "standard deviation of the embeddings (N(0, I) has 1)", (0, 3), ("loss",),
         "statistic, no unit",
         "128 normal embeddings along one direction. The statistic is smallest at a standard "
@@ -268,14 +270,14 @@ PICTURES: dict[str, Picture] = {
         "largest at about a half.",
     ),
     "api/joint_embedding/lejepa.md": Picture(
-        lambda s: (
+        lambda loss, s: (
             lambda terms: {
                 "loss": terms.loss,
                 "0.95 invariance": 0.95 * terms.invariance,
                 "0.05 sigreg": 0.05 * terms.sigreg,
             }
         )(
-            joint.lejepa_loss(
+            loss(
                 torch.stack((s * VIEW1, s * VIEW2)), slices=torch.eye(4, dtype=torch.float64)
             )
         ),
@@ -285,7 +287,7 @@ PICTURES: dict[str, Picture] = {
         "sum is smallest a little below 1.",
     ),
     "api/joint_embedding/visreg.md": Picture(
-        lambda s: joint.visreg_loss(
+        lambda loss, s: loss(
             torch.stack((s * VIEW1, s * VIEW2)), slices=torch.eye(4, dtype=torch.float64)
         ),
         COLUMN, (0.02, 2.5), ("scale", "invariance"), "squared units of z",
@@ -294,7 +296,7 @@ PICTURES: dict[str, Picture] = {
         "square of the scale. center is 0, and shape does not move: the scale is divided out.",
     ),
     "api/joint_embedding/dino.md": Picture(
-        lambda m: joint.dino_loss(
+        lambda loss, m: loss(
             one_logit(m, *[0.0] * 7).transpose(0, 1),
             torch.tensor([0.9, *[0.1 / 7] * 7], dtype=torch.float64).expand(2, 1, 8),
         ),
@@ -305,8 +307,8 @@ PICTURES: dict[str, Picture] = {
         "which is 0 where the student gives 0.9 too, at a logit of 0.41. Beyond it pulls back.",
     ),
     "api/joint_embedding/ibot.md": Picture(
-        lambda m: {
-            f"mean over {over}": joint.ibot_loss(
+        lambda loss, m: {
+            f"mean over {over}": loss(
                 torch.cat((
                     one_logit(m, *[0.0] * 7)[0, :1], torch.zeros(7, 8, dtype=torch.float64)
                 )),
@@ -322,7 +324,7 @@ PICTURES: dict[str, Picture] = {
         "the mean over patches an eighth: the same curve with a quarter of the gradient.",
     ),
     "api/joint_embedding/swapped_prediction.md": Picture(
-        lambda t: joint.swapped_prediction_loss(
+        lambda loss, t: loss(
             0.3 * torch.stack((drawn(32, 8), drawn(32, 8) + 0.7 * drawn(32, 8, seed=1))),
             sinkhorn_temperature=t.item(),
         ),
@@ -335,15 +337,15 @@ PICTURES: dict[str, Picture] = {
     ),
     # Energy-based models.
     "api/energy/maximum_likelihood.md": Picture(
-        lambda a: energy.maximum_likelihood_loss(gauss(a), DATA, a.detach() * MIXED),
+        lambda loss, a: loss(gauss(a), DATA, a.detach() * MIXED),
         MODEL, (0.6, 2.5), ("loss", "energy_data", "energy_model"), "nats",
         ENERGY + "The negatives are samples of the model. The value does not say how good the "
         "model is, since log Z is not in it: look at the derivative of the loss, which is that of "
         "the negative log-likelihood and crosses 0 at the truth, 1. Derivatives hold the samples.",
     ),
     "api/energy/contrastive_divergence.md": Picture(
-        lambda a: {
-            f"chains keep {keep:g} of x": energy.contrastive_divergence_loss(
+        lambda loss, a: {
+            f"chains keep {keep:g} of x": loss(
                 gauss(a), DATA, keep * DATA + (1 - keep**2) ** 0.5 * a.detach() * MIXED
             ).loss
             for keep in (0, 0.5, 0.9)
@@ -355,7 +357,7 @@ PICTURES: dict[str, Picture] = {
         "short chains make it smaller.",
     ),
     "api/energy/contrastive_divergence_kl_term.md": Picture(
-        lambda s: energy.contrastive_divergence_kl_term(gauss(torch.ones(())), s * DATA),
+        lambda loss, s: loss(gauss(torch.ones(())), s * DATA),
         "standard deviation of the samples (that of the model is 1)", (0.2, 2.5),
         ("loss", "energy", "entropy"), "nats",
         "128 samples of a normal density are scaled; the model is N(0, 1). energy pulls the "
@@ -363,7 +365,7 @@ PICTURES: dict[str, Picture] = {
         "where the samples have the model's spread.",
     ),
     "api/energy/noise_contrastive.md": Picture(
-        lambda a: energy.noise_contrastive_loss(
+        lambda loss, a: loss(
             gauss(a), DATA, 2 * MIXED, log_noise_x=log_normal(DATA, 2.0),
             log_noise_noise=log_normal(2 * MIXED, 2.0),
             log_z=(a * math.sqrt(2 * math.pi)).log(),
@@ -374,8 +376,8 @@ PICTURES: dict[str, Picture] = {
         "where the model is the noise, at 2.",
     ),
     "api/energy/ranking_noise_contrastive.md": Picture(
-        lambda a: {
-            f"{k} noise{'s' * (k > 1)}": energy.ranking_noise_contrastive_loss(
+        lambda loss, a: {
+            f"{k} noise{'s' * (k > 1)}": loss(
                 gauss(a), DATA, 2 * NOISE[:k], log_noise_x=log_normal(DATA, 2.0),
                 log_noise_noise=log_normal(2 * NOISE[:k], 2.0),
             ).loss
@@ -387,8 +389,8 @@ PICTURES: dict[str, Picture] = {
         "and more noises give more curvature: a more certain estimate.",
     ),
     "api/energy/conditional_noise_contrastive.md": Picture(
-        lambda a: {
-            f"noise {eps}": energy.conditional_noise_contrastive_loss(
+        lambda loss, a: {
+            f"noise {eps}": loss(
                 gauss(a), DATA, DATA + eps * NOISE
             ).loss
             for eps in (0.2, 0.5, 1.0)
@@ -399,8 +401,8 @@ PICTURES: dict[str, Picture] = {
         "the smaller is the gradient.",
     ),
     "api/energy/energy_discrepancy.md": Picture(
-        lambda a: {
-            f"t = {t}": energy.energy_discrepancy_loss(
+        lambda loss, a: {
+            f"t = {t}": loss(
                 gauss(a), DATA.repeat(2, 1), t=t, copies=15, w_stable=0.0,
                 noise=torch.cat((NOISE, -NOISE), 1),
             ).loss
@@ -412,16 +414,16 @@ PICTURES: dict[str, Picture] = {
         "gives a deep curve and needs more copies: with 15 its minimum is below 1.",
     ),
     "api/energy/score_matching.md": Picture(
-        lambda a: energy.score_matching_loss(gauss(a), DATA),
+        lambda loss, a: loss(gauss(a), DATA),
         MODEL, (0.7, 2.5), ("loss", "score_square", "laplacian"), "1 / squared units of x",
         ENERGY + "score_square falls as 1 / a⁴ and laplacian as 1 / a². The loss, half the first "
         "less the second, is smallest at the truth, 1. It rises steeply for a model that is too "
         "narrow and has little gradient for one that is far too wide.",
     ),
     "api/energy/sliced_score_matching.md": Picture(
-        lambda a: {
+        lambda loss, a: {
             **{
-                f"{k} projection{'s' * (k > 1)}": energy.sliced_score_matching_loss(
+                f"{k} projection{'s' * (k > 1)}": loss(
                     gauss(a), WHITE[:8], projections=drawn(k, 8, 8), variance_reduced=False
                 ).loss
                 for k in (1, 16)
@@ -435,8 +437,8 @@ PICTURES: dict[str, Picture] = {
         "exact loss; few projections move its smallest value, 16 are close.",
     ),
     "api/energy/finite_difference_score_matching.md": Picture(
-        lambda step: {
-            "by finite differences": energy.finite_difference_score_matching_loss(
+        lambda loss, step: {
+            "by finite differences": loss(
                 lambda x: x.square().sum(1) / 2 + x.pow(4).sum(1) / 4, DATA,
                 step=step.item(), projections=torch.ones(1, 128, 1, dtype=torch.float64),
             ).loss,
@@ -452,8 +454,8 @@ PICTURES: dict[str, Picture] = {
         slope=False,
     ),
     "api/energy/denoising_score_matching.md": Picture(
-        lambda a: {
-            f"sigma {sigma}": energy.denoising_score_matching_loss(
+        lambda loss, a: {
+            f"sigma {sigma}": loss(
                 gauss(a), DATA, sigma=sigma, noise=MIXED, weighting="sigma2"
             ).loss
             for sigma in (0.3, 0.6, 1.0)
@@ -465,7 +467,7 @@ PICTURES: dict[str, Picture] = {
         "the data: what is learnt is the density of data with noise.",
     ),
     "api/energy/flow_matching.md": Picture(
-        lambda v: energy.flow_matching_loss(
+        lambda loss, v: loss(
             lambda x: -v * x.sum(1), DATA, 3 + 0.5 * MIXED, torch.full((128,), 0.5).double()
         ),
         "velocity of the model (units of x for each unit of time)", (-1, 6),
@@ -475,8 +477,8 @@ PICTURES: dict[str, Picture] = {
         "value is the variance of the pairs' velocities, not 0.",
     ),
     "api/energy/equilibrium_matching.md": Picture(
-        lambda t: {
-            f"cutoff {cutoff}": energy.equilibrium_matching_loss(
+        lambda loss, t: {
+            f"cutoff {cutoff}": loss(
                 lambda x: 0 * x.sum(1), torch.zeros(1, 1), torch.ones(1, 1),
                 t.detach().float()[None], cutoff=cutoff,
             ).target_square.sqrt()
@@ -490,7 +492,7 @@ PICTURES: dict[str, Picture] = {
         slope=False,
     ),
     "api/energy/energy_matching.md": Picture(
-        lambda v: energy.energy_matching_loss(
+        lambda loss, v: loss(
             lambda x: -v * x.sum(1), DATA, 3 + 0.5 * MIXED, torch.full((128,), 0.5).double(), DATA
         ),
         "slope of the energy downwards (1 / units of x)", (-1, 7), ("loss", "flow", "contrast"),
@@ -500,15 +502,15 @@ PICTURES: dict[str, Picture] = {
         "the data as long as negatives lie elsewhere: the sum is smallest beyond, at 4.5.",
     ),
     "api/energy/energy_square_penalty.md": Picture(
-        lambda c: energy.energy_square_penalty(lambda x: c + 0.5 * x.sum(1), DATA),
+        lambda loss, c: loss(lambda x: c + 0.5 * x.sum(1), DATA),
         "constant added to the energy (nats)", (-3, 3), ("loss", "energy"), "squared nats; nats",
         "An energy that varies over the data, with a constant added. The penalty pulls the mean "
         "energy to 0, with a force of twice the mean; the variance of the energies, 0.25, is "
         "what remains.",
     ),
     "api/energy/gradient_penalty.md": Picture(
-        lambda s: {
-            f"target {target:g}": energy.gradient_penalty(
+        lambda loss, s: {
+            f"target {target:g}": loss(
                 lambda x: s * x.sum(1), DATA, target=target
             ).loss
             for target in (0.0, 1.0)
@@ -521,7 +523,7 @@ PICTURES: dict[str, Picture] = {
     ),
     # Sparse autoencoders.
     "api/sae/vanilla.md": Picture(
-        lambda f: sae.vanilla_loss(1.5 * ONE, f * ONE, f * ONE, sparsity_coeff=1.0),
+        lambda loss, f: loss(1.5 * ONE, f * ONE, f * ONE, sparsity_coeff=1.0),
         "latent f, which decodes to itself (the activation is 1.5)", (-1, 3),
         ("loss", "mse", "sparsity"), "squared units of x",
         "One latent and one feature, sparsity_coeff = 1. The penalty pulls with the same force "
@@ -530,8 +532,8 @@ PICTURES: dict[str, Picture] = {
         points=40,
     ),
     "api/sae/topk.md": Picture(
-        lambda k: (
-            lambda f: sae.topk_loss(WHITE, f, f)
+        lambda loss, k: (
+            lambda f: loss(WHITE, f, f)
         )(WHITE * (WHITE.abs() >= WHITE.abs().topk(round(k.item())).values[:, -1:])),
         "latents that are kept of 8", (1, 8), ("mse",), "squared units of x",
         "A dictionary of 8 orthogonal latents on white activations; the number of latents is a "
@@ -540,7 +542,7 @@ PICTURES: dict[str, Picture] = {
         slope=False, points=8,
     ),
     "api/sae/jumprelu.md": Picture(
-        lambda theta: sae.jumprelu_loss(
+        lambda loss, theta: loss(
             ONE, ONE, ONE, threshold=theta * ONE[0], sparsity_coeff=0.25, bandwidth=0.4
         ),
         "threshold (units of the pre-activation, which is 1)", (0.2, 1.8),
@@ -552,7 +554,7 @@ PICTURES: dict[str, Picture] = {
         points=81,
     ),
     "api/sae/gated.md": Picture(
-        lambda gate: sae.gated_loss(
+        lambda loss, gate: loss(
             1.5 * ONE, 1.5 * ONE, 1.5 * ONE, gate * ONE, ONE, sparsity_coeff=1.0
         ),
         "gate's pre-activation (units of x, which is 1.5)", (-1, 3), ("loss", "sparsity", "aux"),
@@ -563,14 +565,14 @@ PICTURES: dict[str, Picture] = {
         points=40,
     ),
     "api/sae/matryoshka.md": Picture(
-        lambda f: (
+        lambda loss, f: (
             lambda terms: {
                 "prefix of 1": terms.mse_per_prefix[0],
                 "prefix of 2": terms.mse_per_prefix[1],
                 "mse": terms.mse,
             }
         )(
-            sae.matryoshka_loss(
+            loss(
                 2 * ONE, torch.cat((f[None], 2 - f[None]))[None], torch.ones(2, 1).double(), None,
                 prefixes=(1, 2),
             )
@@ -582,8 +584,8 @@ PICTURES: dict[str, Picture] = {
         "what is general comes first.",
     ),
     "api/sae/crosscoder.md": Picture(
-        lambda a: {
-            norm: sae.crosscoder_loss(
+        lambda loss, a: {
+            norm: loss(
                 torch.zeros(1, 2, 1).double(), ONE, torch.zeros(1, 2, 1).double(),
                 torch.stack(((a * math.pi / 180).cos(), (a * math.pi / 180).sin()))[None, :, None],
                 sparsity_coeff=1.0, decoder_norm=norm,
@@ -597,7 +599,7 @@ PICTURES: dict[str, Picture] = {
         "layer; with their joint norm (l2) it costs the same.",
     ),
     "api/sae/end_to_end.md": Picture(
-        lambda v: sae.end_to_end_loss(
+        lambda loss, v: loss(
             one_logit(v, 0, 0, 0)[0, :1], TEACHER[0, :1], x=[2 * ONE], x_hat=[v * ONE],
             reconstruction_coeff=0.1,
         ),
@@ -609,7 +611,7 @@ PICTURES: dict[str, Picture] = {
     ),
     # Language models.
     "api/lm/next_token.md": Picture(
-        lambda x: lm.next_token_loss(one_logit(x, *[0.0] * 7), TOKENS),
+        lambda loss, x: loss(one_logit(x, *[0.0] * 7), TOKENS),
         "logit of the token that comes next, the others at 0 (nats)", (-6, 8),
         ("loss", "accuracy"), "nats; accuracy: share of positions",
         "A vocabulary of eight. The loss falls as a line while the token has little probability, "
@@ -617,8 +619,8 @@ PICTURES: dict[str, Picture] = {
         "1. accuracy jumps and is detached.",
     ),
     "api/lm/linear_next_token.md": Picture(
-        lambda x: {
-            name: lm.linear_next_token_loss(
+        lambda loss, x: {
+            name: loss(
                 x * torch.eye(8).double()[:1].expand(1, 2, 8), torch.eye(8).double(), TOKENS,
                 softcap=cap,
             ).loss
@@ -631,8 +633,8 @@ PICTURES: dict[str, Picture] = {
         "both ends and so does the gradient to 0.",
     ),
     "api/lm/distillation.md": Picture(
-        lambda x: {
-            kind: lm.distillation_loss(one_logit(x, 0, 0, 0), TEACHER, divergence=kind).loss
+        lambda loss, x: {
+            kind: loss(one_logit(x, 0, 0, 0), TEACHER, divergence=kind).loss
             for kind in ("forward", "reverse", "jensen_shannon")
         },
         LOGIT + " (2 in the teacher)", (-4, 8), ("forward", "reverse", "jensen_shannon"), "nats",
@@ -641,7 +643,7 @@ PICTURES: dict[str, Picture] = {
         "so a student that is far from its teacher gets little gradient from them.",
     ),
     "api/lm/linear_distillation.md": Picture(
-        lambda x: lm.linear_distillation_loss(
+        lambda loss, x: loss(
             one_logit(x, 0, 0, 0), torch.eye(4).double(), TEACHER, torch.eye(4).double(),
             tokens=TOKENS,
         ),
@@ -652,8 +654,8 @@ PICTURES: dict[str, Picture] = {
         "teacher, but not certain.",
     ),
     "api/lm/projected_kl.md": Picture(
-        lambda x: {
-            kind: lm.projected_kl_loss(
+        lambda loss, x: {
+            kind: loss(
                 one_logit(x, 0), THREE, alignment=IN_ORDER, projection=TO_THREE, divergence=kind
             ).loss
             for kind in ("forward", "reverse")
@@ -664,8 +666,8 @@ PICTURES: dict[str, Picture] = {
         "teacher's, and not where the logits are equal.",
     ),
     "api/lm/linear_projected_kl.md": Picture(
-        lambda x: {
-            f"temperature {t:g}": lm.linear_projected_kl_loss(
+        lambda loss, x: {
+            f"temperature {t:g}": loss(
                 one_logit(x, 0), torch.eye(2).double(), THREE, alignment=IN_ORDER,
                 projection=TO_THREE, temperature=t,
             ).loss
@@ -679,7 +681,7 @@ PICTURES: dict[str, Picture] = {
         "shift of its logit.",
     ),
     "api/lm/partitioned.md": Picture(
-        lambda x: lm.partitioned_loss(
+        lambda loss, x: loss(
             one_logit(x, 0), THREE, alignment=IN_ORDER, partition=PAIRED
         ),
         LOGIT + " that both have (2 in the teacher)", (-3, 6), ("loss", "kl_common", "l1_tail"),
@@ -691,11 +693,11 @@ PICTURES: dict[str, Picture] = {
         points=81,
     ),
     "api/lm/universal_logit.md": Picture(
-        lambda x: {
-            "student sure of the same token": lm.universal_logit_loss(
+        lambda loss, x: {
+            "student sure of the same token": loss(
                 one_logit(x, 0, 0, 0), TEACHER, alignment=IN_ORDER
             ).loss,
-            "of another token": lm.universal_logit_loss(
+            "of another token": loss(
                 one_logit(x, 0, 0, 0).roll(1, -1), TEACHER, alignment=IN_ORDER
             ).loss,
         },
@@ -707,7 +709,7 @@ PICTURES: dict[str, Picture] = {
         points=61,
     ),
     "api/lm/cross_tokenizer.md": Picture(
-        lambda x: lm.cross_tokenizer_loss(
+        lambda loss, x: loss(
             one_logit(x, 0, 0, 0), TOKENS, lm.Teacher(TEACHER.roll(1, -1))
         ),
         LOGIT + " that the text has next", (-4, 8), ("loss", "kd", "cross_entropy"), "nats",
@@ -716,7 +718,7 @@ PICTURES: dict[str, Picture] = {
         "compromise that kd_weight and ce_weight move.",
     ),
     "api/lm/targeted_variance.md": Picture(
-        lambda s: lm.targeted_variance_loss(s * WHITE.T, coefficient=0.1, target=1.0),
+        lambda loss, s: loss(s * WHITE.T, coefficient=0.1, target=1.0),
         "standard deviation of each row (units of weight)", (0, 2),
         ("loss", "squared_error"), "squared variance",
         "Rows are scaled together; the target is 1 and the coefficient 0.1. squared_error is "

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import names
 import narrow
 import peers
 import pictures
@@ -156,22 +157,27 @@ def test_cost_is_in_memory_too(loss):
     assert re.search(MEMORY, sections(text_of(loss))["Cost"])
 
 
+def test_every_loss_can_be_chosen():
+    chosen = names.written((DOCS / "pages/which_loss.md").read_text(), "which_loss.md")
+    rows = [row for row in chosen.splitlines() if row.startswith("| ")]
+    assert all(len(re.split(r"(?<!\\)\|", row)) == 6 for row in rows)
+    for loss in LOSSES:
+        assert any(f"][{loss}]" in row for row in rows), loss
+
+
 def test_every_loss_has_a_picture_and_there_is_no_other():
     assert sorted(pictures.PICTURES) == sorted(map(page_of, LOSSES))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_picture_is_of_the_loss(loss, monkeypatch):
-    family, _, function = loss.rpartition(".")
-    called = []
-    original = getattr(FAMILIES[family], function)
-    picture = pictures.PICTURES[page_of(loss)]
-    monkeypatch.setattr(
-        FAMILIES[family],
-        function,
-        lambda *args, **options: called.append(1) or original(*args, **options),
-    )
-    drawn = figure(picture)
+def test_a_picture_is_of_the_loss(loss):
+    called, picture = [], pictures.PICTURES[page_of(loss)]
+
+    def counted(*args, **options):
+        called.append(1)
+        return names.loss_of(page_of(loss))(*args, **options)
+
+    drawn = figure(picture, counted)
     assert len(called) >= picture.points
     # Labels with their units, a legend, a sentence, and a line for each term that is drawn.
     assert drawn.count("<svg") == 1 + picture.slope
