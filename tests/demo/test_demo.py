@@ -181,9 +181,11 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
     monkeypatch.chdir(tmp_path)
     for name in ("_save", "write_page"):
         monkeypatch.setattr(_report, name, lambda *_, **__: None)
-    others = [run for run in RUNS if run != "joint-embedding"]  # two of its trainings repeat below
+    # Two trainings of joint-embedding repeat below, as do those of vicreg, which has the same data.
+    others = [run for run in RUNS if run not in ("joint-embedding", "vicreg")]
     assert main([*others, "--seed", "0", "--steps", "5", "--json", "again.json"]) == 0
     once = results.pop("joint-embedding")["trainings"]
+    del results["vicreg"]
     assert json.loads((tmp_path / "again.json").read_text()) == results
     digits = _joint_embedding._Digits(quiet(5))
     for name in ("LeJEPA", "DINO"):

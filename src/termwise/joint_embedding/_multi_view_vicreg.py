@@ -159,8 +159,8 @@ class MultiViewVICRegLoss(LossModule):
         >>> import torch
         >>> from termwise.joint_embedding import MultiViewVICRegLoss
         >>> loss_fn = MultiViewVICRegLoss(num_global=2)
-        >>> loss_fn(torch.zeros(4, 8, 3)).metrics()["var"]  # gamma - sqrt(eps)
-        0.99...
+        >>> round(loss_fn(torch.zeros(4, 8, 3)).metrics()["var"], 4)  # gamma - sqrt(eps)
+        0.99
     """
 
     num_global: int | None = None

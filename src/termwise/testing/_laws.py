@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 import random
 import re
@@ -1073,7 +1072,7 @@ def drawn(fn: Function, inputs: Inputs, *, at_least_two: str = "") -> st.SearchS
 
 
 # Above the blocks that code reads at once.
-_LARGE: Final = (65, 130, 257)
+_LARGE: Final = (257, 65)
 
 
 def hold_extremes(
@@ -1081,14 +1080,14 @@ def hold_extremes(
 ) -> None:
     """Run a law on calls in which one axis after another, of those without a size, is empty.
 
-    Large: and then on calls in which it is longer than blocks are.
+    Large: and then on calls in which one of the first two is longer than blocks are.
     """
     named = inputs.get("sizes") or {}
 
     def at(free: list[str]) -> list[dict[str, int]]:
         axes = [axis for axis in free if axis not in named]
-        of_axis = zip(axes, itertools.cycle(_LARGE), strict=False)
-        return [{axis: 0} for axis in axes] + [{axis: n} for axis, n in of_axis] * large
+        longer = [{axis: n} for axis, n in zip(axes, _LARGE, strict=False)]
+        return [{axis: 0} for axis in axes] + longer * large
 
     def each(several: list[Call]) -> None:
         for call in several:
