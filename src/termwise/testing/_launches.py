@@ -10,7 +10,6 @@ from torch._C import DispatchKey
 from torch._library import custom_ops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ._calls import Call, Inputs, Signature, drawn_calls, is_inexact
 from ._laws import (
@@ -183,6 +182,9 @@ class Launches(TorchDispatchMode):
         self.kernels[name] += 1
         self.bytes += sum(map(_moved, inputs)) + sum(map(_moved, results))
         product = getattr(torch.ops.aten, name.rstrip("_"), None)  # addmm_ is an addmm
+        # Imported here: it imports triton, where that is installed.
+        from torch.utils.flop_counter import flop_registry
+
         flops = cast("Callable[..., int] | None", flop_registry.get(product))
         if flops is not None:
             kwargs.pop("out", None)
