@@ -171,7 +171,7 @@ def _difference(
         ends.append(dict(zip(live, found, strict=True)))
     slopes = {path: (ends[0][path] - ends[1][path]) / (2 * step) for path in at}
     sizes = [slopes[path].abs().max() * weight.abs().sum() for path, weight in weights.items()]
-    unit = sum(float(size) for size in sizes)
+    unit = sum(float(size.detach()) for size in sizes)
     return _inner(slopes, weights), unit
 
 
