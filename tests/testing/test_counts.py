@@ -167,7 +167,7 @@ def test_a_custom_operator_is_what_its_body_calls():
 def test_bytes_and_operations_are_counted():
     x, w = torch.empty(8, 4, device="meta"), torch.empty(2, 4, device="meta").requires_grad_()
     count = launches(lambda x, w: x @ w.T, {"x": x, "w": w})
-    # x @ w.T, and its gradient by w alone, which is the one that asks for one.
+    # x @ w.T, and its gradient with respect to w alone, which requires one.
     assert count.flops == {"float32": 2 * (2 * 8 * 4 * 2)}
     expanded = torch.empty(1, 1, device="meta").expand(1000, 1000)
     assert launches(lambda x: x.sum(), {"x": expanded.long()}).bytes < 8 * 1000**2 + 100

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final, Unpack
 
 import torch
@@ -15,10 +15,12 @@ from ._laws import (
     MisuseError,
     Numbers,
     close,
+    derivatives,
     hold,
     is_of,
     outputs,
     refuse_unknown_arguments,
+    replaced,
     scalar,
     told_apart,
 )
@@ -97,7 +99,7 @@ def assert_double_backward(
         at = _differentiable(call, arguments)
         with torch.enable_grad():
             live = {path: t.clone().requires_grad_() for path, t in at.items()}
-            values = outputs(_moved(call, live)())
+            values = outputs(replaced(call, live)())
             parts = [name for name, value in values.items() if value.requires_grad]
         whole = ("loss",) if "loss" in parts else parts
         withheld: list[str] = []
@@ -133,11 +135,11 @@ def assert_double_backward(
 def _twice(value: Tensor, name: str, live: Numbers, weights: Numbers) -> Numbers:
     """Differentiate a weighted sum of a part's gradients."""
     leaves = list(live.values())
-    first = _gradients(scalar({name: value}), leaves, create_graph=True)
+    first = derivatives(scalar({name: value}), leaves, create_graph=True)
     total = _inner(dict(zip(live, first, strict=True)), weights)
     if not total.requires_grad:
         return {path: torch.zeros_like(leaf) for path, leaf in live.items()}
-    return dict(zip(live, _gradients(total, leaves), strict=True))
+    return dict(zip(live, derivatives(total, leaves, keep=True), strict=True))
 
 
 def _apart(
@@ -166,8 +168,8 @@ def _difference(
         moved = {path: t + signed * along[path] if path in along else t for path, t in at.items()}
         live = {path: t.detach().clone().requires_grad_() for path, t in moved.items()}
         with torch.enable_grad():
-            value = outputs(_moved(call, live)())[name]
-        found = _gradients(scalar({name: value}), list(live.values()))
+            value = outputs(replaced(call, live)())[name]
+        found = derivatives(scalar({name: value}), list(live.values()), keep=True)
         ends.append(dict(zip(live, found, strict=True)))
     slopes = {path: (ends[0][path] - ends[1][path]) / (2 * step) for path in at}
     sizes = [slopes[path].abs().max() * weight.abs().sum() for path, weight in weights.items()]
@@ -225,7 +227,7 @@ def assert_forward_mode(
         direction = _directions(at, seed=1)
 
         def of_tensors(*tensors: Tensor) -> Numbers:
-            found = outputs(_moved(call, dict(zip(at, tensors, strict=True)))(), numbers=False)
+            found = outputs(replaced(call, dict(zip(at, tensors, strict=True)))(), numbers=False)
             return {name: value for name, value in found.items() if is_inexact(value.dtype)}
 
         live = {path: t.clone().requires_grad_() for path, t in at.items()}
@@ -245,7 +247,7 @@ def assert_forward_mode(
             if not close(values[name], value):
                 one, two = told_apart(value, values[name])
                 raise BrokenLawError(f"{name} is {one}, in forward mode {two}", call)
-            slopes = _gradients(scalar({name: value}), list(live.values()))
+            slopes = derivatives(scalar({name: value}), list(live.values()), keep=True)
             forward = scalar({name: moved[name]})
             backward = _inner(dict(zip(live, slopes, strict=True)), direction).to(forward.dtype)
             if not close(forward, backward):
@@ -271,11 +273,6 @@ def _differentiable(call: Call, arguments: Collection[str] | None) -> Numbers:
     }
 
 
-def _moved(call: Call, given: Numbers) -> Call:
-    """Return the call with other tensors in some places."""
-    return call.mapped(lambda path, t: given.get(path, t))
-
-
 def _directions(at: Numbers, seed: int) -> Numbers:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -290,22 +287,6 @@ def _inner(one: Numbers, other: Numbers) -> Tensor:
         product = (one[path].conj() * two).sum()
         total = total + (product.real if product.is_complex() else product)
     return total
-
-
-def _gradients(
-    total: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
-) -> list[Tensor]:
-    if not leaves or not total.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    found = torch.autograd.grad(
-        total,
-        leaves,
-        create_graph=create_graph,
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return list(found)
 
 
 def _take_refusal(error: Exception, what: str, refused: bool | None, call: Call) -> None:

@@ -18,7 +18,7 @@ from ._laws import (
     MisuseError,
     hold,
     outputs,
-    refuse_unknown_axis,
+    refuse_fixed_axis,
 )
 
 # Operators that launch nothing, besides views.
@@ -85,9 +85,7 @@ def assert_launches(
         raise MisuseError("assert_launches needs sizes in at, got none")
 
     def sizes(free: list[str]) -> list[dict[str, int]]:
-        if axis not in free and not callable(inputs.get("given")):
-            refuse_unknown_axis("assert_launches", signature, axis)
-            raise MisuseError(f"assert_launches: the size of {axis} is that of a given tensor")
+        refuse_fixed_axis("assert_launches", signature, axis, free, inputs)
         return [{axis: size} for size in at]
 
     def check(several: list[Call]) -> None:
@@ -152,7 +150,11 @@ class Launches(TorchDispatchMode):
     """Count what runs within it: kernels, the bytes they move, operations of matrix products."""
 
     def __init__(self) -> None:
+        # Imported here: it imports triton, where that is installed.
+        from torch.utils.flop_counter import flop_registry
+
         cast("Any", super()).__init__()
+        self._flops_of = cast("Mapping[Any, Callable[..., int]]", flop_registry)
         self.kernels: collections.Counter[str] = collections.Counter()
         self.bytes = 0
         self.flops: collections.Counter[str] = collections.Counter()
@@ -182,10 +184,7 @@ class Launches(TorchDispatchMode):
         self.kernels[name] += 1
         self.bytes += sum(map(_moved, inputs)) + sum(map(_moved, results))
         product = getattr(torch.ops.aten, name.rstrip("_"), None)  # addmm_ is an addmm
-        # Imported here: it imports triton, where that is installed.
-        from torch.utils.flop_counter import flop_registry
-
-        flops = cast("Callable[..., int] | None", flop_registry.get(product))
+        flops = self._flops_of.get(product)
         if flops is not None:
             kwargs.pop("out", None)
             dtype = str(inputs[0].dtype).removeprefix("torch.")

@@ -534,7 +534,7 @@ def assert_terms_sum(
             raise BrokenLawError(f"loss is {one}, the terms' sum {two}", call)
         leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
         both = [] if detached or not weights else [terms["loss"], total]
-        derived = [_derivatives(one, list(leaves.values()), keep=True) for one in both]
+        derived = [derivatives(one, list(leaves.values()), keep=True) for one in both]
         for path, ours, wanted in zip(leaves, *derived, strict=True) if derived else ():
             if not close(ours, wanted):
                 one, two = told_apart(ours, wanted)
@@ -848,8 +848,8 @@ def assert_formula(
             theirs = [plain.tensors()[path] for path in leaves]
             for path, derived, by_formula in zip(
                 leaves,
-                _derivatives(ours.sum(), list(leaves.values()), keep=True),
-                _derivatives(wanted.sum(), theirs, keep=True),
+                derivatives(ours.sum(), list(leaves.values()), keep=True),
+                derivatives(wanted.sum(), theirs, keep=True),
                 strict=True,
             ):
                 if not close(derived, by_formula):
@@ -1050,7 +1050,7 @@ def assert_vmaps(
         with failing("grad under vmap", call):
             mapped = torch.vmap(gradient)(*stacked)
         for index, (loss, row) in enumerate(zip(losses, leaves, strict=True)):
-            for path, ours, wanted in zip(paths, mapped, _derivatives(loss, row), strict=True):
+            for path, ours, wanted in zip(paths, mapped, derivatives(loss, row), strict=True):
                 if not close(ours[index], wanted):
                     one, two = told_apart(wanted, ours[index])
                     raise BrokenLawError(
@@ -1238,7 +1238,7 @@ def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbe
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     gradients: Numbers = {}
     if loss.requires_grad:
-        derived = _derivatives(loss, list(leaves.values()))
+        derived = derivatives(loss, list(leaves.values()))
         gradients = {GRADIENT + path: value for path, value in zip(leaves, derived, strict=True)}
     return {name: value.detach() for name, value in values.items()}, gradients
 
@@ -1260,13 +1260,26 @@ def _hint_of(hint: Any, part: str) -> Any:
     return kinds[-1] if kinds else None
 
 
-def _derivatives(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
+def derivatives(
+    loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False, create_graph: bool = False
+) -> list[Tensor]:
+    """Return the gradient with respect to each leaf, 0 for one that the loss does not reach."""
     if not leaves or not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(
-        loss, leaves, retain_graph=keep, allow_unused=True, materialize_grads=True
+        loss,
+        leaves,
+        create_graph=create_graph,
+        retain_graph=keep or create_graph,
+        allow_unused=True,
+        materialize_grads=True,
     )
     return list(found)
+
+
+def replaced(call: Call, others: Numbers) -> Call:
+    """Return the call with other tensors in some places."""
+    return call.mapped(lambda path, t: others.get(path, t))
 
 
 def _size(law: str, call: Call, axis: str) -> int | None:
@@ -1283,6 +1296,15 @@ def refuse_unknown_axis(law: str, signature: Signature, axis: str) -> None:
     known = dict.fromkeys(name for hint in signature.hints.values() for name in axis_names(hint))
     if axis not in known:
         raise MisuseError(f"{law}: {signature.name} has no axis {axis}, only {', '.join(known)}")
+
+
+def refuse_fixed_axis(
+    law: str, signature: Signature, axis: str, free: Collection[str], inputs: Inputs
+) -> None:
+    """Raise an error for an axis whose size a law cannot choose."""
+    if axis not in free and not callable(inputs.get("given")):
+        refuse_unknown_axis(law, signature, axis)
+        raise MisuseError(f"{law}: the size of {axis} is that of a given tensor")
 
 
 def is_of(path: str, arguments: Collection[str] | None) -> bool:

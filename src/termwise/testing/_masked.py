@@ -17,11 +17,13 @@ from ._laws import (
     Numbers,
     called,
     close,
+    derivatives,
     few,
     hold,
     is_of,
     leaf,
     refuse_unknown_arguments,
+    replaced,
     result_axes,
     scalar,
     term,
@@ -107,7 +109,7 @@ def assert_masked(
             masks = [given if partial else every_second]
             masks += [torch.zeros_like(given), torch.ones_like(given)]
         for one in masks:
-            with_one = _replaced(call, {mask: one})
+            with_one = replaced(call, {mask: one})
             counted = _counted(law, with_one, mask, arguments)
             if not any(kept.any() for kept in counted.values()):
                 check_nothing(with_one, counted)
@@ -212,11 +214,7 @@ def _placed(
 def _filled(call: Call, counted: Numbers, poison: float) -> Call:
     """Return the call with a number in the places that do not count."""
     tensors = call.tensors()
-    return _replaced(call, {path: tensors[path].where(counted[path], poison) for path in counted})
-
-
-def _replaced(call: Call, others: Numbers) -> Call:
-    return call.mapped(lambda path, t: others.get(path, t))
+    return replaced(call, {path: tensors[path].where(counted[path], poison) for path in counted})
 
 
 def _numbers(call: Call, mask: str) -> Numbers:
@@ -233,9 +231,7 @@ def _numbers(call: Call, mask: str) -> Numbers:
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     numbers = {name: value.detach() for name, value in values.items()}
     if loss.requires_grad:
-        slopes = torch.autograd.grad(
-            loss, list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
+        slopes = derivatives(loss, list(leaves.values()))
         numbers |= {GRADIENT + path: slope for path, slope in zip(leaves, slopes, strict=True)}
     return numbers
 

@@ -14,7 +14,7 @@ from ._laws import (
     failing,
     hold,
     leaf,
-    refuse_unknown_axis,
+    refuse_fixed_axis,
     same_compiled,
 )
 
@@ -70,16 +70,11 @@ def assert_recompiles(
         raise MisuseError(f"assert_recompiles needs at_most >= 1, got {at_most}")
     signature = Signature(fn)
     asked = (axis,) if isinstance(axis, str) else axis
-    given_by_sizes = callable(inputs.get("given"))
 
     def at(free: list[str]) -> list[dict[str, int]]:
         axes = list(asked or (name for name in free if name not in (inputs.get("sizes") or {})))
         for name in axes:
-            if name not in free and not given_by_sizes:
-                refuse_unknown_axis("assert_recompiles", signature, name)
-                raise MisuseError(
-                    f"assert_recompiles: the size of {name} is that of a given tensor"
-                )
+            refuse_fixed_axis("assert_recompiles", signature, name, free, inputs)
         if not axes:
             raise MisuseError(f"assert_recompiles: {signature.name} has no axis that may change")
         return [
