@@ -239,7 +239,7 @@ SWAPPED = Declaration(
     permuted=("batch", "prototypes"),
     shards=GROUPS,
     not_held={  # as targets they have none
-        "assert_gradients": "gradient by logits",
+        "assert_gradients": "gradient with respect to logits",
         "assert_double_backward": "second derivative with respect to logits",
     },
 )

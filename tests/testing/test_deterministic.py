@@ -50,8 +50,8 @@ def deterministic():
 
 FOUND = {
     put: r"with deterministic algorithms: put_ does not have a deterministic implementation",
-    global_noise: r"(result|the gradient by x) of the same call is .*, then ",
-    noisy_gradient: r"the gradient by x of the same call is .*, then ",
+    global_noise: r"(result|the gradient with respect to x) of the same call is .*, then ",
+    noisy_gradient: r"the gradient with respect to x of the same call is .*, then ",
     uninitialized: r"result is .*, and nan with deterministic algorithms",
 }
 

@@ -31,7 +31,13 @@ FOUND = [
     ("n for n-1", "assert_formula", (formula,), {}, r"var is [\d.e-]+, the formula's [\d.e-]+\n"),
     ("diagonal kept", "assert_formula", (formula,), {}, r"cov is [\d.e-]+, the formula's 0\n"),
     ("one view ignored", "assert_symmetric", ("z1", "z2"), {}, "where z1 and z2 change places"),
-    ("eps outside", "assert_finite", (), {}, r"gradient by z1 is nan for (zeros|arguments)"),
+    (
+        "eps outside",
+        "assert_finite",
+        (),
+        {},
+        r"gradient with respect to z1 is nan for (zeros|arguments)",
+    ),
     ("repaired", "assert_finite", (), {}, "a NaN in z1 does not reach the result"),
     ("weights swapped", "assert_terms_sum", (WEIGHTS,), {}, r"loss is .*, the terms' sum "),
     ("diagnostic in graph", "assert_terms_sum", (WEIGHTS,), {}, "std is not detached"),
@@ -56,7 +62,13 @@ FOUND = [
     ("memory", "assert_pure", (), {}, r"of the same call is .*, then "),
     ("last row dropped", "assert_permutation_invariant", ("batch",), {}, r"in the order \[1, 0\]"),
     ("no square", "assert_scale", (("z1", "z2"), DEGREES), {}, "sim is .*for 2 times z1, z2.* 2"),
-    ("wrong backward", "assert_gradients", (), {}, r"gradient by z1 is .*, by finite differences"),
+    (
+        "wrong backward",
+        "assert_gradients",
+        (),
+        {},
+        r"gradient with respect to z1 is .*, by finite differences",
+    ),
     ("branch", "assert_compiles", (), ONE, r"compiled, \w+: .*data-dependent"),
     (
         "no vmap rule",
@@ -125,7 +137,9 @@ def test_formula_shows_where_and_asks_for_the_gradient():
     text = failure("assert_formula", rows, wrong_rows)
     assert "rows: result is 1 at [0, 1], the formula's 1.0000001\n" in text
     text = failure("assert_formula", rows, lambda x, w: x * w.detach() + 1)
-    assert re.search(r"result's gradient by w is .* at \[\d\], the formula's 0\n", text)
+    assert re.search(
+        r"result's gradient with respect to w is .* at \[\d\], the formula's 0\n", text
+    )
     text = failure("assert_formula", detached, lambda x: x.square().sum())
     assert "result has no gradient, and the formula has one" in text
 
@@ -148,7 +162,7 @@ def cube(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 def test_second_derivatives():
     testing.assert_gradients(cube, max_examples=1)
     text = failure("assert_gradients", cube, second=True, max_examples=1)
-    assert "the gradient by x's gradient by x is [[0." in text
+    assert "the gradient with respect to x's gradient with respect to x is [[0." in text
 
 
 def test_what_is_along_the_axis_is_permuted_with_it():
@@ -463,7 +477,7 @@ def test_the_formula_s_gradient_by_each_argument_is_compared():
     testing.assert_formula(fn, formula, overrides={"wrong": -1})
     for wrong, path in ((0, "x"), (1, r"ys\.a")):
         text = failure("assert_formula", fn, formula, overrides={"wrong": wrong})
-        assert re.search(rf"result's gradient by {path} is .*, the formula's ", text)
+        assert re.search(rf"result's gradient with respect to {path} is .*, the formula's ", text)
 
 
 def test_a_seed_and_a_setting_that_a_body_changes_are_found():
@@ -544,7 +558,7 @@ def test_faults_of_complex_numbers_are_found():
     assert "the formula's" in failure("assert_formula", not_conjugated, formula)
     assert "a NaN in x does not reach the result" in failure("assert_finite", repaired)
     assert "by finite differences" in failure("assert_gradients", derived)
-    assert "gradient by x is" in failure("assert_formula", derived, formula)
+    assert "gradient with respect to x is" in failure("assert_formula", derived, formula)
 
 
 def test_a_view_of_what_is_transposed_is_found():
@@ -638,7 +652,7 @@ def test_symmetry_reaches_all_other_gradients():
         return (a * b * c + (a - b).detach() * (c - c.detach())).sum()
 
     text = failure("assert_symmetric", fn, "a", "b")
-    assert re.search(r"the gradient by c is .* where a and b change places", text)
+    assert re.search(r"the gradient with respect to c is .* where a and b change places", text)
 
 
 def test_a_failing_function_is_a_failure_with_its_cause():
@@ -734,7 +748,12 @@ def without_tensors() -> int:
         ),
         ("assert_formula", right, (lambda **_: 1.0,), "the reference gives no tensor"),
         ("assert_formula", right, (lambda z1, **_: {"a": z1},), "right returns has no a, only"),
-        ("assert_gradients", numbers, (), "numbers returns has a gradient by a tensor it takes"),
+        (
+            "assert_gradients",
+            numbers,
+            (),
+            "numbers returns has a gradient with respect to a tensor it takes",
+        ),
         ("assert_gradients", counting, (), "no part of what counting returns has a gradient"),
         ("assert_vmaps", numbers, (), "assert_vmaps: numbers takes no floating tensor"),
     ],

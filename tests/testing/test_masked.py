@@ -100,12 +100,20 @@ def test_right_losses_pass():
         (multiplied, r"result is nan where mask leaves out everything, which is NaN: say"),
         (
             selected_late,
-            r"the gradient by x is nan where mask leaves out everything, which is NaN$",
+            r"the gradient with respect to x is nan where mask leaves out everything, "
+            r"which is NaN$",
         ),
-        (forgotten, r"the gradient by x is 0\.\d+ where|the gradient by x is .* in a place that"),
+        (
+            forgotten,
+            r"the gradient with respect to x is 0\.\d+ where"
+            r"|the gradient with respect to x is .* in a place that",
+        ),
         (divided, r"result is nan where mask leaves out everything: say in nothing= what is doc"),
         (repaired, r"result is .*, and nan with inf in x in the places that mask leaves out"),
-        (detached, r"the gradient by x is nan where mask leaves out everything, which is NaN"),
+        (
+            detached,
+            r"the gradient with respect to x is nan where mask leaves out everything, which is NaN",
+        ),
     ],
 )
 def test_faults_are_found(fn, says):
@@ -116,7 +124,9 @@ def test_a_label_is_a_mask():
     text = said(unguarded, "labels", arguments=COUNTS, **LABELS)
     assert text.startswith("result is nan where labels leaves out everything")
     text = said(unguarded, "labels", arguments=COUNTS, **LABELS, nothing=math.nan)
-    assert re.match(r"the gradient by logits is .*, and nan with nan in logits in the pla", text)
+    assert re.match(
+        r"the gradient with respect to logits is .*, and nan with nan in logits in the pla", text
+    )
 
 
 def test_what_nothing_gives_is_as_documented():

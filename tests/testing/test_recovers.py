@@ -157,7 +157,7 @@ WRONG = {
 def test_a_wrong_loss_fails(name):
     with pytest.raises(
         AssertionError,
-        match=r"not a stationary point: the gradient by \w+ has norm [\d.e+-]+ there",
+        match=r"not a stationary point: the gradient with respect to \w+ has norm [\d.e+-]+ there",
     ):
         check_recovers(WRONG[name])
 

@@ -57,7 +57,8 @@ def test_a_gradient_without_its_scale_is_found(ranks):
     testing.assert_sharding(right, "batch", "batch_group", ranks=ranks, **SIZES)
     text = found(DEFECTS["gradient not scaled"], "batch", "batch_group", ranks=ranks)
     assert re.match(
-        r"assert_sharding: gradient_not_scaled: the gradient by z1 is .*, and combined by mean .*, "
+        r"assert_sharding: gradient_not_scaled: the gradient with respect to z1 is .*, "
+        r"and combined by mean .*, "
         r"0\.5 times as long, batch over ranks as \[3, 1\]\n\n"
         r"from vicreg_like import gradient_not_scaled\n",
         text,
@@ -80,7 +81,7 @@ def test_how_gradients_combine(ranks):
         max_examples=3,
         **together,
     )
-    assert "the gradient by w is" in text
+    assert "the gradient with respect to w is" in text
 
 
 def test_what_each_rank_returns(ranks):

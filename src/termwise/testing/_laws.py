@@ -539,7 +539,7 @@ def assert_terms_sum(
             if not close(ours, wanted):
                 one, two = told_apart(ours, wanted)
                 raise BrokenLawError(
-                    f"loss's gradient by {path} is {one}, the terms' sum's {two}", call
+                    f"loss's gradient with respect to {path} is {one}, the terms' sum's {two}", call
                 )
         in_graph = ("loss", *also_in_graph, *(() if detached else weights))
         for name, value in terms.items():
@@ -855,7 +855,8 @@ def assert_formula(
                 if not close(derived, by_formula):
                     one, two = told_apart(derived, by_formula)
                     raise BrokenLawError(
-                        f"{name}'s gradient by {path} is {one}, the formula's {two}", call
+                        f"{name}'s gradient with respect to {path} is {one}, the formula's {two}",
+                        call,
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -925,8 +926,8 @@ def assert_gradients(
     hold("assert_gradients", drawn_calls(fn, inputs, generic=True), check, max_examples)
     if not compared:
         raise MisuseError(
-            f"assert_gradients: no part of what {Signature(fn).name} returns has a gradient by "
-            f"{', '.join(arguments) if arguments else 'a tensor it takes'}"
+            f"assert_gradients: no part of what {Signature(fn).name} returns has a gradient with "
+            f"respect to {', '.join(arguments) if arguments else 'a tensor it takes'}"
         )
 
 
@@ -939,7 +940,9 @@ def _in_names(said: str, outs: Sequence[str], ins: Sequence[str]) -> str:
         return text
     name, by = outs[int(places[1])], ins[int(places[2])]
     numerical, analytical = (part.removeprefix("tensor(").rstrip(")") for part in numbers.groups())
-    return f"{name}'s gradient by {by} is {analytical}, by finite differences {numerical}"
+    return (
+        f"{name}'s gradient with respect to {by} is {analytical}, by finite differences {numerical}"
+    )
 
 
 def assert_compiles(
@@ -1171,7 +1174,7 @@ def _asked_for() -> int:
     return max(asked, profile if profile > _USUAL else 0)
 
 
-GRADIENT: Final = "the gradient by "
+GRADIENT: Final = "the gradient with respect to "
 
 
 def outputs(result: Any, *, numbers: bool = True) -> Numbers:

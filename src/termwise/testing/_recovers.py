@@ -208,7 +208,8 @@ def check_recovers(
         ...     )
         ... )
         Traceback (most recent call last):
-        AssertionError: the true parameters are not a stationary point: the gradient by precision...
+        AssertionError: the true parameters are not a stationary point: the gradient with
+            respect to precision...
     """
     if dimensions < 1:
         raise ValueError(f"check_recovers needs at least one dimension, got {dimensions}")
@@ -246,7 +247,7 @@ def _check_problem(
         scale = max(_norm(gradients[name]) for _, gradients in away)
         if not norm <= tolerance * scale:
             raise AssertionError(
-                "the true parameters are not a stationary point: the gradient by "
+                "the true parameters are not a stationary point: the gradient with respect to "
                 f"{name} has norm {norm:.3g} there, against at most {scale:.3g} a step of 5% away"
                 + (", where it should vanish too" if scale == 0 else "")
             )
