@@ -107,9 +107,10 @@ _SHOWN = 6
 
 def text_table(title: str, rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as aligned lines, within the parentheses of a record."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)) for row in rows
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
     ]
     return "\n".join([f"{title}(", *(f"    {line}".rstrip() for line in lines), ")"])
 

@@ -533,7 +533,7 @@ def _score(
         vocab_group,
         unused,
         logits.flatten(0, 1),
-        wide=wider != (None, None),
+        wide_sums=wider != (None, None),
     )
     total, count = over_ranks(sums, *wider, "sum")
     kind = lifted_dtype(logits)

@@ -177,7 +177,7 @@ def distillation_loss(
             vocab_group,
             unused,
             *[x.flatten(0, 1) for x in logits],
-            wide=batch_group is not None or sequence_group is not None,
+            wide_sums=batch_group is not None or sequence_group is not None,
         )
         total, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
         mean = total / divisor(normalizer, count)

@@ -166,7 +166,7 @@ def linear_distillation_loss(
             cross_entropy_weight=ce_weight,
         ),
         vocab_group,
-        wide=batch_group is not None or sequence_group is not None,
+        wide_sums=batch_group is not None or sequence_group is not None,
     )
     loss, total, *others, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
     by, kind = divisor(normalizer, count), student.weight.dtype

@@ -103,7 +103,7 @@ def linear_next_token_loss(
         targets < 0,
         Weighted(cross_entropy_weight=1.0),
         vocab_group,
-        wide=batch_group is not None or sequence_group is not None,
+        wide_sums=batch_group is not None or sequence_group is not None,
     )
     return next_token_terms(
         (loss, hits, count),

@@ -89,13 +89,13 @@ def over_linear_rows(
     unused: Tensor,
     weighted: Weighted,
     vocab_group: ProcessGroup | None,
-    wide: bool,
+    wide_sums: bool,
 ) -> Sums:
     """Return the sums of the loss, of its parts, and the number of the rows that count.
 
     The parts are the divergence, with a teacher, then, with local targets, the cross-entropy and
     those on top. Only the first has a gradient: with respect to the student's hidden states, weight
-    and bias. Wide is as in `over_rows`.
+    and bias. `wide_sums` is as in `over_rows`.
     """
     inputs = _Inputs(
         student._replace(hidden=replicated(student.hidden, vocab_group)),
@@ -106,7 +106,7 @@ def over_linear_rows(
         weighted,
         [wants_gradient(x) for x in student[:3]],
         name_of(vocab_group),
-        wide,
+        wide_sums,
     )
     loss, measured, *_ = with_gradients(_linear_rows, inputs, 3)
     return loss, *measured.unbind()
@@ -127,13 +127,13 @@ class _Inputs(NamedTuple):
     asked: Sequence[bool]
     """Which of the student's tensors require a gradient."""
     vocab_name: str | None
-    wide: bool
+    wide_sums: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the sums."""
         x = self.student.hidden
-        return accumulator(x) if self.wide else x.dtype
+        return accumulator(x) if self.wide_sums else x.dtype
 
 
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

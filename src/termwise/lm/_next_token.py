@@ -109,7 +109,7 @@ def next_token_loss(
         unused,
         logits.flatten(0, 1),
         local_targets(targets, logits, vocab_group),
-        wide=batch_group is not None or sequence_group is not None,
+        wide_sums=batch_group is not None or sequence_group is not None,
     )
     kind = lifted_dtype(logits)
     return next_token_terms(sums, kind, normalizer, batch_group, sequence_group, grad_reduction)

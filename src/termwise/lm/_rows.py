@@ -58,17 +58,17 @@ def over_rows(
     vocab_group: ProcessGroup | None,
     unused: Tensor,
     *rows: Tensor,
-    wide: bool,
+    wide_sums: bool,
 ) -> Sums:
     """Sum what formula(unused, *rows) returns over the rows that count, and count these.
 
     The first sum has a gradient with respect to the first of rows. Over a vocab_group the formula
     by hand always runs, and every rank uses the same blocks, compiled or not, with or without a
-    gradient. If there is none, a block's gradient is that of the expression. If `wide`, the sums
-    keep the dtype in which they are accumulated, as sums over ranks need.
+    gradient. If there is none, a block's gradient is that of the expression. If `wide_sums`, the
+    sums keep the dtype in which they are accumulated, as sums over ranks need.
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
-    dtype = accumulator(x) if wide else lifted_dtype(x)
+    dtype = accumulator(x) if wide_sums else lifted_dtype(x)
     if vocab_group is None and (compiling or transformed()):
         return sums_of(formula(unused, *rows), unused, dtype).unbind()
     if vocab_group is None and few(x):
