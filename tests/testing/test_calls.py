@@ -692,16 +692,22 @@ def test_a_named_tuple_keeps_its_type():
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
-        (Callable[[int], int], "fn needs a, and the annotation Callable does not say what to draw"),
-        (str, "fn needs a, and the annotation str does not say what to draw: name it in overrides"),
-        (dict[int, float], "the annotation dict"),
+        (
+            Callable[[int], int],
+            "fn needs a, and its annotation Callable does not determine what to draw",
+        ),
+        (
+            str,
+            "its annotation str does not determine what to draw: pass it in overrides",
+        ),
+        (dict[int, float], "its annotation dict"),
     ],
 )
 def test_what_cannot_be_derived_is_named(annotation, says):
     def fn(a, x: Float[Tensor, " n"]):
         return x
 
-    with pytest.raises(TypeError, match="calls: fn needs a, and no annotation does not say"):
+    with pytest.raises(TypeError, match="calls: fn needs a, and it has no annotation"):
         first(calls(fn))
     fn.__annotations__["a"] = annotation
     with pytest.raises(TypeError) as error:
@@ -717,11 +723,13 @@ def test_parameters_that_no_annotation_limits():
     def by_position(x: Float[Tensor, " n"], /):
         return x
 
-    with pytest.raises(TypeError, match=r"several takes \*xs, which no annotation limits"):
+    with pytest.raises(
+        TypeError, match=r"several takes \*xs, whose number of arguments no annotation limits"
+    ):
         first(calls(several))
     with pytest.raises(TypeError, match="by_position takes x by position only"):
         first(calls(by_position))
-    with pytest.raises(TypeError, match="Metric is a class: give a function, or an instance"):
+    with pytest.raises(TypeError, match="Metric is a class: pass a function or an instance"):
         first(calls(Metric))
 
 
@@ -821,9 +829,9 @@ def test_what_has_no_code_is_a_name_that_a_comment_explains(value, what):
         return x
 
     told = Call(echo, {"x": value}, {}).code()
-    assert told == f"# x: the {what} that was given\n\necho(\n    x=x,\n)"
+    assert told == f"# x: the {what} that was passed\n\necho(\n    x=x,\n)"
     told = Call(echo, {"x": [1, functools.partial(value, 2)]}, {}).code()
-    assert told.startswith(f"# x_1: the {what} that was given\nimport functools\n\n")
+    assert told.startswith(f"# x_1: the {what} that was passed\nimport functools\n\n")
     assert "x=[1, functools.partial(x_1, 2)],\n" in told
 
 
@@ -913,7 +921,7 @@ def test_broken_calls_are_of_every_kind_and_refused_by_name():
             assert size == broken.sizes[("batch", "dim")[axis]]
         if broken.kind == "rank":
             wanted = 2 if broken.argument in "xy" else 1
-            more = {"an axis more": 1, "an axis fewer": -1}[broken.violation]
+            more = {"one axis more": 1, "one axis fewer": -1}[broken.violation]
             assert len(shape) == wanted + more
         if broken.kind == "dtype":
             now = "int64" if broken.argument in "xy" else "float32"
@@ -947,8 +955,8 @@ def test_broken_calls_are_of_every_kind_and_refused_by_name():
         "axis 0 is 1, not 2",
         "axis 0 is 3, not 2",
         "axis 1 is 2, not 1",
-        "an axis more",
-        "an axis fewer",
+        "one axis more",
+        "one axis fewer",
         "int64[2, 1], not float32[2, 1]",
         "a NumPy array",
         "None",
@@ -981,19 +989,19 @@ def test_what_is_legal_is_not_drawn(decorate):
     assert shapes == {
         ("alone", "axis 0 is 1, not 2"),
         ("alone", "axis 0 is 3, not 2"),
-        ("alone", "an axis more"),
-        ("alone", "an axis fewer"),
+        ("alone", "one axis more"),
+        ("alone", "one axis fewer"),
         ("x", "axis 1 is 1, not 3"),
         ("x", "axis 1 is 4, not 3"),
         ("y", "axis 0 is 3, not 2"),
         ("y", "axis 1 is 1, not 3"),
         ("y", "axis 1 is 4, not 3"),
-        ("y", "an axis more"),
-        ("y", "an axis fewer"),
+        ("y", "one axis more"),
+        ("y", "one axis fewer"),
         ("z", "axis 1 is 1, not 3"),
         ("z", "axis 1 is 4, not 3"),
-        ("z", "an axis more"),
-        ("z", "an axis fewer"),
+        ("z", "one axis more"),
+        ("z", "one axis fewer"),
     }
     assert {a for a, kind, _ in seen if kind == "none"} == {"alone", "x", "y"}
 
@@ -1042,8 +1050,8 @@ def test_items_of_sequences_are_broken(decorate):
         "every item: axis 0 is 1, not 2",
         "every item: axis 0 is 3, not 2",
         "every item: axis 1 is 2, not 1",
-        "every item: an axis more",
-        "every item: an axis fewer",
+        "every item: one axis more",
+        "every item: one axis fewer",
         "every item: int64[2, 1], not float32[2, 1]",
         "every item: a NumPy array",
         "every item: None",
@@ -1051,8 +1059,8 @@ def test_items_of_sequences_are_broken(decorate):
     assert [violation for argument, violation in seen if argument == "pair"] == [
         "item 0: axis 0 is 1, not 2",
         "item 0: axis 0 is 3, not 2",
-        "item 0: an axis more",
-        "item 0: an axis fewer",
+        "item 0: one axis more",
+        "item 0: one axis fewer",
         "item 0: float32[2], not int64[2]",
         "item 0: a NumPy array",
         "item 0: None",
@@ -1061,14 +1069,16 @@ def test_items_of_sequences_are_broken(decorate):
     ]
     # An axis that nothing else has may have any size in all items.
     assert not [v for argument, v in seen if argument == "many" and "is" in v.split()]
-    assert ("nested", "every item: every item: an axis more") in seen
+    assert ("nested", "every item: every item: one axis more") in seen
 
 
 def test_nothing_to_break():
     def anything(x: Any = 1):
         return x
 
-    with pytest.raises(TypeError, match="broken_calls: anything takes nothing that can be broken"):
+    with pytest.raises(
+        TypeError, match="broken_calls: anything has no argument that can violate its annotation"
+    ):
         first(broken_calls(anything))
 
     def optional(x: Float[Tensor, " n"] | None = None):

@@ -50,9 +50,9 @@ def deterministic():
 
 FOUND = {
     put: r"with deterministic algorithms: put_ does not have a deterministic implementation",
-    global_noise: r"(result|the gradient with respect to x) of the same call is .*, then ",
-    noisy_gradient: r"the gradient with respect to x of the same call is .*, then ",
-    uninitialized: r"result is .*, and nan with deterministic algorithms",
+    global_noise: r"(result|the gradient with respect to x) is .*, then .* for the same call",
+    noisy_gradient: r"the gradient with respect to x is .*, then .* for the same call",
+    uninitialized: r"result is .*, but nan with deterministic algorithms",
 }
 
 

@@ -97,22 +97,25 @@ def test_right_losses_pass():
 @pytest.mark.parametrize(
     ("fn", "says"),
     [
-        (multiplied, r"result is nan where mask leaves out everything, which is NaN: say"),
+        (
+            multiplied,
+            r"result is nan if mask excludes everything, with NaN in the excluded elements \(pass",
+        ),
         (
             selected_late,
-            r"the gradient with respect to x is nan where mask leaves out everything, "
-            r"which is NaN$",
+            r"the gradient with respect to x is nan if mask excludes everything, "
+            r"with NaN in the excluded elements$",
         ),
         (
             forgotten,
-            r"the gradient with respect to x is 0\.\d+ where"
-            r"|the gradient with respect to x is .* in a place that",
+            r"the gradient with respect to x is 0\.\d+ if"
+            r"|the gradient with respect to x is .* for an element that",
         ),
-        (divided, r"result is nan where mask leaves out everything: say in nothing= what is doc"),
-        (repaired, r"result is .*, and nan with inf in x in the places that mask leaves out"),
+        (divided, r"result is nan if mask excludes everything \(pass nothing= if this is expected"),
+        (repaired, r"result is .*, but nan with inf in the elements of x that mask excludes"),
         (
             detached,
-            r"the gradient with respect to x is nan where mask leaves out everything, which is NaN",
+            r"the gradient with respect to x is nan if mask excludes everything, with NaN in",
         ),
     ],
 )
@@ -122,18 +125,18 @@ def test_faults_are_found(fn, says):
 
 def test_a_label_is_a_mask():
     text = said(unguarded, "labels", arguments=COUNTS, **LABELS)
-    assert text.startswith("result is nan where labels leaves out everything")
+    assert text.startswith("result is nan if labels excludes everything")
     text = said(unguarded, "labels", arguments=COUNTS, **LABELS, nothing=math.nan)
     assert re.match(
-        r"the gradient with respect to logits is .*, and nan with nan in logits in the pla", text
+        r"the gradient with respect to logits is .*, but nan with nan in the elements of log", text
     )
 
 
 def test_what_nothing_gives_is_as_documented():
     assert said(right, nothing=1.0) == (
-        "result is 0 where mask leaves out everything, and documented as 1"
+        "result is 0 if mask excludes everything, but nothing= says 1"
     )
-    assert "no ValueError where mask leaves out everything" in said(right, nothing=ValueError)
+    assert "no ValueError is raised if mask excludes everything" in said(right, nothing=ValueError)
 
     def refusing(x: Float[Tensor, "batch dim"], mask: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
         if not mask.any():
@@ -158,8 +161,8 @@ def hinge(x: Float[Tensor, "batch dim"], mask: Bool[Tensor, " batch"]) -> HingeT
 
 def test_terms_and_rows_of_the_result():
     testing.assert_masked(hinge, nothing={"loss": 0.0, "share": 0.0})
-    assert "share is 0 where mask" in said(hinge, nothing={"share": 1.0})
-    with pytest.raises(ValueError, match="what hinge returns has no total, only loss, each"):
+    assert "share is 0 if mask" in said(hinge, nothing={"share": 1.0})
+    with pytest.raises(ValueError, match="the result of hinge has no total, only loss, each"):
         testing.assert_masked(hinge, nothing={"total": 1.0})
 
     def each(
@@ -185,12 +188,14 @@ def test_axes_by_name_and_padding():
     testing.assert_masked(transposed)
     testing.assert_masked(pairs)
     testing.assert_masked(padded, "padding", arguments={"x": lambda padding: ~padding})
-    assert "where padding leaves out everything, which is NaN" in said(padded, "padding")
+    assert "if padding excludes everything, with NaN in the excluded elements" in said(
+        padded, "padding"
+    )
 
     def by_column(d: Float[Tensor, "n n"], mask: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
         return d.where(mask, 0).square().sum()
 
-    assert re.search("d is .* in a place that|with nan in d in the places", said(by_column))
+    assert re.search("d is .* for an element that|with nan in the elements of d", said(by_column))
 
 
 def unmasked(x: Float[Tensor, " dim"], mask: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
@@ -202,10 +207,20 @@ def unmasked(x: Float[Tensor, " dim"], mask: Bool[Tensor, " batch"]) -> Float[Te
     [
         (right, ["maks"], {}, "assert_masked: right takes no maks, only x, w, mask"),
         (right, ["mask"], {"arguments": ["z"]}, "assert_masked: right takes no z, only x, w, mask"),
-        (right, ["mask"], {"arguments": ["w"]}, "w of right is float64[1], which mask, bool[1], "),
-        (right, ["mask"], {"overrides": {"mask": None}}, "mask left out some places and not all"),
-        (right, ["mask"], {"sizes": {"batch": 1}}, "not all in no call of right: give sizes"),
-        (segmented, ["labels"], LABELS, "labels of segmented is int64[1, 1], no mask of booleans"),
+        (
+            right,
+            ["mask"],
+            {"arguments": ["w"]},
+            "w of right is float64[1], without the axes of mask, bool[1]",
+        ),
+        (
+            right,
+            ["mask"],
+            {"overrides": {"mask": None}},
+            "mask kept all or no elements in every call of right",
+        ),
+        (right, ["mask"], {"sizes": {"batch": 1}}, "in every call of right: pass sizes"),
+        (segmented, ["labels"], LABELS, "labels of segmented is int64[1, 1], not boolean"),
         (unmasked, ["mask"], {}, "no floating tensor of unmasked has the axes of mask"),
     ],
 )

@@ -101,7 +101,7 @@ def test_right_losses_pass(name, dimensions):
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_flipped_sign_fails(name):
     loss_fn, smoothing = RIGHT[name]
-    with pytest.raises(AssertionError, match="descent does not come back.*is a sign flipped"):
+    with pytest.raises(AssertionError, match="gradient descent does not return.*is a sign wrong"):
         check_recovers(lambda energy, x: -loss_fn(energy, x).loss, smoothing=smoothing)
 
 
@@ -170,7 +170,7 @@ def test_a_wrong_denoising_loss_fails():
 
 
 def test_a_loss_that_says_nothing_fails():
-    with pytest.raises(AssertionError, match="descent does not come back"):
+    with pytest.raises(AssertionError, match="gradient descent does not return"):
         check_recovers(lambda energy, x: 0 * tw.score_matching_loss(energy, x).loss)
     with pytest.raises(AssertionError):  # the data for the model's samples: 0 but for rounding
         check_recovers(lambda energy, x: tw.maximum_likelihood_loss(energy, x, x.flip(0)))

@@ -58,8 +58,8 @@ def test_a_gradient_without_its_scale_is_found(ranks):
     text = found(DEFECTS["gradient not scaled"], "batch", "batch_group", ranks=ranks)
     assert re.match(
         r"assert_sharding: gradient_not_scaled: the gradient with respect to z1 is .*, "
-        r"and combined by mean .*, "
-        r"0\.5 times as long, batch over ranks as \[3, 1\]\n\n"
+        r"but .* combined by mean over ranks, "
+        r"with a norm 0\.5 times as large, with batch split over ranks as \[3, 1\]\n\n"
         r"from vicreg_like import gradient_not_scaled\n",
         text,
     ), text
@@ -70,7 +70,7 @@ def test_how_gradients_combine(ranks):
     testing.assert_sharding(share_of_rows, "batch", "group", grad_reduction="sum", **together)
     text = found(share_of_rows, "batch", "group", **together)
     assert "combined by mean" in text
-    assert "0.333333 times as long, batch over ranks as [2, 0, 3]" in text
+    assert "a norm 0.333333 times as large, with batch split over ranks as [2, 0, 3]" in text
     # The shares of w's gradient add up: it is not whole on any rank.
     text = found(
         share_of_rows,
@@ -86,14 +86,16 @@ def test_how_gradients_combine(ranks):
 
 def test_what_each_rank_returns(ranks):
     text = found(own_rows, "batch", "group", ranks=ranks)
-    assert re.search(r"result is .*, and on rank \d .*, batch over ranks as \[3, 1\]\n", text)
+    assert re.search(
+        r"result is .*, but .* on rank \d, with batch split over ranks as \[3, 1\]\n", text
+    )
     text = found(doubled_rows, "batch", "group", ranks=ranks)
-    assert "and on rank 1 " in text  # rank 0 has its rows of the whole
+    assert " on rank 1, " in text  # rank 0 has its rows of the whole
 
 
 def test_collectives_that_depend_on_the_grad_mode_are_found(ranks):
     options = {"grad_reduction": "sum", "ranks": ranks}
-    assert "rank 0 makes 2 collectives with gradients and 1 under torch.no_grad()" in found(
+    assert "rank 0 makes 2 collectives with gradients, but 1 under torch.no_grad()" in found(
         sends_by_grad_mode, "batch", "group", **options
     )
 
@@ -106,7 +108,9 @@ def test_what_is_no_sharding_is_refused(ranks):
         testing.assert_sharding(share_of_rows, "batch", "batch_group", ranks=ranks)
     with pytest.raises(ValueError, match="share_of_rows has no axis rows, only batch, dim"):
         testing.assert_sharding(share_of_rows, "rows", "group", ranks=ranks)
-    with pytest.raises(ValueError, match="ranks import .*local, which needs a name in a module"):
+    with pytest.raises(
+        ValueError, match="ranks must import .*local, so define it at the top level"
+    ):
         testing.assert_sharding(local, "batch", "group", ranks=ranks)
 
 

@@ -1,4 +1,7 @@
-"""Checks for losses of one's own, as this library's are checked. Needs the extra `testing`."""
+"""Property-based tests for loss functions, which this library's own tests use as well.
+
+Requires the extra `testing`.
+"""
 
 from importlib.util import find_spec as _find_spec
 

@@ -1,4 +1,4 @@
-"""Calls of a function, drawn from the shapes in its signature, and calls that break it."""
+"""Strategies that draw calls of a function from the annotations in its signature."""
 
 import ast
 import contextlib
@@ -39,16 +39,18 @@ from .._groups import ProcessGroup
 from ._code import is_named_tuple, write_call
 
 _SIZES: Final = st.integers(1, 4)
-_SEVERAL: Final = st.integers(2, 4)
+_TWO_OR_MORE: Final = st.integers(2, 4)
 _NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
 _COUNTS: Final = (1, 2, 3)
-# Multiples of 1/32 between -3 and 3: exact in every dtype but the eighths, short when printed.
+# Multiples of 1/32 between -3 and 3: exact in every dtype but float8, and short when printed.
 _FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
 _INTEGERS: Final = st.integers(0, 3)
-_MANY: Final = 64  # more elements are drawn as one seed: hypothesis holds some thousand choices
-# Of an axis in about one of eight calls of a law: above the blocks that code reads at once.
+# A tensor with more elements is generated from one drawn seed: hypothesis limits the number of
+# choices in an example.
+_MAX_DRAWN: Final = 64
+# Size of one axis in about one of seven calls of a law: larger than the blocks that losses use.
 _LARGE: Final = st.integers(65, 257)
-# Which dtype stands for a family where `dtypes` names none of it.
+# The dtype to use, in this order, where `dtypes` has none that the annotation allows.
 _PREFERRED: Final = (
     torch.float32,
     torch.float64,
@@ -69,36 +71,37 @@ Given: TypeAlias = st.SearchStrategy[Any] | Callable[[dict[str, Any]], Any]
 
 
 class Inputs(TypedDict, total=False):
-    """How [`calls`][termwise.testing.calls] draws; every law takes these as keywords."""
+    """Keyword arguments of [`calls`][termwise.testing.calls], accepted by every law too."""
 
     sizes: Mapping[str, Any]
-    """Size of an axis by name: a number, or a strategy. Of a `*batch`: a tuple, or a strategy."""
+    """Size of each axis by name: a number or a strategy. For `*batch`: a tuple, or a strategy of
+    tuples."""
     dtypes: Sequence[torch.dtype]
-    """Dtypes to draw from. All floating tensors of a call have one."""
+    """Dtypes to draw from; all floating tensors of a call have the same one."""
     elements: Mapping[str, Any] | st.SearchStrategy[float] | None
-    """Strategy for the elements of floating tensors, or of one tensor by its argument; of complex
-    tensors for their real and imaginary parts."""
+    """Strategy for the elements of all floating tensors, or a strategy for each argument by name.
+    In complex tensors it is used for the real and the imaginary parts."""
     overrides: Mapping[Any, Any]
-    """What an argument is given instead: a value, a strategy, or a function of the sizes. Of a
-    tuple of names: what they are given together."""
+    """What to pass for an argument instead of a drawn value: a value, a strategy, or a function of
+    the sizes. A tuple of names stands for arguments that belong together."""
     given: Given | None
-    """Strategy for several arguments that are drawn together, by name, or for whole calls."""
+    """Strategy for several arguments that belong together, by name, or for whole calls."""
 
 
 class Call(dict[str, Any]):
-    """Keyword arguments for one call of a function: `call()` makes it, `fn(**call)` too.
+    """Keyword arguments of one call of a function, which `call()` and `fn(**call)` run.
 
-    Printed, it is the call as code.
+    Its `repr` is the call as Python code.
     """
 
     fn: Callable[..., Any]
-    """What is called."""
+    """The function to call."""
     sizes: dict[str, Any]
-    """Size of each axis by name; a tuple of sizes for a `*batch`."""
+    """Size of each axis by name; a tuple of sizes for `*batch`."""
     hints: dict[str, Any]
-    """The annotation that an argument was drawn from, where an override narrowed it."""
+    """Annotation that each tensor argument was drawn from: the override's, if there is one."""
     given: frozenset[str]
-    """Arguments that were given together, by `given`."""
+    """Names of the arguments that came from `given`."""
 
     def __init__(
         self,
@@ -115,33 +118,34 @@ class Call(dict[str, Any]):
         self.hints = dict(hints or {})
 
     def __call__(self) -> Any:
-        """Call the function."""
+        """Call the function and return its result."""
         return self.fn(**self)
 
     def __repr__(self) -> str:
         return write_call(self.fn, self)[1]
 
     def code(self) -> str:
-        """Write the call with its imports, to be pasted into a file."""
+        """Return the call as Python code with its imports, ready to run."""
         imports, text = write_call(self.fn, self)
         return f"{imports}\n\n{text}"
 
     def changed(self, **arguments: Any) -> Self:
-        """Return the same call with some arguments replaced."""
+        """Return a copy of the call with some arguments replaced."""
         other = copy.copy(self)
         other.update(arguments)
         return other
 
     def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
-        """Return the same call with each tensor replaced by `change(path, tensor)`.
+        """Return a copy of the call with each tensor replaced by `change(path, tensor)`.
 
-        A tensor in a record, a dict or a sequence has the path "argument.field" or "argument.0". A
-        `torch.Generator` is copied, in the state it has.
+        The path of a tensor is the name of its argument; inside a record, a dict or a sequence it
+        is "argument.field", "argument.key" or "argument.0". An `nn.Parameter` is kept. A
+        `torch.Generator` is copied with its current state.
         """
         return self.changed(**{name: _mapped(value, name, change) for name, value in self.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """List the tensors by path."""
+        """Return the tensors of the call by path."""
         found: dict[str, Tensor] = {}
 
         def keep(path: str, value: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class Call(dict[str, Any]):
         return found
 
     def axes(self) -> dict[str, tuple[str | None, ...]]:
-        """Name the axes of each tensor by path; None for one that the annotation does not name."""
+        """Return the axis names of each tensor by path; None for an axis without a name."""
         signature = Signature(self.fn)
         named: dict[str, tuple[str | None, ...]] = {}
         for name, value in self.items():
@@ -162,14 +166,15 @@ class Call(dict[str, Any]):
 
 
 class BrokenCall(Call):
-    """A call in which one argument does not fit the signature."""
+    """A call in which one argument violates its annotation."""
 
     argument: str
-    """The argument that was broken."""
+    """Name of the argument."""
     violation: str
-    """How, in a few words."""
+    """What is wrong with it, in a few words."""
     kind: Literal["rank", "axis", "dtype", "array", "none", "literal"]
-    """Which sort of violation it is."""
+    """Kind of violation: the number of axes, the size of one, the dtype, a NumPy array, None, or a
+    string that is not an option of the `Literal`."""
 
 
 def calls(
@@ -181,49 +186,51 @@ def calls(
     overrides: Mapping[Any, Any] | None = None,
     given: Given | None = None,
 ) -> st.SearchStrategy[Call]:
-    """Draw keyword arguments that satisfy a function's annotations.
+    """Return a strategy that draws calls of a function which satisfy its annotations.
 
-    An axis name has one size in a call, wherever it stands. Fixed sizes, `*batch`, `...`, `_`,
-    `#broadcast`, sizes computed from others (`"n-1"`) and from arguments (`"{k}+1"`), optional and
-    union arguments, `Literal`, numbers, and sequences, mappings by `str` and frozen dataclasses of
-    all these are understood. A field of a dataclass shares the axis names, and what an axis is
-    computed from is never None. Process groups are None, a `torch.Generator` is a seeded one. What
-    cannot be derived, as a callable, takes its default, or must be in `overrides`.
+    An axis name has the same size everywhere in a call. The supported annotations are fixed sizes,
+    `*batch`, `...`, `_`, `#broadcast`, sizes computed from other axes (`"n-1"`) or from arguments
+    (`"{k}+1"`), optional and union types, `Literal`, numbers, and sequences, mappings with `str`
+    keys, dataclasses, named tuples and typed dicts of these. Fields share the axis names of the
+    call, and an argument that an axis is computed from is never None. A process group is None, and
+    a `torch.Generator` is seeded. An argument with any other annotation, such as a callable, takes
+    its default; without a default it must be in `overrides`.
 
     Args:
-        fn: a function under [`contract`][termwise.contract] or any other with jaxtyping
-            annotations, a method, or an `nn.Module`, whose `forward` is meant.
-        sizes: size of an axis by name, a number or a strategy; for `*batch` a tuple or a strategy
-            of tuples. 1 to 4 otherwise, and up to two axes for `*batch`.
-        dtypes: floating dtypes to draw one from, which all floating tensors of the call have. An
-            integer dtype here is taken where the annotation allows several.
-        elements: strategy for the elements of all floating tensors, or a strategy by argument
-            ("x", or "f.values" for a field of a record, or "xs" for all of a sequence); a function
-            of the sizes gives one that depends on them: `{"tokens": lambda sizes:
-            st.integers(0, sizes["vocab"] - 1)}`. Multiples of 1/32 from -3 to 3 otherwise,
-            integers from 0 to 3; in a tensor of more than 64 elements from one drawn seed, or
-            from 64 elements that the strategy gives.
-        overrides: what an argument (or field, "f.indices") is given instead: a value, a strategy,
-            a function of the sizes that gives either, or an annotation that is narrower than the
-            signature's (`Float[Tensor, "{steps} batch"]`). For an argument that is itself a
-            callable, the function is the value. A tuple of names is given values that belong
-            together, by a strategy or a function of tuples: `{("values", "indices"): lambda sizes:
-            torch.rand(sizes["batch"], 9).topk(2)}`. Here as in `sizes` and `elements`, names that
-            the function does not have are passed over, so that one mapping serves a family.
-        given: a strategy of arguments by name (`st.fixed_dictionaries`, or calls:
-            `calls(fn).filter(...)`), which stand before all others; what it leaves out is drawn, in
-            the sizes of what it gives. Or a function of the sizes that returns all arguments
-            without a default, or a strategy of them; it may ask for sizes that no annotation names,
-            if `sizes` has them. Floating tensors get the dtype of the call, where their annotation
-            allows it.
+        fn: a function decorated with [`contract`][termwise.contract], any other function with
+            jaxtyping annotations, a method, or an `nn.Module` (its `forward` is used).
+        sizes: size of each axis by name: a number or a strategy; for `*batch`, a tuple or a
+            strategy of tuples. Default: 1 to 4, and up to two axes for `*batch`.
+        dtypes: floating dtypes to draw from; all floating tensors of a call have the same one. An
+            integer dtype in this list is used where an annotation allows several.
+        elements: strategy for the elements of all floating tensors, or a strategy for each
+            argument by name ("x"; "f.values" for a field of a record; "xs" for every item of a
+            sequence). A function of the sizes may return the strategy: `{"tokens": lambda sizes:
+            st.integers(0, sizes["vocab"] - 1)}`. Default: multiples of 1/32 from -3 to 3, and
+            integers from 0 to 3. A tensor with more than 64 elements is filled from one drawn
+            seed, or with 64 elements drawn from the strategy and repeated at random.
+        overrides: what to pass for an argument (or a field, "f.indices") instead of a drawn value:
+            a value, a strategy, a function of the sizes that returns a value or a strategy, or an
+            annotation to use instead of the signature's (`Float[Tensor, "{steps} batch"]`). For an
+            argument that is a callable, a function is passed as it is. A tuple of names gets
+            values that belong together, from a strategy of tuples or a function that returns a
+            tuple: `{("values", "indices"): lambda sizes: torch.rand(sizes["batch"], 9).topk(2)}`.
+            In `overrides`, `sizes` and `elements`, names that the function does not have are
+            ignored, so that several functions can share one mapping.
+        given: a strategy for several arguments by name (`st.fixed_dictionaries`) or for whole calls
+            (`calls(fn).filter(...)`). It takes precedence over the other options; the arguments
+            that it leaves out are drawn with matching sizes. Or a function of the sizes that
+            returns all arguments without a default, or a strategy of them; it may use sizes that
+            no annotation names, if they are in `sizes`. Floating tensors are converted to the
+            dtype of the call, where their annotation allows it.
 
     Returns:
-        A strategy of [`Call`][termwise.testing.Call], which is a dict. Shrinks to few, small,
-        short numbers; printed, it is code to be pasted.
+        A strategy of [`Call`][termwise.testing.Call], a dict of keyword arguments. A failing
+        example shrinks to few elements and short numbers, and prints as code.
 
     Raises:
-        TypeError: when drawing, if an argument has no annotation that says what to draw, and
-            neither a default nor an override.
+        TypeError: when an example is drawn, if the annotation of an argument does not determine
+            what to draw, and the argument has neither a default nor an override.
 
     Examples:
         >>> import torch
@@ -232,9 +239,9 @@ def calls(
         >>> from termwise import testing
         >>> @settings(derandomize=True, max_examples=20)
         ... @given(testing.calls(tw.joint_embedding.vicreg_loss, sizes={"batch": 3}))
-        ... def test_nothing_is_negative(call):
+        ... def test_loss_is_not_negative(call):
         ...     assert call().loss >= 0 and call["z1"].shape[0] == 3
-        >>> test_nothing_is_negative()
+        >>> test_loss_is_not_negative()
     """
     inputs = Inputs(
         sizes=sizes or {},
@@ -243,7 +250,7 @@ def calls(
         overrides=overrides or {},
         given=given,
     )
-    return drawn_calls(fn, inputs).map(lambda several: several[0])
+    return drawn_calls(fn, inputs).map(lambda drawn: drawn[0])
 
 
 def broken_calls(
@@ -255,27 +262,27 @@ def broken_calls(
     overrides: Mapping[Any, Any] | None = None,
     given: Given | None = None,
 ) -> st.SearchStrategy[BrokenCall]:
-    """Draw calls in which one argument, named, does not fit its annotation.
+    """Return a strategy that draws calls in which one argument violates its annotation.
 
-    One of: an axis more or fewer; a shared axis one longer, or of size 1 (which would broadcast);
-    a dtype of another family; a NumPy array; None; a string that is none of a `Literal`'s. An item
-    of a tuple too, or all items of a list, is broken so. What jaxtyping and beartype themselves
-    would accept is not drawn.
+    The argument has an axis too many or too few; an axis that is one longer, or of size 1 (which
+    would broadcast); a dtype of another kind; or it is a NumPy array, None, or a string that is not
+    an option of the `Literal`. The violation may also be in a field of a record, in one item of a
+    tuple, or in all items of a list. Calls that jaxtyping and beartype accept are not drawn.
 
     Args:
-        fn: as for [`calls`][termwise.testing.calls], as are all others.
-        sizes: size of an axis by name.
+        fn: the function. All arguments are those of [`calls`][termwise.testing.calls].
+        sizes: size of each axis by name.
         dtypes: floating dtypes to draw from.
-        elements: strategies for elements.
-        overrides: what arguments are given.
-        given: arguments that are drawn together.
+        elements: strategies for the elements of tensors.
+        overrides: what to pass for arguments instead of drawn values.
+        given: a strategy for arguments that belong together.
 
     Returns:
-        A strategy of [`BrokenCall`][termwise.testing.BrokenCall], which says what is broken in
-        `argument` and `violation`.
+        A strategy of [`BrokenCall`][termwise.testing.BrokenCall], whose `argument` and `violation`
+        describe what is wrong.
 
     Raises:
-        TypeError: when drawing, if nothing in the signature can be broken.
+        TypeError: when an example is drawn, if no argument can violate its annotation.
 
     Examples:
         >>> import pytest
@@ -284,10 +291,10 @@ def broken_calls(
         >>> from termwise import testing
         >>> @settings(derandomize=True, max_examples=20)
         ... @given(testing.broken_calls(tw.joint_embedding.vicreg_loss, sizes={"batch": 3}))
-        ... def test_refused_by_name(broken):
+        ... def test_error_names_the_argument(broken):
         ...     with pytest.raises(TypeError, match=broken.argument):
         ...         broken()
-        >>> test_refused_by_name()
+        >>> test_error_names_the_argument()
     """
     inputs = Inputs(
         sizes=sizes or {},
@@ -299,6 +306,12 @@ def broken_calls(
     return _broken(fn, inputs)
 
 
+NOTHING_TO_BREAK: Final = (
+    "has no argument that can violate its annotation: annotate its tensors with shapes, such as "
+    'Float[Tensor, "batch dim"]'
+)
+
+
 @st.composite
 def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCall:
     call = draw(drawn_calls(fn, inputs))[0]
@@ -306,10 +319,10 @@ def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCa
     if not found:
         signature = Signature(fn)
         options = [option for hint in signature.hints.values() for option in options_of(hint)]
-        # An optional tensor that is None here is a tensor in another call.
+        # An optional tensor that is None in this call is a tensor in another one.
         assume(not any(is_array(option) for option in options))
-        raise TypeError(f"broken_calls: {signature.name} takes nothing that can be broken")
-    # Argument by argument and kind by kind: they stay the same while the sizes shrink.
+        raise TypeError(f"broken_calls: {signature.name} {NOTHING_TO_BREAK}")
+    # Draw the argument, then the kind: both stay the same while the sizes shrink.
     argument = draw(st.sampled_from(list(dict.fromkeys(one.argument for one in found))))
     found = [one for one in found if one.argument == argument]
     kind = draw(st.sampled_from(list(dict.fromkeys(one.kind for one in found))))
@@ -317,7 +330,7 @@ def _broken(draw: st.DrawFn, fn: Callable[..., Any], inputs: Inputs) -> BrokenCa
 
 
 class Signature:
-    """A function's parameters, each with its annotation."""
+    """The parameters of a function, with their annotations and defaults."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         inner: Any = fn
@@ -330,23 +343,25 @@ class Signature:
             inner = holder.func
         self.name: str = getattr(inner, "__name__", None) or type(inner).__name__
         if isinstance(inner, type):
-            raise TypeError(f"calls: {self.name} is a class: give a function, or an instance")
+            raise TypeError(f"calls: {self.name} is a class: pass a function or an instance")
         owner = inner
         if isinstance(inner, nn.Module):
             owner = inner.forward
         elif not inspect.isroutine(inner):
             owner = inner.__call__
-        # What a partial holds is not drawn, but "{k}" may ask for it.
-        taken = inspect.signature(cast("Any", owner))
-        bound = taken.bind_partial(*by_position, **by_name).arguments
-        unlimited = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        self.held: dict[str, Any] = {
+        # The arguments that a partial binds are not drawn, but "{k}" may use them.
+        whole = inspect.signature(cast("Any", owner))
+        bound = whole.bind_partial(*by_position, **by_name).arguments
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self.bound: dict[str, Any] = {
             name: value
             for name, value in bound.items()
-            if taken.parameters[name].kind not in unlimited
+            if whole.parameters[name].kind not in variadic
         }
         self.parameters = {
-            name: parameter for name, parameter in taken.parameters.items() if name not in self.held
+            name: parameter
+            for name, parameter in whole.parameters.items()
+            if name not in self.bound
         }
         self.hints: dict[str, Any] = typing.get_type_hints(owner, include_extras=True)
         self.returns: Any = self.hints.get("return", Any)
@@ -357,24 +372,30 @@ class Signature:
         }
         for name, parameter in self.parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(f"calls: {self.name} takes *{name}, which no annotation limits")
+                raise TypeError(
+                    f"calls: {self.name} takes *{name}, whose number of arguments no annotation "
+                    "limits: wrap it in a function with named arguments"
+                )
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise TypeError(f"calls: {self.name} takes {name} by position only")
+                raise TypeError(
+                    f"calls: {self.name} takes {name} by position only: wrap it in a function with "
+                    "named arguments"
+                )
 
     @functools.cached_property
     def arrays_last(self) -> list[str]:
-        """List all names: "{k}+1" can be computed only from a k that is known to be a number."""
+        """Return the argument names, tensors last: "{k}+1" needs a k that has been checked."""
         return sorted(self.hints, key=lambda name: has_arrays(self.hints[name]))
 
     def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Return an argument's annotation, with the arguments' values in it ("{k}+1" is "2+1")."""
-        known = {**self.defaults, **self.held, **arguments}
+        """Return an argument's annotation with values filled in ("{k}+1" becomes "2+1")."""
+        known = {**self.defaults, **self.bound, **arguments}
         options = [filled_in(option, known) for option in options_of(self.hints.get(name))]
         return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
 def axis_names(hint: Any) -> list[str]:
-    """List the names of axes in an annotation."""
+    """Return the axis names in an annotation."""
     if is_array(hint):
         return [a.name for a in (Axis(word) for word in hint.dim_str.split()) if _is_named(a)]
     within = typing.get_args(hint)
@@ -383,40 +404,40 @@ def axis_names(hint: Any) -> list[str]:
     return [name for part in within for name in axis_names(part)]
 
 
-def _asked_for(hint: Any) -> set[str]:
-    """List the names that axes are computed from: k in "{k}+1"."""
+def _shape_arguments(hint: Any) -> set[str]:
+    """Return the names of the arguments that axes are computed from: k in "{k}+1"."""
     if is_array(hint):
         parts = ast.walk(ast.parse(f"f{hint.dim_str!r}", mode="eval"))
         return {part.id for part in parts if isinstance(part, ast.Name)}
-    return {name for part in typing.get_args(hint) for name in _asked_for(part)}
+    return {name for part in typing.get_args(hint) for name in _shape_arguments(part)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-    """A tensor to be drawn once all sizes are known."""
+    """A tensor to draw once all sizes are known."""
 
     hint: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """A dataclass, or a dict, to be made once its fields are drawn."""
+    """A record or a dict to build once its fields are drawn."""
 
     kind: Callable[..., Any]
     fields: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Several:
-    """A sequence of what is to be drawn."""
+class _Items:
+    """A list or a tuple to build once its items are drawn."""
 
     kind: type[list[Any]] | type[tuple[Any, ...]]
     items: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfSizes:
-    """A function of the sizes."""
+class _FromSizes:
+    """A function to call with the sizes once they are known."""
 
     function: Callable[[dict[str, Any]], Any]
 
@@ -428,94 +449,105 @@ def drawn_calls(
     inputs: Inputs,
     *,
     count: int = 1,
-    generic: bool = False,
+    normal: bool = False,
     large: bool = False,
     at_least_two: str = "",
-    at: Callable[[list[str]], Sequence[Mapping[str, int]]] | None = None,
+    choose_sizes: Callable[[list[str]], Sequence[Mapping[str, int]]] | None = None,
     meta: bool = False,
 ) -> list[Call]:
-    """Draw calls that differ in their floating tensors alone, or else in the sizes `at` asks for.
+    """Draw calls that differ only in their floating tensors, or in the sizes that are asked for.
 
-    Generic: elements that no strategy was given for are normal variates, so that no two are equal
-    and none is 0, as gradients compared with finite differences need. Large: now and then an axis
-    that `sizes` does not name has such a size. At least two: the size of this axis, if `sizes` does
-    not name it. At: from the axes whose sizes no tensor sets, the sizes of one call after another,
-    of contiguous tensors. Meta: tensors without data.
+    Args:
+        draw: draws from a strategy; hypothesis passes it.
+        fn: the function.
+        inputs: the keyword arguments of `calls`.
+        count: number of calls.
+        normal: whether elements without a strategy are normal variates, so that no two are equal
+            and none is 0, as a comparison with finite differences needs.
+        large: whether an axis that `sizes` does not name has a size above 64 in some calls.
+        at_least_two: an axis whose size is at least 2, unless `sizes` names it.
+        choose_sizes: returns the sizes of each call from the names of the axes whose size no given
+            tensor sets. The tensors of these calls are contiguous.
+        meta: whether tensors are on the meta device.
     """
     if unknown := inputs.keys() - Inputs.__annotations__.keys():
         known = ", ".join(Inputs.__annotations__)
         raise TypeError(f"calls take no {', '.join(sorted(unknown))}, only {known}")
     signature = Signature(fn)
     given: Any = inputs.get("given")
-    together: dict[str, Any] = {}
-    # First what each argument is, and all that has no shape; then sizes; then tensors.
+    given_values: dict[str, Any] = {}
+    # First everything that has no shape, then sizes, then tensors.
     chosen: dict[str, Any] = {}
     of_sizes = None if isinstance(given, st.SearchStrategy) else given
     if of_sizes is None:
-        together = dict(draw(cast("Any", given))) if given is not None else {}
-        chosen = _choose_all(draw, signature, inputs.get("overrides") or {}, together)
-    values = dict(signature.held)
+        given_values = dict(draw(cast("Any", given))) if given is not None else {}
+        chosen = _choose_all(draw, signature, inputs.get("overrides") or {}, given_values)
+    values = dict(signature.bound)
     for name, value in chosen.items():
-        if isinstance(value, _Several):  # drawn later, but "{len(xs)}" is known
+        if isinstance(value, _Items):  # drawn later, but "{len(xs)}" is known
             values[name] = value.items
         elif isinstance(value, _Record) and value.kind is dict:
             values[name] = value.fields
-        elif not isinstance(value, _Array | _Record | _OfSizes):
+        elif not isinstance(value, _Array | _Record | _FromSizes):
             values[name] = value
     arrays: dict[str, Shape] = {}
     sizes: dict[str, Any] = {}
-    late = [name for name, choice in chosen.items() if isinstance(choice, _OfSizes)]
+    from_sizes = [name for name, choice in chosen.items() if isinstance(choice, _FromSizes)]
     try:
-        for name, value in signature.held.items():
+        for name, value in signature.bound.items():
             _bind(signature.hint(name, values), value, sizes)
         for name, choice in chosen.items():
             _collect(choice, name, values, arrays)
             _bind(signature.hint(name, values), choice, sizes)
     except NameError as error:
-        asked = f"calls: {signature.name} has an axis computed from {error.name}"
-        if error.name in late:
+        problem = f"calls: {signature.name} has an axis computed from {error.name}"
+        if error.name in from_sizes:
             raise TypeError(
-                f"{asked}, which overrides compute from the sizes: this is circular, give a value"
+                f"{problem}, which overrides compute from the sizes: this is circular, override it "
+                "with a value or a strategy"
             ) from None
-        raise TypeError(f"{asked}, which is not known before the sizes: give a value") from None
-    of_axes: dict[str, Any] = dict(inputs.get("sizes") or {})
+        raise TypeError(
+            f"{problem}, which is not known before the sizes: override it with a value"
+        ) from None
+    axis_sizes: dict[str, Any] = dict(inputs.get("sizes") or {})
     named = _named(arrays.values())
     if of_sizes is not None:
         hinted = [name for hint in signature.hints.values() for name in axis_names(hint)]
-        named = dict.fromkeys((*hinted, *of_axes), False)
+        named = dict.fromkeys((*hinted, *axis_sizes), False)
     free = [name for name, variadic in named.items() if not variadic and name not in sizes]
-    several: Sequence[Mapping[str, int]] = at(free) if at is not None else ({},)
-    unnamed = [name for name in free if name not in of_axes]
+    chosen_sizes: Sequence[Mapping[str, int]] = choose_sizes(free) if choose_sizes else ({},)
+    unnamed = [name for name in free if name not in axis_sizes]
     if large and unnamed and draw(st.sampled_from((False,) * 6 + (True,))):
-        of_axes[draw(st.sampled_from(unnamed))] = _LARGE
+        axis_sizes[draw(st.sampled_from(unnamed))] = _LARGE
     if at_least_two in free:
-        of_axes.setdefault(at_least_two, _SEVERAL)
-    _draw_sizes(draw, named, of_axes, sizes)
+        axis_sizes.setdefault(at_least_two, _TWO_OR_MORE)
+    _draw_sizes(draw, named, axis_sizes, sizes)
     possible = inputs.get("dtypes", (torch.float32,))
     floating = [d.to_real() if d.is_complex else d for d in possible if is_inexact(d)]
     dtype = draw(st.sampled_from(floating or [torch.float32]))
     dtypes = {path: _dtype(shape, dtype, inputs) for path, shape in arrays.items()}
     hints = {name: choice.hint for name, choice in chosen.items() if isinstance(choice, _Array)}
     drawn: list[Call] = []
-    for other_sizes in several:
-        here = {**sizes, **other_sizes}
-        shapes = {path: _draw_shape(draw, shape, here) for path, shape in arrays.items()}
-        ready = {name: _settled(draw, choice, here) for name, choice in chosen.items()}
+    for other_sizes in chosen_sizes:
+        call_sizes = {**sizes, **other_sizes}
+        shapes = {path: _draw_shape(draw, shape, call_sizes) for path, shape in arrays.items()}
+        evaluated = {name: _evaluate(draw, choice, call_sizes) for name, choice in chosen.items()}
         if of_sizes is not None:
-            together = dict(_settled(draw, _OfSizes(of_sizes), here))
-        for name in (name for name in signature.parameters if name in together):
-            hint = signature.hint(name, {**values, **together})
-            ready[name] = _of_dtype(together[name], hint, name, dtype)
+            given_values = dict(_evaluate(draw, _FromSizes(of_sizes), call_sizes))
+        for name in (name for name in signature.parameters if name in given_values):
+            hint = signature.hint(name, {**values, **given_values})
+            evaluated[name] = _of_dtype(given_values[name], hint, name, dtype)
         tensors: dict[str, Tensor] = {}
         for _ in range(count):
             for path, shape in shapes.items():
                 if meta:
                     tensors[path] = torch.empty(shape, dtype=dtypes[path], device="meta")
                 elif path not in tensors or is_inexact(dtypes[path]):
-                    tensor = _draw_tensor(draw, path, shape, dtypes[path], here, inputs, generic)
-                    tensors[path] = tensor if at is not None else _laid_out(draw, tensor)
-            arguments = {name: _made(choice, name, tensors) for name, choice in ready.items()}
-            call = Call(fn, arguments, here, hints, together)
+                    options = (call_sizes, inputs, normal)
+                    tensor = _draw_tensor(draw, path, shape, dtypes[path], *options)
+                    tensors[path] = tensor if choose_sizes else _vary_strides(draw, tensor)
+            arguments = {name: _build(choice, name, tensors) for name, choice in evaluated.items()}
+            call = Call(fn, arguments, call_sizes, hints, given_values)
             drawn.append(call.mapped(lambda path, t: t.to("meta")) if meta else call)
     return drawn
 
@@ -524,26 +556,26 @@ def _choose_all(
     draw: st.DrawFn,
     signature: Signature,
     overrides: Mapping[Any, Any],
-    together: Mapping[str, Any],
+    given_values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Decide what each argument is."""
-    one_by_one = _one_by_one(draw, overrides)
-    measures = {name for hint in signature.hints.values() for name in _asked_for(hint)}
+    """Choose a value for each argument, or what to build once sizes are known."""
+    by_name = _split_overrides(draw, overrides)
+    in_shapes = {name for hint in signature.hints.values() for name in _shape_arguments(hint)}
     chosen: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
-        if name in together:
-            chosen[name] = together[name]
+        if name in given_values:
+            chosen[name] = given_values[name]
             continue
         hint = signature.hints.get(name)
-        if name in measures:  # None has no size
-            some = [option for option in options_of(hint) if option is not type(None)]
-            hint = typing.Union[tuple(some)] if some else hint  # noqa: UP007
-        chosen[name] = _choose(draw, signature.name, name, hint, parameter.default, one_by_one)
+        if name in in_shapes:  # a size cannot be computed from None
+            options = [option for option in options_of(hint) if option is not type(None)]
+            hint = typing.Union[tuple(options)] if options else hint  # noqa: UP007
+        chosen[name] = _choose(draw, signature.name, name, hint, parameter.default, by_name)
     return chosen
 
 
-def _one_by_one(draw: st.DrawFn, overrides: Mapping[Any, Any]) -> dict[str, Any]:
-    """Take apart what several arguments are given together."""
+def _split_overrides(draw: st.DrawFn, overrides: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the overrides by single name, those of a tuple of names included."""
     parts: dict[str, Any] = {}
     for names, value in overrides.items():
         if isinstance(names, str):
@@ -552,38 +584,38 @@ def _one_by_one(draw: st.DrawFn, overrides: Mapping[Any, Any]) -> dict[str, Any]
         if isinstance(value, st.SearchStrategy):
             value = draw(cast("Any", value))
         if inspect.isfunction(value):
-            parts.update(_late_parts(draw, names, value))
+            parts.update(_split_function(draw, names, value))
         else:
-            parts.update(_each(names, value))
+            parts.update(_zip_names(names, value))
     return parts
 
 
-def _late_parts(
+def _split_function(
     draw: st.DrawFn, names: tuple[str, ...], function: Callable[..., Any]
 ) -> dict[str, Any]:
-    """Evaluate a function of the sizes once for all the arguments that it gives."""
+    """Split a function of the sizes that returns several arguments; it is called once."""
 
     @functools.cache
-    def whole(sizes: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-        return _each(names, _settled(draw, _OfSizes(function), dict(sizes)))
+    def evaluate(sizes: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+        return _zip_names(names, _evaluate(draw, _FromSizes(function), dict(sizes)))
 
-    def part(name: str) -> _OfSizes:
-        return _OfSizes(lambda sizes: whole(tuple(sizes.items()))[name])
+    def part(name: str) -> _FromSizes:
+        return _FromSizes(lambda sizes: evaluate(tuple(sizes.items()))[name])
 
     return {name: part(name) for name in names}
 
 
-def _each(names: tuple[str, ...], values: Sequence[Any]) -> dict[str, Any]:
+def _zip_names(names: tuple[str, ...], values: Sequence[Any]) -> dict[str, Any]:
     if len(values) != len(names):
-        asked = ", ".join(names)
+        listed = ", ".join(names)
         raise TypeError(
-            f"calls: overrides of ({asked}) need {len(names)} values, got {len(values)}"
+            f"calls: overrides of ({listed}) need {len(names)} values, got {len(values)}"
         )
     return dict(zip(names, values, strict=True))
 
 
 def _of_dtype(value: Any, hint: Any, path: str, dtype: torch.dtype) -> Any:
-    """Convert floating tensors to the dtype of the call, if the annotation takes it."""
+    """Convert floating tensors to the dtype of the call, if the annotation allows it."""
 
     def changed(path: str, tensor: Tensor) -> Tensor:
         wanted = dtype.to_complex() if tensor.is_complex() else dtype
@@ -593,23 +625,23 @@ def _of_dtype(value: Any, hint: Any, path: str, dtype: torch.dtype) -> Any:
     return value if Expected(hint).problem(other, path, Bindings()) else other
 
 
-def _laid_out(draw: st.DrawFn, tensor: Tensor) -> Tensor:
-    """Now and then return a tensor with strides as users have them: a `.view(-1)` of it fails."""
+def _vary_strides(draw: st.DrawFn, tensor: Tensor) -> Tensor:
+    """Return the tensor contiguous or, less often, as a slice, a transpose or channels-last."""
     if not tensor.ndim:
         return tensor
-    plain: list[Callable[[Tensor], Tensor]] = [torch.clone] * 4
-    ways = [_sliced, *[_turned] * (tensor.ndim > 1), *[_channels_last] * (tensor.ndim == 4)]
-    return draw(st.sampled_from([*plain, *ways]))(tensor)
+    contiguous: list[Callable[[Tensor], Tensor]] = [torch.clone] * 4
+    others = [_slice, *[_transpose] * (tensor.ndim > 1), *[_channels_last] * (tensor.ndim == 4)]
+    return draw(st.sampled_from([*contiguous, *others]))(tensor)
 
 
-def _sliced(tensor: Tensor) -> Tensor:
-    """Return the first columns of more columns, or every second element of more elements."""
+def _slice(tensor: Tensor) -> Tensor:
+    """Return an equal tensor that is a slice of one twice as wide."""
     if tensor.ndim == 1:
         return tensor.repeat_interleave(2)[::2]
     return torch.cat((tensor, tensor), -1)[..., : tensor.shape[-1]]
 
 
-def _turned(tensor: Tensor) -> Tensor:
+def _transpose(tensor: Tensor) -> Tensor:
     return tensor.mT.contiguous().mT
 
 
@@ -625,18 +657,18 @@ def _choose(
     default: Any,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """Decide what an argument is: a value, or something to be drawn once sizes are known."""
+    """Choose a value for an argument, or what to build once sizes are known."""
     options = options_of(hint)
     if path in overrides:
         value: Any = overrides[path]
-        if isinstance(value, _OfSizes):
+        if isinstance(value, _FromSizes):
             return value
         if isinstance(value, st.SearchStrategy):
             value = draw(cast("st.SearchStrategy[object]", value))
         if is_array(value):
             return _Array(value)
-        of_sizes = inspect.isfunction(value) and not any(_is_callable(o) for o in options)
-        return _OfSizes(cast("Callable[..., Any]", value)) if of_sizes else value
+        from_sizes = inspect.isfunction(value) and not any(_is_callable(o) for o in options)
+        return _FromSizes(cast("Callable[..., Any]", value)) if from_sizes else value
     if torch.Generator in options:
         return torch.Generator().manual_seed(draw(st.integers(0, 99)))
     if ProcessGroup in options and type(None) in options:
@@ -645,12 +677,12 @@ def _choose(
     if not possible:
         if default is not inspect.Parameter.empty:
             return default
-        given = "no annotation" if hint is None else f"the annotation {spell(hint)}"
-        raise TypeError(
-            f"calls: {function} needs {path}, and {given} does not say what to draw: "
-            f"name it in overrides"
-        )
-    possible.sort(key=lambda option: option is not type(None))  # None shrinks best
+        problem = "it has no annotation"
+        if hint is not None:
+            problem = f"its annotation {spell(hint)} does not determine what to draw"
+        raise TypeError(f"calls: {function} needs {path}, and {problem}: pass it in overrides")
+    # None comes first, because hypothesis shrinks towards the first option.
+    possible.sort(key=lambda option: option is not type(None))
     option = draw(st.sampled_from(possible)) if len(possible) > 1 else possible[0]
     return _chosen_option(draw, function, path, option, default, overrides)
 
@@ -682,7 +714,7 @@ def _chosen_option(
                 draw, function, f"{path}.{field}", hint, defaults.get(field, empty), overrides
             )
             for field, hint in field_hints(option).items()
-            if field not in defaults or defaults[field] is not _NOT_GIVEN
+            if field not in defaults or defaults[field] is not _NOT_AN_ARGUMENT
         }
         return _Record(option, fields)
     if origin in MAPPINGS:
@@ -698,11 +730,11 @@ def _chosen_option(
         _choose(draw, function, f"{path}.{index}", kind, empty, overrides)
         for index, kind in enumerate(kinds)
     )
-    return _Several(list if origin is list else tuple, tuple(items))
+    return _Items(list if origin is list else tuple, tuple(items))
 
 
 def _derivable(option: Any) -> bool:
-    """Whether an annotation says what to draw."""
+    """Whether an annotation determines what to draw."""
     if option is type(None) or is_array(option) or option in (bool, int, float):
         return True
     origin = typing.get_origin(option)
@@ -721,23 +753,23 @@ def _derivable(option: Any) -> bool:
 
 
 def _is_callable(option: Any) -> bool:
-    """Whether an annotation asks for something to call."""
+    """Whether an annotation is of a callable."""
     if option is Callable or typing.get_origin(option) is Callable:
         return True
     return getattr(option, "_is_protocol", False) and "__call__" in vars(option)
 
 
-_NOT_GIVEN: Final = object()
+_NOT_AN_ARGUMENT: Final = object()
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
-    """List the defaults of a record's fields; of a field that is not given, a mark of its own."""
+    """Return the defaults of a record's fields, and a mark for a field with `init=False`."""
     if not dataclasses.is_dataclass(kind):
         return dict(getattr(kind, "_field_defaults", {}))
     found: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if not field.init:
-            found[field.name] = _NOT_GIVEN
+            found[field.name] = _NOT_AN_ARGUMENT
         elif field.default_factory is not dataclasses.MISSING:
             found[field.name] = field.default_factory()
         elif field.default is not dataclasses.MISSING:
@@ -746,19 +778,19 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 
 def _collect(choice: Any, path: str, values: Mapping[str, Any], into: dict[str, Shape]) -> None:
-    """List the tensors to be drawn by path."""
+    """Add the shapes of the tensors to draw, by path."""
     if isinstance(choice, _Array):
         into[path] = Shape(filled_in(choice.hint, dict(values)))
     elif isinstance(choice, _Record):
         for field, part in choice.fields.items():
             _collect(part, f"{path}.{field}", values, into)
-    elif isinstance(choice, _Several):
+    elif isinstance(choice, _Items):
         for index, part in enumerate(choice.items):
             _collect(part, f"{path}.{index}", values, into)
 
 
 def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
-    """Take the sizes of axes from the tensors that were given."""
+    """Add the sizes of axes that given tensors have."""
     if isinstance(value, Tensor):
         for option in options_of(hint):
             known = Bindings()
@@ -775,8 +807,8 @@ def _bind(hint: Any, value: Any, sizes: dict[str, Any]) -> None:
 
 
 def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
-    """List the fields of a record or the items of a collection, each with its annotation."""
-    if isinstance(value, _Several):
+    """Return the fields of a record or the items of a collection, each with its annotation."""
+    if isinstance(value, _Items):
         value = value.items
     if is_named_tuple(value):
         hints = field_hints(value.__class__)
@@ -794,13 +826,13 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         if kind is not None:
             hints, given = field_hints(kind), cast("Mapping[str, Any]", value)
             return {name: (hints.get(name), part) for name, part in given.items()}
-        asked = (option for option in options_of(hint) if typing.get_origin(option) in MAPPINGS)
-        of_values = next((typing.get_args(option)[1] for option in asked), None)
+        mappings = (o for o in options_of(hint) if typing.get_origin(o) in MAPPINGS)
+        value_hint = next((typing.get_args(option)[1] for option in mappings), None)
         entries = cast("Mapping[Any, Any]", value)
-        return {str(key): (of_values, part) for key, part in entries.items()}
+        return {str(key): (value_hint, part) for key, part in entries.items()}
     if isinstance(value, _Record):
         fields, kind = value.fields, value.kind
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type | _Array | _OfSizes):
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type | _Array | _FromSizes):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         kind = type(value)
     else:
@@ -810,7 +842,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _named(shapes: typing.Iterable[Shape]) -> dict[str, bool]:
-    """List the axes that need a size, and whether each stands for any number of axes."""
+    """Return the axes that need a size, and whether each is variadic (`*batch`)."""
     axes = [axis for shape in shapes for axis in shape.axes]
     needed = {name: False for axis in axes if axis.formula is not None for name in axis.needs}
     named = {axis.name: axis.variadic for axis in axes if _is_named(axis) or _broadcasts(axis)}
@@ -818,13 +850,13 @@ def _named(shapes: typing.Iterable[Shape]) -> dict[str, bool]:
 
 
 def _draw_sizes(
-    draw: st.DrawFn, named: Mapping[str, bool], given: Mapping[str, Any], sizes: dict[str, Any]
+    draw: st.DrawFn, named: Mapping[str, bool], choices: Mapping[str, Any], sizes: dict[str, Any]
 ) -> None:
-    """Draw a size for each name that has none."""
+    """Draw a size for each axis that has none."""
     for name, variadic in named.items():
         if name in sizes:
             continue
-        size = given.get(name, _several_sizes() if variadic else _SIZES)
+        size = choices.get(name, _variadic_sizes() if variadic else _SIZES)
         size = draw(cast("Any", size)) if isinstance(size, st.SearchStrategy) else size
         sizes[name] = tuple(size) if variadic else size
 
@@ -837,7 +869,7 @@ def _broadcasts(axis: Axis) -> bool:
     return axis.variadic and axis.stretches and axis.name.isidentifier()
 
 
-def _several_sizes() -> st.SearchStrategy[tuple[int, ...]]:
+def _variadic_sizes() -> st.SearchStrategy[tuple[int, ...]]:
     return st.lists(st.integers(1, 3), max_size=2).map(tuple)
 
 
@@ -857,7 +889,7 @@ def _size_of(draw: st.DrawFn, axis: Axis, sizes: Mapping[str, Any]) -> int | tup
     if axis.fixed is not None:
         return axis.fixed
     if axis.free and not _broadcasts(axis):
-        return draw(_several_sizes()) if axis.variadic else draw(_SIZES)
+        return draw(_variadic_sizes()) if axis.variadic else draw(_SIZES)
     size: int | tuple[int, ...] = sizes[axis.name]
     if not axis.stretches:
         return size
@@ -870,10 +902,10 @@ def _dtype(shape: Shape, floating: torch.dtype, inputs: Inputs) -> torch.dtype:
     """Choose a tensor's dtype: the call's floating one, where the annotation allows it."""
     if shape.any_dtype or floating in shape.dtypes:
         return floating
-    if (of_complex := floating.to_complex()) in shape.dtypes:
-        return of_complex
-    wanted = [d for d in (*inputs.get("dtypes", ()), *_PREFERRED) if d in shape.dtypes]
-    return wanted[0] if wanted else next(iter(shape.dtypes))
+    if (complex_dtype := floating.to_complex()) in shape.dtypes:
+        return complex_dtype
+    allowed = [d for d in (*inputs.get("dtypes", ()), *_PREFERRED) if d in shape.dtypes]
+    return allowed[0] if allowed else next(iter(shape.dtypes))
 
 
 def _draw_tensor(
@@ -883,34 +915,34 @@ def _draw_tensor(
     dtype: torch.dtype,
     sizes: dict[str, Any],
     inputs: Inputs,
-    generic: bool,
+    normal: bool,
 ) -> Tensor:
     if dtype.is_complex:
-        parts = (dtype.to_real(), sizes, inputs, generic)
-        pairs = _draw_tensor(draw, path, (*shape, 2), *parts)
+        options = (dtype.to_real(), sizes, inputs, normal)
+        pairs = _draw_tensor(draw, path, (*shape, 2), *options)
         return torch.view_as_complex(pairs)
     elements = inputs.get("elements")
-    known: Any = given_for(path, elements) if isinstance(elements, Mapping) else None
+    strategy: Any = look_up(path, elements) if isinstance(elements, Mapping) else None
     if isinstance(elements, st.SearchStrategy) and dtype.is_floating_point:
-        known = elements
-    if inspect.isfunction(known):
-        known = known(sizes)
+        strategy = elements
+    if inspect.isfunction(strategy):
+        strategy = strategy(sizes)
     number = int(torch.Size(shape).numel())
-    of_numbers = dtype.is_floating_point
-    if known is None and (number > _MANY or (generic and dtype.is_floating_point)):
-        # The path is in the seed, or arguments with one seed would be equal.
+    floating = dtype.is_floating_point
+    if strategy is None and (number > _MAX_DRAWN or (normal and floating)):
+        # The seed depends on the path: otherwise arguments with the same seed would be equal.
         seed = zlib.crc32(path.encode()) + draw(st.integers(0, 9999))
         generator = torch.Generator().manual_seed(seed)
-        if generic and dtype.is_floating_point:
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-            return normal.round(decimals=6).to(dtype)  # shorter when printed
-        low, high = (-96, 97) if of_numbers else (0, 2 if dtype == torch.bool else 4)
-        whole = torch.randint(low, high, shape, generator=generator)
-        return (whole / 32 if of_numbers else whole).to(dtype)
-    if known is None:
-        known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
-    few = min(number, _MANY)
-    drawn = torch.tensor(draw(st.lists(known, min_size=few, max_size=few)), dtype=dtype)
+        if normal and floating:
+            variates = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return variates.round(decimals=6).to(dtype)  # shorter when printed
+        low, high = (-96, 97) if floating else (0, 2 if dtype == torch.bool else 4)
+        integers = torch.randint(low, high, shape, generator=generator)
+        return (integers / 32 if floating else integers).to(dtype)
+    if strategy is None:
+        strategy = st.booleans() if dtype == torch.bool else _FLOATS if floating else _INTEGERS
+    few = min(number, _MAX_DRAWN)
+    drawn = torch.tensor(draw(st.lists(strategy, min_size=few, max_size=few)), dtype=dtype)
     if few < number:
         generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
         drawn = drawn[torch.randint(few, (number,), generator=generator)]
@@ -918,45 +950,45 @@ def _draw_tensor(
 
 
 def is_inexact(dtype: torch.dtype) -> bool:
-    """Whether a dtype is of real or complex numbers, which laws differentiate by."""
+    """Whether a dtype is floating or complex, so that tensors of it can have a gradient."""
     return dtype.is_floating_point or dtype.is_complex
 
 
-def given_for(path: str, by_argument: Mapping[str, Any]) -> Any:
-    """Look up a tensor, or else the record or the sequence that it is in."""
+def look_up(path: str, by_argument: Mapping[str, Any]) -> Any:
+    """Return the entry of a tensor, or else that of the record or sequence that contains it."""
     while path and path not in by_argument:
         path = path.rpartition(".")[0]
     return by_argument.get(path)
 
 
-def _settled(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
+def _evaluate(draw: st.DrawFn, choice: Any, sizes: dict[str, Any]) -> Any:
     """Evaluate what depends on the sizes."""
-    if isinstance(choice, _OfSizes):
+    if isinstance(choice, _FromSizes):
         value = choice.function(dict(sizes))
         if isinstance(value, st.SearchStrategy):
             return draw(cast("st.SearchStrategy[object]", value))
         return value
     if isinstance(choice, _Record):
-        fields = {name: _settled(draw, part, sizes) for name, part in choice.fields.items()}
+        fields = {name: _evaluate(draw, part, sizes) for name, part in choice.fields.items()}
         return _Record(choice.kind, fields)
-    if isinstance(choice, _Several):
-        items = tuple(_settled(draw, part, sizes) for part in choice.items)
-        return _Several(choice.kind, items)
+    if isinstance(choice, _Items):
+        items = tuple(_evaluate(draw, part, sizes) for part in choice.items)
+        return _Items(choice.kind, items)
     return choice
 
 
-def _made(choice: Any, path: str, tensors: Mapping[str, Tensor]) -> Any:
-    """Put tensors in their places."""
+def _build(choice: Any, path: str, tensors: Mapping[str, Tensor]) -> Any:
+    """Build an argument from the drawn tensors."""
     if isinstance(choice, _Array):
         return tensors[path]
     if isinstance(choice, _Record):
         parts = {
-            name: _made(part, f"{path}.{name}", tensors) for name, part in choice.fields.items()
+            name: _build(part, f"{path}.{name}", tensors) for name, part in choice.fields.items()
         }
         return choice.kind(**parts)
-    if isinstance(choice, _Several):
+    if isinstance(choice, _Items):
         return choice.kind(
-            _made(part, f"{path}.{index}", tensors) for index, part in enumerate(choice.items)
+            _build(part, f"{path}.{index}", tensors) for index, part in enumerate(choice.items)
         )
     return choice
 
@@ -993,7 +1025,7 @@ def _mapped(value: Any, path: str, change: Callable[[str, Tensor], Tensor]) -> A
 
 
 def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, ...]]:
-    """Name the axes of each tensor in a value by path."""
+    """Return the axis names of each tensor in a value, by path."""
     if isinstance(value, Tensor):
         for option in options_of(hint):
             if is_array(option) and not Shape(option).mismatch(value, path, Bindings()):
@@ -1008,13 +1040,13 @@ def named_axes(hint: Any, value: Any, path: str) -> dict[str, tuple[str | None, 
 def _axis_names(shape: Shape, ndim: int) -> tuple[str | None, ...]:
     names: list[str | None] = []
     for axis in shape.axes:
-        several = ndim - len(shape.axes) + 1 if axis.variadic else 1
-        names.extend([axis.name if _is_named(axis) and not axis.variadic else None] * several)
+        count = ndim - len(shape.axes) + 1 if axis.variadic else 1
+        names.extend([axis.name if _is_named(axis) and not axis.variadic else None] * count)
     return tuple(names)
 
 
 def violations(call: Call) -> list[BrokenCall]:
-    """List every call that differs from a valid one in one argument that no longer fits."""
+    """Return every call that differs from a valid one in one argument and is not valid."""
     signature = Signature(call.fn)
     found: list[BrokenCall] = []
     for name, value in call.items():
@@ -1034,7 +1066,7 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
     options = options_of(hint)
     if isinstance(value, Tensor) and value.layout == torch.strided:
         sizes = list(value.shape)
-        # First what would broadcast: it is the worst to be taken.
+        # Sizes that would broadcast come first: they are the worst to accept.
         for axis, size in enumerate(sizes):
             if size > 1:
                 how = f"axis {axis} is 1, not {size}"
@@ -1042,17 +1074,17 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
         for axis, size in enumerate(sizes):
             longer = value.new_zeros([*sizes[:axis], size + 1, *sizes[axis + 1 :]])
             wrong.append(("axis", f"axis {axis} is {size + 1}, not {size}", longer))
-        wrong.append(("rank", "an axis more", value[None]))
+        wrong.append(("rank", "one axis more", value[None]))
         if sizes:
-            wrong.append(("rank", "an axis fewer", value.new_zeros(sizes[1:])))
-        family = torch.int64 if is_inexact(value.dtype) else torch.float32
-        other = value.new_zeros(sizes, dtype=family)
+            wrong.append(("rank", "one axis fewer", value.new_zeros(sizes[1:])))
+        dtype = torch.int64 if is_inexact(value.dtype) else torch.float32
+        other = value.new_zeros(sizes, dtype=dtype)
         wrong.append(("dtype", f"{show(other)}, not {show(value)}", other))
-        plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
-        with contextlib.suppress(RuntimeError):  # NumPy is not installed: nobody passes its arrays
-            wrong.append(("array", "a NumPy array", plain.numpy()))
+        detached = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+        with contextlib.suppress(RuntimeError):  # NumPy is not installed
+            wrong.append(("array", "a NumPy array", detached.numpy()))
     if any(typing.get_origin(option) is Literal for option in options) and isinstance(value, str):
-        wrong.append(("literal", "no such option", f"not {value}"))
+        wrong.append(("literal", "not an option of the Literal", f"not {value}"))
     wrong.extend(_wrong_items(options, value))
     if type(None) not in options:
         wrong.append(("none", "None", None))
@@ -1060,41 +1092,42 @@ def _wrong_values(hint: Any, value: Any) -> list[tuple[_Kind, str, Any]]:
 
 
 def _wrong_items(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
-    """Break a field, or an item of a tuple; of what has any length, all items alike."""
+    """Break a field of a record, an item of a tuple, or all items of another collection."""
     if any(has_fields(option) for option in options) and (
         isinstance(value, dict) or is_named_tuple(value) or dataclasses.is_dataclass(value)
     ):
         return _wrong_fields(options, value)
     if isinstance(value, dict):
         entries = cast("Mapping[Any, Any]", value)
-        kind_of = _parts(typing.Union[options], value)  # noqa: UP007
+        parts = _parts(typing.Union[options], value)  # noqa: UP007
         return [
             (kind, f"every item: {how}", dict.fromkeys(entries, other))
-            for hint, item in list(kind_of.values())[:1]
+            for hint, item in list(parts.values())[:1]
             for kind, how, other in _wrong_values(hint, item)
         ]
-    asked = [option for option in options if typing.get_origin(option) in SEQUENCES]
-    if not asked or not isinstance(value, tuple | list):
+    sequences = [option for option in options if typing.get_origin(option) in SEQUENCES]
+    if not sequences or not isinstance(value, tuple | list):
         return []
+    hint = sequences[0]
     items = list(cast("Sequence[Any]", value))
-    made = cast("Callable[[list[Any]], Any]", list if isinstance(value, list) else tuple)
-    # Of a sequence beartype looks at one item, by chance: one wrong item among others might pass.
-    alike = typing.get_origin(asked[0]) is not tuple or Ellipsis in typing.get_args(asked[0])
+    build = cast("Callable[[list[Any]], Any]", list if isinstance(value, list) else tuple)
+    # beartype checks one random item of a sequence: a single wrong item might pass.
+    all_items = typing.get_origin(hint) is not tuple or Ellipsis in typing.get_args(hint)
     wrong: list[tuple[_Kind, str, Any]] = []
-    for index, (hint, item) in enumerate(_parts(asked[0], value).values()):
-        for kind, how, other in _wrong_values(hint, item):
-            if alike:
-                wrong.append((kind, f"every item: {how}", made([other] * len(items))))
+    for index, (item_hint, item) in enumerate(_parts(hint, value).values()):
+        for kind, how, other in _wrong_values(item_hint, item):
+            if all_items:
+                wrong.append((kind, f"every item: {how}", build([other] * len(items))))
             else:
                 others = [*items[:index], other, *items[index + 1 :]]
-                wrong.append((kind, f"item {index}: {how}", made(others)))
-        if alike:
+                wrong.append((kind, f"item {index}: {how}", build(others)))
+        if all_items:
             break
     return wrong
 
 
 def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str, Any]]:
-    """Break a field of a record; what its own constructor refuses is left out."""
+    """Break each field of a record, except in ways that its constructor refuses."""
     wrong: list[tuple[_Kind, str, Any]] = []
     for field, (hint, part) in _parts(typing.Union[options], value).items():  # noqa: UP007
         for kind, how, other in _wrong_values(hint, part):
@@ -1112,8 +1145,8 @@ def _wrong_fields(options: tuple[Any, ...], value: Any) -> list[tuple[_Kind, str
 
 
 def _fits(signature: Signature, call: Call) -> bool:
-    """Ask jaxtyping and beartype themselves whether all arguments fit."""
-    arguments = {**signature.held, **call}
+    """Whether all arguments fit, as jaxtyping and beartype judge it."""
+    arguments = {**signature.bound, **call}
     in_order = [name for name in signature.arrays_last if name in arguments]
     with jaxtyped("context"):
         for name in in_order:
@@ -1123,7 +1156,7 @@ def _fits(signature: Signature, call: Call) -> bool:
                 return False
             if not fits(arguments[name], hint):
                 return False
-    # Jaxtyping and beartype do not look into records.
+    # jaxtyping and beartype do not check the fields of records.
     known = Bindings(arguments)
     problems = (
         Expected(signature.hints[name]).problem(arguments[name], name, known) for name in in_order
@@ -1132,6 +1165,6 @@ def _fits(signature: Signature, call: Call) -> bool:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Ask jaxtyping and beartype whether a value is of an annotation, in the bindings so far."""
-    # Option by option: beartype takes no union of shapes that were made after its import.
+    """Whether a value fits an annotation, given the axis sizes that are already bound."""
+    # Each option alone: beartype accepts no union of shapes that were created after its import.
     return any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))

@@ -1,4 +1,4 @@
-"""A call as code that can be pasted."""
+"""Write a call as Python code."""
 
 import dataclasses
 import enum
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 
 def write_call(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """Write the imports that a call needs, and the call.
+    """Return the imports that a call needs, and the call, as code.
 
-    Arguments that are equal to their default are left out. What no code can be written for, as a
-    lambda, is a name, and among the imports a comment says what it stands for.
+    Arguments that are equal to their default are omitted. A value that cannot be written as code,
+    such as a lambda, becomes a name, and a comment among the imports says what it stands for.
     """
     imports: set[str] = set()
-    called = _write(fn, imports, "fn")
+    function = _write(fn, imports, "fn")
     parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
     lines = [
         f"    {name}={_write(value, imports, name)},\n"
         for name, value in arguments.items()
         if name not in parameters or not _is_default(value, parameters[name].default)
     ]
-    return "\n".join(sorted(imports)), f"{called}(\n{''.join(lines)})"
+    return "\n".join(sorted(imports)), f"{function}(\n{''.join(lines)})"
 
 
 def is_named_tuple(value: Any) -> bool:
@@ -45,7 +45,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _write(value: Any, imports: set[str], role: str) -> str:
-    """Write a value; where there is no code for it, its role in the call is the name it gets."""
+    """Write a value as code, or as the name `role` if it cannot be written as code."""
     if isinstance(value, Tensor):
         imports.add("import torch")
         return _write_tensor(value.detach())
@@ -88,7 +88,7 @@ def _write(value: Any, imports: set[str], role: str) -> str:
         return _write_partial(cast("functools.partial[object]", value), imports, role)
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
-        if not _is_told_by_repr(owner):
+        if not _has_usable_repr(owner):
             return _stand_in(role, f"{type(owner).__name__}.{value.__name__}", imports)
         return f"{_write(owner, imports, role)}.{value.__name__}"
     if type(value).__module__ == "numpy" and hasattr(value, "shape"):
@@ -100,7 +100,7 @@ def _write(value: Any, imports: set[str], role: str) -> str:
             return name
         what = "lambda" if value.__name__ == "<lambda>" else value.__name__
         return _stand_in(role, what, imports)
-    if not _is_told_by_repr(value):
+    if not _has_usable_repr(value):
         return _stand_in(role, type(value).__name__, imports)
     if type(value).__module__ == "torch":  # a dtype or a device
         imports.add("import torch")
@@ -113,22 +113,22 @@ def _write_items(items: Sequence[Any], imports: set[str], role: str) -> list[str
     return [_write(item, imports, f"{role}_{index}") for index, item in enumerate(items)]
 
 
-def _is_told_by_repr(value: Any) -> bool:
-    """Whether an object can be made again from what it prints."""
+def _has_usable_repr(value: Any) -> bool:
+    """Whether the `repr` of an object is code that creates it."""
     if not isinstance(value, nn.Module) or type(value).__repr__ is not nn.Module.__repr__:
         return dataclasses.is_dataclass(value) or not repr(value).startswith("<")
     if any(True for part in (value.children, value.parameters, value.buffers) for _ in part()):
-        return False  # it prints none of their numbers
+        return False  # the `repr` shows none of their values
     kind = type(value)
-    takes_none = (
+    no_arguments = (
         kind.__init__ is nn.Module.__init__ or len(inspect.signature(kind.__init__).parameters) == 1
     )
-    return takes_none or kind.extra_repr is not nn.Module.extra_repr
+    return no_arguments or kind.extra_repr is not nn.Module.extra_repr
 
 
 def _stand_in(role: str, what: str, imports: set[str]) -> str:
-    """Name what has no code, and say in a comment what it is."""
-    imports.add(f"# {role}: the {what} that was {'tested' if role == 'fn' else 'given'}")
+    """Return a name for a value that has no code, and add a comment that says what it is."""
+    imports.add(f"# {role}: the {what} that was {'tested' if role == 'fn' else 'passed'}")
     return role
 
 
@@ -150,21 +150,21 @@ def _write_tensor(value: Tensor) -> str:
     if value.numel() == 0:
         return f"torch.zeros({list(value.shape)}, dtype={value.dtype})"
     shape = list(value.shape)
-    repeated = [
+    expanded = [
         not stride and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)
     ]
-    if any(repeated):
-        for axis in (axis for axis, one in enumerate(repeated) if one):
+    if any(expanded):
+        for axis in (axis for axis, one in enumerate(expanded) if one):
             value = value.narrow(axis, 0, 1)
         return f"{_write_tensor(value)}.expand({', '.join(map(str, shape))})"
-    inferred = {torch.float32: True, torch.int64: True, torch.bool: True}
+    inferred = (torch.float32, torch.int64, torch.bool)
     dtype = "" if value.dtype in inferred else f", dtype={value.dtype}"
     numbers = cast("object", value.cpu().tolist())
     return f"torch.tensor({_write_nested(numbers, value.dtype)}{dtype}){_write_strides(value)}"
 
 
 def _write_strides(value: Tensor) -> str:
-    """Write what gives a contiguous tensor the strides of this one."""
+    """Write the calls that give a contiguous tensor the strides of this one."""
     if value.is_contiguous():
         return ""
     if value.ndim == 1:
@@ -189,7 +189,7 @@ def _write_nested(numbers: object, dtype: torch.dtype) -> str:
 
 
 def _write_number(number: float, dtype: torch.dtype) -> str:
-    """Write a float in as few digits as give it back in its dtype."""
+    """Write a float with the fewest digits that are exact in its dtype."""
     if not math.isfinite(number):
         return f'float("{number}")'
     for digits in range(1, 17):
@@ -200,16 +200,16 @@ def _write_number(number: float, dtype: torch.dtype) -> str:
 
 
 def _name(thing: Any, imports: set[str]) -> str:
-    """Name a function or a class, with the import that brings it: from where users take it."""
+    """Return the name of a function or a class, and add its import from a public module."""
     name: str | None = getattr(thing, "__qualname__", None)
     module: str | None = getattr(thing, "__module__", None)
     if name is None or module is None:
         return repr(thing)
     own: str = thing.__name__
-    if getattr(sys.modules.get(module), own, None) is thing:  # torch.sin, a method of no name
+    if getattr(sys.modules.get(module), own, None) is thing:  # torch.sin has another __qualname__
         name = own
     first = name.partition(".")[0]
-    if "<" in name:  # of a function's own, or a lambda: there is nothing to import
+    if "<" in name:  # a lambda or a local function, which cannot be imported
         return name.rpartition("<locals>.")[2]
     parts: Sequence[str] = module.split(".")
     while len(parts) > 1 and parts[-1].startswith("_"):

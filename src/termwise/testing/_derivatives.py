@@ -1,4 +1,4 @@
-"""Second derivatives and forward mode: right or refused, and never wrong without a word."""
+"""Laws of second derivatives and forward mode: correct, or refused with an error."""
 
 import itertools
 import re
@@ -16,17 +16,17 @@ from ._laws import (
     Numbers,
     close,
     derivatives,
+    format_difference,
     hold,
     is_of,
     outputs,
     refuse_unknown_arguments,
     replaced,
     scalar,
-    told_apart,
 )
 
 _DOUBLE: Final = (torch.float64,)
-# What torch says of a derivative that it has not: "does not support double backward", "marked with
+# Messages of PyTorch about a missing derivative: "does not support double backward", "marked with
 # @once_differentiable", "Trying to use forward AD with ...", "jvp ...".
 _REFUSALS: Final = re.compile(
     r"derivative|differentia|double backward|not implemented|autograd formula|forward (AD|mode)"
@@ -43,30 +43,29 @@ def assert_double_backward(
     max_examples: int = 2,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that second derivatives are right, or refused with an error.
+    """Assert that second derivatives are correct, or refused with an error.
 
-    Every part of the result that is in the graph is differentiated twice, along directions that are
-    drawn, and compared with finite differences of its gradient, in float64. A second derivative
-    that is 0, or that lacks a part, because a backward pass detaches something is found. An error
-    of `torch.autograd`, or a `NotImplementedError`, refuses it. Unlike
-    `assert_gradients(second=True)` it takes as long for many elements as for few.
+    For every part of the result that requires a gradient, the second derivative along random
+    directions is compared with finite differences of the gradient, in float64. This finds a second
+    derivative that is 0 or incomplete because a backward pass detaches a tensor. A second
+    derivative is refused by an error of `torch.autograd` about a missing derivative, or by a
+    `NotImplementedError`. The number of backward passes does not grow with the number of elements,
+    unlike that of `assert_gradients(second=True)`.
 
     Args:
         fn: the function.
         arguments: tensors (or fields, "f.values") to differentiate with respect to; all floating
-            ones, if None. Leave out what the function detaches, such as a teacher: its finite
-            differences are not 0.
-        refused: whether the second derivative of the loss (of every part, where none is called so)
-            is to be refused: False refuses every error, True a second derivative that is there.
-            None takes either.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them. Elements are normal variates
-            unless `elements` says otherwise.
+            ones, if None. Leave out tensors that the function detaches, such as a teacher: their
+            finite differences are not 0.
+        refused: whether the second derivative of the loss (or of every part, if none is named
+            "loss") must be refused. None: it may be refused or correct.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`.
+            Elements are normal variates unless `elements` is given.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
-        ValueError: `arguments` names none of the function's, or nothing has a gradient with
-            respect to them.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument, or the result no gradient.
 
     Examples:
         >>> import torch
@@ -87,94 +86,95 @@ def assert_double_backward(
         ...     return Square.apply(x).sum()
         >>> testing.assert_double_backward(loss)
         Traceback (most recent call last):
-        AssertionError: assert_double_backward: loss: result's second derivative with respect to...
+        AssertionError: assert_double_backward: loss: the second derivative of result with...
     """
     law = "assert_double_backward"
     refuse_unknown_arguments(law, fn, arguments or ())
     compared = False
 
-    def check(several: list[Call]) -> None:
+    def check(calls: list[Call]) -> None:
         nonlocal compared
-        (call,) = several
-        at = _differentiable(call, arguments)
+        (call,) = calls
+        point = _differentiable(call, arguments)
         with torch.enable_grad():
-            live = {path: t.clone().requires_grad_() for path, t in at.items()}
+            live = {path: t.clone().requires_grad_() for path, t in point.items()}
             values = outputs(replaced(call, live)())
             parts = [name for name, value in values.items() if value.requires_grad]
-        whole = ("loss",) if "loss" in parts else parts
-        withheld: list[str] = []
+        must_be_refused = ("loss",) if "loss" in parts else parts
+        refused_parts: list[str] = []
         compared = compared or bool(parts)
-        weights, direction = _directions(at, seed=0), _directions(at, seed=1)
-        # Of all gradients together; where that is refused each alone, for one may be there.
-        each: list[Numbers] = [weights, *({path: weight} for path, weight in weights.items())]
-        for name, some in itertools.product(parts, each):
-            if some is not weights and name not in withheld:
+        weights, direction = _directions(point, seed=0), _directions(point, seed=1)
+        # All gradients together; if that is refused, each alone: some may be differentiable.
+        choices: list[Numbers] = [weights, *({path: weight} for path, weight in weights.items())]
+        for name, chosen in itertools.product(parts, choices):
+            if chosen is not weights and name not in refused_parts:
                 continue
             try:
-                by = _twice(values[name], name, live, some)
+                found = _differentiate_twice(values[name], name, live, chosen)
             except (NotImplementedError, RuntimeError) as error:
-                _take_refusal(error, f"{name}'s second derivative", refused, call)
-                withheld.append(name)
+                _check_refusal(error, f"the second derivative of {name}", refused, call)
+                refused_parts.append(name)
                 continue
-            if refused and some is weights and name in whole:
-                raise BrokenLawError(f"{name} has a second derivative", call)
-            for path in at:
+            if refused and chosen is weights and name in must_be_refused:
+                raise BrokenLawError(f"the second derivative of {name} is not refused", call)
+            for path in point:
                 along = {path: direction[path]}
-                problem = _apart(call, at, name, some, along, _inner(by, along))
+                problem = _compare(call, point, name, chosen, along, _inner(found, along))
                 if problem:
                     raise BrokenLawError(
-                        f"{name}'s second derivative with respect to {path} is {problem}", call
+                        f"the second derivative of {name} with respect to {path} is {problem}", call
                     )
 
     inputs["dtypes"] = _DOUBLE
-    hold(law, drawn_calls(fn, inputs, generic=True), check, max_examples)
+    hold(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         _refuse_nothing(law, fn, arguments)
 
 
-def _twice(value: Tensor, name: str, live: Numbers, weights: Numbers) -> Numbers:
-    """Differentiate a weighted sum of a part's gradients."""
+def _differentiate_twice(value: Tensor, name: str, live: Numbers, weights: Numbers) -> Numbers:
+    """Return the gradients of a weighted sum of the gradients of one part of the result."""
     leaves = list(live.values())
     first = derivatives(scalar({name: value}), leaves, create_graph=True)
     total = _inner(dict(zip(live, first, strict=True)), weights)
     if not total.requires_grad:
         return {path: torch.zeros_like(leaf) for path, leaf in live.items()}
-    return dict(zip(live, derivatives(total, leaves, keep=True), strict=True))
+    return dict(zip(live, derivatives(total, leaves, retain_graph=True), strict=True))
 
 
-def _apart(
-    call: Call, at: Numbers, name: str, weights: Numbers, along: Numbers, ours: Tensor
+def _compare(
+    call: Call, point: Numbers, name: str, weights: Numbers, along: Numbers, ours: Tensor
 ) -> str:
-    """Compare a directional second derivative with finite differences; say how they differ."""
+    """Describe how a second derivative differs from finite differences; "" if they agree."""
     step = 1e-5
-    by_differences, unit = _difference(call, at, name, weights, along, step)
-    tolerance = 1e-6 * max(unit, 1e-3)
-    if abs(ours - by_differences) <= tolerance:
+    expected, scale = _finite_difference(call, point, name, weights, along, step)
+    tolerance = 1e-6 * max(scale, 1e-3)
+    if abs(ours - expected) <= tolerance:
         return ""
-    # Where a kink lies within a step, two steps do not agree.
-    again, unit = _difference(call, at, name, weights, along, step / 4)
-    apart = abs(ours - again)
-    if apart <= tolerance or not abs(again - by_differences) <= max(tolerance, 0.1 * unit):
+    # A smaller step gives another value if the gradient is not differentiable within the step.
+    refined, scale = _finite_difference(call, point, name, weights, along, step / 4)
+    error = abs(ours - refined)
+    converged = abs(refined - expected) <= max(tolerance, 0.1 * abs(float(refined)))
+    if error <= tolerance or not converged:
         return ""
-    return f"{float(ours):.6g}, by finite differences {float(again):.6g}"
+    return f"{float(ours):.6g}, but finite differences give {float(refined):.6g}"
 
 
-def _difference(
-    call: Call, at: Numbers, name: str, weights: Numbers, along: Numbers, step: float
+def _finite_difference(
+    call: Call, point: Numbers, name: str, weights: Numbers, along: Numbers, step: float
 ) -> tuple[Tensor, float]:
-    """Return how the weighted gradients change along a direction, and the size of the change."""
+    """Return the derivative of the weighted gradients along a direction, and a bound on it."""
     ends: list[Numbers] = []
     for signed in (step, -step):
-        moved = {path: t + signed * along[path] if path in along else t for path, t in at.items()}
+        moved = {p: t + signed * along[p] if p in along else t for p, t in point.items()}
         live = {path: t.detach().clone().requires_grad_() for path, t in moved.items()}
         with torch.enable_grad():
             value = outputs(replaced(call, live)())[name]
-        found = derivatives(scalar({name: value}), list(live.values()), keep=True)
+        found = derivatives(scalar({name: value}), list(live.values()), retain_graph=True)
         ends.append(dict(zip(live, found, strict=True)))
-    slopes = {path: (ends[0][path] - ends[1][path]) / (2 * step) for path in at}
-    sizes = [slopes[path].abs().max() * weight.abs().sum() for path, weight in weights.items()]
-    unit = sum(float(size.detach()) for size in sizes)
-    return _inner(slopes, weights), unit
+    slopes = {path: (ends[0][path] - ends[1][path]) / (2 * step) for path in point}
+    bounds = [slopes[path].abs().max() * weight.abs().sum() for path, weight in weights.items()]
+    scale = sum(float(bound.detach()) for bound in bounds)
+    return _inner(slopes, weights), scale
 
 
 def assert_forward_mode(
@@ -185,26 +185,25 @@ def assert_forward_mode(
     max_examples: int = 3,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that the derivative of forward mode is right, or refused with an error.
+    """Assert that forward-mode derivatives are correct, or refused with an error.
 
-    `torch.func.jvp` gives the values of a plain call, and along a direction that is drawn the
-    derivative that backpropagation gives; 0 for a part of the result that is outside the graph.
-    `torch.no_grad` stops no tangent where `Tensor.detach` does: a target made under it is found.
-    `assert_gradients` says whether backpropagation itself is right.
+    `torch.func.jvp` must give the values of an ordinary call, and along a random direction the
+    derivative that the backward pass gives: 0 for a detached part of the result. This finds a
+    target that is computed under `torch.no_grad`, which does not stop forward-mode derivatives;
+    `Tensor.detach` does. Use `assert_gradients` to test the backward pass itself.
 
     Args:
         fn: the function.
         arguments: tensors (or fields, "f.values") to differentiate with respect to; all floating
             ones, if None.
-        refused: whether forward mode is to be refused: False refuses every error, True a
-            derivative that is there. None takes either.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise. Elements are normal variates unless `elements` says otherwise.
+        refused: whether forward mode must be refused. None: it may be refused or correct.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
+            Elements are normal variates unless `elements` is given.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
-        ValueError: `arguments` names none of the function's, or there is nothing to differentiate.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument, or there is nothing to differentiate.
 
     Examples:
         >>> import torch
@@ -220,52 +219,53 @@ def assert_forward_mode(
     refuse_unknown_arguments(law, fn, arguments or ())
     compared = False
 
-    def check(several: list[Call]) -> None:
+    def check(calls: list[Call]) -> None:
         nonlocal compared
-        (call,) = several
-        at = _differentiable(call, arguments)
-        direction = _directions(at, seed=1)
+        (call,) = calls
+        point = _differentiable(call, arguments)
+        direction = _directions(point, seed=1)
 
         def of_tensors(*tensors: Tensor) -> Numbers:
-            found = outputs(replaced(call, dict(zip(at, tensors, strict=True)))(), numbers=False)
+            given = dict(zip(point, tensors, strict=True))
+            found = outputs(replaced(call, given)(), numbers=False)
             return {name: value for name, value in found.items() if is_inexact(value.dtype)}
 
-        live = {path: t.clone().requires_grad_() for path, t in at.items()}
-        wanted = of_tensors(*live.values())
-        if not at or not wanted:
+        live = {path: t.clone().requires_grad_() for path, t in point.items()}
+        expected = of_tensors(*live.values())
+        if not point or not expected:
             return
         compared = True
         try:
             jvp: Function = torch.func.jvp
-            values, moved = jvp(of_tensors, tuple(at.values()), tuple(direction.values()))
+            values, tangents = jvp(of_tensors, tuple(point.values()), tuple(direction.values()))
         except (NotImplementedError, RuntimeError) as error:
-            _take_refusal(error, "forward mode", refused, call)
+            _check_refusal(error, "forward mode", refused, call)
             return
         if refused:
             raise BrokenLawError("forward mode is not refused", call)
-        for name, value in wanted.items():
+        for name, value in expected.items():
             if not close(values[name], value):
-                one, two = told_apart(value, values[name])
-                raise BrokenLawError(f"{name} is {one}, in forward mode {two}", call)
-            slopes = derivatives(scalar({name: value}), list(live.values()), keep=True)
-            forward = scalar({name: moved[name]})
-            backward = _inner(dict(zip(live, slopes, strict=True)), direction).to(forward.dtype)
+                one, two = format_difference(value, values[name])
+                raise BrokenLawError(f"{name} is {one}, but {two} in forward mode", call)
+            gradients = derivatives(scalar({name: value}), list(live.values()), retain_graph=True)
+            forward = scalar({name: tangents[name]})
+            backward = _inner(dict(zip(live, gradients, strict=True)), direction).to(forward.dtype)
             if not close(forward, backward):
-                one, two = told_apart(forward, backward)
+                one, two = format_difference(forward, backward)
                 raise BrokenLawError(
-                    f"{name}'s derivative along a direction is {one} in forward mode, and {two} by "
-                    "its gradient",
+                    f"the directional derivative of {name} is {one} in forward mode, but {two} in "
+                    "the backward pass",
                     call,
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold(law, drawn_calls(fn, inputs, generic=True), check, max_examples)
+    hold(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         _refuse_nothing(law, fn, arguments)
 
 
 def _differentiable(call: Call, arguments: Collection[str] | None) -> Numbers:
-    """List the tensors that a law differentiates with respect to."""
+    """Return copies of the tensors to differentiate with respect to."""
     return {
         path: t.detach().clone()
         for path, t in call.tensors().items()
@@ -273,15 +273,15 @@ def _differentiable(call: Call, arguments: Collection[str] | None) -> Numbers:
     }
 
 
-def _directions(at: Numbers, seed: int) -> Numbers:
+def _directions(point: Numbers, seed: int) -> Numbers:
     generator = torch.Generator().manual_seed(seed)
     return {
-        path: torch.randn(t.shape, generator=generator, dtype=t.dtype) for path, t in at.items()
+        path: torch.randn(t.shape, generator=generator, dtype=t.dtype) for path, t in point.items()
     }
 
 
 def _inner(one: Numbers, other: Numbers) -> Tensor:
-    """Return the sum of products; a complex number counts as its two parts."""
+    """Return the inner product; a complex number counts as two real numbers."""
     total = torch.zeros(())
     for path, two in other.items():
         product = (one[path].conj() * two).sum()
@@ -289,17 +289,18 @@ def _inner(one: Numbers, other: Numbers) -> Tensor:
     return total
 
 
-def _take_refusal(error: Exception, what: str, refused: bool | None, call: Call) -> None:
-    """Pass an error that says that a derivative is not there, if one may."""
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
+def _check_refusal(error: Exception, what: str, refused: bool | None, call: Call) -> None:
+    """Assert that an error says that a derivative is missing, and that it may be missing."""
+    message = next((line for line in str(error).splitlines() if line.strip()), "")
+    problem = f"with {type(error).__name__}: {message}"
     if not isinstance(error, NotImplementedError) and not _REFUSALS.search(str(error)):
-        raise BrokenLawError(f"{what} fails, {type(error).__name__}: {said}", call) from error
+        raise BrokenLawError(f"{what} fails {problem}", call) from error
     if refused is False:
-        raise BrokenLawError(f"{what} is refused, {type(error).__name__}: {said}", call) from error
+        raise BrokenLawError(f"{what} is refused {problem}", call) from error
 
 
 def _refuse_nothing(law: str, fn: Function, arguments: Collection[str] | None) -> None:
     raise MisuseError(
-        f"{law}: no part of what {Signature(fn).name} returns has a gradient with respect to "
-        f"{', '.join(arguments) if arguments else 'a tensor it takes'}"
+        f"{law}: no part of the result of {Signature(fn).name} has a gradient with respect to "
+        f"{', '.join(arguments) if arguments else 'an argument'}"
     )

@@ -1,4 +1,4 @@
-"""Whether the same call gives the same numbers, bit by bit."""
+"""Whether a function is deterministic."""
 
 import contextlib
 from collections.abc import Generator
@@ -14,8 +14,8 @@ from ._laws import (
     Numbers,
     close,
     equal,
+    format_difference,
     hold,
-    told_apart,
     values_and_gradients,
 )
 
@@ -29,20 +29,21 @@ def assert_deterministic(
 ) -> None:
     """Assert that the same call gives the same results and gradients, bit by bit.
 
-    It runs also under `torch.use_deterministic_algorithms(True)`, where operators that have no
-    deterministic implementation raise, and memory that is not initialized is filled with NaN: a
-    function that reads such memory is found, for there it gives other numbers.
+    The call also runs under `torch.use_deterministic_algorithms(True)`, where operators without a
+    deterministic implementation raise an error, and uninitialized memory is filled with NaN: a
+    function that reads such memory then returns other values.
 
     Args:
         fn: the function.
-        device: where it runs: tensors and generators of the call are moved there. Most operators
-            that are not deterministic are so on CUDA. There cuBLAS needs
-            `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them.
+        device: device to which the tensors and generators of the call are moved. Most
+            nondeterministic operators are nondeterministic on CUDA only, where cuBLAS needs the
+            environment variable `CUBLAS_WORKSPACE_CONFIG=:4096:8`.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the result contains no tensor and no number.
 
     Examples:
         >>> import torch
@@ -51,7 +52,7 @@ def assert_deterministic(
         >>> from termwise import testing
         >>> def loss(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         ...     first = torch.zeros(len(x), dtype=torch.int64)
-        ...     return torch.zeros_like(x).put_(first, x).sum()  # which of them stays is open
+        ...     return torch.zeros_like(x).put_(first, x).sum()  # duplicate indices: undefined
         >>> testing.assert_deterministic(loss)
         Traceback (most recent call last):
         AssertionError: assert_deterministic: loss: with deterministic algorithms: put_ does not...
@@ -62,23 +63,25 @@ def assert_deterministic(
         first, again = _numbers(call), _numbers(call)
         for name, value in first.items():
             if not equal(value, again[name]):
-                one, two = told_apart(value, again[name])
-                raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
+                one, two = format_difference(value, again[name])
+                raise BrokenLawError(f"{name} is {one}, then {two} for the same call", call)
         with _deterministic():
             try:
                 first, again = _numbers(call), _numbers(call)
             except RuntimeError as error:
-                said = str(error).partition(". ")[0]
-                raise BrokenLawError(f"with deterministic algorithms: {said}", call) from error
+                message = str(error).partition(". ")[0]
+                raise BrokenLawError(f"with deterministic algorithms: {message}", call) from error
         for name, value in first.items():
             if not equal(value, again[name]):
-                one, two = told_apart(value, again[name])
-                problem = f"{name} is {one}, then {two} with deterministic algorithms"
+                one, two = format_difference(value, again[name])
+                problem = (
+                    f"{name} is {one}, then {two} for the same call, with deterministic algorithms"
+                )
                 raise BrokenLawError(problem, call)
         for name, value in _numbers(call).items():
             if not close(first[name], value):
-                one, two = told_apart(value, first[name])
-                problem = f"{name} is {one}, and {two} with deterministic algorithms"
+                one, two = format_difference(value, first[name])
+                problem = f"{name} is {one}, but {two} with deterministic algorithms"
                 raise BrokenLawError(problem, call)
 
     hold("assert_deterministic", calls(fn, **inputs), check, max_examples)
@@ -105,7 +108,7 @@ def _on(call: Call, device: str | torch.device) -> Call:
 
 @contextlib.contextmanager
 def _deterministic() -> Generator[None]:
-    """Ask for deterministic algorithms, and leave it as it was."""
+    """Enable deterministic algorithms, and restore the setting at the end."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)

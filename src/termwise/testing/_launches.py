@@ -1,4 +1,4 @@
-"""How many kernels a function launches on an accelerator, counted on meta tensors of any size."""
+"""Count the kernels that a function launches on an accelerator, with meta tensors."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ from ._laws import (
     refuse_fixed_axis,
 )
 
-# Operators that launch nothing, besides views.
-_FREE: Final = frozenset(
+# Operators that launch no kernel, besides views.
+_NO_KERNEL: Final = frozenset(
     {
         "alias", "detach", "empty", "empty_like", "empty_strided", "is_same_size", "lift_fresh",
         "new_empty", "new_empty_strided", "promote_types", "_unsafe_view",
@@ -41,31 +41,33 @@ def assert_launches(
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that an accelerator launches no more kernels for more data.
+    """Assert that the number of kernels does not grow with the data.
 
-    A loop over rows, or over small blocks of them, is a loop of launches, which take longer than
-    what they compute. Kernels are counted forward and backward on meta tensors, which have sizes
-    and no data, so that no accelerator is needed: every operator that is not a view is one kernel,
-    and a custom operator is what its body calls. What reads a value (`.item()`, a boolean index)
-    fails there, as it would wait for the device.
+    In a loop over rows or small blocks, launching a kernel takes longer than running it. The
+    kernels of a forward and a backward pass are counted with tensors on the meta device, which have
+    sizes but no data, so no accelerator is needed. Every operator that is not a view counts as one
+    kernel, and a custom operator counts as the operators that it calls. An operation that
+    synchronizes with the device (`.item()`, a boolean index) raises an error there.
 
     Args:
         fn: the function.
-        axis: name of the axis that grows.
-        at: its sizes, one after another; at none of them there are more kernels than at the first.
-        at_most: how many kernels there are at most, at each size.
-        plain: the formula, written plainly; takes the same keywords. `fn` launches at most `times`
-            as many kernels as it.
-        times: how many times as many.
-        max_examples: calls to draw, each at all sizes.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float32 unless `dtypes` says
-            otherwise. Name the other axes in `sizes`, as they are in training. `elements` have no
-            effect, and tensors that are given are moved to the meta device. Differentiated by the
-            tensors that require a gradient, or by all floating ones, if none does.
+        axis: name of the axis whose size grows.
+        at: sizes of the axis. At none of them are more kernels launched than at the first.
+        at_most: largest number of kernels at any size.
+        plain: the formula in plain PyTorch, called with the same keyword arguments. `fn` may launch
+            at most `times` as many kernels.
+        times: largest ratio to the number of kernels of `plain`.
+        max_examples: number of calls to draw; each is made at all sizes.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float32 by default. Set
+            the other axes in `sizes` to their sizes in training. `elements` has no effect, and
+            given tensors are moved to the meta device. The gradient is taken with respect to the
+            tensors that require one or, if there are none, all floating tensors.
 
     Raises:
-        AssertionError: with the numbers, the kernels that are more, and the call, as code.
-        ValueError: there is no such axis, or a given tensor has its size.
+        AssertionError: if this fails. The message contains the numbers of kernels, the most
+            frequent additional ones, and the call as code.
+        ValueError: if the function has no such axis, if a given tensor sets its size, or if `at`
+            is empty.
 
     Examples:
         >>> import torch
@@ -84,73 +86,75 @@ def assert_launches(
     if not at:
         raise MisuseError("assert_launches needs sizes in at, got none")
 
-    def sizes(free: list[str]) -> list[dict[str, int]]:
+    def choose_sizes(free: list[str]) -> list[dict[str, int]]:
         refuse_fixed_axis("assert_launches", signature, axis, free, inputs)
         return [{axis: size} for size in at]
 
-    def check(several: list[Call]) -> None:
+    def check(calls: list[Call]) -> None:
         first: collections.Counter[str] | None = None
-        for call in several:
+        for call in calls:
             kernels = launches(fn, call).kernels
-            number, here = kernels.total(), f"{axis} {call.sizes[axis]}"
+            number, size = kernels.total(), f"{axis} {call.sizes[axis]}"
             first = kernels if first is None else first
             if number > first.total():
                 raise BrokenLawError(
-                    f"{number} kernels at {here}, and {first.total()} at {axis} {at[0]}: "
-                    f"{_most(kernels - first)} more",
+                    f"{number} kernels at {size}, but {first.total()} at {axis} {at[0]}; "
+                    f"additional kernels: {_most_frequent(kernels - first)}",
                     call,
                 )
             if at_most is not None and number > at_most:
                 raise BrokenLawError(
-                    f"{number} kernels at {here}, more than {at_most}: {_most(kernels)}", call
+                    f"{number} kernels at {size}, more than {at_most}: {_most_frequent(kernels)}",
+                    call,
                 )
-            needed = None if plain is None else launches(plain, call).kernels
-            if needed is not None and number > times * needed.total():
+            reference = None if plain is None else launches(plain, call).kernels
+            if reference is not None and number > times * reference.total():
                 raise BrokenLawError(
-                    f"{number} kernels at {here}, more than {times:g} times the formula's "
-                    f"{needed.total()}: {_most(kernels - needed)} more",
+                    f"{number} kernels at {size}, more than {times:g} times the "
+                    f"{reference.total()} of the plain formula; additional kernels: "
+                    f"{_most_frequent(kernels - reference)}",
                     call,
                 )
 
     inputs.setdefault("dtypes", (torch.float32,))
-    strategy = drawn_calls(fn, inputs, at=sizes, meta=True)
+    strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes, meta=True)
     hold("assert_launches", strategy, check, max_examples, shrink=False)
 
 
-def _most(kernels: collections.Counter[str]) -> str:
-    """Name the operators that are launched most often."""
+def _most_frequent(kernels: collections.Counter[str]) -> str:
+    """Format the three operators that are launched most often, with their numbers."""
     return ", ".join(f"{number} {name}" for name, number in kernels.most_common(3))
 
 
 def launches(fn: Function, call: Mapping[str, Any]) -> "Launches":
-    """Count what a call launches, and its backward pass."""
-    whole = Call(fn, call, {})
-    given = [x for x in tree_leaves(dict(call)) if isinstance(x, Tensor) and x.requires_grad]
-    given += [x for x in whole.tensors().values() if x.requires_grad]
-    if not given:
-        whole = whole.mapped(_differentiated)
-        given = [x for x in whole.tensors().values() if x.requires_grad]
-    leaves = list({id(leaf): leaf for leaf in given}.values())
+    """Count the kernels of a call and its backward pass."""
+    run = Call(fn, call, {})
+    inputs = [x for x in tree_leaves(dict(call)) if isinstance(x, Tensor) and x.requires_grad]
+    inputs += [x for x in run.tensors().values() if x.requires_grad]
+    if not inputs:
+        run = run.mapped(_leaf)
+        inputs = [x for x in run.tensors().values() if x.requires_grad]
+    leaves = list({id(leaf): leaf for leaf in inputs}.values())
     count = Launches()
     with count:
-        parts = outputs(fn(**whole))
+        parts = outputs(fn(**run))
         chosen = [parts["loss"]] if "loss" in parts else list(parts.values())
-        derived = [part.sum() if part.ndim else part for part in chosen if part.requires_grad]
-        if derived and leaves:
-            torch.autograd.grad(derived, leaves, allow_unused=True)
+        scalars = [part.sum() if part.ndim else part for part in chosen if part.requires_grad]
+        if scalars and leaves:
+            torch.autograd.grad(scalars, leaves, allow_unused=True)
     return count
 
 
-def _differentiated(path: str, tensor: Tensor) -> Tensor:
+def _leaf(path: str, tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.requires_grad_() if is_inexact(tensor.dtype) else tensor
 
 
 class Launches(TorchDispatchMode):
-    """Count what runs within it: kernels, the bytes they move, operations of matrix products."""
+    """Count kernels, the bytes that they read and write, and the FLOPs of matrix products."""
 
     def __init__(self) -> None:
-        # Imported here: it imports triton, where that is installed.
+        # Not imported above, because it imports triton where that is installed.
         from torch.utils.flop_counter import flop_registry
 
         cast("Any", super()).__init__()
@@ -171,13 +175,13 @@ class Launches(TorchDispatchMode):
         if custom is not None:
             with self:
                 return custom._init_fn(*args, **kwargs)
-        # Where autograd is off, as in a custom operator's body, `matmul` comes here whole.
+        # Without autograd, as in the body of a custom operator, `matmul` is not yet decomposed.
         if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func.decompose(*args, **kwargs)
         found = func(*args, **kwargs)
         name: str = func._schema.name.partition("::")[2]
-        if func.is_view or name in _FREE:
+        if func.is_view or name in _NO_KERNEL:
             return found
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         results = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
@@ -193,6 +197,6 @@ class Launches(TorchDispatchMode):
 
 
 def _moved(x: Tensor) -> int:
-    """Return the bytes of a tensor, without axes that repeat one element."""
+    """Return the size of a tensor in bytes, without expanded axes."""
     sizes = [size for size, stride in zip(x.shape, x.stride(), strict=True) if stride]
     return torch.Size(sizes).numel() * x.element_size()

@@ -1,4 +1,4 @@
-"""Laws of losses: each is one call in a test, and its failure is code to be pasted."""
+"""Laws: properties that a loss must have for every valid call, each tested by one function."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ from torch.autograd.gradcheck import GradcheckError
 from .._contract import show, spell
 from .._terms import Terms
 from ._calls import (
+    NOTHING_TO_BREAK,
     BrokenCall,
     Call,
     Inputs,
@@ -30,8 +31,8 @@ from ._calls import (
     axis_names,
     drawn_calls,
     fits,
-    given_for,
     is_inexact,
+    look_up,
     named_axes,
     violations,
 )
@@ -42,20 +43,21 @@ Numbers: TypeAlias = dict[str, Tensor]
 Weight: TypeAlias = str | float | Callable[[Call], float | Tensor]
 
 _DOUBLE: Final = (torch.float64,)
-# A loss is slow, a law may run inside a test under @given, and a call holds many numbers.
-_PATIENT: Final = (
+# A loss is slow, a call contains many numbers, and a law may run inside a test under @given.
+_SUPPRESSED: Final = (
     HealthCheck.too_slow,
     HealthCheck.data_too_large,
     HealthCheck.large_base_example,
     HealthCheck.filter_too_much,
     HealthCheck.nested_given,
 )
-_WIDE: Final[dict[type, torch.dtype]] = {float: torch.float64, complex: torch.complex128}
-_LIFTED: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_NUMBER_DTYPES: Final[dict[type, torch.dtype]] = {float: torch.float64, complex: torch.complex128}
+# Losses of half-precision arguments are computed and returned in float32.
+_PROMOTED: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 class BrokenLawError(Exception):
-    """A law does not hold for a call."""
+    """A call for which a law does not hold."""
 
     def __init__(self, problem: str, call: Call) -> None:
         super().__init__(problem)
@@ -64,128 +66,131 @@ class BrokenLawError(Exception):
 
 
 class MisuseError(ValueError):
-    """A law was asked of a function that it says nothing about."""
+    """A law that cannot test a function, or not with these arguments."""
 
 
 def assert_contract(
     fn: Function, *, compiled: bool = False, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
-    """Assert that a function accepts and returns what its annotations say, and refuses all else.
+    """Assert that a function accepts valid arguments, and rejects arguments that are not.
 
-    Valid calls run, and what they return has the annotated type, shapes and dtype families; the
-    floating parts of it have the dtype of the floating arguments (float32 for half precision).
-    Each way to break each argument raises a `TypeError` that names the argument. With size 0 of an
-    axis that `sizes` does not name, the function returns such a result, or refuses it with a
-    `TypeError`, a `ValueError` or a `NotImplementedError`.
+    - The result of a valid call has the annotated type, shapes and dtypes. Its floating parts have
+      the dtype of the floating arguments, or float32 if these are in half precision.
+    - A call in which one argument violates its annotation raises a `TypeError` that names the
+      argument. Every kind of violation is tried for every argument.
+    - A call with size 0 for an axis that `sizes` does not name returns such a result, or raises a
+      `TypeError`, a `ValueError` or a `NotImplementedError`.
 
     Args:
-        fn: a function under [`contract`][termwise.contract], or any under jaxtyping.
-        compiled: whether a valid call runs whole, and each argument is refused by name with a wrong
-            axis, dtype or rank (one of them for each argument, by turns), under
-            `torch.compile(fullgraph=True)` too, as `contract` does and bare jaxtyping does not.
-            It takes a second or two.
-        max_examples: calls to draw.
-        **inputs: `sizes`, `dtypes`, `elements` and `overrides`, as
-            [`calls`][termwise.testing.calls] takes them.
+        fn: a function decorated with [`contract`][termwise.contract] or with jaxtyping.
+        compiled: whether to test the function under `torch.compile(fullgraph=True)` too: a valid
+            call compiles, and one violation of each argument (an axis, a dtype or the number of
+            axes, in turn) raises an error that names it. `contract` is needed for this; jaxtyping
+            alone does not check compiled calls. Takes a second or two.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if no argument can violate its annotation.
     """
     signature = Signature(fn)
-    tried = False
+    found_violations = False
 
     def check(call: Call) -> None:
-        nonlocal tried
-        result = _accepted(call, call.mapped(same_tensor))
+        nonlocal found_violations
+        result = _result_or_refusal(call, call.mapped(same_tensor))
         if result is _REFUSED:
             return
         _check_result(signature, call, result)
         for broken in violations(call) if empty_axis(call) is None else ():
-            tried = True
-            _check_refusal(broken, broken)
+            found_violations = True
+            _check_error(broken, broken)
 
     def check_compiled(call: Call) -> None:
         run = torch.compile(fn, fullgraph=True, backend="eager")
         try:
-            # Without gradients, for which Dynamo has ways of its own: assert_compiles has some.
-            with failing("compiled", call):
+            # Without gradients, which Dynamo traces differently: assert_compiles tests them.
+            with failing("when compiled", call):
                 run(**call.mapped(same_tensor))
-            for broken in _one_of_each_argument(signature, call):
-                _check_refusal(broken, functools.partial(run, **broken), "compiled: ")
+            for broken in _one_violation_per_argument(call):
+                _check_error(broken, functools.partial(run, **broken), "when compiled, ")
         finally:
             torch.compiler.reset()
 
     hold("assert_contract", drawn(fn, inputs), check, max_examples)
     hold_extremes("assert_contract", fn, inputs, check)
-    if not tried:
-        raise MisuseError(f"assert_contract: {signature.name} takes nothing that can be broken")
+    if not found_violations:
+        raise MisuseError(f"assert_contract: {signature.name} {NOTHING_TO_BREAK}")
     if compiled:
         hold(
             "assert_contract",
             drawn(fn, inputs),
             check_compiled,
             1,
-            shrink=False,  # which would compile hundreds of times
+            shrink=False,  # shrinking would compile hundreds of times
             simplest=False,
         )
 
 
 def empty_axis(call: Call) -> str | None:
+    """Return the name of an axis of size 0, or None."""
     return next((axis for axis, size in call.sizes.items() if size == 0), None)
 
 
 _REFUSED: Final = object()
 
 
-def _accepted(call: Call, here: Call) -> Any:
-    """Return the result, or a mark: an empty axis may be refused, in an error of the caller's."""
+def _result_or_refusal(call: Call, copy: Call) -> Any:
+    """Return the result, or `_REFUSED` if the function raises a suitable error for size 0."""
     axis = empty_axis(call)
     try:
-        return here()
+        return copy()
     except Exception as error:
         if axis is None:
             raise
         if isinstance(error, TypeError | ValueError | NotImplementedError):
             return _REFUSED
         raise BrokenLawError(
-            f"{axis} of size 0 ends in {type(error).__name__}: {_first_line(str(error))}; return a "
-            f"result, or raise a ValueError that says what is needed (or name {axis} in `sizes`)",
+            f"a call with size 0 for axis {axis} raises {type(error).__name__}: "
+            f"{_first_line(str(error))}; return a result, or raise a ValueError that says what is "
+            f"needed (or set the size of {axis} in `sizes`)",
             call,
         ) from error
 
 
-def _one_of_each_argument(signature: Signature, call: Call) -> list[BrokenCall]:
-    """Choose what is traced, for a trace takes a tenth of a second."""
-    of_argument: dict[str, list[BrokenCall]] = {}
+def _one_violation_per_argument(call: Call) -> list[BrokenCall]:
+    """Return one violation of each argument: tracing one takes a tenth of a second."""
+    by_argument: dict[str, list[BrokenCall]] = {}
     for broken in violations(call):
         if broken.kind in ("dtype", "rank", "axis"):
-            of_argument.setdefault(broken.argument, []).append(broken)
+            by_argument.setdefault(broken.argument, []).append(broken)
     return [
         next((one for one in found if one.kind == ("axis", "dtype", "rank")[turn % 3]), found[0])
-        for turn, found in enumerate(of_argument.values())
+        for turn, found in enumerate(by_argument.values())
     ]
 
 
 @contextlib.contextmanager
-def failing(how: str, call: Call) -> Generator[None]:
-    """Take an error for a broken law, in the first line that it says."""
+def failing(when: str, call: Call) -> Generator[None]:
+    """Turn an error into a broken law, described by the first line of its message."""
     try:
         yield
     except (BrokenLawError, MisuseError, HypothesisException):
         raise
     except Exception as error:
-        problem = f"{how}, {type(error).__name__}: {_first_line(str(error))}"
+        problem = f"raises {type(error).__name__} {when}: {_first_line(str(error))}"
         raise BrokenLawError(problem, call) from None
 
 
 def _check_result(signature: Signature, call: Call, result: Any) -> None:
-    wanted = signature.returns
+    hint = signature.returns
     with jaxtyped("context"):
-        for name, value in {**signature.held, **call}.items():
+        for name, value in {**signature.bound, **call}.items():
             if name in signature.hints:
                 fits(value, signature.hint(name, call))
-        if not fits(result, wanted):
-            raise BrokenLawError(f"the result needs {spell(wanted)}, got {show(result)}", call)
+        if not fits(result, hint):
+            raise BrokenLawError(f"the result needs {spell(hint)}, got {show(result)}", call)
         for record in _records(result):
             hints = typing.get_type_hints(type(record), include_extras=True)
             for field in dataclasses.fields(record):
@@ -195,44 +200,51 @@ def _check_result(signature: Signature, call: Call, result: Any) -> None:
                     raise BrokenLawError(
                         f"the result's {field.name} needs {needs}, got {show(part)}", call
                     )
-    # A complex number has the precision of its parts.
+    # The precision of a complex dtype is that of its real part.
     floating = [t.dtype.to_real() for t in call.tensors().values() if is_inexact(t.dtype)]
     if not floating:
         return
-    widest = max((_LIFTED.get(d, d) for d in floating), key=lambda d: d.itemsize)
+    widest = max((_PROMOTED.get(d, d) for d in floating), key=lambda d: d.itemsize)
     for name, value in outputs(result, numbers=False).items():
         if is_inexact(value.dtype) and value.dtype.to_real() not in (widest, *floating):
-            arguments = str(widest).removeprefix("torch.")
-            raise BrokenLawError(f"{name} is {show(value)}, and the arguments {arguments}", call)
+            needed = str(widest).removeprefix("torch.")
+            raise BrokenLawError(
+                f"{name} is {show(value)}, but must be {needed}, as the arguments are", call
+            )
 
 
 def _records(result: Any) -> list[Terms]:
-    """List a result that is a record, or the records within it."""
+    """Return the records in a result: itself, or those inside it."""
     if isinstance(result, Terms):
         return [result]
     return [record for part in _parts(result).values() for record in _records(part)]
 
 
-def _check_refusal(broken: Any, run: Callable[[], Any], how: str = "") -> None:
-    argument, violation = broken.argument, broken.violation
+def _check_error(broken: Any, run: Callable[[], Any], when: str = "") -> None:
+    """Assert that a broken call raises an error that names the argument."""
+    argument = broken.argument
+    problem = f"{when}{argument} violates its annotation ({broken.violation})"
     try:
         run()
     except Exception as error:
-        said = str(error).partition("from user code")[0]  # below it Dynamo quotes source
-        if not re.search(rf"\b{argument}\b", said):
+        message = str(error).partition("from user code")[0]  # the rest is source quoted by Dynamo
+        if not re.search(rf"\b{argument}\b", message):
             raise BrokenLawError(
-                f"{how}{argument} is broken ({violation}), and {type(error).__name__} does not "
-                f"name it: {_first_line(said)}",
+                f"{problem}, but the {type(error).__name__} does not name it: "
+                f"{_first_line(message)}",
                 broken,
             ) from None
-        if not how and not isinstance(error, TypeError):
+        if not when and not isinstance(error, TypeError):
             raise BrokenLawError(
-                f"{argument} is broken ({violation}), and instead of a TypeError there came "
-                f"{type(error).__name__}: {_first_line(said)}",
+                f"{problem}, but the error is a {type(error).__name__}, not a TypeError: "
+                f"{_first_line(message)}",
                 broken,
             ) from None
     else:
-        raise BrokenLawError(f"{how}{argument} is broken ({violation}), and was taken", broken)
+        raise BrokenLawError(
+            f"{problem}, but the call succeeds (is the function decorated with termwise.contract?)",
+            broken,
+        )
 
 
 def assert_pure(
@@ -242,26 +254,28 @@ def assert_pure(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function depends on its arguments alone, and changes nothing.
+    """Assert that a function depends only on its arguments, and has no side effects.
 
-    The same call gives the same result bit by bit, also after another call in between. Arguments
-    keep their values, their versions and their `.grad`; the global generators of torch, Python and
-    NumPy, the default dtype, the grad mode, the precision of matrix products, whether algorithms
-    are deterministic, and the parameters and buffers of a module, stay as they were. No part of the
-    result shares memory with an argument. What is kept between calls, as in a cache by shape,
-    changes no result: a call gives after another one what it gives as the first. Kept is what is in
-    global names, attributes, closures and `functools.cache`s of the function, and of those it calls
-    in its own package; it is put back for one call.
+    - The same call returns the same result, bit by bit, also after another call.
+    - Arguments keep their values, their versions and their `.grad`.
+    - The function does not change the global random generators of torch, Python and NumPy, the
+      default dtype, the grad mode, the precision of matrix products, the number of threads, the use
+      of deterministic algorithms, or the parameters and buffers of a module.
+    - No part of the result shares memory with an argument.
+    - A cache does not change results: a call returns the same after another call as it does when it
+      runs first. Caches are looked for in the global names, attributes, closures and
+      `functools.cache`s of the function and of the functions of its package that it calls.
 
     Args:
         fn: the function.
-        aliases: parts of the result, by name, that may share memory with an argument: what is
-            returned as it was given. A single result is called "result".
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them.
+        aliases: parts of the result, by name, that may share memory with an argument, such as an
+            argument that is returned unchanged. The name of a single result is "result".
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the result contains no tensor and no number.
     """
     state = State(fn)
 
@@ -270,42 +284,42 @@ def assert_pure(
         used = call.mapped(leaf)
         before = {path: (t._version, t.detach().clone()) for path, t in used.tensors().items()}
         with _other_seeds():
-            surroundings = _surroundings(fn)
+            global_state = _global_state(fn)
             try:
                 result = called(used)
                 first = _copied(result)
             except RuntimeError as error:
                 if "in-place" in str(error) or "inplace" in str(error):
-                    problem = f"an argument is changed in place: {error}"
+                    problem = f"an argument is modified in place: {error}"
                     raise BrokenLawError(problem, call) from None
                 raise
-            changed = _first_difference(surroundings, _surroundings(fn))
+            changed = _first_difference(global_state, _global_state(fn))
         for path, tensor in used.tensors().items():
             if path not in before:
-                raise BrokenLawError(f"{path} is put into an argument", call)
+                raise BrokenLawError(f"{path} is added to an argument", call)
             version, value = before[path]
             if tensor._version != version or not equal(tensor.detach(), value):
-                raise BrokenLawError(f"{path} is changed in place", call)
+                raise BrokenLawError(f"{path} is modified in place", call)
             if tensor.is_leaf and tensor.grad is not None:
-                raise BrokenLawError(f"{path} is given a gradient", call)
+                raise BrokenLawError(f"{path}.grad is set", call)
         if changed:
             raise BrokenLawError(f"{changed} is changed", call)
-        own = {name: value for name, value in result.items() if name not in aliases}
-        _check_memory(call, own, used.tensors())
+        unaliased = {name: value for name, value in result.items() if name not in aliases}
+        _check_memory(call, unaliased, used.tensors())
         later = _copied(called(other.mapped(same_tensor)))
         again = called(call.mapped(leaf))
         for name, value in first.items():
             if not equal(value, again[name].detach()):
-                one, two = told_apart(value, again[name])
-                raise BrokenLawError(f"{name} of the same call is {one}, then {two}", call)
-        with state.first() as kept:
-            alone = _copied(called(other.mapped(same_tensor))) if kept else later
+                one, two = format_difference(value, again[name])
+                raise BrokenLawError(f"{name} is {one}, then {two} for the same call", call)
+        with state.initial() as changed_state:
+            alone = _copied(called(other.mapped(same_tensor))) if changed_state else later
         for name, value in alone.items():
             if not equal(later[name], value):
-                one, two = told_apart(value, later[name])
+                one, two = format_difference(value, later[name])
                 raise BrokenLawError(
-                    f"{name} is {one} as a first call, and {two} after a call of the same shapes "
-                    "(a value of that call is kept)",
+                    f"{name} is {one} if this call runs first, but {two} after a call with the "
+                    "same shapes (a value computed from that call is cached)",
                     other,
                 )
 
@@ -313,26 +327,32 @@ def assert_pure(
 
 
 def _check_memory(call: Call, result: Numbers, arguments: Numbers) -> None:
-    """Refuse a result that a change in place of it would carry into an argument."""
+    """Refuse a result that shares memory with an argument."""
     for name, value in result.items():
         for path, tensor in arguments.items():
-            kept = value.layout == tensor.layout == torch.strided and value.numel()
-            if kept and value.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
-                is_all = "is" if value.data_ptr() == tensor.data_ptr() else "is a view of"
+            strided = value.layout == tensor.layout == torch.strided and value.numel()
+            if (
+                strided
+                and value.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            ):
+                is_what = "is" if value.data_ptr() == tensor.data_ptr() else "is a view of"
                 raise BrokenLawError(
-                    f'{name} {is_all} {path}: copy it, or say aliases=["{name}"]', call
+                    f"{name} {is_what} the argument {path}: return a copy, or pass "
+                    f'aliases=["{name}"]',
+                    call,
                 )
 
 
-def _surroundings(fn: Function) -> dict[str, Any]:
-    held = fn.state_dict() if isinstance(fn, nn.Module) else {}
+def _global_state(fn: Function) -> dict[str, Any]:
+    """Return what a function must not change, by what an error calls it."""
+    buffers = fn.state_dict() if isinstance(fn, nn.Module) else {}
     return {
-        **{f"the module's {name}": value.tolist() for name, value in held.items()},
+        **{f"the module's {name}": value.tolist() for name, value in buffers.items()},
         "the global generator's state": torch.get_rng_state().tolist(),
         "the state of random": random.getstate(),
         "the state of numpy.random": repr(_numpy_state()),
         "the precision of matrix products": torch.get_float32_matmul_precision(),
-        "whether algorithms are deterministic": torch.are_deterministic_algorithms_enabled(),
+        "the use of deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "the default dtype": torch.get_default_dtype(),
         "the grad mode": torch.is_grad_enabled(),
         "the number of threads": torch.get_num_threads(),
@@ -340,14 +360,17 @@ def _surroundings(fn: Function) -> dict[str, Any]:
 
 
 def _numpy_state() -> object:
-    """Return the state of NumPy's global generator, if anything has imported NumPy."""
+    """Return the state of NumPy's global generator, or None if NumPy is not imported."""
     numpy = sys.modules.get("numpy")
     return None if numpy is None else numpy.random.get_state(legacy=False)["state"]
 
 
 @contextlib.contextmanager
 def _other_seeds() -> Generator[None]:
-    """Set the global generators to other states: a seed that is set in a body then shows."""
+    """Seed the global generators with a fixed number, so that a function that seeds them is found.
+
+    Their states are restored at the end.
+    """
     seed = 271_828
     numpy = sys.modules.get("numpy")
     states = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
@@ -376,63 +399,66 @@ def assert_finite(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that finite arguments give finite results, and that no NaN is repaired.
+    """Assert that finite arguments give finite results, and that a NaN reaches the result.
 
-    Values and gradients are finite for arguments as drawn, for all zeros, for rows that are all
-    equal (one row, expanded), and for elements `scale` times as large. A NaN in the first element
-    of any floating argument gives a result that is not finite; where the result does not depend on
-    that element, as of a node without an edge, a NaN in all of them.
+    Values and gradients are finite for elements as drawn, for zeros, for rows that are all equal
+    (one row, expanded), and for elements multiplied by `scale`. A NaN in the first element of a
+    floating argument makes the result non-finite. If the result does not depend on that element, as
+    for a node of a graph without an edge, NaN in all elements must do so.
 
     Args:
         fn: the function.
-        ignores: arguments (or fields, "f.values") of which an element need not reach the result.
-        scale: how large elements are tried, or how large by argument, the others by 1000:
-            `{"log_variance": 10}` of what is exponentiated.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them. Arguments with `elements` or
-            `overrides` of their own, or `given`, are not scaled or made equal.
+        ignores: arguments (or fields, "f.values") that may contain a NaN without making the result
+            non-finite.
+        scale: factor for large elements, or a factor for each argument by name (1000 for the
+            others), such as `{"log_variance": 10}` for an argument that is exponentiated.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls]. Arguments in `elements`,
+            `overrides` or `given` are tested as drawn, not as zeros, equal rows or large elements.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no argument that `ignores` or `scale` names, or returns no
+            tensor and no number.
     """
     scales: Mapping[str, float] = scale if isinstance(scale, Mapping) else {}
-    usual = 1e3 if isinstance(scale, Mapping) else scale
+    default_scale = 1e3 if isinstance(scale, Mapping) else scale
     refuse_unknown_arguments("assert_finite", fn, [*ignores, *scales])
     elements = inputs.get("elements")
-    limited: dict[str, Any] = dict(elements) if isinstance(elements, Mapping) else {}
+    restricted: dict[str, Any] = dict(elements) if isinstance(elements, Mapping) else {}
     for names in inputs.get("overrides") or {}:
-        limited.update(dict.fromkeys((names,) if isinstance(names, str) else names, True))
-    everywhere = isinstance(elements, st.SearchStrategy)
+        restricted.update(dict.fromkeys((names,) if isinstance(names, str) else names, True))
+    all_restricted = isinstance(elements, st.SearchStrategy)
 
     def is_free(call: Call, path: str, tensor: Tensor) -> bool:
-        known = everywhere or path.partition(".")[0] in call.given
-        return is_inexact(tensor.dtype) and not known and given_for(path, limited) is None
+        chosen = all_restricted or path.partition(".")[0] in call.given
+        return is_inexact(tensor.dtype) and not chosen and look_up(path, restricted) is None
 
-    def times(path: str) -> float:
-        return usual if (own := given_for(path, scales)) is None else own
+    def scale_of(path: str) -> float:
+        return default_scale if (own := look_up(path, scales)) is None else own
 
     def changed(call: Call, change: Callable[[Tensor, float], Tensor]) -> Call:
         return call.mapped(
-            lambda path, t: change(t, times(path)) if is_free(call, path, t) else t.clone()
+            lambda path, t: change(t, scale_of(path)) if is_free(call, path, t) else t.clone()
         )
 
     def check(call: Call) -> None:
         for kind, change in _EXTREMES.items():
             extreme = changed(call, change)
-            with failing(kind, extreme):
+            with failing(f"for {kind}", extreme):
                 values, gradients = values_and_gradients(extreme)
             for name, value in {**values, **gradients}.items():
                 if not torch.isfinite(value).all():
-                    worst = value[~torch.isfinite(value)][0]
-                    raise BrokenLawError(f"{name} is {few(worst)} for {kind}", extreme)
+                    not_finite = value[~torch.isfinite(value)][0]
+                    raise BrokenLawError(f"{name} is {brief(not_finite)} for {kind}", extreme)
         for path, tensor in call.tensors().items():
             if is_inexact(tensor.dtype) and tensor.numel() and path not in ignores:
-                poisoned = _unharmed(call, path)
-                if poisoned is not None:
+                with_nan = _call_with_hidden_nan(call, path)
+                if with_nan is not None:
                     raise BrokenLawError(
-                        f"a NaN in {path} does not reach the result (where it need not: "
+                        f"a NaN in {path} does not reach the result (if it need not, pass "
                         f'ignores=["{path}"])',
-                        poisoned,
+                        with_nan,
                     )
 
     hold("assert_finite", drawn(fn, inputs), check, max_examples)
@@ -447,40 +473,44 @@ _EXTREMES: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
     "arguments as drawn": lambda t, scale: t.clone(),
     "zeros": lambda t, scale: torch.zeros_like(t),
     "equal rows": _equal_rows,
-    "large numbers (scale= says how large)": lambda t, scale: t * scale,
+    "large elements (pass a smaller scale= if they are too large)": lambda t, scale: t * scale,
 }
 
 
-def _unharmed(call: Call, path: str) -> Call | None:
-    """Return the call with a NaN that does not reach the result; None if there is none.
+def _call_with_hidden_nan(call: Call, path: str) -> Call | None:
+    """Return the call with a NaN in one tensor that the result hides; None if it hides none.
 
-    The first element counts, or else all of them: a gather leaves elements out.
+    The NaN is in the first element or, if the result does not depend on it, in all elements.
     """
     first = torch.zeros(call.tensors()[path].numel(), dtype=torch.bool)
     first[0] = True
-    for some in (first, torch.ones_like(first)):
-        poisoned = _filled(call, path, some, lambda t: torch.full_like(t, torch.nan))
-        found = called(poisoned)
+    for mask in (first, torch.ones_like(first)):
+        with_nan = _change_elements(call, path, mask, lambda t: torch.full_like(t, torch.nan))
+        found = called(with_nan)
         parts = [found["loss"]] if "loss" in found else list(found.values())
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             return None
         values = called(call.mapped(same_tensor))
-        others = [called(_filled(call, path, some, change)) for change in (_larger, torch.neg)]
+        others = [
+            called(_change_elements(call, path, mask, change)) for change in (_larger, torch.neg)
+        ]
         used = any(not equal(other[name], values[name]) for other in others for name in values)
-        if used or some.all():
-            # Of an empty tensor no element is used.
+        if used or mask.all():
+            # With an empty tensor, the result may depend on no element.
             empty = not used and any(not t.numel() for t in call.tensors().values())
-            return None if empty else poisoned
+            return None if empty else with_nan
     return None
 
 
-def _filled(call: Call, path: str, some: Tensor, change: Callable[[Tensor], Tensor]) -> Call:
-    """Return the call with some elements of a tensor changed."""
+def _change_elements(
+    call: Call, path: str, mask: Tensor, change: Callable[[Tensor], Tensor]
+) -> Call:
+    """Return a copy of the call with the masked elements of one tensor changed."""
 
-    def filled(at: str, t: Tensor) -> Tensor:
-        return torch.where(some.reshape(t.shape), change(t), t) if at == path else t.clone()
+    def changed(other: str, t: Tensor) -> Tensor:
+        return torch.where(mask.reshape(t.shape), change(t), t) if other == path else t.clone()
 
-    return call.mapped(filled)
+    return call.mapped(changed)
 
 
 def _larger(tensor: Tensor) -> Tensor:
@@ -496,24 +526,23 @@ def assert_terms_sum(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a loss is the weighted sum of its terms, in value and in gradient.
+    """Assert that `loss` is the weighted sum of its terms, in value and in gradient.
 
-    Every other term is a diagnostic: it must be detached.
+    All other terms are diagnostics, and must be detached.
 
     Args:
         fn: a function that returns a [`Terms`][termwise.Terms].
-        weights: weight of each term in `loss`: a number, the argument that holds it, or a function
-            of the call that gives it. Empty: the loss has no parts, and only the diagnostics are
-            looked at.
+        weights: weight of each term in `loss`: a number, the name of the argument that contains it,
+            or a function of the call that returns it. If empty, only the diagnostics are checked.
         also_in_graph: terms that are in the graph, but not in the sum.
-        detached: whether the terms of the sum are to be outside the graph too; their gradients
-            are compared otherwise.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        detached: whether the terms of the sum must be detached too. If False, the gradient of their
+            sum is compared with the gradient of `loss`.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the result has no such term, or the function no such argument.
     """
     function = Signature(fn).name
     for weight in weights.values():
@@ -526,25 +555,31 @@ def assert_terms_sum(
         terms = outputs(result)
         for name in ("loss", *weights, *also_in_graph):
             if not hasattr(result, name):
-                raise MisuseError(f"assert_terms_sum: what {function} returns has no {name}")
+                raise MisuseError(f"assert_terms_sum: the result of {function} has no {name}")
         weighted = [terms[t] * _number(w, live) for t, w in weights.items() if t in terms]
         total = sum(weighted, start=torch.tensor(0))
         if weights and not close(terms["loss"], total):
-            one, two = told_apart(terms["loss"], total)
-            raise BrokenLawError(f"loss is {one}, the terms' sum {two}", call)
+            one, two = format_difference(terms["loss"], total)
+            raise BrokenLawError(f"loss is {one}, but the weighted sum of its terms is {two}", call)
         leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
         both = [] if detached or not weights else [terms["loss"], total]
-        derived = [derivatives(one, list(leaves.values()), keep=True) for one in both]
-        for path, ours, wanted in zip(leaves, *derived, strict=True) if derived else ():
-            if not close(ours, wanted):
-                one, two = told_apart(ours, wanted)
+        gradients = [derivatives(one, list(leaves.values()), retain_graph=True) for one in both]
+        for path, ours, expected in zip(leaves, *gradients, strict=True) if gradients else ():
+            if not close(ours, expected):
+                one, two = format_difference(ours, expected)
                 raise BrokenLawError(
-                    f"loss's gradient with respect to {path} is {one}, the terms' sum's {two}", call
+                    f"the gradient of loss with respect to {path} is {one}, but that of the "
+                    f"weighted sum of its terms is {two}",
+                    call,
                 )
         in_graph = ("loss", *also_in_graph, *(() if detached else weights))
         for name, value in terms.items():
             if name not in in_graph and value.requires_grad:
-                raise BrokenLawError(f"{name} is not detached, and no part of the sum", call)
+                raise BrokenLawError(
+                    f"{name} is not detached, but is not in the sum: detach it, or pass "
+                    f'also_in_graph=["{name}"]',
+                    call,
+                )
 
     inputs.setdefault("dtypes", _DOUBLE)
     hold("assert_terms_sum", drawn(fn, inputs), check, max_examples)
@@ -559,20 +594,20 @@ def _number(weight: Weight, call: Call) -> float | Tensor:
 def assert_permutation_invariant(
     fn: Function, axis: str, *, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
-    """Assert that the order along a named axis does not matter.
+    """Assert that the order of elements along an axis does not matter.
 
-    All arguments that have the axis are permuted alike. What the result holds stays the same, or
-    is permuted with them where its annotation has the axis; so do gradients.
+    All arguments that have the axis are permuted in the same way. Results and gradients that have
+    the axis are then permuted in this way too, and all others do not change.
 
     Args:
         fn: the function.
         axis: name of the axis.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such axis, or its size is below 2 in every call.
     """
     signature = Signature(fn)
     compared = False
@@ -596,22 +631,22 @@ def assert_permutation_invariant(
                     tensor = tensor.index_select(index, order)
             return tensor
 
-        moved = call.mapped(lambda path, t: permuted(t, axes.get(path, ())).clone())
-        ours, our_gradients = values_and_gradients(moved)
-        wanted = {
+        reordered = call.mapped(lambda path, t: permuted(t, axes.get(path, ())).clone())
+        ours, our_gradients = values_and_gradients(reordered)
+        expected = {
             name: permuted(value, result_axes(signature, name, value))
             for name, value in values.items()
         }
-        # A result that is not one number is summed with weights of its places, for gradients.
+        # The gradient of a result with several elements depends on their order: see `scalar`.
         if "loss" in values or all(value.numel() == 1 for value in values.values()):
             for name, value in gradients.items():
-                wanted[name] = permuted(value, axes.get(name.removeprefix(GRADIENT), ()))
-        for name, value in wanted.items():
+                expected[name] = permuted(value, axes.get(name.removeprefix(GRADIENT), ()))
+        for name, value in expected.items():
             found = {**ours, **our_gradients}[name]
             if not close(found, value):
-                one, two = told_apart(value, found)
+                one, two = format_difference(value, found)
                 raise BrokenLawError(
-                    f"{name} is {one}, and {two} where {axis} is in the order {order.tolist()}",
+                    f"{name} is {one}, but {two} when {axis} is in the order {order.tolist()}",
                     call,
                 )
 
@@ -620,32 +655,33 @@ def assert_permutation_invariant(
     hold("assert_permutation_invariant", strategy, check, max_examples)
     if not compared:
         raise MisuseError(
-            f"assert_permutation_invariant: no call of {signature.name} had two places along {axis}"
+            f"assert_permutation_invariant: the size of {axis} was below 2 in every call of "
+            f"{signature.name}: allow larger sizes in `sizes`"
         )
 
 
 def _orders(size: int) -> list[list[int]]:
-    """Return orders in which every place changes, and neighbours do not stay neighbours."""
-    places = list(range(size))
-    orders = [places[::-1], places[1:] + places[:1], places[1::2] + places[::2]]
-    return [order for index, order in enumerate(orders) if order not in [places, *orders[:index]]]
+    """Return permutations: a reversal, a rotation, and one that separates neighbours."""
+    indices = list(range(size))
+    orders = [indices[::-1], indices[1:] + indices[:1], indices[1::2] + indices[::2]]
+    return [order for index, order in enumerate(orders) if order not in [indices, *orders[:index]]]
 
 
 def assert_symmetric(
     fn: Function, first: str, second: str, *, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
-    """Assert that two arguments can change places, in value and in gradient.
+    """Assert that a function is symmetric in two arguments, in value and in gradient.
 
     Args:
         fn: the function.
-        first: one argument.
-        second: the other, of the same shape.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        first: name of an argument.
+        second: name of another argument, which has the same shape.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument.
     """
     refuse_unknown_arguments("assert_symmetric", fn, [first, second], whole=True)
 
@@ -655,19 +691,19 @@ def assert_symmetric(
         ours, our_gradients = values_and_gradients(swapped)
         for name, value in values.items():
             if not close(ours[name], value):
-                one, two = told_apart(value, ours[name])
+                one, two = format_difference(value, ours[name])
                 raise BrokenLawError(
-                    f"{name} is {one}, and {two} where {first} and {second} change places", call
+                    f"{name} is {one}, but {two} when {first} and {second} are swapped", call
                 )
         other = {first: second, second: first}
         for name, value in gradients.items():
             path = name.removeprefix(GRADIENT)
             head, dot, field = path.partition(".")
-            moved = our_gradients[GRADIENT + other.get(head, head) + dot + field]
-            if not close(moved, value):
-                one, two = told_apart(value, moved)
+            found = our_gradients[GRADIENT + other.get(head, head) + dot + field]
+            if not close(found, value):
+                one, two = format_difference(value, found)
                 raise BrokenLawError(
-                    f"{name} is {one}, and {two} where {first} and {second} change places", call
+                    f"{name} is {one}, but {two} when {first} and {second} are swapped", call
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
@@ -682,22 +718,23 @@ def assert_shift_invariant(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that adding the same numbers all along an axis changes nothing.
+    """Assert that a shift that is constant along an axis does not change the result.
 
-    What is added varies over the other axes, and is the same for all tensors of one shape: what
-    is computed from deviations from a mean along the axis, or from differences of two such
-    arguments, is invariant.
+    The shift varies over the other axes, and is the same for all tensors of one shape. A function
+    of deviations from the mean along the axis is invariant, and so is one of differences between
+    two shifted arguments.
 
     Args:
         fn: the function.
-        axis: name of the axis along which the shift is constant.
-        arguments: tensors to shift; all floating ones that have the axis, if None.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        axis: name of the axis.
+        arguments: tensors (or fields, "f.values") to shift; all floating ones that have the axis,
+            if None.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such axis or argument, or no floating tensor to shift.
     """
     refuse_unknown_arguments("assert_shift_invariant", fn, arguments or ())
     shifted = False
@@ -723,8 +760,10 @@ def assert_shift_invariant(
         values = called(call.mapped(same_tensor))
         for name, ours in called(call.mapped(shift)).items():
             if not close(ours, values[name]):
-                one, two = told_apart(values[name], ours)
-                raise BrokenLawError(f"{name} is {one}, and {two} when shifted", call)
+                one, two = format_difference(values[name], ours)
+                raise BrokenLawError(
+                    f"{name} is {one}, but {two} when the arguments are shifted", call
+                )
 
     inputs.setdefault("dtypes", _DOUBLE)
     hold("assert_shift_invariant", drawn(fn, inputs), check, max_examples)
@@ -745,23 +784,24 @@ def assert_scale(
     max_examples: int = 10,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert how a loss grows with its arguments: c times as large, c^degree times the loss.
+    """Assert that a loss is homogeneous: arguments times c give the loss times c^degree.
 
     Args:
         fn: the function.
-        arguments: tensors (or numbers) that are multiplied together.
-        degree: of `loss`, or of each term by name.
-        factor: c.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        arguments: tensors (or numbers) to multiply, all by the same factor.
+        degree: degree of `loss` (or of a single result), or of each term by name.
+        factor: the factor c.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument or the result no such term, if `arguments`
+            or `degree` is empty, or if `factor` is 1.
     """
     refuse_unknown_arguments("assert_scale", fn, arguments)
     if not arguments or factor == 1 or degree == {}:
-        raise MisuseError("assert_scale needs arguments, a degree, and a factor that is not 1")
+        raise MisuseError("assert_scale needs arguments, a degree, and a factor other than 1")
 
     def check(call: Call) -> None:
         given = {name: call.get(name) for name in arguments}
@@ -773,12 +813,12 @@ def assert_scale(
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
-            wanted = term("assert_scale", fn, values, name) * factor**power
-            if not close(ours[name], wanted):
-                one, two = told_apart(ours[name], wanted)
+            expected = term("assert_scale", fn, values, name) * factor**power
+            if not close(ours[name], expected):
+                one, two = format_difference(ours[name], expected)
                 raise BrokenLawError(
-                    f"{name} is {one} for {factor:g} times {', '.join(arguments)}, and {two} if it "
-                    f"is of degree {power:g}",
+                    f"{name} is {one} for {factor:g} times {', '.join(arguments)}, but a term of "
+                    f"degree {power:g} is {two}",
                     call,
                 )
 
@@ -793,28 +833,28 @@ def assert_formula(
     max_examples: int = 25,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function equals a formula, in value and in gradient.
+    """Assert that a function equals a reference formula, in value and in gradient.
 
-    An axis that `sizes` does not name is tried longer than 64 too, so that code that works in
-    blocks is seen, and empty: then the function may refuse it (with a `ValueError`, say), and has
-    no finite loss where the formula raises an error.
+    Axes that `sizes` does not name are also tested with sizes above 64, because code may work in
+    blocks, and with size 0. For size 0 the function may raise a `TypeError`, a `ValueError` or a
+    `NotImplementedError`; where the reference raises an error, it must not return a finite loss.
 
     Args:
         fn: the function.
-        reference: the formula written plainly. Takes the same keywords and returns the loss, or a
-            record or a dict of terms by name, of which each is compared with the term of that
-            name, and so is its gradient where both have one.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        reference: the formula in plain PyTorch. It is called with the same keyword arguments, and
+            returns the loss, or a record or a dict of terms by name. Each of them is compared with
+            the term of the same name; so is its gradient, where both have one.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the reference returns no tensor, or a term that the result does not have.
     """
 
     def check(call: Call) -> None:
         live, plain = call.mapped(leaf), call.mapped(leaf)
-        result = _accepted(call, live)
+        result = _result_or_refusal(call, live)
         if result is _REFUSED:
             return
         values, axis = outputs(result), empty_axis(call)
@@ -826,36 +866,37 @@ def assert_formula(
             name = "loss" if "loss" in values else next(iter(values))
             if values[name].numel() and torch.isfinite(values[name]).all():
                 raise BrokenLawError(
-                    f"{name} is {few(values[name])} where {axis} has size 0, for which the formula "
-                    f"has no value: {type(error).__name__}: {_first_line(str(error))}",
+                    f"{name} is {brief(values[name])} with size 0 for axis {axis}, but the formula "
+                    f"raises {type(error).__name__}: {_first_line(str(error))}",
                     call,
                 ) from None
             return
         if "result" in formula and "loss" in values:
             formula = {"loss": formula["result"]}
         if not formula:
-            raise MisuseError("assert_formula: the reference gives no tensor")
-        for name, wanted in formula.items():
+            raise MisuseError("assert_formula: the reference returns no tensor")
+        for name, expected in formula.items():
             ours = term("assert_formula", fn, values, name)
-            if not close(ours, wanted):
-                one, two = told_apart(ours, wanted)
-                raise BrokenLawError(f"{name} is {one}, the formula's {two}", call)
-            if name in ("loss", "result") and wanted.requires_grad and not ours.requires_grad:
-                raise BrokenLawError(f"{name} has no gradient, and the formula has one", call)
-            if not (ours.requires_grad and wanted.requires_grad):
+            if not close(ours, expected):
+                one, two = format_difference(ours, expected)
+                raise BrokenLawError(f"{name} is {one}, but the formula gives {two}", call)
+            if name in ("loss", "result") and expected.requires_grad and not ours.requires_grad:
+                raise BrokenLawError(f"{name} has no gradient, but the formula has one", call)
+            if not (ours.requires_grad and expected.requires_grad):
                 continue
             leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
-            theirs = [plain.tensors()[path] for path in leaves]
-            for path, derived, by_formula in zip(
+            reference_leaves = [plain.tensors()[path] for path in leaves]
+            for path, gradient, by_formula in zip(
                 leaves,
-                derivatives(ours.sum(), list(leaves.values()), keep=True),
-                derivatives(wanted.sum(), theirs, keep=True),
+                derivatives(ours.sum(), list(leaves.values()), retain_graph=True),
+                derivatives(expected.sum(), reference_leaves, retain_graph=True),
                 strict=True,
             ):
-                if not close(derived, by_formula):
-                    one, two = told_apart(derived, by_formula)
+                if not close(gradient, by_formula):
+                    one, two = format_difference(gradient, by_formula)
                     raise BrokenLawError(
-                        f"{name}'s gradient with respect to {path} is {one}, the formula's {two}",
+                        f"the gradient of {name} with respect to {path} is {one}, but the formula "
+                        f"gives {two}",
                         call,
                     )
 
@@ -872,20 +913,22 @@ def assert_gradients(
     max_examples: int = 5,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that gradients are those of finite differences, in float64.
+    """Assert that gradients equal finite differences, in float64 (`torch.autograd.gradcheck`).
 
-    Every part of the result that is in the graph is compared. Elements are drawn from a normal
-    distribution unless `elements` says otherwise, so that no call sits on a kink.
+    Every part of the result that requires a gradient is compared. Elements are normal variates
+    unless `elements` is given, so that no call is at a point without a derivative.
 
     Args:
         fn: the function.
-        arguments: tensors (or fields, "f.values") to differentiate by; all floating ones, if None.
-        second: whether second derivatives are compared too.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them.
+        arguments: tensors (or fields, "f.values") to differentiate with respect to; all floating
+            ones, if None.
+        second: whether to compare second derivatives too (`torch.autograd.gradgradcheck`).
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument, or the result no gradient.
     """
     refuse_unknown_arguments("assert_gradients", fn, arguments or ())
     compared = False
@@ -918,30 +961,32 @@ def assert_gradients(
             if second:
                 torch.autograd.gradgradcheck(of_tensors, leaves)
         except GradcheckError as error:
-            first = [GRADIENT + path for path in paths]
-            by = [*paths, *(f"{name}'s incoming gradient" for name in names)]
-            raise BrokenLawError(_in_names(str(error), first, by), call) from None
+            gradients = [f"({GRADIENT}{path})" for path in paths]
+            inputs_of_backward = [*paths, *(f"the gradient that reaches {name}" for name in names)]
+            problem = _in_names(str(error), gradients, inputs_of_backward)
+            raise BrokenLawError(problem, call) from None
 
     inputs["dtypes"] = _DOUBLE
-    hold("assert_gradients", drawn_calls(fn, inputs, generic=True), check, max_examples)
+    hold("assert_gradients", drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         raise MisuseError(
-            f"assert_gradients: no part of what {Signature(fn).name} returns has a gradient with "
-            f"respect to {', '.join(arguments) if arguments else 'a tensor it takes'}"
+            f"assert_gradients: no part of the result of {Signature(fn).name} has a gradient with "
+            f"respect to {', '.join(arguments) if arguments else 'an argument'}"
         )
 
 
-def _in_names(said: str, outs: Sequence[str], ins: Sequence[str]) -> str:
-    """Put names and numbers from gradcheck's report into one sentence."""
-    text = " ".join(re.sub(", dtype=torch.(float64|complex128)", "", said).split())
-    places = re.search(r"output (\d+) with respect to input (\d+)", text)
+def _in_names(report: str, outs: Sequence[str], ins: Sequence[str]) -> str:
+    """Rewrite gradcheck's report in one sentence, with names instead of indices."""
+    text = " ".join(re.sub(", dtype=torch.(float64|complex128)", "", report).split())
+    indices = re.search(r"output (\d+) with respect to input (\d+)", text)
     numbers = re.search(r"numerical:\s*(.*?)\s*analytical:\s*(.*)", text)
-    if not places or not numbers:
+    if not indices or not numbers:
         return text
-    name, by = outs[int(places[1])], ins[int(places[2])]
+    name, by = outs[int(indices[1])], ins[int(indices[2])]
     numerical, analytical = (part.removeprefix("tensor(").rstrip(")") for part in numbers.groups())
     return (
-        f"{name}'s gradient with respect to {by} is {analytical}, by finite differences {numerical}"
+        f"the gradient of {name} with respect to {by} is {analytical}, but finite differences give "
+        f"{numerical}"
     )
 
 
@@ -952,20 +997,20 @@ def assert_compiles(
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function compiles whole, with the results of eager mode.
+    """Assert that a function compiles with `fullgraph=True`, and gives the results of eager mode.
 
-    One compiled function, `fullgraph=True`, takes two calls that differ in sizes and options;
-    values and gradients are compared.
+    The compiled function is called twice, with different sizes and options. Its values and
+    gradients are compared with those of eager mode.
 
     Args:
         fn: the function.
-        backend: of `torch.compile`.
-        max_examples: pairs of calls to draw, each compiled again.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        backend: backend of `torch.compile`.
+        max_examples: number of pairs of calls to draw; each pair is compiled again.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the failing call, as code.
+        ValueError: if the result contains no tensor and no number.
     """
 
     def check(pair: tuple[Call, ...]) -> None:
@@ -978,22 +1023,22 @@ def assert_compiles(
             torch.compiler.reset()
 
     inputs.setdefault("dtypes", _DOUBLE)
-    one = drawn_calls(fn, inputs).map(lambda several: several[0])
+    one = drawn_calls(fn, inputs).map(lambda drawn: drawn[0])
     hold("assert_compiles", st.tuples(one, one), check, max_examples, shrink=False, simplest=False)
 
 
 def same_compiled(call: Call, run: Function) -> None:
-    """Compare values and gradients of a call with those of the compiled function."""
+    """Assert that a compiled function gives the values and gradients of eager mode."""
     values, gradients = values_and_gradients(call)
-    with failing("compiled", call):
+    with failing("when compiled", call):
         ours, our_gradients = values_and_gradients(call, run)
     for name, value in {**values, **gradients}.items():
         compiled = {**ours, **our_gradients}.get(name)
         if compiled is None:
-            raise BrokenLawError(f"{name} is absent when compiled", call)
+            raise BrokenLawError(f"{name} is missing when compiled", call)
         if not close(compiled, value):
-            one, two = told_apart(value, compiled)
-            raise BrokenLawError(f"{name} is {one}, compiled {two}", call)
+            one, two = format_difference(value, compiled)
+            raise BrokenLawError(f"{name} is {one}, but {two} when compiled", call)
 
 
 def assert_vmaps(
@@ -1003,17 +1048,17 @@ def assert_vmaps(
     max_examples: int = 3,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that `torch.vmap` equals a loop, also with `torch.func.grad` inside it.
+    """Assert that `torch.vmap` gives the results of a loop, also for `torch.func.grad`.
 
     Args:
         fn: the function.
         arguments: tensors (or fields, "f.values") to map over; all floating ones, if None.
-        max_examples: sets of three calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        max_examples: number of batches of three calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument, or no floating tensor to map over.
     """
     refuse_unknown_arguments("assert_vmaps", fn, arguments or ())
     compared = False
@@ -1038,65 +1083,67 @@ def assert_vmaps(
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
         looped = [of_tensors(*row) for row in rows]
         with failing("under vmap", call):
-            together = torch.vmap(of_tensors)(*stacked)
+            mapped = torch.vmap(of_tensors)(*stacked)
         for index, values in enumerate(looped):
             for name, value in values.items():
-                if not close(together[name][index], value):
-                    one, two = told_apart(value, together[name][index])
-                    raise BrokenLawError(f"{name} is {one}, under vmap {two}", three[index])
+                if not close(mapped[name][index], value):
+                    one, two = format_difference(value, mapped[name][index])
+                    raise BrokenLawError(f"{name} is {one}, but {two} under vmap", three[index])
         leaves = [[tensor.clone().requires_grad_() for tensor in row] for row in rows]
         losses = [scalar(of_tensors(*row)) for row in leaves]
         if not losses[0].requires_grad:
             return
-        by = tuple(range(len(paths)))
-        gradient: Function = torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), by)
-        with failing("grad under vmap", call):
-            mapped = torch.vmap(gradient)(*stacked)
+        argnums = tuple(range(len(paths)))
+        gradient: Function = torch.func.grad(lambda *xs: scalar(of_tensors(*xs)), argnums)
+        with failing("under vmap of torch.func.grad", call):
+            gradients = torch.vmap(gradient)(*stacked)
         for index, (loss, row) in enumerate(zip(losses, leaves, strict=True)):
-            for path, ours, wanted in zip(paths, mapped, derivatives(loss, row), strict=True):
-                if not close(ours[index], wanted):
-                    one, two = told_apart(wanted, ours[index])
+            for path, ours, expected in zip(paths, gradients, derivatives(loss, row), strict=True):
+                if not close(ours[index], expected):
+                    one, two = format_difference(expected, ours[index])
                     raise BrokenLawError(
-                        f"{GRADIENT}{path} is {one}, under vmap {two}", three[index]
+                        f"{GRADIENT}{path} is {one}, but {two} under vmap", three[index]
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
     hold("assert_vmaps", drawn_calls(fn, inputs, count=3, large=True), check, max_examples)
     if not compared:
+        among = f" among {', '.join(arguments)}" if arguments else ""
         raise MisuseError(
-            f"assert_vmaps: {Signature(fn).name} takes no floating tensor to map over"
+            f"assert_vmaps: {Signature(fn).name} takes no floating tensor to map over{among}"
         )
 
 
 def drawn(fn: Function, inputs: Inputs, *, at_least_two: str = "") -> st.SearchStrategy[Call]:
-    """Draw the calls of a law: now and then with an axis that is large."""
-    several = drawn_calls(fn, inputs, large=True, at_least_two=at_least_two)
-    return several.map(lambda calls: calls[0])
+    """Return a strategy for the calls of a law; in some of them an axis is longer than 64."""
+    strategy = drawn_calls(fn, inputs, large=True, at_least_two=at_least_two)
+    return strategy.map(lambda calls: calls[0])
 
 
-# Above the blocks that code reads at once.
+# Sizes above those of the blocks that losses work in.
 _LARGE: Final = (257, 65)
 
 
 def hold_extremes(
     law: str, fn: Function, inputs: Inputs, check: Callable[[Call], None], *, large: bool = False
 ) -> None:
-    """Run a law on calls in which one axis after another, of those without a size, is empty.
+    """Test a law with size 0 for each axis, in turn, that `sizes` does not name.
 
-    Large: and then on calls in which one of the first two is longer than blocks are.
+    If `large`, test it with a large size for each of the first two of these axes too.
     """
     named = inputs.get("sizes") or {}
 
-    def at(free: list[str]) -> list[dict[str, int]]:
+    def choose_sizes(free: list[str]) -> list[dict[str, int]]:
         axes = [axis for axis in free if axis not in named]
         longer = [{axis: n} for axis, n in zip(axes, _LARGE, strict=False)]
         return [{axis: 0} for axis in axes] + longer * large
 
-    def each(several: list[Call]) -> None:
-        for call in several:
+    def check_all(calls: list[Call]) -> None:
+        for call in calls:
             check(call)
 
-    hold(law, drawn_calls(fn, inputs, at=at), each, 1, shrink=False, simplest=False)
+    strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes)
+    hold(law, strategy, check_all, 1, shrink=False, simplest=False)
 
 
 def hold(
@@ -1108,33 +1155,33 @@ def hold(
     shrink: bool = True,
     simplest: bool = True,
 ) -> None:
-    """Run a law on drawn calls; of a failure keep the smallest call, and write it as code.
+    """Test a law on drawn calls, and raise an AssertionError with the smallest failing call.
 
-    The first call that hypothesis tries is the simplest: all sizes 1, all elements 0. Not
-    `simplest`: it is tried only where there is no other, and does not count.
+    Hypothesis tries the simplest call first: all sizes 1, all elements 0. If not `simplest`, this
+    call is used only if there is no other, and is not counted.
     """
-    if simplest and shrink:  # the others compile
-        examples = max(examples, _asked_for())
-    left_out: list[Any] = []
-    tried = 0
+    if simplest and shrink:  # the other laws compile, which is slow
+        examples = max(examples, _requested_examples())
+    skipped: list[Any] = []
+    checked = 0
     failures: list[BrokenLawError] = []
-    kept = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
+    phases = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
 
     @settings(
         deadline=None,
         max_examples=examples if simplest else examples + 1,
-        suppress_health_check=_PATIENT,
+        suppress_health_check=_SUPPRESSED,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=[phase for phase in settings().phases if kept.get(phase, False)],
+        phases=[phase for phase in settings().phases if phases.get(phase, False)],
     )
     @given(strategy)
     def run(drawn: Any) -> None:
-        nonlocal tried
-        if not simplest and not left_out:
-            left_out.append(drawn)
+        nonlocal checked
+        if not simplest and not skipped:
+            skipped.append(drawn)
             return
-        tried += 1
+        checked += 1
         try:
             try:
                 check(drawn)
@@ -1142,57 +1189,59 @@ def hold(
                 raise
             except Exception as error:
                 call = drawn if isinstance(drawn, Call) else drawn[0]
-                said = str(error).strip()
-                raise BrokenLawError(f"{type(error).__name__}: {said}", call) from error
+                message = str(error).strip()
+                raise BrokenLawError(f"raises {type(error).__name__}: {message}", call) from error
         except BrokenLawError as broken:
             failures.append(broken)
             raise
 
     try:
-        with warnings.catch_warnings():  # that a call to be printed is a large one
+        with warnings.catch_warnings():  # hypothesis warns about examples that print long
             warnings.simplefilter("ignore", HypothesisWarning)
             run()
-            if left_out and not tried:
+            if skipped and not checked:
                 run()
     except (BrokenLawError, Flaky):
         if not failures:
             raise
-        broken = failures[-1]  # a function that remembers may pass when it is tried once more
+        broken = failures[-1]  # a function that keeps state may pass when it is called again
         name = Signature(broken.call.fn).name
         text = f"{law}: {name}: {broken.problem}\n\n{broken.call.code()}"
         raise AssertionError(text) from broken.__cause__
 
 
-# Hypothesis's own default, which is no choice of the user's.
-_USUAL: Final = 100
+_HYPOTHESIS_DEFAULT: Final = 100
 
 
-def _asked_for() -> int:
-    """Return how many calls the environment or hypothesis's profile asks of every law."""
+def _requested_examples() -> int:
+    """Return the number of calls that TERMWISE_EXAMPLES or hypothesis's profile requests.
+
+    A profile counts only if it requests more than hypothesis does by default.
+    """
     profile = settings().max_examples
-    asked = int(os.environ.get("TERMWISE_EXAMPLES", "0"))
-    return max(asked, profile if profile > _USUAL else 0)
+    requested = int(os.environ.get("TERMWISE_EXAMPLES", "0"))
+    return max(requested, profile if profile > _HYPOTHESIS_DEFAULT else 0)
 
 
 GRADIENT: Final = "the gradient with respect to "
 
 
 def outputs(result: Any, *, numbers: bool = True) -> Numbers:
-    """Name the tensors and numbers of a result: fields of a record, keys, places, or "result".
+    """Return the tensors and numbers of a result by name: field, key, index, or "result".
 
-    What is within another part has both names: "result 0.loss". A number is a tensor without axes.
+    The name of a nested part contains both: "result 0.loss". A number is returned as a tensor.
     """
     if isinstance(result, Tensor):
         return {"result": result}
     if isinstance(result, bool | int | float | complex):
-        dtype = _WIDE.get(type(result))
+        dtype = _NUMBER_DTYPES.get(type(result))
         return {"result": torch.tensor(result, dtype=dtype)} if numbers else {}
-    place = "result " if type(result) in (tuple, list) else ""
+    prefix = "result " if type(result) in (tuple, list) else ""
     named: Numbers = {}
     for key, part in _parts(result).items():
         for name, value in outputs(part, numbers=numbers).items():
-            within = "" if name == "result" else f".{name.removeprefix('result ')}"
-            named[f"{place}{key}{within}"] = value
+            inner = "" if name == "result" else f".{name.removeprefix('result ')}"
+            named[f"{prefix}{key}{inner}"] = value
     return named
 
 
@@ -1212,7 +1261,7 @@ def _parts(result: Any) -> dict[str, Any]:
 
 
 def called(call: Call, run: Function | None = None) -> Numbers:
-    """Call, and name what comes out."""
+    """Call the function, and return its results by name."""
     values = outputs(call() if run is None else run(**call))
     if not values:
         raise MisuseError(f"{Signature(call.fn).name} returns no tensor and no number to compare")
@@ -1220,7 +1269,7 @@ def called(call: Call, run: Function | None = None) -> Numbers:
 
 
 def scalar(values: Numbers) -> Tensor:
-    """Return the loss, or a sum of all floating elements, each with a weight of its own."""
+    """Return the loss, or a sum of all floating elements with a different weight for each."""
     if "loss" in values:
         return values["loss"]
     total = torch.zeros(())
@@ -1234,20 +1283,20 @@ def scalar(values: Numbers) -> Tensor:
 
 
 def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbers, Numbers]:
-    """Call on fresh leaves; return the results, and the gradients, by path."""
+    """Call on copies that require a gradient, and return the results and the gradients."""
     live = call.mapped(leaf)
     values = called(live, run)
     loss = scalar(values)
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     gradients: Numbers = {}
     if loss.requires_grad:
-        derived = derivatives(loss, list(leaves.values()))
-        gradients = {GRADIENT + path: value for path, value in zip(leaves, derived, strict=True)}
+        found = derivatives(loss, list(leaves.values()))
+        gradients = {GRADIENT + path: value for path, value in zip(leaves, found, strict=True)}
     return {name: value.detach() for name, value in values.items()}, gradients
 
 
 def result_axes(signature: Signature, name: str, value: Tensor) -> tuple[str | None, ...]:
-    """Name the axes of a part of a result, as its annotation does."""
+    """Return the axis names of a part of a result, from its annotation."""
     hint: Any = signature.returns
     for part in name.removeprefix("result ").split(".") if name != "result" else ():
         hint = _hint_of(hint, part)
@@ -1264,16 +1313,20 @@ def _hint_of(hint: Any, part: str) -> Any:
 
 
 def derivatives(
-    loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False, create_graph: bool = False
+    loss: Tensor,
+    leaves: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
 ) -> list[Tensor]:
-    """Return the gradient with respect to each leaf, 0 for one that the loss does not reach."""
+    """Return the gradient with respect to each leaf: 0 where the loss does not depend on it."""
     if not leaves or not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(
         loss,
         leaves,
         create_graph=create_graph,
-        retain_graph=keep or create_graph,
+        retain_graph=retain_graph or create_graph,
         allow_unused=True,
         materialize_grads=True,
     )
@@ -1281,15 +1334,17 @@ def derivatives(
 
 
 def replaced(call: Call, others: Numbers) -> Call:
-    """Return the call with other tensors in some places."""
+    """Return a copy of the call with the tensors at some paths replaced."""
     return call.mapped(lambda path, t: others.get(path, t))
 
 
 def _size(law: str, call: Call, axis: str) -> int | None:
-    """Return the size of an axis in a call; None where the arguments that have it are None."""
+    """Return the size of an axis in a call; None if the arguments that have it are None."""
     size: int | None = call.sizes.get(axis)
     if isinstance(size, tuple):
-        raise MisuseError(f"{law}: {axis} of {Signature(call.fn).name} is any number of axes")
+        raise MisuseError(
+            f"{law}: {axis} of {Signature(call.fn).name} stands for any number of axes, needs one"
+        )
     if size is None:
         refuse_unknown_axis(law, Signature(call.fn), axis)
     return size
@@ -1307,11 +1362,13 @@ def refuse_fixed_axis(
     """Raise an error for an axis whose size a law cannot choose."""
     if axis not in free and not callable(inputs.get("given")):
         refuse_unknown_axis(law, signature, axis)
-        raise MisuseError(f"{law}: the size of {axis} is that of a given tensor")
+        raise MisuseError(
+            f"{law}: the size of {axis} must vary, but a tensor in `overrides` or `given` sets it"
+        )
 
 
 def is_of(path: str, arguments: Collection[str] | None) -> bool:
-    """Whether a tensor is one of these arguments, or within one; None: of all."""
+    """Whether a tensor is one of the arguments or inside one; None stands for all arguments."""
     if arguments is None:
         return True
     return any(path == name or path.startswith(f"{name}.") for name in arguments)
@@ -1330,17 +1387,18 @@ def refuse_unknown_arguments(
 def term(law: str, fn: Function, values: Numbers, name: str) -> Tensor:
     if name not in values:
         known = ", ".join(values)
-        raise MisuseError(f"{law}: what {Signature(fn).name} returns has no {name}, only {known}")
+        raise MisuseError(f"{law}: the result of {Signature(fn).name} has no {name}, only {known}")
     return values[name]
 
 
 def leaf(path: str, tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor that requires a gradient, if its dtype allows it."""
     copied = same_tensor(path, tensor.detach())
     return copied.requires_grad_() if is_inexact(copied.dtype) else copied
 
 
 def same_tensor(path: str, tensor: Tensor) -> Tensor:
-    """Copy a tensor with its strides, which `clone` keeps only where they leave nothing out."""
+    """Copy a tensor with its strides, which `clone` does not keep for every slice."""
     copied = tensor.clone()
     plain = tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.is_meta
     if plain or copied.stride() == tensor.stride():
@@ -1361,7 +1419,7 @@ def equal(one: Tensor, two: Tensor) -> bool:
 
 
 def close(one: Tensor, two: Tensor) -> bool:
-    """Compare to the precision of the dtype, with the size of the larger number as the unit."""
+    """Whether two tensors agree to the precision of the dtype, relative to the largest element."""
     if one.shape != two.shape:
         return False
     one, two = one.detach().to(two.dtype), two.detach()
@@ -1374,7 +1432,8 @@ def close(one: Tensor, two: Tensor) -> bool:
     )
 
 
-def few(value: Tensor) -> str:
+def brief(value: Tensor) -> str:
+    """Format the first elements of a tensor."""
     numbers = cast("list[float]", value.detach().reshape(-1)[:4].tolist())
     text = ", ".join(f"{number:.6g}" for number in numbers)
     if value.ndim == 0:
@@ -1382,21 +1441,21 @@ def few(value: Tensor) -> str:
     return f"[{text}{', ...' if value.numel() > 4 else ''}]"
 
 
-def told_apart(one: Tensor, two: Tensor) -> tuple[str, str]:
-    """Write the elements in which two tensors differ most, in as many digits as that takes."""
+def format_difference(one: Tensor, two: Tensor) -> tuple[str, str]:
+    """Format the elements in which two tensors differ most, with enough digits to differ."""
     one, two = one.detach(), two.detach()
     if one.shape != two.shape:
         return show(one), show(two)
     same = (one == two) | ((one != one) & (two != two))
-    apart = (one - two).abs().nan_to_num(torch.inf) if is_inexact(one.dtype) else ~same
-    index = int(torch.where(same, 0, apart.double()).argmax())
+    distance = (one - two).abs().nan_to_num(torch.inf) if is_inexact(one.dtype) else ~same
+    index = int(torch.where(same, 0, distance.double()).argmax())
     numbers = [cast("float", tensor.reshape(-1)[index].item()) for tensor in (one, two)]
     digits = next((n for n in (6, 9, 17) if f"{numbers[0]:.{n}g}" != f"{numbers[1]:.{n}g}"), 17)
     first, second = (f"{number:.{digits}g}" for number in numbers)
     if one.ndim == 0:
         return first, second
-    place = [int(i) for i in torch.unravel_index(torch.tensor(index), one.shape)]
-    return f"{first} at {place}", second
+    indices = [int(i) for i in torch.unravel_index(torch.tensor(index), one.shape)]
+    return f"{first} at {indices}", second
 
 
 def _first_line(text: str) -> str:

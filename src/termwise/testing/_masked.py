@@ -1,4 +1,4 @@
-"""What a mask leaves out may hold anything."""
+"""Whether masked elements affect the result."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from .._annotations import is_array, options_of, show
-from ._calls import Call, Inputs, Signature, calls, given_for, is_inexact
+from ._calls import Call, Inputs, Signature, calls, is_inexact, look_up
 from ._laws import (
     GRADIENT,
     BrokenLawError,
     Function,
     MisuseError,
     Numbers,
+    brief,
     called,
     close,
     derivatives,
-    few,
+    format_difference,
     hold,
     is_of,
     leaf,
@@ -27,50 +28,49 @@ from ._laws import (
     result_axes,
     scalar,
     term,
-    told_apart,
 )
 
-Counted: TypeAlias = Callable[[Tensor], Tensor]
-Nothing: TypeAlias = float | Mapping[str, float] | type[Exception]
+MaskFunction: TypeAlias = Callable[[Tensor], Tensor]
+EmptyResult: TypeAlias = float | Mapping[str, float] | type[Exception]
 
 
 def assert_masked(
     fn: Function,
     mask: str = "mask",
     *,
-    arguments: Sequence[str] | Mapping[str, Counted] | None = None,
-    nothing: Nothing | None = None,
+    arguments: Sequence[str] | Mapping[str, MaskFunction] | None = None,
+    nothing: EmptyResult | None = None,
     max_examples: int = 8,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that what a mask leaves out may hold anything, and reaches neither value nor gradient.
+    """Assert that masked elements affect neither the value nor the gradient, even if they are NaN.
 
-    With NaN and with infinity in the places that do not count, the result and the gradients are
-    those of the call without them, and the gradient in these places is exactly 0. Where the mask
-    leaves out everything, the result is finite with finite gradients, or as `nothing` says. A part
-    of the result that has the mask's axes is compared in the places that count.
+    With NaN or infinity in the masked elements, the result and the gradients do not change, and the
+    gradient of the masked elements is exactly 0. If everything is masked, the result and the
+    gradients are finite, or as `nothing` says. Parts of the result that have the axes of the mask
+    are compared where the mask keeps them.
 
     Args:
         fn: the function.
-        mask: the argument (or field, "batch.mask") that says which places count. It is a tensor in
-            each call that is tried, where it could also be None.
-        arguments: tensors that it masks; all floating ones that have all its axes, if None. A
-            mapping gives for each a function of the mask that returns where the tensor counts, as
-            booleans of the mask's shape: `{"logits": lambda labels: labels != -100}`, or
-            `{"keys": lambda padding: ~padding}`. A mask of booleans is otherwise True where
-            something counts.
-        nothing: what is returned where nothing counts: the loss (or the one result), terms by
-            name, or the error that refuses it; NaN for a mean of nothing that is NaN. Any finite
-            numbers, if None.
-        max_examples: calls to draw.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise. With `elements` for the mask, or an override that is no annotation, a mask
-            that leaves out everything is tried only if they draw it.
+        mask: name of the argument (or field, "batch.mask") that is the mask. If it is optional, it
+            is a tensor in every call.
+        arguments: tensors that are masked; all floating ones that have all axes of the mask, if
+            None. A mapping contains a function for each tensor, which takes the mask and returns
+            True for the elements to keep, in the shape of the mask:
+            `{"logits": lambda labels: labels != -100}` or `{"keys": lambda padding: ~padding}`.
+            Without a function, the mask is boolean, and True for the elements to keep.
+        nothing: expected result if everything is masked: the value of the loss (or of the single
+            result), values of terms by name, or the error that is raised. It may be NaN, as the
+            mean of an empty tensor is. None: any finite values.
+        max_examples: number of calls to draw.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default. If
+            `elements` or `overrides` sets the elements of the mask, a mask of everything is tested
+            only if they draw it.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
-        ValueError: the function has no such argument, no tensor has the mask's axes, or no call
-            left anything out.
+        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        ValueError: if the function has no such argument, no floating tensor has the axes of the
+            mask, or the mask keeps all or no elements in every call.
 
     Examples:
         >>> import torch
@@ -83,182 +83,184 @@ def assert_masked(
         ...     return (x * mask[:, None]).sum() / mask.sum()
         >>> testing.assert_masked(loss)
         Traceback (most recent call last):
-        AssertionError: assert_masked: loss: result is nan where mask leaves out everything...
+        AssertionError: assert_masked: loss: result is nan if mask excludes everything...
     """
     law = "assert_masked"
     refuse_unknown_arguments(law, fn, [mask, *(arguments or ())])
     overrides = dict(inputs.get("overrides") or {})
     elements = inputs.get("elements")
-    limited = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
+    restricted = {**overrides, **(elements if isinstance(elements, Mapping) else {})}
     arrays = [option for option in options_of(Signature(fn).hints.get(mask)) if is_array(option)]
-    if is_array(limited.get(mask)):
-        del limited[mask]
+    if is_array(restricted.get(mask)):
+        del restricted[mask]
     if len(arrays) == 1:
         overrides.setdefault(mask, arrays[0])
-    tried = False
+    compared = False
 
     def check(call: Call) -> None:
-        nonlocal tried
+        nonlocal compared
         given = call.tensors().get(mask)
         if given is None:
             return
         masks = [given]
-        if given.dtype == torch.bool and given_for(mask, limited) is None:
+        if given.dtype == torch.bool and look_up(mask, restricted) is None:
             every_second = (torch.arange(given.numel()) % 2 == 1).reshape(given.shape)
             partial = given.any() and not given.all()
             masks = [given if partial else every_second]
             masks += [torch.zeros_like(given), torch.ones_like(given)]
         for one in masks:
-            with_one = replaced(call, {mask: one})
-            counted = _counted(law, with_one, mask, arguments)
-            if not any(kept.any() for kept in counted.values()):
-                check_nothing(with_one, counted)
-            elif not all(kept.all() for kept in counted.values()):
-                tried = True
-                check_left_out(with_one, counted)
+            masked = replaced(call, {mask: one})
+            kept = _kept_elements(law, masked, mask, arguments)
+            if not any(where.any() for where in kept.values()):
+                check_all_masked(masked, kept)
+            elif not all(where.all() for where in kept.values()):
+                compared = True
+                check_partly_masked(masked, kept)
 
-    def check_nothing(call: Call, counted: Numbers) -> None:
-        where = f"where {mask} leaves out everything"
-        for held, also in ((call, ""), (_filled(call, counted, math.nan), ", which is NaN")):
+    def check_all_masked(call: Call, kept: Numbers) -> None:
+        excluded = f"if {mask} excludes everything"
+        with_nan = f"{excluded}, with NaN in the excluded elements"
+        filled = _fill(call, kept, math.nan)
+        for masked, condition in ((call, excluded), (filled, with_nan)):
             if isinstance(nothing, type):
-                _check_refused(held, where + also, nothing)
+                _check_raises(masked, condition, nothing)
             else:
-                _check_values_of_nothing(law, held, mask, nothing, where + also)
+                _check_empty_result(law, masked, mask, nothing, condition)
 
-    def check_left_out(call: Call, counted: Numbers) -> None:
-        wanted = _numbers(call, mask)
-        for path, kept in counted.items():
-            slope = wanted.get(GRADIENT + path, torch.zeros(()))
-            if (slope.where(~kept, 0) != 0).any():
-                nonzero = few(slope[~kept & (slope != 0)][0])
+    def check_partly_masked(call: Call, kept: Numbers) -> None:
+        expected = _values_and_gradients(call, mask)
+        for path, where in kept.items():
+            gradient = expected.get(GRADIENT + path, torch.zeros(()))
+            if (gradient.where(~where, 0) != 0).any():
+                nonzero = brief(gradient[~where & (gradient != 0)][0])
                 raise BrokenLawError(
-                    f"{GRADIENT}{path} is {nonzero} in a place that {mask} leaves out", call
+                    f"{GRADIENT}{path} is {nonzero} for an element that {mask} excludes", call
                 )
-        # NaN in each alone, to name it.
-        filled = [(path, {path: kept}, math.nan) for path, kept in counted.items()]
-        for where, places, poison in (*filled, (" and ".join(counted), counted, math.inf)):
-            poisoned = _filled(call, places, poison)
-            ours = _numbers(poisoned, mask)
-            for name, value in wanted.items():
+        # NaN in one tensor at a time, so that the message can name it.
+        fillings = [(path, {path: where}, math.nan) for path, where in kept.items()]
+        for names, filled, number in (*fillings, (" and ".join(kept), kept, math.inf)):
+            changed = _fill(call, filled, number)
+            ours = _values_and_gradients(changed, mask)
+            for name, value in expected.items():
                 if not close(ours[name], value):
-                    one, two = told_apart(value, ours[name])
+                    one, two = format_difference(value, ours[name])
                     raise BrokenLawError(
-                        f"{name} is {one}, and {two} with {poison} in {where} in the places that "
-                        f"{mask} leaves out",
-                        poisoned,
+                        f"{name} is {one}, but {two} with {number} in the elements of {names} that "
+                        f"{mask} excludes",
+                        changed,
                     )
 
     inputs["overrides"] = overrides
     inputs.setdefault("dtypes", (torch.float64,))
     hold(law, calls(fn, **inputs), check, max_examples)
-    if not tried:
+    if not compared:
         raise MisuseError(
-            f"{law}: {mask} left out some places and not all in no call of {Signature(fn).name}: "
-            "give sizes, elements or overrides that do"
+            f"{law}: {mask} kept all or no elements in every call of {Signature(fn).name}: pass "
+            "sizes, elements or overrides with which it keeps some"
         )
 
 
-def _counted(
-    law: str, call: Call, mask: str, arguments: Sequence[str] | Mapping[str, Counted] | None
+def _kept_elements(
+    law: str, call: Call, mask: str, arguments: Sequence[str] | Mapping[str, MaskFunction] | None
 ) -> Numbers:
-    """Return where each tensor counts, as booleans of its shape."""
+    """Return which elements of each tensor the mask keeps, as booleans of its shape."""
     signature, axes, given = Signature(call.fn), call.axes(), call.tensors()[mask]
     paths: Collection[str] | None = arguments
-    functions: Mapping[str, Counted] = {}
+    functions: Mapping[str, MaskFunction] = {}
     if isinstance(arguments, Mapping):
         functions = arguments
     if given.dtype != torch.bool and not functions:
         raise MisuseError(
-            f"{law}: {mask} of {signature.name} is {show(given)}, no mask of booleans: give in "
-            f"arguments a function of it for each tensor, {{name: lambda {mask}: ...}}"
+            f"{law}: {mask} of {signature.name} is {show(given)}, not boolean: pass arguments="
+            f"{{name: lambda {mask}: ...}} with a function that returns the elements to keep"
         )
-    counted: Numbers = {}
+    kept: Numbers = {}
     for path, tensor in call.tensors().items():
         if path == mask or not is_inexact(tensor.dtype) or not is_of(path, paths):
             continue
-        function: Counted | None = given_for(path, functions)
-        kept = function(given) if function is not None else given
-        placed = _placed(kept, axes.get(mask, ()), tensor, axes.get(path, ()))
-        if placed is None and arguments is not None:
+        function: MaskFunction | None = look_up(path, functions)
+        where = function(given) if function is not None else given
+        expanded = _expand(where, axes.get(mask, ()), tensor, axes.get(path, ()))
+        if expanded is None and arguments is not None:
             raise MisuseError(
-                f"{law}: {path} of {signature.name} is {show(tensor)}, which {mask}, "
-                f"{show(given)}, cannot mask along its axes"
+                f"{law}: {path} of {signature.name} is {show(tensor)}, without the axes of {mask}, "
+                f"{show(given)}"
             )
-        if placed is not None:
-            counted[path] = placed
-    if not counted:
+        if expanded is not None:
+            kept[path] = expanded
+    if not kept:
         raise MisuseError(f"{law}: no floating tensor of {signature.name} has the axes of {mask}")
-    return counted
+    return kept
 
 
-def _placed(
-    kept: Tensor, of_mask: tuple[str | None, ...], tensor: Tensor, names: tuple[str | None, ...]
+def _expand(
+    where: Tensor, mask_axes: tuple[str | None, ...], tensor: Tensor, axes: tuple[str | None, ...]
 ) -> Tensor | None:
-    """Lay a mask along the axes of a tensor that have the same names; None if it has not all."""
-    if None in of_mask:  # any number of axes, which come first
-        if kept.shape != tensor.shape[: kept.ndim]:
+    """Expand a mask to a tensor's shape, by the names of axes; None if the tensor lacks one."""
+    if None in mask_axes:  # any number of axes, which come first
+        if where.shape != tensor.shape[: where.ndim]:
             return None
-        return kept.reshape(*kept.shape, *[1] * (tensor.ndim - kept.ndim)).expand(tensor.shape)
-    if not set(of_mask) <= set(names):
+        return where.reshape(*where.shape, *[1] * (tensor.ndim - where.ndim)).expand(tensor.shape)
+    if not set(mask_axes) <= set(axes):
         return None
-    if len(of_mask) == 1:  # along each axis of the name, as of the distances of all pairs
-        places = [i for i, name in enumerate(names) if name == of_mask[0]]
-        shapes = [[-1 if i == place else 1 for i in range(tensor.ndim)] for place in places]
-        return torch.stack([kept.reshape(shape).expand(tensor.shape) for shape in shapes]).all(0)
-    places = [names.index(name) for name in of_mask]
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    sizes = [tensor.shape[i] if i in places else 1 for i in range(tensor.ndim)]
-    return kept.permute(order).reshape(sizes).expand(tensor.shape)
+    if len(mask_axes) == 1:  # every axis of this name, as in a matrix of pairwise distances
+        indices = [i for i, name in enumerate(axes) if name == mask_axes[0]]
+        shapes = [[-1 if i == index else 1 for i in range(tensor.ndim)] for index in indices]
+        return torch.stack([where.reshape(shape).expand(tensor.shape) for shape in shapes]).all(0)
+    indices = [axes.index(name) for name in mask_axes]
+    order = sorted(range(len(indices)), key=lambda i: indices[i])
+    sizes = [tensor.shape[i] if i in indices else 1 for i in range(tensor.ndim)]
+    return where.permute(order).reshape(sizes).expand(tensor.shape)
 
 
-def _filled(call: Call, counted: Numbers, poison: float) -> Call:
-    """Return the call with a number in the places that do not count."""
+def _fill(call: Call, kept: Numbers, number: float) -> Call:
+    """Return a copy of the call with a number in all elements that are not kept."""
     tensors = call.tensors()
-    return replaced(call, {path: tensors[path].where(counted[path], poison) for path in counted})
+    return replaced(call, {path: tensors[path].where(kept[path], number) for path in kept})
 
 
-def _numbers(call: Call, mask: str) -> Numbers:
-    """Return the results where they count, and the gradients."""
+def _values_and_gradients(call: Call, mask: str) -> Numbers:
+    """Return the results, with 0 where they are masked, and the gradients."""
     signature, axes = Signature(call.fn), call.axes().get(mask, ())
     live = call.mapped(leaf)
     values = called(live)
     for name, value in values.items():
         names = result_axes(signature, name, value)
-        kept = _placed(call.tensors()[mask] != 0, axes, value, names)
+        kept = _expand(call.tensors()[mask] != 0, axes, value, names)
         if kept is not None and axes and value.ndim:
             values[name] = value.where(kept, 0)
     loss = scalar(values)
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     numbers = {name: value.detach() for name, value in values.items()}
     if loss.requires_grad:
-        slopes = derivatives(loss, list(leaves.values()))
-        numbers |= {GRADIENT + path: slope for path, slope in zip(leaves, slopes, strict=True)}
+        found = derivatives(loss, list(leaves.values()))
+        numbers |= {GRADIENT + path: value for path, value in zip(leaves, found, strict=True)}
     return numbers
 
 
-def _check_refused(call: Call, where: str, error: type[Exception]) -> None:
+def _check_raises(call: Call, condition: str, error: type[Exception]) -> None:
     try:
         call()
     except error:
         return
-    raise BrokenLawError(f"no {error.__name__} {where}", call)
+    raise BrokenLawError(f"no {error.__name__} is raised {condition}", call)
 
 
-def _check_values_of_nothing(
-    law: str, call: Call, mask: str, nothing: float | Mapping[str, float] | None, where: str
+def _check_empty_result(
+    law: str, call: Call, mask: str, nothing: float | Mapping[str, float] | None, condition: str
 ) -> None:
-    numbers = _numbers(call, mask)
+    numbers = _values_and_gradients(call, mask)
     if nothing is None:
         for name, value in numbers.items():
             if not torch.isfinite(value).all():
-                bad = few(value[~torch.isfinite(value)][0])
-                hint = "" if name.startswith(GRADIENT) else ": say in nothing= what is documented"
-                raise BrokenLawError(f"{name} is {bad} {where}{hint}", call)
+                bad = brief(value[~torch.isfinite(value)][0])
+                hint = "" if name.startswith(GRADIENT) else " (pass nothing= if this is expected)"
+                raise BrokenLawError(f"{name} is {bad} {condition}{hint}", call)
         return
     loss = "loss" if "loss" in numbers else "result"
-    documented = nothing if isinstance(nothing, Mapping) else {loss: nothing}
-    for name, number in documented.items():
+    expected = nothing if isinstance(nothing, Mapping) else {loss: nothing}
+    for name, number in expected.items():
         value = term(law, call.fn, numbers, name)
         if not close(value, torch.full_like(value, number)):
-            one, two = told_apart(value, torch.full_like(value, number))
-            raise BrokenLawError(f"{name} is {one} {where}, and documented as {two}", call)
+            one, two = format_difference(value, torch.full_like(value, number))
+            raise BrokenLawError(f"{name} is {one} {condition}, but nothing= says {two}", call)

@@ -1,4 +1,4 @@
-"""Processes of this machine that form a group, for losses over ranks."""
+"""Processes on this machine that form process groups, to test losses over ranks."""
 
 import contextlib
 import datetime
@@ -19,13 +19,17 @@ _SECONDS: Final = 40
 
 
 class Ranks:
-    """Gloo ranks that start once and then run one function after another.
+    """Processes with gloo process groups that run functions until they are closed.
 
-    Starting takes seconds, a call milliseconds: share one between tests. The ranks meet through a
-    file, compute with one thread, and end with `close()` or with the `with` block.
+    Starting them takes seconds, a call takes milliseconds: share one instance between tests. Each
+    rank uses one thread. The ranks find each other through a temporary file, and end with `close()`
+    or with the `with` block.
 
     Args:
-        count: number of ranks, 2 at least.
+        count: number of ranks, at least 2.
+
+    Raises:
+        ValueError: if `count` is below 2.
 
     Examples:
         ```python
@@ -46,7 +50,7 @@ class Ranks:
         count = self.count
         self._folder = tempfile.TemporaryDirectory()
         store = (Path(self._folder.name) / "store").as_uri()
-        # One process imports, and the ranks are its copies: eight imports would take a minute.
+        # One process imports, and the ranks are forks of it: eight imports would take a minute.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["termwise.testing", "torch.distributed.fsdp"])
         self._pipes: list[Connection] = []
@@ -59,20 +63,24 @@ class Ranks:
             self._processes.append(process)
 
     def __call__(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-        """Run `function(group, *its)` on as many ranks as each of arguments has elements.
+        """Run `function(group, *arguments_of_the_rank)` on each rank.
+
+        The ranks are restarted after a timeout, and if one of them ends or raises an error while
+        others wait for it.
 
         Args:
-            function: what each rank calls; pickled, so by its name in a module. The group holds
-                the ranks that take part.
-            *arguments: for each parameter a sequence with one value for each rank: 2, or `count`.
+            function: the function. It is pickled, so it must be importable from a module. Its first
+                argument is the process group of the ranks that run it.
+            *arguments: for each other parameter a sequence with one value for each rank: 2 values,
+                or `count`.
 
         Returns:
-            What each rank returned.
+            The results of the ranks, in order.
 
         Raises:
-            RuntimeError: what the ranks raised, as text.
-            TimeoutError: a rank did not answer within 40 seconds. After this, and where a rank
-                ended, or raised while others waited, the ranks are restarted.
+            ValueError: if the arguments are for another number of ranks.
+            RuntimeError: if a rank raises an error; the message contains the tracebacks.
+            TimeoutError: if a rank does not answer within 40 seconds.
         """
         (world,) = {len(values) for values in arguments}
         if world not in (2, self.count):
@@ -91,7 +99,7 @@ class Ranks:
                 except EOFError:
                     failed, result, ended = True, f"rank {rank} has ended", True
                 answers[rank] = failed, result
-                if failed:  # the others may wait for it in vain
+                if failed:  # the others may be waiting for it
                     end = min(end, time.monotonic() + 2)
         failures = [text for failed, text in answers.values() if failed]
         silent = [rank for rank in range(world) if rank not in answers]

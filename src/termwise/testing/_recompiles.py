@@ -1,4 +1,4 @@
-"""How often a function is compiled, as its sizes change."""
+"""Count the graphs that `torch.compile` makes of a function as sizes change."""
 
 from collections.abc import Callable, Collection
 from typing import Any, Final, Unpack
@@ -18,7 +18,7 @@ from ._laws import (
     same_compiled,
 )
 
-# None of them 0 or 1, which Dynamo takes for constants.
+# Without 0 and 1, which Dynamo treats as constants.
 _SIZES: Final = (7, 8, 9, 12, 13, 16, 20, 33, 64, 65)
 
 
@@ -32,28 +32,29 @@ def assert_recompiles(
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that a function is compiled a few times at most, whatever the sizes are.
+    """Assert that changing sizes does not recompile a function again and again.
 
-    The compiled function is called at ten sizes, with the same options. `torch.compile` makes a
-    graph for the first size and one more for all sizes, so two are usual; more of them mean that a
-    size is a constant of each, as where it is compared with a number or is the length of a loop.
-    The first and the last call have the results and the gradients of eager mode.
+    The compiled function is called with ten sizes and the same options. `torch.compile` makes a
+    graph for the first size and another for all sizes, so two graphs are normal. More graphs mean
+    that a size is a constant in each, for instance because it is compared with a number or is the
+    length of a loop. The first and the last call must have the results and gradients of eager mode.
 
     Args:
-        fn: the function, compiled with `fullgraph=True`.
-        axis: name of the axis whose size changes, or of several, which have ten sizes each. None:
-            all axes that `sizes` does not name.
-        at_most: how many graphs.
-        dynamic: whether the sizes are marked as dynamic before the first call, as by
-            `torch._dynamo.mark_dynamic`, so that one graph is enough.
-        backend: of `torch.compile`; "aot_eager" traces the backward pass too.
-        max_examples: sets of ten calls to draw, each compiled again.
-        **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
-            otherwise.
+        fn: the function, which is compiled with `fullgraph=True`.
+        axis: name of the axis whose size changes, or several names, whose sizes change together.
+            None: all axes that `sizes` does not name.
+        at_most: largest number of graphs.
+        dynamic: whether to mark the sizes as dynamic before the first call
+            (`torch._dynamo.mark_dynamic`), so that one graph is enough.
+        backend: backend of `torch.compile`; "aot_eager" traces the backward pass too.
+        max_examples: number of sets of ten calls to draw; each set is compiled again.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: with the guard that failed, and the call, as code.
-        ValueError: there is no such axis, or a given tensor has its size.
+        AssertionError: if this fails. The message contains the guard that failed and the call, as
+            code.
+        ValueError: if the function has no such axis, if a given tensor sets its size, or if
+            `at_most` is below 1.
 
     Examples:
         >>> import torch
@@ -69,21 +70,21 @@ def assert_recompiles(
     if at_most < 1:
         raise MisuseError(f"assert_recompiles needs at_most >= 1, got {at_most}")
     signature = Signature(fn)
-    asked = (axis,) if isinstance(axis, str) else axis
+    requested = (axis,) if isinstance(axis, str) else axis
 
-    def at(free: list[str]) -> list[dict[str, int]]:
-        axes = list(asked or (name for name in free if name not in (inputs.get("sizes") or {})))
+    def choose_sizes(free: list[str]) -> list[dict[str, int]]:
+        axes = list(requested or (name for name in free if name not in (inputs.get("sizes") or {})))
         for name in axes:
             refuse_fixed_axis("assert_recompiles", signature, name, free, inputs)
         if not axes:
-            raise MisuseError(f"assert_recompiles: {signature.name} has no axis that may change")
+            raise MisuseError(f"assert_recompiles: {signature.name} has no axis that can vary")
         return [
-            {name: _SIZES[(turn + place) % len(_SIZES)] for place, name in enumerate(axes)}
+            {name: _SIZES[(turn + offset) % len(_SIZES)] for offset, name in enumerate(axes)}
             for turn in range(len(_SIZES))
         ]
 
-    def check(several: list[Call]) -> None:
-        # Imported where something is compiled, and not before, for it takes seconds.
+    def check(calls: list[Call]) -> None:
+        # Imported only when needed, because it takes seconds.
         from torch._dynamo import config
         from torch._dynamo.exc import RecompileError
 
@@ -92,38 +93,38 @@ def assert_recompiles(
         compiled: Function = torch.compile(fn, fullgraph=True, backend=graphs)
 
         def first(**arguments: Any) -> Any:
-            _mark_dynamic(Call(fn, arguments, {}), several[1])
+            _mark_dynamic(Call(fn, arguments, {}), calls[1])
             return compiled(**arguments)
 
         try:
-            for call in several:
+            for call in calls:
                 with config.patch(error_on_recompile=graphs.count >= at_most):
-                    run = first if dynamic and call is several[0] else compiled
+                    run = first if dynamic and call is calls[0] else compiled
                     try:
-                        if call is several[0] or call is several[-1]:
+                        if call is calls[0] or call is calls[-1]:
                             same_compiled(call, run)
                         else:
-                            with failing("compiled", call):
+                            with failing("when compiled", call):
                                 run(**call.mapped(leaf))
                     except BrokenLawError as broken:
                         error = broken.__context__
                         if isinstance(error, RecompileError):
-                            said = _said(graphs.count, call, error)
-                            raise BrokenLawError(said, call) from None
+                            problem = _describe(graphs.count, call, error)
+                            raise BrokenLawError(problem, call) from None
                         raise
         finally:
             torch.compiler.reset()
 
     inputs.setdefault("dtypes", (torch.float64,))
-    strategy = drawn_calls(fn, inputs, at=at)
+    strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes)
     hold("assert_recompiles", strategy, check, max_examples, shrink=False, simplest=False)
 
 
-def _said(count: int, call: Call, error: Exception) -> str:
-    """Write which graph is compiled, at which sizes, and the guard of the last one that failed."""
+def _describe(count: int, call: Call, error: Exception) -> str:
+    """Describe which graph is compiled, at which sizes, and the guard that failed."""
     lines = [line.strip() for line in str(error).splitlines()]
     guard = next((line.partition(":")[2] for line in lines if line.startswith("- ")), "")
-    guard = " #".join(guard.split(" #")[:2])  # with the line of source that it comes from
+    guard = " #".join(guard.split(" #")[:2])  # the guard and its line of source
     ordinal = {1: "2nd", 2: "3rd"}.get(count, f"{count + 1}th")
     sizes = ", ".join(f"{name} {size}" for name, size in call.sizes.items())
     return f"a {ordinal} graph is compiled at {sizes}: {' '.join(guard.split())}"
@@ -141,7 +142,7 @@ def _mark_dynamic(call: Call, other: Call) -> None:
 
 
 class Graphs:
-    """A backend that counts graphs, and not what it compiles within one of them."""
+    """A backend that counts graphs, but not those that another backend compiles inside one."""
 
     def __init__(self, backend: str | Callable[..., Any]) -> None:
         from torch._dynamo.backends.registry import lookup_backend

@@ -1,8 +1,8 @@
-"""Whether a loss of energy-based models finds the true model, by finite sums alone.
+"""Check that a loss of energy-based models finds the true model, without sampling noise.
 
-The data are Gaussian, and so is the model. Sigma points have the mean and covariance of their
-Gaussian exactly, so a loss whose expectation asks no more of the data has at the true parameters a
-gradient of 0, not of 0 up to noise.
+The data and the model are Gaussian. Sigma points have exactly the mean and covariance of their
+Gaussian. A loss that depends on no other property of the data therefore has a gradient of 0 at the
+true parameters, up to rounding.
 """
 
 import math
@@ -20,9 +20,14 @@ LossFunction: TypeAlias = Callable[["GaussianEnergy", Tensor], Terms | Tensor]
 
 
 class GaussianEnergy(nn.Module):
-    """The energy 0.5 (x - mean)^T precision (x - mean), whose true parameters are known.
+    """The energy 0.5 (x - mean)^T precision (x - mean), with known true parameters.
 
-    Calling it returns the energy of each row. Of its precision the symmetric part counts.
+    Calling it returns the energy of each row. Only the symmetric part of `precision` has an effect.
+
+    Args:
+        mean (Float[Tensor, " d"]): true mean, the initial value of the parameter `mean`.
+        covariance (Float[Tensor, "d d"]): true covariance, positive definite. Its inverse is the
+            initial value of the parameter `precision`.
     """
 
     mean: nn.Parameter
@@ -30,11 +35,11 @@ class GaussianEnergy(nn.Module):
     precision: nn.Parameter
     """P, "d d", positive definite."""
     log_z: nn.Parameter
-    """What a loss that learns log Z takes for it; the energy does not use it."""
+    """log Z, for a loss that learns it; the energy does not use it. It starts at the true value."""
     true_mean: Tensor
-    """The mean it began with, " d"."""
+    """The true mean, " d"."""
     true_precision: Tensor
-    """The inverse of the covariance it began with, "d d"."""
+    """The inverse of the true covariance, "d d"."""
 
     @contract
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
@@ -50,22 +55,23 @@ class GaussianEnergy(nn.Module):
         """Return the energy of each row."""
         return _energy(x, self.mean, self.precision)
 
-    if TYPE_CHECKING:  # nn.Module's own says that a call returns Any
+    if TYPE_CHECKING:  # nn.Module annotates the result of a call with Any
 
         def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
             """Return the energy of each row."""
             ...
 
     def log_density(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """Return the log-density of the true Gaussian, whatever the parameters are now.
+        """Return the log-density of each row under the true Gaussian, detached.
 
-        A constant: it is what noise-contrastive losses are told of noise that was drawn from it.
+        It does not depend on the parameters. Use it in noise-contrastive losses, as the log-density
+        of noise that is drawn from the true Gaussian.
         """
         energies = _energy(x, self.true_mean, self.true_precision)
         return (-energies - _log_z(self.true_precision)).detach()
 
     def samples(self) -> Float[Tensor, "points d"]:
-        """Return sigma points of the model as its parameters are now, detached."""
+        """Return sigma points of the model with its current parameters, detached."""
         precision = ((self.precision + self.precision.T) / 2).detach()
         return sigma_points(self.mean.detach(), precision.inverse())
 
@@ -83,16 +89,16 @@ def _log_z(precision: Tensor) -> Tensor:
 def sigma_points(
     mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]
 ) -> Float[Tensor, "points d"]:
-    r"""Return 2 d points whose mean and covariance are exactly those given.
+    r"""Return 2 d points that have exactly the given mean and covariance.
 
     $$x = \mu \pm \sqrt{d}\, L e_i, \qquad \Sigma = L L^\top$$
 
     Args:
-        mean (Float[Tensor, " d"]): mu.
-        covariance (Float[Tensor, "d d"]): Sigma, positive definite.
+        mean (Float[Tensor, " d"]): the mean, mu.
+        covariance (Float[Tensor, "d d"]): the covariance, Sigma; positive definite.
 
     Returns:
-        Float[Tensor, "points d"]: the points, the upper signs first.
+        Float[Tensor, "points d"]: the points: first those with a plus, then those with a minus.
 
     Examples:
         >>> import torch
@@ -108,13 +114,13 @@ def sigma_points(
 
 @contract
 def exact_projections(x: Float[Tensor, "batch d"]) -> Float[Tensor, "d batch d"]:
-    r"""Return for each row the directions sqrt(d) e_i, over which the mean of v v^T is I exactly.
+    r"""Return the projections v = sqrt(d) e_i for each row: the mean of v v^T is exactly I.
 
     Args:
-        x (Float[Tensor, "batch d"]): data, of which the shape, dtype and device count.
+        x (Float[Tensor, "batch d"]): data; only its shape, dtype and device are used.
 
     Returns:
-        Float[Tensor, "d batch d"]: direction i of each row.
+        Float[Tensor, "d batch d"]: the d projections of each row.
 
     Examples:
         >>> import torch
@@ -136,14 +142,14 @@ def exact_projections(x: Float[Tensor, "batch d"]) -> Float[Tensor, "d batch d"]
 def exact_noise(
     x: Float[Tensor, "batch d"],
 ) -> tuple[Float[Tensor, "crossed d"], Float[Tensor, "crossed d"]]:
-    r"""Cross each row with the noises +-sqrt(d) e_i, of mean 0 and covariance I exactly.
+    r"""Combine each row with 2 d noise vectors, +-sqrt(d) e_i, of mean 0 and covariance I exactly.
 
     Args:
         x (Float[Tensor, "batch d"]): data.
 
     Returns:
-        tuple[Float[Tensor, "crossed d"], Float[Tensor, "crossed d"]]: each row 2 d times, and the
-        noise of each.
+        tuple[Float[Tensor, "crossed d"], Float[Tensor, "crossed d"]]: each row repeated 2 d times,
+        and the noise vector for each.
 
     Examples:
         >>> import torch
@@ -166,36 +172,37 @@ def check_recovers(
     smoothing: float = 0.0,
     tolerance: float = 1e-6,
 ) -> None:
-    r"""Check that a loss has the true parameters of a Gaussian model for a minimum.
+    r"""Check that the true parameters of a Gaussian model are a minimum of a loss.
 
     `loss_fn(energy, x)` is called with a [`GaussianEnergy`][termwise.testing.GaussianEnergy] and
-    the sigma points of Gaussian data, in float64. Two things are held, of three problems:
+    the sigma points of Gaussian data, in float64. For three random problems:
 
-    - at the true parameters the gradient is 0, against its size a step away;
-    - at parameters a small step away, to several sides, it points away from the true ones, so that
-      descent comes back. A loss of the wrong sign is stationary at the truth too, and fails here.
+    - At the true parameters the gradient is 0, relative to its norm a small step away.
+    - A small step away, in each of several directions, the inner product of the gradient and the
+      step is positive, so gradient descent returns to the true parameters. A loss with the wrong
+      sign is stationary at the true parameters too, and fails here.
 
     Args:
-        loss_fn: returns the loss, or terms that contain it. Where the loss needs more than data, it
-            is exact with: `energy.samples()` for samples of the model, `energy.log_density` for the
-            log-density of noise that has the data's distribution (such as x itself),
-            `energy.log_z`, [`exact_projections`][termwise.testing.exact_projections] and
-            [`exact_noise`][termwise.testing.exact_noise]. It must return the same loss each time.
-        dimensions: d of the data.
-        smoothing: standard deviation of the noise that the model is to have in it, for losses that
-            learn the density of noisy data: the true covariance is that of the data plus
-            smoothing^2 I.
-        tolerance: how large a gradient may be at the truth, as a share of that a step of about 5%
-            of the parameters away. Exact losses have about 1e-13.
+        loss_fn: returns the loss, or terms that contain it; it must return the same loss each time.
+            A loss that needs more than the data is exact with `energy.samples()` as samples of the
+            model, `energy.log_density` as the log-density of noise with the distribution of the
+            data (such as x itself), `energy.log_z`,
+            [`exact_projections`][termwise.testing.exact_projections] and
+            [`exact_noise`][termwise.testing.exact_noise].
+        dimensions: number of dimensions d of the data.
+        smoothing: standard deviation of the noise that the model includes, for losses that learn
+            the density of noisy data. The true covariance is that of the data plus smoothing^2 I.
+        tolerance: largest norm of the gradient at the true parameters, relative to the norm a step
+            of 5% of the parameters' norm away. Exact losses reach about 1e-13.
 
     Raises:
-        AssertionError: the true parameters are no minimum. The message names the parameter and
-            gives both numbers.
-        ValueError: dimensions below 1, or a loss that is no single finite number.
+        AssertionError: if the true parameters are not a minimum. The message names the parameter
+            and contains both norms.
+        ValueError: if `dimensions` is below 1, or the loss is not one finite number.
 
     References:
-        Hyvarinen (2005), Gutmann, Hyvarinen (2012) and Vincent (2011) prove that their losses have
-        the true model for their optimum; what is checked is the code.
+        Hyvarinen (2005), Gutmann, Hyvarinen (2012) and Vincent (2011) prove that the true model is
+        an optimum of their losses. This function checks an implementation.
 
     Examples:
         >>> from termwise.energy import maximum_likelihood_loss, score_matching_loss
@@ -230,35 +237,34 @@ def _check_problem(
     mean, covariance = normal(d), root @ root.T + 0.5 * identity
     x = sigma_points(mean, covariance)
     energy = GaussianEnergy(mean, covariance + smoothing**2 * identity)
-    at_the_truth = _gradients(loss_fn, energy, x)
-    size = {name: _norm(p) for name, p in energy.named_parameters()}
+    true_gradients = _gradients(loss_fn, energy, x)
+    norms = {name: _norm(p) for name, p in energy.named_parameters()}
     away: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     for _ in range(4):
-        moves: dict[str, Tensor] = {}
+        steps: dict[str, Tensor] = {}
         for name, parameter in energy.named_parameters():
-            if name in at_the_truth:
-                move = normal(*parameter.shape)
-                move = move + move.T if name == "precision" else move
-                moves[name] = 0.05 * size[name] / _norm(move) * move
-        gradients = _moved(loss_fn, energy, x, moves)
-        away.append((moves, gradients))
-    for name, gradient in at_the_truth.items():
+            if name in true_gradients:
+                step = normal(*parameter.shape)
+                step = step + step.T if name == "precision" else step
+                steps[name] = 0.05 * norms[name] / _norm(step) * step
+        gradients = _gradients_after(steps, loss_fn, energy, x)
+        away.append((steps, gradients))
+    for name, gradient in true_gradients.items():
         norm = _norm(gradient)
         scale = max(_norm(gradients[name]) for _, gradients in away)
         if not norm <= tolerance * scale:
             raise AssertionError(
                 "the true parameters are not a stationary point: the gradient with respect to "
-                f"{name} has norm {norm:.3g} there, against at most {scale:.3g} a step of 5% away"
-                + (", where it should vanish too" if scale == 0 else "")
+                f"{name} has norm {norm:.3g} there, and at most {scale:.3g} a step of 5% away"
             )
-    for moves, gradients in away:
-        along = {name: float((moves[name] * gradients[name]).sum()) for name in moves}
-        if not sum(along.values()) > 0:
-            parts = ", ".join(f"{value:.3g} by {name}" for name, value in along.items())
+    for steps, gradients in away:
+        products = {name: float((steps[name] * gradients[name]).sum()) for name in steps}
+        if not sum(products.values()) > 0:
+            parts = ", ".join(f"{value:.3g} from {name}" for name, value in products.items())
             raise AssertionError(
-                "descent does not come back to the true parameters, which are no minimum (is a "
-                "sign flipped?): a step of 5% away the inner product of the gradient and the step "
-                f"is {sum(along.values()):.3g}, of which {parts}"
+                "the true parameters are not a minimum, and gradient descent does not return to "
+                "them (is a sign wrong?): a step of 5% away, the inner product of the gradient and "
+                f"the step is {sum(products.values()):.3g} ({parts})"
             )
 
 
@@ -266,19 +272,19 @@ def _norm(x: Tensor) -> float:
     return math.sqrt(float(x.detach().square().sum()))
 
 
-def _moved(
-    loss_fn: LossFunction, energy: GaussianEnergy, x: Tensor, moves: dict[str, Tensor]
+def _gradients_after(
+    steps: dict[str, Tensor], loss_fn: LossFunction, energy: GaussianEnergy, x: Tensor
 ) -> dict[str, Tensor]:
-    """Return the gradients where the parameters are moved to, and move them back."""
-    kept = {name: parameter.detach().clone() for name, parameter in energy.named_parameters()}
+    """Return the gradients a step away, and restore the parameters."""
+    before = {name: parameter.detach().clone() for name, parameter in energy.named_parameters()}
     with torch.no_grad():
-        for name, move in moves.items():
-            energy.get_parameter(name).add_(move)
+        for name, step in steps.items():
+            energy.get_parameter(name).add_(step)
     try:
         return _gradients(loss_fn, energy, x)
     finally:
         with torch.no_grad():
-            for name, value in kept.items():
+            for name, value in before.items():
                 energy.get_parameter(name).copy_(value)
 
 

@@ -1,4 +1,4 @@
-"""Whether a loss over ranks is the loss of one process, in value and in gradient."""
+"""Whether a loss over ranks equals the loss of one process, in value and in gradient."""
 
 import functools
 import pickle
@@ -16,9 +16,9 @@ from ._laws import (
     Function,
     MisuseError,
     Numbers,
+    brief,
     called,
     close,
-    few,
     hold,
     leaf,
     refuse_unknown_arguments,
@@ -28,8 +28,8 @@ from ._laws import (
 )
 from ._ranks import Ranks
 
-# Uneven, and with a rank that holds nothing.
-_CUTS: Final = ((3, 1), (2, 0, 3))
+# Uneven, and one of them with an empty rank.
+_SPLITS: Final = ((3, 1), (2, 0, 3))
 
 
 def assert_sharding(
@@ -43,34 +43,35 @@ def assert_sharding(
     max_examples: int = 2,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that over ranks a function equals one process on all the data.
+    """Assert that a function over ranks equals the same function on one process with all data.
 
-    Real ranks hold uneven shares of the axis, one of them none. All tensors that have the axis by
-    their annotation are cut along it, all others are the same on every rank. Every rank's terms
-    equal those of one process (or are its share of them, where their annotation has the axis), and
-    the ranks' gradients combine to the gradient of one process, in float64. A call sends as often
-    under `torch.no_grad()` as with gradients: otherwise ranks that differ in grad mode, as where
-    one of them evaluates, wait for each other until the group's timeout.
+    The ranks are processes that hold uneven shards, one of them empty. Tensors whose annotation has
+    the axis are split along it; all others are the same on every rank. On every rank, the terms
+    must equal those of one process (or the rank's shard of them, where their annotation has the
+    axis). The gradients of the ranks, combined as `grad_reduction` says, must equal the gradient of
+    one process. Both are compared in float64. Finally, a call must make the same number of
+    collectives under `torch.no_grad()` as with gradients; otherwise ranks in different grad modes,
+    such as one that evaluates, would hang.
 
     Args:
-        fn: the function, which ranks must be able to import.
-        axis: name of the axis that is cut, or names of several that are cut alike.
+        fn: the function, which must be importable by the ranks.
+        axis: name of the axis to split, or several names, which are split in the same way.
         group_argument: name of the argument that takes the process group.
         grad_reduction: how the trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum".
-            With "mean" a rank's gradient is its share of the whole one times the number of ranks,
-            with "sum" its share. None: what the argument `grad_reduction` of the drawn call says;
-            without one, "mean".
-        whole: arguments that are the same on every rank and whose gradient is whole on each, with
-            nothing to be combined.
-        ranks: running ranks; None starts some, which takes seconds.
-        max_examples: calls to draw for each way to cut.
-        **inputs: as [`calls`][termwise.testing.calls] takes them. In `sizes`, the axis has the
-            shares of the ranks, one tuple or a list of several, of 2 or of `ranks.count` numbers:
-            `{"batch": [(3, 1), (2, 0, 3)]}`, which is what is tried if it has a size, or none.
+            None: as the argument `grad_reduction` of the drawn call says, or "mean" if there is no
+            such argument.
+        whole: arguments that are the same on every rank and whose gradient is complete on each
+            rank, so that it is not combined.
+        ranks: running ranks. None: start them, which takes seconds.
+        max_examples: number of calls to draw for each split.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`. In
+            `sizes`, the entry of the axis is the sizes of the shards: a tuple, or a list of tuples
+            to test one after another, of 2 or `ranks.count` numbers. Default:
+            `{"batch": [(3, 1), (2, 0, 3)]}`.
 
     Raises:
-        AssertionError: with the problem, and the smallest call found that shows it, as code.
-        ValueError: the function cannot be imported, or has no such argument or axis.
+        AssertionError: if this fails. The message ends with the failing call, as code.
+        ValueError: if the function cannot be imported, or has no such argument or axis.
     """
     signature = Signature(fn)
     refuse_unknown_arguments("assert_sharding", fn, [group_argument])
@@ -78,114 +79,119 @@ def assert_sharding(
         pickle.dumps(fn)
     except (AttributeError, pickle.PicklingError) as error:
         raise MisuseError(
-            f"assert_sharding: ranks import {signature.name}, which needs a name in a module: "
-            f"{error}"
+            f"assert_sharding: ranks must import {signature.name}, so define it at the top level "
+            f"of a module: {error}"
         ) from None
     sizes = dict(inputs.get("sizes") or {})
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     for name in axes:
         refuse_unknown_axis("assert_sharding", signature, name)
-    cuts = _cuts([sizes.pop(name, None) for name in axes])
+    splits = _splits([sizes.pop(name, None) for name in axes])
 
-    def place(names: Sequence[str | None]) -> int | None:
+    def split_index(names: Sequence[str | None]) -> int | None:
         return next((index for index, name in enumerate(names) if name in axes), None)
 
-    def check(cut: Sequence[int], running: Ranks, several: list[Call]) -> None:
-        (call,) = several
-        names = call.axes()
-        places = {path: at for path, of in names.items() if (at := place(of)) is not None}
-        if not places:
+    def check(split: Sequence[int], running: Ranks, calls: list[Call]) -> None:
+        (call,) = calls
+        indices = {
+            path: index
+            for path, names in call.axes().items()
+            if (index := split_index(names)) is not None
+        }
+        if not indices:
             raise MisuseError(
-                f"assert_sharding: no argument that was drawn of {signature.name} has axis {axis}"
+                f"assert_sharding: no tensor in a call of {signature.name} has axis {axis}"
             )
         values, gradients = values_and_gradients(call)
-        parts = {
-            path: _split(tensor, cut, places[path])
+        shards = {
+            path: _split(tensor, split, indices[path])
             for path, tensor in call.tensors().items()
-            if path in places
+            if path in indices
         }
-        shares = [_share(call, parts, rank) for rank in range(len(cut))]
+        rank_calls = [_of_rank(call, shards, rank) for rank in range(len(split))]
         answers = cast(
             "list[tuple[Numbers, Numbers, list[int]]]",
-            running(_on_a_rank, [group_argument] * len(cut), shares),
+            running(_run_on_rank, [group_argument] * len(split), rank_calls),
         )
-        where = f"{' and '.join(axes)} over ranks as {list(cut)}"
+        where = f"with {' and '.join(axes)} split over ranks as {list(split)}"
         for rank, (_, _, (with_gradients, without)) in enumerate(answers):
             if with_gradients != without:
                 raise BrokenLawError(
-                    f"rank {rank} makes {with_gradients} collectives with gradients and {without} "
-                    f"under torch.no_grad(): ranks that differ in it would hang, {where}",
+                    f"rank {rank} makes {with_gradients} collectives with gradients, but {without} "
+                    f"under torch.no_grad(): ranks in different grad modes would hang, {where}",
                     call,
                 )
         for name, value in values.items():
-            at = place(result_axes(signature, name, value))
-            pieces = [value] * len(cut) if at is None else _split(value, cut, at)
-            for rank, ((ours, _, _), wanted) in enumerate(zip(answers, pieces, strict=True)):
-                if not close(ours[name], wanted):
+            index = split_index(result_axes(signature, name, value))
+            pieces = [value] * len(split) if index is None else _split(value, split, index)
+            for rank, ((ours, _, _), expected) in enumerate(zip(answers, pieces, strict=True)):
+                if not close(ours[name], expected):
                     raise BrokenLawError(
-                        f"{name} is {few(wanted)}, and on rank {rank} {few(ours[name])}, {where}",
+                        f"{name} is {brief(expected)} on one process, but {brief(ours[name])} on "
+                        f"rank {rank}, {where}",
                         call,
                     )
         reduction = grad_reduction or call.get("grad_reduction", "mean")
-        share = len(cut) if reduction == "mean" else 1
-        for name, wanted in gradients.items():
+        divisor = len(split) if reduction == "mean" else 1
+        for name, expected in gradients.items():
             path = name.removeprefix(GRADIENT)
-            theirs = [found[name] for _, found, _ in answers]
+            of_ranks = [found[name] for _, found, _ in answers]
             if path in whole:
-                combined = list(theirs)
-            elif path in parts:
-                combined = [torch.cat(theirs, places[path]) / share]
+                combined = list(of_ranks)
+            elif path in shards:
+                combined = [torch.cat(of_ranks, indices[path]) / divisor]
             else:
-                combined = [torch.stack(theirs).sum(0) / share]
+                combined = [torch.stack(of_ranks).sum(0) / divisor]
             for gradient in combined:
-                if not close(gradient, wanted):
-                    ratio = (gradient.square().sum() / wanted.square().sum()).sqrt()
+                if not close(gradient, expected):
+                    ratio = (gradient.square().sum() / expected.square().sum()).sqrt()
                     raise BrokenLawError(
-                        f"{name} is {few(wanted)}, and combined by {reduction} {few(gradient)}, "
-                        f"{ratio:.6g} times as long, {where}",
+                        f"{name} is {brief(expected)} on one process, but {brief(gradient)} "
+                        f"combined by {reduction} over ranks, with a norm {ratio:.6g} times as "
+                        f"large, {where}",
                         call,
                     )
 
     inputs["dtypes"] = (torch.float64,)
-    with nullcontext(ranks) if ranks else Ranks(max(len(cut) for cut in cuts)) as running:
-        for cut in cuts:
-            inputs["sizes"] = {**sizes, **dict.fromkeys(axes, sum(cut))}
+    with nullcontext(ranks) if ranks else Ranks(max(map(len, splits))) as running:
+        for split in splits:
+            inputs["sizes"] = {**sizes, **dict.fromkeys(axes, sum(split))}
             hold(
                 "assert_sharding",
-                drawn_calls(fn, inputs, generic=True),
-                functools.partial(check, cut, running),
+                drawn_calls(fn, inputs, normal=True),
+                functools.partial(check, split, running),
                 max_examples,
-                shrink=False,  # a call that ranks hang in takes long, and all are small
+                shrink=False,  # a call that hangs takes long, and all calls are small
             )
 
 
-def _cuts(given: Sequence[Any]) -> list[tuple[int, ...]]:
-    for shares in given:
-        if isinstance(shares, tuple):
-            return [cast("tuple[int, ...]", shares)]
-        if isinstance(shares, list):
-            return cast("list[tuple[int, ...]]", shares)
-    return list(_CUTS)
+def _splits(given: Sequence[Any]) -> list[tuple[int, ...]]:
+    for sizes in given:
+        if isinstance(sizes, tuple):
+            return [cast("tuple[int, ...]", sizes)]
+        if isinstance(sizes, list):
+            return cast("list[tuple[int, ...]]", sizes)
+    return list(_SPLITS)
 
 
-def _share(call: Call, parts: Mapping[str, Sequence[Tensor]], rank: int) -> Call:
-    return call.mapped(lambda path, t: parts[path][rank] if path in parts else t)
+def _of_rank(call: Call, shards: Mapping[str, Sequence[Tensor]], rank: int) -> Call:
+    return call.mapped(lambda path, t: shards[path][rank] if path in shards else t)
 
 
-def _split(tensor: Tensor, cut: Sequence[int], axis: int) -> list[Tensor]:
-    return list(cast("tuple[Tensor, ...]", tensor.split(list(cut), axis)))
+def _split(tensor: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+    return list(cast("tuple[Tensor, ...]", tensor.split(list(sizes), axis)))
 
 
-def _on_a_rank(group: Any, group_argument: str, call: Call) -> tuple[Numbers, Numbers, list[int]]:
-    here = call.changed(**{group_argument: group})
-    return *values_and_gradients(here), [_collectives(group, here, kept) for kept in (True, False)]
+def _run_on_rank(group: Any, group_argument: str, call: Call) -> tuple[Numbers, Numbers, list[int]]:
+    call = call.changed(**{group_argument: group})
+    return *values_and_gradients(call), [_collectives(group, call, mode) for mode in (True, False)]
 
 
-def _collectives(group: Any, call: Call, kept: bool) -> int:
-    """Count the collectives of a forward pass, with gradients or without."""
+def _collectives(group: Any, call: Call, grad_enabled: bool) -> int:
+    """Count the collectives of a forward pass, with or without gradients."""
     backend = group._get_backend(torch.device("cpu"))
     before: int = backend._get_sequence_number_for_group()
-    with torch.set_grad_enabled(kept):
+    with torch.set_grad_enabled(grad_enabled):
         called(call.mapped(leaf))
     after: int = backend._get_sequence_number_for_group()
     return after - before

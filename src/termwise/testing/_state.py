@@ -1,4 +1,4 @@
-"""What a function keeps between calls."""
+"""Save and restore the state that a function keeps between calls."""
 
 import contextlib
 import copy
@@ -12,29 +12,29 @@ from typing import Any, Final, cast
 
 from torch import nn
 
-# Wrappers whose own caches say nothing of a loss.
-_OTHERS: Final = ("termwise._contract", "termwise._annotations", "jaxtyping", "beartype", "torch")
+# Modules whose caches do not belong to a loss.
+_IGNORED: Final = ("termwise._contract", "termwise._annotations", "jaxtyping", "beartype", "torch")
 _KINDS: Final = (dict, list, set)
 
 
 class State:
-    """The collections and names that a function can change, as they are before its first call."""
+    """The collections and names that a function can change, with their values at construction."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.caches: list[Any] = []
         self.collections: list[tuple[Any, Any]] = []
         self.names: list[tuple[Any, str, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
-        seen: dict[int, Any] = {}  # which keeps them, or another would have the same id
-        waiting: list[Any] = [fn]
-        while waiting:
-            one = waiting.pop()
+        seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used twice
+        pending: list[Any] = [fn]
+        while pending:
+            one = pending.pop()
             if id(one) not in seen:
                 seen[id(one)] = one
-                waiting.extend(self._looked_at(one))
+                pending.extend(self._save(one))
 
-    def _looked_at(self, one: Any) -> Iterator[Any]:
-        """Keep what is in a function or an object, and yield what else it reaches."""
+    def _save(self, one: Any) -> Iterator[Any]:
+        """Save the state of a function or an object, and yield the objects that it refers to."""
         if isinstance(one, _KINDS):
             held = cast("object", one)
             self.collections.append((held, copy.copy(held)))
@@ -47,18 +47,18 @@ class State:
             yield one.__func__
             yield one.__self__
         elif isinstance(one, types.FunctionType):
-            yield from self._looked_at_function(one)
+            yield from self._save_function(one)
         elif callable(one) and hasattr(one, "__dict__") and not isinstance(one, type):
             yield vars(one)
             yield from vars(one).values()
             yield type(one).forward if isinstance(one, nn.Module) else type(one).__call__
 
-    def _looked_at_function(self, one: types.FunctionType) -> Iterator[Any]:
+    def _save_function(self, one: types.FunctionType) -> Iterator[Any]:
         wrapped = getattr(one, "__wrapped__", None)
         if wrapped is not None:
             yield wrapped
         module = one.__module__ or ""
-        if module.startswith(_OTHERS):
+        if module.startswith(_IGNORED):
             return
         yield from (vars(one), *vars(one).values())
         for default in (*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()):
@@ -71,52 +71,52 @@ class State:
                 continue
             self.cells.append((cell, held))
             yield held
-        own = module.partition(".")[0]
+        package = module.partition(".")[0]
         codes = [one.__code__]
-        for code in codes:  # which grows by what is defined within
+        for code in codes:  # the list grows by the functions that are defined inside
             codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
             assigned = _assigned(code)
             for name in code.co_names:
                 held = one.__globals__.get(name)
                 if name in assigned:
                     self.names.append((one.__globals__, name, held))
-                of = getattr(held, "__module__", None) or type(held).__module__
-                if isinstance(held, _KINDS) or str(of).partition(".")[0] == own:
+                owner = getattr(held, "__module__", None) or type(held).__module__
+                if isinstance(held, _KINDS) or str(owner).partition(".")[0] == package:
                     yield held
 
     @contextlib.contextmanager
-    def first(self) -> Generator[bool]:
-        """Put everything back for a while; say whether anything had changed."""
+    def initial(self) -> Generator[bool]:
+        """Restore the saved state inside a `with` block, and yield whether it had changed."""
         filled = [cache for cache in self.caches if cache.cache_info().currsize > 0]
         for cache in filled:
             cache.cache_clear()
-        later = [(held, copy.copy(held)) for held, _ in self.collections]
-        names = [(where, name, where.get(name)) for where, name, _ in self.names]
+        collections = [(held, copy.copy(held)) for held, _ in self.collections]
+        names = [(scope, name, scope.get(name)) for scope, name, _ in self.names]
         cells = [(cell, cell.cell_contents) for cell, _ in self.cells]
-        kept = zip(later, self.collections, strict=True)
-        changed = bool(filled) or any(not _same(after, before) for (_, after), (_, before) in kept)
+        pairs = zip(collections, self.collections, strict=True)
+        changed = bool(filled) or any(not _same(after, before) for (_, after), (_, before) in pairs)
         changed = changed or any(
             after is not before
             for (*_, after), (*_, before) in zip(
                 [*names, *cells], [*self.names, *self.cells], strict=True
             )
         )
-        _put(self.collections, self.names, self.cells)
+        _restore(self.collections, self.names, self.cells)
         try:
             yield changed
         finally:
-            _put(later, names, cells)
+            _restore(collections, names, cells)
 
 
 def _assigned(code: types.CodeType) -> set[str]:
-    """List the global names that a function assigns to."""
-    if dis.opmap["STORE_GLOBAL"] not in code.co_code[::2]:  # to list instructions takes long
+    """Return the global names that a function assigns to."""
+    if dis.opmap["STORE_GLOBAL"] not in code.co_code[::2]:  # listing instructions is slow
         return set()
-    lines = dis.get_instructions(code)
-    return {line.argval for line in lines if line.opname == "STORE_GLOBAL"}
+    instructions = dis.get_instructions(code)
+    return {one.argval for one in instructions if one.opname == "STORE_GLOBAL"}
 
 
-def _put(
+def _restore(
     collections: Sequence[tuple[Any, Any]],
     names: Sequence[tuple[dict[str, Any], str, Any]],
     cells: Sequence[tuple[types.CellType, Any]],
@@ -124,16 +124,16 @@ def _put(
     for held, contents in collections:
         held.clear()
         held.extend(contents) if isinstance(held, list) else held.update(contents)
-    for where, name, value in names:
-        where[name] = value
+    for scope, name, value in names:
+        scope[name] = value
     for cell, value in cells:
         cell.cell_contents = value
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Whether two collections hold the same objects: tensors have no truth to compare."""
-    of_one, of_two = (_items(held) for held in (one, two))
-    return len(of_one) == len(of_two) and all(map(operator.is_, of_one, of_two))
+    """Whether two collections contain the same objects (`==` of tensors gives no single bool)."""
+    items, others = (_items(held) for held in (one, two))
+    return len(items) == len(others) and all(map(operator.is_, items, others))
 
 
 def _items(held: Any) -> list[object]:
