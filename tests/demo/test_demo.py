@@ -197,7 +197,7 @@ def test_no_name_means_all_runs_with_table_line_figure_and_json_and_they_repeat(
 def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
     folder = five_steps[0]
     page = folder / "termwise-demo" / "index.html"
-    assert ended(folder)[1].splitlines()[-1] == f"all of it on one page: {page.resolve().as_uri()}"
+    assert ended(folder)[1].splitlines()[-1] == f"report: {page.resolve().as_uri()}"
     text = page.read_text()
     assert not re.findall(r"(?:src|href)=\"(?!#|data:image/png;base64,)", text)
     for run in RUNS:
@@ -211,8 +211,8 @@ def test_one_page_has_all_runs_and_needs_no_other_file(five_steps):
     assert f"termwise {tw.__version__}, PyTorch {torch.__version__}" in text
     # A sentence or a table may have anything in it.
     shown = types.SimpleNamespace(sentence="a < b & c", table=lambda *_: "<tag>")
-    told = _report.Told(shown, 1.0, folder / "termwise-demo" / "sae.png", "python -c '<'")
-    _report.write_page(folder / "other.html", {"x": told})
+    finished = _report.Finished(shown, 1.0, folder / "termwise-demo" / "sae.png", "python -c '<'")
+    _report.write_page(folder / "other.html", {"x": finished})
     other = (folder / "other.html").read_text()
     assert "<p>a &lt; b &amp; c</p>" in other
     assert "<pre>&lt;tag&gt;</pre>" in other
@@ -332,7 +332,7 @@ def test_the_sentence_drawn_is_cut_into_chunks_of_equal_text():
     passages = [
         "Tokens are cut in two ways. Both of them end where a chunk of text ends. And so on"
     ]
-    sides = [_distill._Side(tokens, passages * 3, passages) for tokens in (300, 264)]
+    sides = [_distill._Tokenized(tokens, passages * 3, passages) for tokens in (300, 264)]
     chunks = _distill._align(passages[0], *sides)
     ends = [0]
     for chunk in chunks:
@@ -416,15 +416,15 @@ def test_two_ranks_that_share_the_batch_report_the_terms_of_one_process(five_ste
     [
         (
             ["vicregg"],
-            "unknown run 'vicregg', there are: vicreg, joint-embedding, targeted-variance, sae, "
+            "unknown run 'vicregg', choose from: vicreg, joint-embedding, targeted-variance, sae, "
             "energy, distill",
         ),
-        (["--steps", "0"], "argument --steps: needs a whole number from 1 up, got '0'"),
-        (["--steps", "-3"], "argument --steps: needs a whole number from 1 up, got '-3'"),
-        (["--seed", "x"], "argument --seed: needs a whole number"),
-        (["--device", "cuda:99"], "the device 'cuda:99' is not there"),
-        (["--device", "toaster"], "the device 'toaster' is not there"),
-        (["--device", "meta"], "the device 'meta' is not there"),
+        (["--steps", "0"], "argument --steps: needs an integer of 1 or more, got '0'"),
+        (["--steps", "-3"], "argument --steps: needs an integer of 1 or more, got '-3'"),
+        (["--seed", "x"], "argument --seed: needs an integer from 0"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
+        (["--device", "toaster"], "device 'toaster' is not available"),
+        (["--device", "meta"], "device 'meta' is not available"),
         (["--out", "file/inside"], "cannot write to --out file/inside: Not a directory"),
         (["--out", "file"], "cannot write to --out file: File exists"),
         (["--json", "none/x.json"], "cannot write --json none/x.json: No such file or directory"),
@@ -613,7 +613,7 @@ def test_images_of_digits_keep_their_moments_and_their_order():
     again = units.gaussian(20_000, generator)
     torch.testing.assert_close(again.mean(0), seen.mean(0), atol=0.02, rtol=0)
     torch.testing.assert_close(torch.cov(again.T), torch.cov(seen.T), atol=0.01, rtol=0)
-    z = units.noised(seen, generator)
+    z = units.add_noise(seen, generator)
     # Of a Gaussian the mean of what it was without noise is linear, and nearer to it.
     precision = units.scale**2 / (units.clean + 0.1**2)
     denoised = units.denoised(z, z * precision)

@@ -1,5 +1,5 @@
-"""`python -m termwise`: small training runs on real data, measured held out.
+"""`python -m termwise`: small training runs on real data, evaluated on held-out data.
 
-Needs the extra `demo` and downloads nothing. It is a command, not an interface: nothing in here is
-public, and `import termwise` does not import it.
+Requires the extra `demo`, and downloads nothing. Nothing in this package is public, and `import
+termwise` does not import it.
 """

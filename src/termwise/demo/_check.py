@@ -1,6 +1,6 @@
-"""`python -m termwise check`: whether the library works on this machine, and how fast.
+"""`python -m termwise check`: test the library on this machine, and time one loss per family.
 
-What to run first on a new machine, and to paste into a report of a bug. Needs no extra.
+Run it first on a new machine, and paste its output into bug reports. Requires no extra.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from .. import __version__, energy, joint_embedding, lm, sae
 
 _PACKAGES = ("jaxtyping", "beartype", "einops", "hypothesis", "numpy")
-_SECONDS = 0.5  # for the timing of a loss
+_SECONDS = 0.5  # to time a loss
 
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A loss beside the same formula in plain PyTorch; inputs that require a gradient get one."""
+    """A loss and the same formula in plain PyTorch, with inputs for both."""
 
     name: str
     inputs: list[Tensor]
@@ -35,20 +35,21 @@ class _Case:
 
 
 def check(device: torch.device) -> int:
-    """Print what is there and what works, and return 1 if a loss does not."""
-    print(f"termwise   {__version__}")
-    print(f"python     {platform.python_version()}, {platform.platform()}")
-    print(f"torch      {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
-    print(f"packages   {', '.join(f'{name} {_version(name)}' for name in _PACKAGES)}")
-    print(f"device     {_device_name(device)}, {torch.get_num_threads()} threads of the CPU")
+    """Print versions, what works and the time of each loss; return 1 if a loss is wrong."""
+    print(f"termwise     {__version__}")
+    print(f"python       {platform.python_version()}, {platform.platform()}")
+    print(f"torch        {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    print(f"packages     {', '.join(f'{name} {_version(name)}' for name in _PACKAGES)}")
+    print(f"device       {_device_name(device)}, {torch.get_num_threads()} CPU threads")
     for name in ("JAXTYPING_DISABLE", "OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE"):
         if name in os.environ:
-            print(f"setting    {name}={os.environ[name]}")
-    print(f"groups     {_groups(device)}")
-    print(f"compile    {_compiled(device)}")
-    print(f"\n{'loss, forward and backward':42} {'ms':>8} {'plain ms':>9} {'ratio':>6}  gradient")
-    agree = [_measured(case, device) for case in _cases(device)]
-    return int(not all(agree))
+            print(f"environment  {name}={os.environ[name]}")
+    print(f"distributed  {_test_group(device)}")
+    print(f"compile      {_test_compile(device)}")
+    print("\nTime of forward and backward pass, and of the same formula in plain PyTorch:\n")
+    print(f"{'loss':42} {'ms':>8} {'plain ms':>9} {'ratio':>6}  value and gradient")
+    equal = [_test_loss(case, device) for case in _cases(device)]
+    return int(not all(equal))
 
 
 def _version(name: str) -> str:
@@ -64,19 +65,19 @@ def _device_name(device: torch.device) -> str:
     return f"{device} {platform.processor() or platform.machine()}"
 
 
-def _groups(device: torch.device) -> str:
-    """Call a loss over a group of this process alone, unless it is one of several already."""
+def _test_group(device: torch.device) -> str:
+    """Call a loss with a process group of this process alone, and describe what happened."""
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     if dist.is_initialized() or "RANK" in os.environ:
-        return "not tried under torchrun: run check alone"
+        return "not tested under torchrun: run check without it"
     with tempfile.TemporaryDirectory() as folder:
-        there = (Path(folder) / "store").as_uri()
+        store = (Path(folder) / "store").as_uri()
         try:
-            dist.init_process_group(backend, init_method=there, rank=0, world_size=1)
+            dist.init_process_group(backend, init_method=store, rank=0, world_size=1)
             z = torch.randn(8, 4, device=device, requires_grad=True)
             loss = joint_embedding.vicreg_loss(z, z + 1, batch_group=dist.group.WORLD).loss
             loss.backward()
-        except Exception as error:  # of any class: it is what is to be reported
+        except Exception as error:  # any error is reported
             return f"{backend} does not work: {_first_line(error)}"
         finally:
             if dist.is_initialized():
@@ -84,7 +85,8 @@ def _groups(device: torch.device) -> str:
     return f"{backend} works"
 
 
-def _compiled(device: torch.device) -> str:
+def _test_compile(device: torch.device) -> str:
+    """Compile a loss, compare it with eager mode, and describe what happened."""
     start = time.perf_counter()
     x, f = torch.randn(2, 8, 8, device=device)
     f.requires_grad_()
@@ -93,47 +95,48 @@ def _compiled(device: torch.device) -> str:
         ours = compiled(x, f, x + f, sparsity_coeff=0.1).loss
         ours.backward()
         torch.testing.assert_close(ours, sae.vanilla_loss(x, f, x + f, sparsity_coeff=0.1).loss)
-    except Exception as error:  # of any class, such as a missing C++ compiler
+    except Exception as error:  # any error is reported, such as a missing C++ compiler
         return f"does not work: {_first_line(error)}"
-    return f"works, {time.perf_counter() - start:.0f} s for a first loss"
+    return f"works, {time.perf_counter() - start:.0f} s to compile and run a first loss"
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _measured(case: _Case, device: torch.device) -> bool:
-    """Print a line of the table; whether values and gradients are finite and agree."""
+def _test_loss(case: _Case, device: torch.device) -> bool:
+    """Print the row of a loss, and return whether its value and gradient equal plain PyTorch's."""
     try:
         results = [_run(loss, case.inputs) for loss in (case.ours, case.plain)]
-    except Exception as error:  # of any class: it is what is to be reported
+    except Exception as error:  # any error is reported
         print(f"{case.name:42} {_first_line(error)}")
         return False
-    agree = True
-    for ours, theirs in zip(*results, strict=True):
-        off = (ours - theirs).norm() / theirs.norm()
-        agree = agree and bool(off < 1e-4)  # and so not for a NaN
+    equal = True
+    for ours, plain in zip(*results, strict=True):
+        difference = (ours - plain).norm() / plain.norm()
+        equal = equal and bool(difference < 1e-4)  # False for a NaN
     times: list[list[float]] = [[], []]
     end = time.perf_counter() + _SECONDS
     while len(times[0]) < 3 or time.perf_counter() < end:
-        for loss, of in zip((case.ours, case.plain), times, strict=True):
+        for loss, seconds in zip((case.ours, case.plain), times, strict=True):
             start = time.perf_counter()
             _run(loss, case.inputs)
-            _wait(device)
-            of.append(time.perf_counter() - start)
-    ours_ms, plain_ms = (1e3 * min(of) for of in times)  # of a machine with other work
-    said = "agrees" if agree else "DIFFERS"
-    print(f"{case.name:42} {ours_ms:8.2f} {plain_ms:9.2f} {ours_ms / plain_ms:6.2f}  {said}")
-    return agree
+            _synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    # The minimum, because other programs may slow down some of the calls.
+    ours_ms, plain_ms = (1e3 * min(seconds) for seconds in times)
+    verdict = "agree" if equal else "DIFFER"
+    print(f"{case.name:42} {ours_ms:8.2f} {plain_ms:9.2f} {ours_ms / plain_ms:6.2f}  {verdict}")
+    return equal
 
 
 def _run(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     value = loss(*inputs)
-    trained = [x for x in inputs if x.requires_grad]
-    return [value.detach(), *torch.autograd.grad(value, trained)]
+    leaves = [x for x in inputs if x.requires_grad]
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -141,19 +144,19 @@ def _wait(device: torch.device) -> None:
 
 
 def _cases(device: torch.device) -> list[_Case]:
-    """Return a loss of each family, at sizes that a CPU takes milliseconds for."""
+    """Return a loss of each family, with inputs that take milliseconds on a CPU."""
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*sizes: int, trained: bool = True) -> Tensor:
+    def normal(*sizes: int, requires_grad: bool = True) -> Tensor:
         drawn = torch.randn(sizes, generator=generator).to(device)
-        return drawn.requires_grad_(trained)
+        return drawn.requires_grad_(requires_grad)
 
     tokens = torch.randint(8000, (2, 64), generator=generator).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 1)).to(device)
 
-    def of_rows(x: Tensor) -> Tensor:
+    def row_energies(x: Tensor) -> Tensor:
         return cast("Tensor", model(x)).squeeze(1)
 
     def our_vicreg(z1: Tensor, z2: Tensor) -> Tensor:
@@ -182,12 +185,12 @@ def _cases(device: torch.device) -> list[_Case]:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
     def plain_denoising(x: Tensor, noise: Tensor) -> Tensor:
-        moved = (x + 0.1 * noise).requires_grad_()
-        (slope,) = torch.autograd.grad(of_rows(moved).sum(), moved, create_graph=True)
-        return (slope - noise / 0.1).square().sum(1).mean() / 2
+        noisy = (x + 0.1 * noise).requires_grad_()
+        (gradient,) = torch.autograd.grad(row_energies(noisy).sum(), noisy, create_graph=True)
+        return (gradient - noise / 0.1).square().sum(1).mean() / 2
 
     def our_denoising(x: Tensor, noise: Tensor) -> Tensor:
-        return energy.denoising_score_matching_loss(of_rows, x, sigma=0.1, noise=noise).loss
+        return energy.denoising_score_matching_loss(row_energies, x, sigma=0.1, noise=noise).loss
 
     return [
         _Case(
@@ -198,13 +201,13 @@ def _cases(device: torch.device) -> list[_Case]:
         ),
         _Case(
             "sae.vanilla_loss 256 x 4096",
-            [normal(256, 512, trained=False), normal(256, 4096), normal(256, 512)],
+            [normal(256, 512, requires_grad=False), normal(256, 4096), normal(256, 512)],
             our_vanilla,
             plain_vanilla,
         ),
         _Case(
             "energy.denoising_score_matching_loss 256",
-            [normal(256, 64), normal(256, 64, trained=False)],
+            [normal(256, 64), normal(256, 64, requires_grad=False)],
             our_denoising,
             plain_denoising,
         ),

@@ -1,4 +1,4 @@
-"""The command line: reads it, refuses what cannot work before anything is trained, and trains."""
+"""The command line: parse it, report invalid input before any training, and train."""
 
 import argparse
 import dataclasses
@@ -42,7 +42,7 @@ examples:
 
 
 class _RefusedError(Exception):
-    """Input that cannot work; its text is the line for stderr."""
+    """Invalid input; the message is printed to stderr in one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Ranks:
-    """Where torchrun placed this process; one rank without it."""
+    """The rank of this process under torchrun; a single rank without it."""
 
     rank: int
     local_rank: int
@@ -60,7 +60,7 @@ class _Ranks:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 2 for input that cannot work."""
+    """Run the command and return its exit code: 2 for invalid input."""
     ranks = _ranks()
     try:
         options = _parser().parse_args(arguments)
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with a code."""
+    """End the process with an exit code."""
     if _ranks().count == 1:
         sys.exit(code)
-    # gloo's threads outlive the group and can abort an interpreter that winds down.
+    # gloo's threads outlive the group, and can abort an interpreter that shuts down.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m termwise",
         description=(
-            "Train small models on real data, with losses of each family, and show every term as\n"
-            "it goes: a table, what was measured on held-out data, and a figure.\n"
+            "Train small models on real data, with losses of each family. Each run prints a table\n"
+            "of its terms and a result on held-out data, and draws a figure.\n"
             "Nothing is downloaded, and a run takes seconds on a CPU."
         ),
         epilog=_EPILOG,
@@ -102,38 +102,46 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         nargs="*",
         metavar="RUN",
-        help="what to run (default: all); or check: does it work here, and how fast",
+        help="names of runs (default: all), or check, which tests the library on this machine",
     )
-    parser.add_argument("--list", action="store_true", help="name the runs and leave")
+    parser.add_argument("--list", action="store_true", help="list the runs and exit")
     steps = ", ".join(f"{run.steps} for {name}" for name, run in RUNS.items())
-    parser.add_argument("--steps", type=_at_least_one, metavar="N", help=f"default: {steps}")
     parser.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of data, views and weights (default: 0)"
+        "--steps", type=_at_least_one, metavar="N", help=f"training steps (default: {steps})"
     )
-    parser.add_argument("--device", default="cpu", metavar="D", help="such as cuda (default: cpu)")
+    parser.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="seed of data, views and weights (default: 0)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="D", help="device, such as cuda (default: cpu)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("termwise-demo"),
         metavar="DIR",
-        help="where figures and index.html go (default: termwise-demo)",
+        help="folder for the figures and the report, index.html (default: termwise-demo)",
     )
-    parser.add_argument("--open", action="store_true", help="open the page of all runs at the end")
+    parser.add_argument("--open", action="store_true", help="open the report at the end")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every curve and measurement there"
+        "--json", type=Path, metavar="FILE", help="write all curves and measurements to a file"
     )
     return parser
 
 
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number from 1 up, got {text!r}")
+        raise argparse.ArgumentTypeError(f"needs an integer of 1 or more, got {text!r}")
     return int(text)
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"needs a whole number from 0 to 2**63 - 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"needs an integer from 0 to 2**63 - 1, got {text!r}")
     return int(text)
 
 
@@ -147,7 +155,7 @@ def _list(ranks: _Ranks) -> None:
 def _chosen(names: Sequence[str]) -> dict[str, Run]:
     for name in names:
         if name not in RUNS:
-            raise _RefusedError(f"unknown run {name!r}, there are: {', '.join(RUNS)}")
+            raise _RefusedError(f"unknown run {name!r}, choose from: {', '.join(RUNS)}")
     return {name: RUNS[name] for name in names} if names else RUNS
 
 
@@ -157,15 +165,15 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
     if ranks.rank == 0:
         _check_folder(options.out)
         _check_file(options.json)
-    from rich.console import Console  # after the check: only a run needs the extra
+    from rich.console import Console  # after the check, because only a run needs the extra
 
-    torch.set_num_threads(1)  # in models so small, threads wait for each other more than they work
+    torch.set_num_threads(1)  # models this small are slower with more threads
     console = Console(quiet=ranks.rank != 0)
-    told: dict[str, _report.Told] = {}
+    finished: dict[str, _report.Finished] = {}
     with _process_group(device, ranks) as group:
         for name, run in runs.items():
             if group is not None and not run.shared:
-                console.print(f"{name}: rank 0 trains alone, its batches are not shared")
+                console.print(f"{name}: only rank 0 trains, this run does not use several ranks")
                 if ranks.rank != 0:
                     continue
             setting = Setting(
@@ -173,7 +181,7 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
                 seed=options.seed,
                 device=device,
                 group=group if run.shared else None,
-                follow=functools.partial(_report.following, console),
+                follow=functools.partial(_report.show_progress, console),
             )
             start = time.perf_counter()
             result = run.train(setting)
@@ -182,17 +190,17 @@ def _train(runs: dict[str, Run], options: argparse.Namespace, ranks: _Ranks) -> 
                 _report.draw(figure, name, result)
                 seconds = time.perf_counter() - start
                 command = f"python -m termwise {name} --steps {setting.steps} --seed {setting.seed}"
-                told[name] = _report.Told(result, seconds, figure, command)
-                _report.tell(console, name, result, seconds, figure)
+                finished[name] = _report.Finished(result, seconds, figure, command)
+                _report.print_result(console, name, result, seconds, figure)
     if ranks.rank != 0:
         return
     page = (options.out / "index.html").resolve()
-    _report.write_page(page, told)
-    console.print(f"all of it on one page: {page.as_uri()}", soft_wrap=True, highlight=False)
+    _report.write_page(page, finished)
+    console.print(f"report: {page.as_uri()}", soft_wrap=True, highlight=False)
     if options.open:
         webbrowser.open(page.as_uri())
     if options.json is not None:
-        _report.write_json(options.json, {name: one.result for name, one in told.items()})
+        _report.write_json(options.json, {name: one.result for name, one in finished.items()})
 
 
 def _ranks() -> _Ranks:
@@ -206,16 +214,16 @@ def _ranks() -> _Ranks:
 
 
 def _device(text: str, ranks: _Ranks) -> torch.device:
-    """Return the device, a different one for each rank on CUDA, or refuse one that is not there."""
+    """Return the device, on CUDA a different one for each rank; raise if it is not available."""
     try:
         device = torch.device(text)
         if device.type == "cuda" and ranks.count > 1:
             device = torch.device("cuda", ranks.local_rank)
         torch.zeros(1, device=device).cpu()
-    # PyTorch asserts that it was built for a device, and has no operators for some.
+    # AssertionError if PyTorch is not built for the device, NotImplementedError for meta.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise _RefusedError(f"the device {text!r} is not there: {reason}") from error
+        raise _RefusedError(f"device {text!r} is not available: {reason}") from error
     return device
 
 
@@ -255,7 +263,7 @@ def _check_file(file: Path | None) -> None:
 def _process_group(
     device: torch.device, ranks: _Ranks
 ) -> Generator[ProcessGroup | None, None, None]:
-    """Join the ranks that torchrun started until the end; None where there is only one."""
+    """Yield the process group of torchrun's ranks, or None if there is only one rank."""
     if ranks.count == 1:
         yield None
         return

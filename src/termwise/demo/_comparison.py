@@ -1,4 +1,4 @@
-"""Two trainings, one of which lacks what the run is about, compared term by term."""
+"""Compare a training term by term with a control, which lacks the main ingredient."""
 
 import dataclasses
 import math
@@ -7,34 +7,37 @@ from typing import Any
 from . import _report
 from ._training import Curves
 
+_TRAINING = "all terms"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A training, the control that it is compared with, and what each learnt."""
+    """A training, its control, and measurements of both."""
 
     terms: Curves
     control: Curves
     control_name: str
     about: dict[str, str]
-    """A few words on each term."""
+    """Title of the panel of each term."""
     levels: dict[str, tuple[str, float]]
-    """Lines to draw across a term's panel: name of the level, and its value."""
+    """Horizontal lines in the panels of terms: a label and a value."""
     measured: dict[str, float]
     sentence: str
-    """What was measured on held-out data, in words."""
+    """The result on held-out data, in words."""
     bars: dict[str, float]
-    """The measurement to draw, last the one of the training itself."""
+    """Measurements to draw as bars; the last one is that of the training."""
     bars_about: str
     bars_format: str
     bars_start: float = 0.0
-    """What is as good as nothing, such as chance."""
+    """Where the bars start, such as the accuracy of chance."""
     gradient_norms: dict[str, dict[int, float]] | None = None
-    """Of each weighted term with respect to the parameters, by step."""
+    """Norm of the gradient of each weighted term with respect to the parameters, by step."""
 
     def table(self, name: str, seconds: float) -> "_report.Table":
         title = f"{name}: {_report.length(self.terms)} steps each, {seconds:.1f} s"
-        trainings = ("", self.control_name)
-        columns = [f"{training}\n{end}" for training in trainings for end in ("first", "last")]
+        trainings = (_TRAINING, self.control_name)
+        ends = ("first step", "last step")
+        columns = [f"{training}\n{end}" for training in trainings for end in ends]
         table = _report.new_table(title, "\nterm", *columns)
         for term in self.terms:
             curves = (self.terms[term], self.control[term])
@@ -52,7 +55,7 @@ class Comparison:
         }
 
     def figure(self) -> "_report.Figure":
-        """Draw a panel for each term, of the norms of gradients, and of what was measured."""
+        """Draw a panel for each term, one for the norms of gradients, and the bars."""
         count = len(self.terms) + bool(self.gradient_norms)
         columns = 3 if count < 6 else 4
         rows = math.ceil((count + 1) / columns)
@@ -69,8 +72,8 @@ class Comparison:
         return figure
 
     def _draw_term(self, panel: "_report.Axes", term: str) -> None:
-        _report.draw_curve(panel, self.terms[term], "trained on all terms", _report.BLUE)
-        if term != "loss":  # the trainings weight their terms differently: losses do not compare
+        _report.draw_curve(panel, self.terms[term], _TRAINING, _report.BLUE)
+        if term != "loss":  # losses with different weights cannot be compared
             control = self.control[term]
             _report.draw_curve(panel, control, self.control_name, _report.ORANGE, ls="--")
         bottom, top = panel.get_ylim()
@@ -84,15 +87,15 @@ class Comparison:
         panel.set_ylim(min(bottom, -0.03 * top), 1.04 * top)
         _report.label_panel(panel, self.about[term], term)
 
-    def _draw_norms(self, panel: "_report.Axes", of_each: dict[str, dict[int, float]]) -> None:
+    def _draw_norms(self, panel: "_report.Axes", terms: dict[str, dict[int, float]]) -> None:
         colors = (_report.GREEN, _report.PINK, "black")
-        for (name, norms), color in zip(of_each.items(), colors, strict=False):
+        for (name, norms), color in zip(terms.items(), colors, strict=False):
             _report.draw_curve(panel, norms, name, color, marker=".")
         panel.set_yscale("log")
         _report.plain_numbers(panel.yaxis)
-        # A place that is named: to look for the best one takes seconds where the machine is busy.
+        # A fixed location: searching for the best one takes seconds on a busy machine.
         panel.legend(loc="lower right", frameon=False, fontsize=8, handlelength=1.2)
-        title = "norm of each weighted term's gradient\nw.r.t. the parameters"
+        title = "norm of the gradient of each weighted term\nwith respect to the parameters"
         _report.label_panel(panel, title, "norm")
 
     def _draw_bars(self, panel: "_report.Axes") -> None:
@@ -104,8 +107,8 @@ class Comparison:
         bars = panel.barh(range(len(lengths)), lengths, left=start, color=colors, height=0.45)
         numbers = [self.bars_format.format(value) for value in self.bars.values()]
         panel.bar_label(bars, numbers, padding=4, fontsize=9)
-        for place, name in enumerate(self.bars):  # above its bar, where it takes no panel's width
-            panel.text(start, place + 0.27, f" {name}", fontsize=8, va="bottom")
+        for index, name in enumerate(self.bars):  # above the bar, so that bars have the full width
+            panel.text(start, index + 0.27, f" {name}", fontsize=8, va="bottom")
         panel.set_xlim(start, start + (end - start) * 1.2)
         panel.set_ylim(-0.4, len(lengths) - 0.3)
         panel.set_title(self.bars_about, fontsize=9)

@@ -1,4 +1,4 @@
-"""Densities on the plane whose normalizer is known, and integrals over the plane by quadrature."""
+"""Two-dimensional densities with known normalizers, and integrals by quadrature."""
 
 import dataclasses
 import math
@@ -7,21 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_HALF_WIDTH = 8.0  # of the square that integrals run over; data end near 3
-_INNER = 7.0  # of a smaller one, which shows how much the square cuts off
-SPACING = 0.1  # a third of the narrowest deviation
+_HALF_WIDTH = 8.0  # of the square of integration; the data lie within about 3 of the origin
+_INNER = 7.0  # half the width of a smaller square, to bound what the first one cuts off
+SPACING = 0.1  # of the grid: a third of the smallest standard deviation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Round Gaussians of one size and equal weights: smooth, and normalized in closed form."""
+    """A mixture of isotropic Gaussians with equal weights and one standard deviation."""
 
     centres: Tensor
-    """Place and axis, "centres 2"."""
+    """Means of the Gaussians, "centres 2"."""
     deviation: float
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Return log p of each row."""
+        """Return the log-density of each row."""
         squares = (x[:, None] - self.centres.to(x)).square().sum(2)
         exponents = -squares / (2 * self.deviation**2)
         count = len(self.centres)
@@ -35,7 +35,7 @@ class Mixture:
 
 
 def eight_gaussians() -> Mixture:
-    """Return eight Gaussians on a ring, so near to each other that samples show their weights."""
+    """Return eight Gaussians on a circle, which overlap."""
     angles = torch.arange(8) * (math.pi / 4)
     return Mixture(centres=2 * torch.stack([angles.cos(), angles.sin()], dim=1), deviation=0.4)
 
@@ -50,7 +50,7 @@ def moons() -> Mixture:
 
 
 class Plane:
-    """A square grid, over which sums are integrals; in float64."""
+    """A square grid to evaluate functions on, and to integrate over, in float64."""
 
     def __init__(self, device: torch.device) -> None:
         self.axis = torch.linspace(
@@ -59,19 +59,19 @@ class Plane:
         self.points = torch.cartesian_prod(self.axis, self.axis)
 
     def on_grid(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Evaluate a function of rows; by x along the first axis, y along the second."""
+        """Evaluate a function of rows on the grid: x along the first axis, y along the second."""
         return function(self.points).double().reshape(len(self.axis), -1)
 
     def integral(self, values: Tensor) -> float:
-        """Integrate over the square, where what is integrated has ended before the border."""
+        """Integrate a function that is 0 near the border of the square."""
         return float(values.sum()) * SPACING**2
 
     def log_integral(self, exponents: Tensor) -> tuple[float, float]:
-        """Return the logarithm of the integral of exp, and a bound on its error.
+        """Return the logarithm of the integral of exp(exponents), and a bound on its error.
 
-        The error is what changes with twice the spacing or with a smaller square, at most. As
-        smooth functions that end inside the square converge faster than any power of the spacing,
-        the integral itself is much nearer.
+        The bound is the largest change with twice the spacing or with a smaller square. The error
+        is much smaller: for a smooth function that is 0 near the border, the sum over a grid
+        converges faster than any power of the spacing.
         """
         value = _log_sum(exponents, SPACING)
         coarse = _log_sum(exponents[::2, ::2], 2 * SPACING)
@@ -80,7 +80,7 @@ class Plane:
         return value, max(abs(value - coarse), abs(value - smaller))
 
     def shown(self, values: Tensor, half_width: float) -> Tensor:
-        """Cut out the middle."""
+        """Return the values in the central square of this half width."""
         within = self.axis.abs() <= half_width + SPACING / 2
         return values[within][:, within]
 

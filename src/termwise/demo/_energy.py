@@ -1,4 +1,4 @@
-"""Energies of one network, learnt with each loss on densities that are known, and one of digits."""
+"""Learn known densities with each loss for energy-based models, and digits with one of them."""
 
 import dataclasses
 import functools
@@ -32,27 +32,27 @@ from ._energy_digits import Digits, learn_digits
 from ._training import Run, Setting, train
 
 _BATCH = 256
-_SEEN = 10_000  # samples to train on
-_UNSEEN = 10_000  # samples to measure on
+_SEEN = 10_000  # training samples
+_UNSEEN = 10_000  # held-out samples
 _RATE = 2e-2
 _CHAINS = 512  # of persistent contrastive divergence
 _FREQUENCIES = 32
 _WIDTH = 64
-_TAIL = 1.5  # deviation of the Gaussian whose energy is added to the network's
+_TAIL = 1.5  # standard deviation of the Gaussian whose energy is added to the network's
 _LOG_Z = math.log(2 * math.pi * _TAIL**2)  # of that Gaussian
-_SIGMA = 0.1  # of denoising
-_DRAWN = 2_000  # of the samples
-_SHOWN = 3.2  # half the width of what is drawn
+_SIGMA = 0.1  # of denoising score matching
+_SAMPLES_SHOWN = 2_000
+_HALF_WIDTH_SHOWN = 3.2
 
 _CONTROL = "NCE without log q"
 
 _Step = Callable[[Tensor], Terms]
 
 
-class _Given:
-    """What a loss may use besides the energy and a batch: draws, and a density to draw noise from.
+class _Noise:
+    """Random draws for the losses, and noise with a known density q.
 
-    The density q is a Gaussian with the data's mean and covariance.
+    q is a Gaussian with the mean and covariance of the data.
     """
 
     def __init__(self, seen: Tensor, setting: Setting) -> None:
@@ -64,10 +64,12 @@ class _Given:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.device)
 
-    def noise(self, *shape: int) -> Tensor:
+    def draw(self, *shape: int) -> Tensor:
+        """Draw samples of q."""
         return self.mean + self.normal(*shape) @ self.factor.T
 
-    def log_noise(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor) -> Tensor:
+        """Return log q of each row."""
         centred = (x - self.mean).mT
         white = cast("Tensor", torch.linalg.solve_triangular(self.factor, centred, upper=False))
         log_volume = self.factor.diagonal().log().sum() + math.log(2 * math.pi)
@@ -75,9 +77,9 @@ class _Given:
 
 
 class _Energy(nn.Module):
-    """A small network on waves of learnt frequencies, plus the energy of a wide Gaussian.
+    """A small network on learnt Fourier features, plus the energy of a wide Gaussian.
 
-    With that Gaussian every density that the network can express has a finite normalizer.
+    The Gaussian makes the normalizer finite for all parameters.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -91,118 +93,118 @@ class _Energy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         phases = x @ self.frequencies
-        waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-        return cast("Tensor", self.net(waves) + x.square().sum(1) / (2 * _TAIL**2))
+        features = torch.cat([phases.sin(), phases.cos()], dim=1)
+        return cast("Tensor", self.net(features) + x.square().sum(1) / (2 * _TAIL**2))
 
 
-_Built = tuple[nn.Module, _Step]
+_Loss = tuple[nn.Module, _Step]
 
 
-def _maximum_likelihood(energy: nn.Module, given: _Given) -> _Built:
-    """Draw negatives from the model itself, which can be done on a plane: by cells of a grid."""
+def _maximum_likelihood(energy: nn.Module, noise: _Noise) -> _Loss:
+    """Draw negatives from the model itself, which is possible in two dimensions, on a grid."""
     loss_fn = MaximumLikelihoodLoss(energy)
     axis = torch.linspace(-3.6, 3.6, 49)
-    cells = torch.cartesian_prod(axis, axis).to(given.device)
+    cells = torch.cartesian_prod(axis, axis).to(noise.device)
 
     def step(x: Tensor) -> Terms:
         with torch.no_grad():
             mass = (-energy(cells)).softmax(0).cpu()
-        drawn = mass.multinomial(len(x), replacement=True, generator=given.generator)
-        place = torch.rand(len(x), 2, generator=given.generator) - 0.5
+        drawn = mass.multinomial(len(x), replacement=True, generator=noise.generator)
+        offset = torch.rand(len(x), 2, generator=noise.generator) - 0.5
         width = float(axis[1] - axis[0])
-        return loss_fn(x, cells[drawn.to(given.device)] + width * place.to(given.device))
+        return loss_fn(x, cells[drawn.to(noise.device)] + width * offset.to(noise.device))
 
     return loss_fn, step
 
 
-def _noise_contrastive(energy: nn.Module, given: _Given, *, density: bool = True) -> _Built:
-    """Use the noise's density, or leave it out: what is found is then p / q, up to a factor."""
+def _noise_contrastive(energy: nn.Module, noise: _Noise, *, density: bool = True) -> _Loss:
+    """Use the density q of the noise, or omit it: the model then learns p / q, up to a factor."""
     loss_fn = NoiseContrastiveLoss(energy, log_z=_LOG_Z)
 
     def step(x: Tensor) -> Terms:
-        noise = given.noise(2 * len(x), 2)
-        of_x, of_noise = (density * given.log_noise(rows) for rows in (x, noise))
-        return loss_fn(x, noise, log_noise_x=of_x, log_noise_noise=of_noise)
+        drawn = noise.draw(2 * len(x), 2)
+        log_q_x, log_q_noise = (density * noise.log_density(rows) for rows in (x, drawn))
+        return loss_fn(x, drawn, log_noise_x=log_q_x, log_noise_noise=log_q_noise)
 
     return loss_fn, step
 
 
-def _ranking(energy: nn.Module, given: _Given) -> _Built:
+def _ranking(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = RankingNoiseContrastiveLoss(energy)
 
     def step(x: Tensor) -> Terms:
-        noise = given.noise(4, len(x), 2)
-        log_noise = torch.stack([given.log_noise(one) for one in noise])
-        return loss_fn(x, noise, log_noise_x=given.log_noise(x), log_noise_noise=log_noise)
+        drawn = noise.draw(4, len(x), 2)
+        log_q = torch.stack([noise.log_density(one) for one in drawn])
+        return loss_fn(x, drawn, log_noise_x=noise.log_density(x), log_noise_noise=log_q)
 
     return loss_fn, step
 
 
-def _conditional(energy: nn.Module, given: _Given) -> _Built:
+def _conditional(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = ConditionalNoiseContrastiveLoss(energy)
-    return loss_fn, lambda x: loss_fn(x, x + given.normal(2, len(x), 2))
+    return loss_fn, lambda x: loss_fn(x, x + noise.normal(2, len(x), 2))
 
 
-def _discrepancy(energy: nn.Module, given: _Given) -> _Built:
+def _discrepancy(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = EnergyDiscrepancyLoss(energy, t=0.25, copies=8)
-    return loss_fn, lambda x: loss_fn(x, generator=given.generator)
+    return loss_fn, lambda x: loss_fn(x, generator=noise.generator)
 
 
-def _score_matching(energy: nn.Module, given: _Given) -> _Built:
-    # What the default does pays off in more dimensions than two.
+def _score_matching(energy: nn.Module, noise: _Noise) -> _Loss:
+    # The default is faster only in more than two dimensions.
     loss_fn = ScoreMatchingLoss(energy, trace="reverse")
     return loss_fn, loss_fn
 
 
-def _sliced(energy: nn.Module, given: _Given) -> _Built:
+def _sliced(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = SlicedScoreMatchingLoss(energy, differentiation="autograd")
-    return loss_fn, lambda x: loss_fn(x, generator=given.generator)
+    return loss_fn, lambda x: loss_fn(x, generator=noise.generator)
 
 
-def _finite_difference(energy: nn.Module, given: _Given) -> _Built:
+def _finite_difference(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = FiniteDifferenceScoreMatchingLoss(energy)
-    return loss_fn, lambda x: loss_fn(x, generator=given.generator)
+    return loss_fn, lambda x: loss_fn(x, generator=noise.generator)
 
 
-def _denoising(energy: nn.Module, given: _Given) -> _Built:
+def _denoising(energy: nn.Module, noise: _Noise) -> _Loss:
     loss_fn = DenoisingScoreMatchingLoss(energy, sigma=_SIGMA, antithetic=True)
-    return loss_fn, lambda x: loss_fn(x, generator=given.generator)
+    return loss_fn, lambda x: loss_fn(x, generator=noise.generator)
 
 
-def _contrastive_divergence(energy: nn.Module, given: _Given) -> _Built:
-    """Walk from the data, by steps that leave the model as it is: then the truth is stationary."""
-    loss_fn = ContrastiveDivergenceLoss(energy, sampler=_walk(given, step_size=0.02))
+def _contrastive_divergence(energy: nn.Module, noise: _Noise) -> _Loss:
+    """Start chains at the data; their adjusted steps keep the model, so the truth is stationary."""
+    loss_fn = ContrastiveDivergenceLoss(energy, sampler=_sampler(noise, step_size=0.02))
     return loss_fn, loss_fn
 
 
-def _persistent(energy: nn.Module, given: _Given) -> _Built:
-    """Walk on from where the last step's walks ended."""
+def _persistent(energy: nn.Module, noise: _Noise) -> _Loss:
+    """Continue the chains of earlier steps."""
     loss_fn = ContrastiveDivergenceLoss(energy)
-    buffer = ReplayBuffer.start(lambda n, _: given.noise(n, 2), _CHAINS)
-    walk = _walk(given, step_size=0.3)  # long strides, to change modes by
+    buffer = ReplayBuffer.start(lambda n, _: noise.draw(n, 2), _CHAINS)
+    sampler = _sampler(noise, step_size=0.3)  # large steps, to move between modes
 
     def step(x: Tensor) -> Terms:
-        begun, places = buffer.draw(len(x), generator=given.generator)
-        return loss_fn(x, buffer.write(walk(energy, begun), places))
+        states, slots = buffer.draw(len(x), generator=noise.generator)
+        return loss_fn(x, buffer.write(sampler(energy, states), slots))
 
     return loss_fn, step
 
 
-def _walk(given: _Given, step_size: float) -> Callable[[Energy, Tensor], Tensor]:
-    def walk(energy: Energy, x: Tensor) -> Tensor:
+def _sampler(noise: _Noise, step_size: float) -> Callable[[Energy, Tensor], Tensor]:
+    def sample(energy: Energy, x: Tensor) -> Tensor:
         return langevin(
             energy,
             x,
             steps=5,
             step_size=step_size,
             adjust="metropolis",
-            generator=given.generator,
+            generator=noise.generator,
         )
 
-    return walk
+    return sample
 
 
-LOSSES: dict[str, Callable[[nn.Module, _Given], _Built]] = {
+LOSSES: dict[str, Callable[[nn.Module, _Noise], _Loss]] = {
     "maximum likelihood": _maximum_likelihood,
     "contrastive divergence": _contrastive_divergence,
     "persistent CD": _persistent,
@@ -219,10 +221,10 @@ LOSSES: dict[str, Callable[[nn.Module, _Given], _Built]] = {
 
 
 def run(setting: Setting) -> Energies:
-    """Learn each density with each loss, then digits."""
+    """Learn each density with each loss, then the digits."""
     densities = {
-        called: learn_density(called, truth, setting)
-        for called, truth in (("eight Gaussians", eight_gaussians()), ("moons", moons()))
+        name: learn_density(name, truth, setting)
+        for name, truth in (("eight Gaussians", eight_gaussians()), ("moons", moons()))
     }
     learnt = [one.measured for density in densities.values() for one in density.learnt.values()]
     digits = learn_digits(dataclasses.replace(setting, steps=math.ceil(1.25 * setting.steps)))
@@ -240,7 +242,7 @@ def run(setting: Setting) -> Energies:
 
 def _sentence(densities: dict[str, Density], digits: Digits) -> str:
     parts: list[str] = []
-    for called, density in densities.items():
+    for name, density in densities.items():
         truth = density.measured["log_likelihood"]
         below = {
             loss: truth - one.measured["log_likelihood"] for loss, one in density.learnt.items()
@@ -248,23 +250,24 @@ def _sentence(densities: dict[str, Density], digits: Digits) -> str:
         wrong = below.pop(_CONTROL)
         best, worst = min(below, key=below.__getitem__), max(below, key=below.__getitem__)
         parts.append(
-            f"{called}: the truth {truth:.3f} nats, models lower by {below[best]:.3f} ({best}) to "
-            f"{below[worst]:.3f} ({worst}), the wrong {_CONTROL} by {wrong:.3f}"
+            f"{name[0].upper()}{name[1:]}: {truth:.3f} nats for the true density; "
+            f"{below[best]:.3f} ({best}) to {below[worst]:.3f} ({worst}) lower for learnt "
+            f"densities, and {wrong:.3f} lower for {_CONTROL}, which is wrong on purpose."
         )
     return (
-        f"Log-likelihood of {_UNSEEN:,} held-out samples, Z by quadrature. {'; '.join(parts)}. "
-        f"{digits.sentence}"
+        f"Mean log-likelihood of {_UNSEEN:,} held-out samples, with Z by quadrature. "
+        f"{' '.join(parts)} {digits.sentence}"
     )
 
 
 RUN = Run(
-    about="each loss of energies on known densities, by log-likelihood, and samples of digits",
+    about="losses for energy-based models on known densities and on digits",
     train=run,
     steps=150,
 )
 
 
-def learn_density(called: str, truth: Mixture, setting: Setting) -> Density:
+def learn_density(name: str, truth: Mixture, setting: Setting) -> Density:
     """Train the same network with each loss on the same samples."""
     generator = setting.generator()
     seen = truth.draw(_SEEN, generator).to(setting.device)
@@ -273,13 +276,13 @@ def learn_density(called: str, truth: Mixture, setting: Setting) -> Density:
     log_p = plane.on_grid(truth.log_density)
     p = log_p.exp()
     learnt = {
-        loss: _learn(f"{called}, {loss}", build, seen, unseen, plane, log_p, setting)
+        loss: _learn(f"{name}, {loss}", build, seen, unseen, plane, log_p, setting)
         for loss, build in LOSSES.items()
     }
     return Density(
-        truth=plane.shown(p, _SHOWN).cpu(),
-        samples=seen[:_DRAWN].cpu(),
-        half_width=_SHOWN,
+        truth=plane.shown(p, _HALF_WIDTH_SHOWN).cpu(),
+        samples=seen[:_SAMPLES_SHOWN].cpu(),
+        half_width=_HALF_WIDTH_SHOWN,
         learnt=learnt,
         measured={
             "log_likelihood": float(truth.log_density(unseen).double().mean()),
@@ -290,7 +293,7 @@ def learn_density(called: str, truth: Mixture, setting: Setting) -> Density:
 
 def _learn(
     label: str,
-    build: Callable[[nn.Module, _Given], _Built],
+    build: Callable[[nn.Module, _Noise], _Loss],
     seen: Tensor,
     unseen: Tensor,
     plane: Plane,
@@ -298,11 +301,11 @@ def _learn(
     setting: Setting,
 ) -> Learnt:
     energy = _Energy(setting)
-    given = _Given(seen, setting)
-    loss_fn, step = build(energy, given)
+    noise = _Noise(seen, setting)
+    loss_fn, step = build(energy, noise)
 
     def step_terms() -> Terms:
-        rows = torch.randint(len(seen), (_BATCH,), generator=given.generator)
+        rows = torch.randint(len(seen), (_BATCH,), generator=noise.generator)
         return step(seen[rows.to(seen.device)])
 
     start = time.perf_counter()
@@ -311,10 +314,10 @@ def _learn(
     with torch.no_grad():
         exponents = plane.on_grid(lambda x: -energy(x))
         log_z, error = plane.log_integral(exponents)
-        log_q = exponents - log_z
+        log_model = exponents - log_z
         measured = {
             "log_likelihood": float(-energy(unseen).double().mean()) - log_z,
-            "kl": plane.integral(log_p.exp() * (log_p - log_q)),
+            "kl": plane.integral(log_p.exp() * (log_p - log_model)),
             "log_z": log_z,
             "log_z_error": error,
         }
@@ -323,6 +326,6 @@ def _learn(
     return Learnt(
         terms=curves,
         measured=measured,
-        density=plane.shown(log_q.exp(), _SHOWN).cpu(),
+        density=plane.shown(log_model.exp(), _HALF_WIDTH_SHOWN).cpu(),
         seconds=seconds,
     )

@@ -1,4 +1,4 @@
-"""One encoder of digits trained with six joint-embedding losses, and with three lacking a term."""
+"""Train one encoder of digits with six joint-embedding losses, and with three that lack a term."""
 
 import copy
 import dataclasses
@@ -26,11 +26,11 @@ from . import _vicreg as vicreg
 from ._training import Curves, Run, Setting, train
 from ._vicreg import DRAWS, LABELS, augment, labelled, load_digits, probe
 
-_HELD_OUT = 500  # of 1797 images: neither the network nor a probe is trained on them
-_PAIRS = 255  # images of a batch with two views of each
-_CROPS = 128  # images of a batch with two global and four local views
+_HELD_OUT = 500  # of 1797 images, used to train neither the network nor a probe
+_PAIRS = 255  # images per batch, with two views each
+_CROPS = 128  # images per batch, with two global and four local views each
 _GLOBAL, _LOCAL = 2, 4
-_ZOOM = 0.75  # width of a local view, of the image's
+_ZOOM = 0.75  # width of a local view, as a share of the image's
 _RATE = 4e-3
 _TEMPERATURE = 0.1  # of InfoNCE
 _SLICES = 256  # of LeJEPA
@@ -39,20 +39,20 @@ _WIDTH = 128  # of an embedding
 _TEACHER_TEMPERATURE = 0.02
 _MOMENTUM = 0.95  # of DINO's teacher
 _NEIGHBOURS = 5
-_MEASURED = 15  # times along the training that the rank is measured
-_SHOWN = 3  # digits, with their views
+_MEASURED = 15  # measurements of the rank during training
+_SHOWN = 3  # digits whose views are drawn
 _PROBE, _NEAREST = "probe_accuracy", "neighbour_accuracy"
 _GEOMETRY = ("alignment", "uniformity", "rank")
 
 Step = Callable[[Tensor], Terms]
-"""Computes a loss from the views of a batch, "views batch height width"."""
+"""Computes the terms of a loss from the views of a batch, "views batch height width"."""
 
 
 class Network(vicreg.Network):
-    """The encoder of VICReg's run, with batch normalization and a bias in its expander.
+    """The network of the run `vicreg`, with batch normalization and a bias in its expander.
 
-    LeJEPA and DINO learn more with it. Without a bias, what collapses to zero would be pulled apart
-    again where embeddings are normalized.
+    LeJEPA and DINO learn better with batch normalization. Without the bias, losses that normalize
+    embeddings would separate them again after they collapse to zero.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -78,7 +78,7 @@ def _info_nce(network: Network) -> tuple[nn.Module, Step]:
 
 
 class _Scaled(nn.Module):
-    """A network with the scale and bias that SigLIP learns, from where its paper starts them."""
+    """A network with the learnable scale and bias of SigLIP, at the initial values of its paper."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def _lejepa(network: Network) -> tuple[nn.Module, Step]:
 
 
 class _Prototypes(nn.Module):
-    """A network and the prototypes that its embedding is compared with, by their cosine."""
+    """A network and prototypes; the output is the cosine of each embedding and prototype."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Prototypes(nn.Module):
 
 
 def _dino(network: Network, centred: bool = True) -> tuple[nn.Module, Step]:
-    """Follow a teacher: the mean of the student over its last steps, which sees whole digits."""
+    """Learn from a teacher: a moving average of the student, which gets only the global views."""
     student = _Prototypes(network).to(next(network.parameters()).device)
     teacher = copy.deepcopy(student)
 
@@ -153,8 +153,8 @@ def _dino(network: Network, centred: bool = True) -> tuple[nn.Module, Step]:
                 mean.lerp_(new, 1 - _MOMENTUM)
             logits = _embed(teacher, views[:_GLOBAL])
             if centred:
-                of_all = sinkhorn(logits.flatten(0, 1), temperature=_TEACHER_TEMPERATURE)
-                targets = of_all.view(logits.shape)
+                balanced = sinkhorn(logits.flatten(0, 1), temperature=_TEACHER_TEMPERATURE)
+                targets = balanced.view(logits.shape)
             else:
                 targets = (logits / _TEACHER_TEMPERATURE).softmax(-1)
         return dino_loss(_embed(student, views), targets)
@@ -164,20 +164,20 @@ def _dino(network: Network, centred: bool = True) -> tuple[nn.Module, Step]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A loss, and how it is shown."""
+    """A loss, and how to use and describe it."""
 
     build: Callable[[Network], tuple[nn.Module, Step]]
-    """Returns what is trained, and a step."""
+    """Returns the module to train, and a step."""
     local: bool
-    """Whether it sees local views, beside the two global ones."""
-    about: str = "down is better"
-    """What the loss is, for its panel."""
+    """Whether it uses local views besides the two global ones."""
+    about: str = ""
+    """Description of the loss, in the title of its panel."""
 
 
 METHODS = {
     "InfoNCE": Method(build=_info_nce, local=False, about=f"nats; chance: log {_PAIRS}"),
-    "SigLIP": Method(build=_siglip, local=False, about="nats a sample"),
-    "Barlow Twins": Method(build=_barlow, local=False, about="on- and 0.005 off-diagonal"),
+    "SigLIP": Method(build=_siglip, local=False, about="nats per sample"),
+    "Barlow Twins": Method(build=_barlow, local=False, about="on- + 0.005 off-diagonal"),
     "VICReg": Method(build=_vicreg, local=True, about="25 invariance + 25 var + cov"),
     "LeJEPA": Method(build=_lejepa, local=True, about="0.95 invariance + 0.05 sigreg"),
     "DINO": Method(build=_dino, local=True, about=f"nats; uniform: log {_PROTOTYPES}"),
@@ -193,7 +193,7 @@ CONTROLS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learnt:
-    """What an encoder learnt with one loss."""
+    """The training of an encoder with one loss, and its measurements."""
 
     terms: Curves
     ranks: dict[int, float]
@@ -207,35 +207,42 @@ class Representations:
 
     learnt: dict[str, Learnt]
     references: dict[str, dict[str, float]]
-    """The same measurements, of what was not trained."""
+    """The same measurements for raw pixels and the untrained network."""
     views: Tensor
-    """Of some digits: each digit, its global views and its local ones, to be drawn."""
+    """Some digits with their global and local views, "digits views height width"."""
     sentence: str
-    """What was measured on held-out data, in words."""
+    """The result on held-out data, in words."""
 
     def measured(self) -> dict[str, dict[str, float]]:
-        """Return all measurements by name, in the order of the table."""
+        """Return all measurements by name, in the order of the rows of the table."""
         return {**self.references, **{name: one.measured for name, one in self.learnt.items()}}
 
     def table(self, name: str, seconds: float) -> "_report.Table":
         steps = _report.length(next(iter(self.learnt.values())).terms)
         title = f"{name}: {steps} steps each, {seconds:.1f} s"
-        columns = ["probe", f"{_NEIGHBOURS}-NN", "align", "unif", "rank", "first", "last"]
-        table = _report.new_table(title, "loss", *columns)
-        for called, of in self.measured().items():
-            if called in ("InfoNCE", next(iter(CONTROLS))):
+        columns = ["\nprobe", f"\n{_NEIGHBOURS}-NN", "\nalign", "\nunif", "\nrank"]
+        table = _report.new_table(title, "\nmethod", *columns, "first\nloss", "last\nloss")
+        for method, measured in self.measured().items():
+            if method in ("InfoNCE", next(iter(CONTROLS))):
                 table.add_section()
-            cells = [f"{of[accuracy]:.1%}" for accuracy in (_PROBE, _NEAREST)]
-            cells += [f"{of[number]:.2f}" if number in of else "" for number in _GEOMETRY]
-            if called in self.learnt:
-                curve = self.learnt[called].terms["loss"]
+            cells = [f"{measured[accuracy]:.1%}" for accuracy in (_PROBE, _NEAREST)]
+            cells += [f"{measured[key]:.2f}" if key in measured else "" for key in _GEOMETRY]
+            if method in self.learnt:
+                curve = self.learnt[method].terms["loss"]
                 cells += [f"{curve[end]:.4g}" for end in (0, -1)]
-            table.add_row(called, *cells)
+            table.add_row(method, *cells)
+        table.caption = (
+            f"Held-out accuracy of a linear probe and of {_NEIGHBOURS} nearest neighbours, "
+            "alignment (lower: the views of a digit are closer), uniformity (lower: embeddings are "
+            "more spread out), and effective rank of the embeddings."
+        )
         return table
 
     def as_json(self) -> dict[str, object]:
         return {
-            "references": {name: _report.json_numbers(of) for name, of in self.references.items()},
+            "references": {
+                name: _report.json_numbers(measured) for name, measured in self.references.items()
+            },
             "trainings": {
                 name: {
                     "terms": _report.json_curves(one.terms),
@@ -247,20 +254,22 @@ class Representations:
         }
 
     def figure(self) -> "_report.Figure":
-        """Draw each loss, the collapse where a term is missing, and what was measured."""
+        """Draw each loss, the collapse without a term, and the measurements."""
         figure = _report.new_figure(13, 10.6, dpi=110)
         grid = figure.add_gridspec(3, 1, height_ratios=[2.6, 2.9, 4.3])
         losses, collapses, measured = (figure.add_subfigure(grid[row]) for row in range(3))
-        _heading(losses, "(a) the losses during training: down is better")
+        _heading(
+            losses, "(a) losses during training (lower is better; not comparable between methods)"
+        )
         panels: list["_report.Axes"] = list(losses.subplots(1, len(METHODS)))
         for panel, (name, method) in zip(panels, METHODS.items(), strict=True):
             _report.draw_curve(panel, self.learnt[name].terms["loss"], name, _report.BLUE)
             panel.set_ylim(bottom=0)
             _report.label_panel(panel, f"{name}\n{method.about}", "loss")
             panel.title.set_fontsize(8)
-        _heading(collapses, "(b) two kinds of views, and what a missing term lets happen")
+        _heading(collapses, "(b) global and local views, and the collapse without a term (orange)")
         self._draw_collapses(collapses)
-        _heading(measured, f"(c) measured on {_HELD_OUT} held-out digits, after the training")
+        _heading(measured, f"(c) measurements on {_HELD_OUT} held-out digits after training")
         self._draw_measured(measured)
         return figure
 
@@ -272,26 +281,26 @@ class Representations:
         panels[0].set_xticks([4.5, 19.5, 49.5], labels=["digit", "2 global views", "4 local views"])
         panels[0].set_yticks([])
         panels[0].tick_params(length=0, labelsize=8)
-        panels[0].set_title("drawn anew for each batch", fontsize=9)
+        panels[0].set_title("views are drawn again for each batch", fontsize=9)
         shown = (
             (
                 "Barlow Twins",
                 "effective rank",
-                "of held-out embeddings\n1: all on one line; up: more directions",
+                "of held-out embeddings\n(1: one line; higher: more directions)",
             ),
-            ("VICReg", "std", "deviation of a column\n0: one point for all digits"),
+            ("VICReg", "std", "standard deviation of columns\n(0: one point for all digits)"),
             (
                 "DINO",
                 "marginal_entropy",
-                f"of the teacher's prototypes, nats\n0: one for all, "
-                f"{math.log(_PROTOTYPES):.2f}: all alike",
+                "of the teacher's prototypes, nats\n(0: one is used; "
+                f"{math.log(_PROTOTYPES):.2f}: all equally)",
             ),
         )
         for panel, (name, term, about), control in zip(panels[1:], shown, CONTROLS, strict=True):
-            for called, color, look in ((name, _report.BLUE, "-"), (control, _report.ORANGE, "--")):
-                one = self.learnt[called]
+            for label, color, look in ((name, _report.BLUE, "-"), (control, _report.ORANGE, "--")):
+                one = self.learnt[label]
                 curve = one.terms.get(term) or one.ranks
-                _report.draw_curve(panel, curve, called, color, ls=look)
+                _report.draw_curve(panel, curve, label, color, ls=look)
             bottom, top = panel.get_ylim()
             panel.set_ylim(min(0, bottom), top + 0.3 * (top - min(0, bottom)))
             _report.label_panel(panel, about, term.replace("_", " "))
@@ -301,7 +310,7 @@ class Representations:
         panels: list["_report.Axes"] = list(part.subplots(1, 4, width_ratios=[1, 1, 0.8, 1.5]))
         measured = self.measured()
         chance = "(bars start at chance, 10%)"
-        about = f"accuracy of a linear probe,\n{LABELS} labels of each digit\n{chance}"
+        about = f"accuracy of a linear probe,\n{LABELS} labels per digit\n{chance}"
         _draw_bars(panels[0], about, measured, _PROBE, start=0.1, form="{:.1%}")
         panels[0].set_yticks(range(len(measured)), labels=[*measured])
         about = f"accuracy of {_NEIGHBOURS} nearest neighbours,\nthe same labels\n{chance}"
@@ -311,27 +320,29 @@ class Representations:
         self._draw_geometry(panels[3], measured)
 
     def _draw_geometry(self, panel: "_report.Axes", measured: dict[str, dict[str, float]]) -> None:
-        places = {
-            n: (of["uniformity"], of["alignment"]) for n, of in measured.items() if "rank" in of
+        points = {
+            name: (one["uniformity"], one["alignment"])
+            for name, one in measured.items()
+            if "rank" in one
         }
-        middle = statistics.median(places[name][0] for name in METHODS)
-        written: list[tuple[float, float, bool]] = []
-        for name, (across, up) in sorted(places.items(), key=lambda item: item[1][1]):
-            panel.scatter(across, up, color=_color(name), s=28, zorder=2)
-            at_left, height = across < middle, up
-            while any(  # a name stands there
-                at_left == left and abs(across - x) < 0.5 and abs(height - y) < 0.035
-                for x, y, left in written
+        middle = statistics.median(points[name][0] for name in METHODS)
+        labels: list[tuple[float, float, bool]] = []
+        for name, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+            panel.scatter(x, y, color=_color(name), s=28, zorder=2)
+            at_left, height = x < middle, y
+            while any(  # another label is in the way
+                at_left == left and abs(x - label_x) < 0.5 and abs(height - label_y) < 0.035
+                for label_x, label_y, left in labels
             ):
                 height += 0.005
-            written.append((across, height, at_left))
+            labels.append((x, height, at_left))
             shift, side = (-0.07, "right") if at_left else (0.07, "left")
-            panel.text(across + shift, height, name, fontsize=7.5, va="center", ha=side)
-        panel.set_xlim(-3.6, 1.4)  # with space for names
+            panel.text(x + shift, height, name, fontsize=7.5, va="center", ha=side)
+        panel.set_xlim(-3.6, 1.4)  # with space for labels
         panel.set_xticks([-3, -2, -1, 0])
-        panel.set_title("where embeddings lie on the sphere", fontsize=8.5)
-        panel.set_xlabel("uniformity: left is more spread out, 0 is one point", fontsize=8)
-        panel.set_ylabel("alignment: distance of two views\n(down is closer)", fontsize=8)
+        panel.set_title("normalized embeddings", fontsize=8.5)
+        panel.set_xlabel("uniformity (lower: more spread out; 0: one point)", fontsize=8)
+        panel.set_ylabel("alignment: squared distance of two views\n(lower: closer)", fontsize=8)
         panel.grid(color=_report.GREY, alpha=0.25, linewidth=0.5)
         _report.tidy(panel)
 
@@ -344,17 +355,17 @@ def _draw_bars(
     panel: "_report.Axes",
     about: str,
     measured: dict[str, dict[str, float]],
-    number: str,
+    key: str,
     *,
     start: float,
     form: str,
 ) -> None:
-    """Draw a number of each training, from what is as good as nothing."""
-    values = {name: of[number] for name, of in measured.items() if number in of}
-    places = [list(measured).index(name) for name in values]
+    """Draw a measurement of each method as a bar that starts at `start`."""
+    values = {name: one[key] for name, one in measured.items() if key in one}
+    rows = [list(measured).index(name) for name in values]
     lengths = [value - start for value in values.values()]
     colors = [_color(name) for name in values]
-    bars = panel.barh(places, lengths, left=start, color=colors, height=0.6)
+    bars = panel.barh(rows, lengths, left=start, color=colors, height=0.6)
     texts = [form.format(value) for value in values.values()]
     panel.bar_label(bars, texts, padding=3, fontsize=8)
     panel.set_xlim(start, start + 1.3 * max(lengths))
@@ -373,7 +384,7 @@ def _color(name: str) -> str:
 
 
 def run(setting: Setting) -> Representations:
-    """Train the encoder with each loss, then with those that lack a term, and compare them."""
+    """Train the encoder with each loss, then with the losses that lack a term, and compare them."""
     digits = _Digits(setting)
     untrained = Network(setting)
     references = {
@@ -393,30 +404,31 @@ def run(setting: Setting) -> Representations:
 
 
 def _sentence(learnt: dict[str, Learnt], references: dict[str, dict[str, float]]) -> str:
-    of = {**references, **{name: one.measured for name, one in learnt.items()}}
+    measured = {**references, **{name: one.measured for name, one in learnt.items()}}
 
     def listed(names: Iterable[str]) -> str:
-        return ", ".join(
-            f"{name} {100 * of[name][_PROBE]:.1f} / {100 * of[name][_NEAREST]:.1f}"
+        return "; ".join(
+            f"{name} {100 * measured[name][_PROBE]:.1f} / {100 * measured[name][_NEAREST]:.1f}"
             for name in names
         )
 
     return (
-        f"On {_HELD_OUT} held-out digits, percent right by a linear probe / {_NEIGHBOURS} nearest "
-        f"neighbours on the encoder's output, with {LABELS} labels of each digit (mean of {DRAWS} "
-        f"draws of them): {listed(METHODS)}; {listed(references)}; {listed(CONTROLS)}."
+        f"Accuracy in percent of a linear probe / of {_NEIGHBOURS} nearest neighbours on "
+        f"{_HELD_OUT} held-out digits, from the encoder's output and {LABELS} labels per digit "
+        f"(mean of {DRAWS} random choices). Losses: {listed(METHODS)}. Without training: "
+        f"{listed(references)}. Without a term: {listed(CONTROLS)}."
     )
 
 
 RUN = Run(
-    about="one encoder of digits with six losses of views, and collapse where a term is left out",
+    about="six joint-embedding losses on one encoder, and the collapse of three without a term",
     train=run,
     steps=100,
 )
 
 
 def draw_views(images: Tensor, local: bool, generator: torch.Generator) -> Tensor:
-    """Draw two views of each image, and four of parts of it: "views batch height width"."""
+    """Draw two views of each image, or six with local ones, "views batch height width"."""
     views = [augment(images, generator) for _ in range(_GLOBAL)]
     if local:
         views += [augment(_zoom(images, generator), generator) for _ in range(_LOCAL)]
@@ -424,10 +436,10 @@ def draw_views(images: Tensor, local: bool, generator: torch.Generator) -> Tenso
 
 
 def _zoom(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a part of each image, at the size of an image."""
+    """Crop a random part of each image, and resize it to the size of the image."""
     count, height, width = images.shape
-    place = (1 - _ZOOM) * (2 * torch.rand(count, 2, 1, generator=generator) - 1)
-    window = torch.cat([_ZOOM * torch.eye(2).expand(count, 2, 2), place], dim=2)
+    offset = (1 - _ZOOM) * (2 * torch.rand(count, 2, 1, generator=generator) - 1)
+    window = torch.cat([_ZOOM * torch.eye(2).expand(count, 2, 2), offset], dim=2)
     grid = F.affine_grid(window, [count, 1, height, width], align_corners=False)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
 
@@ -436,14 +448,14 @@ def _learn(name: str, method: Method, digits: "_Digits", setting: Setting) -> Le
     network = Network(setting)
     trained, step = method.build(network)
     generator = setting.generator()
-    often = max(1, setting.steps // _MEASURED)
+    interval = max(1, setting.steps // _MEASURED)
     ranks: dict[int, float] = {}
     number = 0
 
     def step_terms() -> Terms:
         nonlocal number
         number += 1
-        if number % often == 1 % often:
+        if number % interval == 1 % interval:
             ranks[number] = digits.rank(network, setting)
         batch = digits.draw(_CROPS if method.local else _PAIRS, generator)
         return step(draw_views(batch, method.local, generator).to(setting.device))
@@ -453,7 +465,7 @@ def _learn(name: str, method: Method, digits: "_Digits", setting: Setting) -> Le
 
 
 class _Digits:
-    """Images to train on, and held-out ones to measure on."""
+    """Training images and held-out images, and measurements on them."""
 
     def __init__(self, setting: Setting) -> None:
         self.images, self.digits = load_digits()
@@ -498,9 +510,10 @@ class _Digits:
 
     @torch.no_grad()
     def rank(self, network: Network, setting: Setting) -> float:
-        """Return (sum of lambda)^2 / (sum of lambda^2) of the normalized embeddings' moments.
+        """Return the effective rank of the normalized embeddings: (sum lambda)^2 / sum lambda^2.
 
-        Of second moments about zero, not about the mean: embeddings at one point have rank 1 too.
+        lambda are the eigenvalues of the second moments about zero, not of the covariance, so that
+        the rank of embeddings at one point is 1 too.
         """
         was_training = network.training
         z = cast("Tensor", network.eval()(self.images[self.held_out].to(setting.device)))

@@ -1,7 +1,7 @@
-"""What all results share: the progress bar, a PNG, JSON, and pieces of tables and figures.
+"""Parts that all results share: progress bar, figures, HTML report, JSON, and helpers for plots.
 
-matplotlib and rich come with the extra: they are imported where they are used, and so nothing that
-imports this file needs them.
+matplotlib and rich belong to the extra. They are imported inside functions, so that importing this
+file does not need them.
 """
 
 import base64
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .. import __version__
-from ._training import Curves, Show, Shown
+from ._training import Curves, Result, Show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from rich.console import Group as Group
     from rich.table import Table as Table
 
-# Okabe and Ito's colours, which colour-blind eyes can tell apart.
+# The palette of Okabe and Ito, which is readable with color blindness.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
-_PALETTE = 160  # colours, none of which is far from the one that was drawn
-_LETTERS = 12.7  # of the title in an inch
+_PALETTE = 160  # colors of a PNG, enough that it looks the same
+_CHARACTERS = 12.7  # of the title per inch
 
 
 @contextmanager
-def following(console: "Console", label: str, steps: int) -> Generator[Show, None, None]:
-    """Show a progress bar with live terms, or nothing where it could not be redrawn in place."""
+def show_progress(console: "Console", label: str, steps: int) -> Generator[Show, None, None]:
+    """Show a progress bar with the current terms, if the console is interactive."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
@@ -47,7 +47,7 @@ def following(console: "Console", label: str, steps: int) -> Generator[Show, Non
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        # The rest of the line: a narrow terminal cuts the terms, not the count.
+        # The terms come last: a narrow terminal truncates them, not the count.
         TextColumn("[dim]{task.fields[terms]}", table_column=Column(ratio=1, no_wrap=True)),
         console=console,
         expand=True,
@@ -61,23 +61,25 @@ def following(console: "Console", label: str, steps: int) -> Generator[Show, Non
         )
 
 
-def tell(console: "Console", name: str, result: Shown, seconds: float, picture: Path) -> None:
-    """Print the table, the sentence on what was learnt, and where the picture is."""
+def print_result(
+    console: "Console", name: str, result: Result, seconds: float, picture: Path
+) -> None:
+    """Print the table, the result on held-out data, and the path of the figure."""
     console.print(result.table(name, seconds))
     console.print(f"measured: {result.sentence}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"figure: {picture}\n", soft_wrap=True, highlight=False, markup=False)
 
 
-def write_json(path: Path, results: Mapping[str, Shown]) -> None:
-    """Write one object for each run, under its name."""
+def write_json(path: Path, results: Mapping[str, Result]) -> None:
+    """Write the results of all runs as one JSON object, by name."""
     objects = {name: result.as_json() for name, result in results.items()}
     path.write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-class Told(NamedTuple):
-    """A run that has ended."""
+class Finished(NamedTuple):
+    """A run that has finished."""
 
-    result: Shown
+    result: Result
     seconds: float
     picture: Path
     command: str
@@ -111,7 +113,7 @@ thead, tbody + tbody { border-top: 1px solid #8886; }
 thead { border-bottom: 1px solid #888; }
 footer { margin-top: 2.5rem; opacity: 0.7; font-size: 0.85rem; }
 </style>
-<h1>termwise: what was trained</h1>
+<h1>termwise: training runs</h1>
 <nav>$links</nav>
 $sections
 <footer>$versions</footer>
@@ -128,8 +130,8 @@ $table
 """)
 
 
-def write_page(path: Path, told: Mapping[str, Told]) -> None:
-    """Write all runs as one page that needs no other file: tables, sentences, pictures."""
+def write_page(path: Path, runs: Mapping[str, Finished]) -> None:
+    """Write a self-contained HTML page with the results, figures and tables of all runs."""
     sections = [
         _SECTION.substitute(
             name=html.escape(name),
@@ -138,15 +140,15 @@ def write_page(path: Path, told: Mapping[str, Told]) -> None:
             picture=base64.b64encode(one.picture.read_bytes()).decode(),
             table=_as_html(one.result.table(name, one.seconds)),
         )
-        for name, one in told.items()
+        for name, one in runs.items()
     ]
     versions = (
         f"termwise {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.platform()}"
     )
     page = _PAGE.substitute(
-        names=html.escape(", ".join(told)),
-        links=" ".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in told),
+        names=html.escape(", ".join(runs)),
+        links=" ".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in runs),
         sections="".join(sections),
         versions=html.escape(versions),
     )
@@ -154,7 +156,7 @@ def write_page(path: Path, told: Mapping[str, Told]) -> None:
 
 
 def _as_html(table: "RenderableType") -> str:
-    """Write a table or several, with a body for each section of rows, and anything else as text."""
+    """Return a table, or several, as HTML, and anything else as preformatted text."""
     from rich.console import Group
     from rich.table import Table
 
@@ -184,11 +186,11 @@ def _as_html(table: "RenderableType") -> str:
     )
 
 
-def draw(path: Path, name: str, result: Shown) -> None:
-    """Draw the run's figure, with its name and sentence above it."""
+def draw(path: Path, name: str, result: Result) -> None:
+    """Draw the figure of a run, with its name and its result as the title."""
     figure = result.figure()
-    bold = name.replace("-", "\N{HYPHEN}")  # a hyphen is a minus in a formula, which bold text is
-    width = round(_LETTERS * figure.get_figwidth())
+    bold = name.replace("-", "\N{HYPHEN}")  # bold text is a formula, where "-" is a minus sign
+    width = round(_CHARACTERS * figure.get_figwidth())
     lines = textwrap.wrap(result.sentence, width=width, break_on_hyphens=False)
     title = "\n".join([f"$\\bf{{{bold}}}$", *lines])
     figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
@@ -196,8 +198,8 @@ def draw(path: Path, name: str, result: Shown) -> None:
 
 
 def _save(figure: "Figure", path: Path, sentence: str) -> None:
-    """Write a PNG that also holds the sentence. Few colours take a third of the bytes."""
-    from PIL import Image  # which matplotlib needs itself
+    """Write a PNG with the sentence as its description, and a palette, to save 2/3 of the bytes."""
+    from PIL import Image  # a dependency of matplotlib
     from PIL.PngImagePlugin import PngInfo
 
     drawn = io.BytesIO()
@@ -210,7 +212,7 @@ def _save(figure: "Figure", path: Path, sentence: str) -> None:
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> "Table":
-    """Return an empty table; columns are aligned right, but for the first ones."""
+    """Return an empty table; all columns but the first `left` ones are right-aligned."""
     from rich.table import Table
 
     table = Table(*columns[:left], title=title, title_style="bold")
@@ -220,7 +222,7 @@ def new_table(title: str, *columns: str, left: int = 1) -> "Table":
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> "Figure":
-    """Return an empty figure of a size in inches."""
+    """Return an empty figure with a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -229,16 +231,16 @@ def new_figure(width: float, height: float, dpi: int = 150) -> "Figure":
 def draw_curve(
     panel: "Axes", curve: list[float] | dict[int, float], label: str, color: str, **look: Any
 ) -> None:
-    """Draw a curve over steps: a list is of steps 1, 2, ..."""
+    """Draw a curve over steps; the values of a list are those of steps 1, 2, ..."""
     by_step = curve if isinstance(curve, dict) else dict(enumerate(curve, 1))
     if len(by_step) == 1:
-        look["marker"] = "o"  # a line through one point would not be seen
+        look["marker"] = "o"  # a line through one point is invisible
     look = {"linewidth": 1.5, "markersize": 4, "color": color, "label": label, **look}
     panel.plot([*by_step], [*by_step.values()], **look)
 
 
 def label_panel(panel: "Axes", title: str, y: str, x: str = "step") -> None:
-    """Write on a panel what it shows, and count steps in whole numbers."""
+    """Set the title and the labels of a panel, with integer ticks for steps."""
     from matplotlib.ticker import MaxNLocator
 
     panel.set_title(title, fontsize=9)
@@ -250,13 +252,13 @@ def label_panel(panel: "Axes", title: str, y: str, x: str = "step") -> None:
 
 
 def tidy(panel: "Axes") -> None:
-    """Leave out the frame on the top and on the right."""
+    """Remove the top and the right spine."""
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def plain_numbers(axis: "Axis") -> None:
-    """Write 0.1, 0.2 and 0.5 on a logarithmic axis, instead of powers of ten alone."""
+    """Label a logarithmic axis with numbers such as 0.1, 0.2 and 0.5, not only powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -265,7 +267,7 @@ def plain_numbers(axis: "Axis") -> None:
 
 
 def draw_legend(figure: "Figure", panel: "Axes") -> None:
-    """Name a panel's curves below the figure."""
+    """Draw a legend for the curves of a panel below the figure."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
@@ -288,7 +290,7 @@ def json_numbers(numbers: Mapping[str, float] | Mapping[int, float]) -> dict[str
 
 
 def json_number(value: float) -> float | None:
-    """Return a number, or null where it is not finite."""
+    """Return the number, or None if it is not finite."""
     return value if math.isfinite(value) else None
 
 

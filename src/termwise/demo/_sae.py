@@ -1,4 +1,4 @@
-"""Four sparse autoencoders of one size on a network's activations: error against active latents."""
+"""Train four kinds of sparse autoencoders on activations, and compare error and sparsity."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,55 +15,60 @@ from ._training import Curves, Run, Setting, train
 from ._vicreg import augment, load_digits
 
 _BATCH = 256
-_HELD_OUT = 500  # of 1797 images: nothing is trained on them or on views of them
-_VIEWS = 8  # of each image, besides itself
+_HELD_OUT = 500  # of 1797 images: neither they nor their views are used for training
+_VIEWS = 8  # of each image, in addition to the image
 _WIDTH = 128  # of the activations
 _LATENTS = 256
 _PREFIXES = (16, 32, 64, 128, 256)
-_FEW = 32  # latents that are to reconstruct alone: Matryoshka's first, the largest of others
-_BANDWIDTH = 0.5  # wide, for a batch so small
+_FEW = 32  # latents that reconstruct alone: Matryoshka's first ones, the largest of the others
+_BANDWIDTH = 0.5  # large, because the batch is small
 _DEAD_AFTER = 16 * _BATCH  # activations
 _K_AUX = 32
 _NETWORK_RATE = 1e-2
 _RATE = 4e-3
-_THRESHOLD_RATE = 3e-2  # of the logarithm, which has far to go
+_THRESHOLD_RATE = 3e-2  # of the logarithm of the thresholds, which change much
 _MARKS = ((_report.BLUE, "o"), (_report.ORANGE, "s"), (_report.GREEN, "^"), (_report.PINK, "D"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training of a frontier."""
+    """The training of one autoencoder."""
 
-    called: str
-    """Its setting, such as "k 8"."""
+    label: str
+    """Its hyperparameter, such as "k 8"."""
     terms: Curves
     measured: dict[str, float]
-    """On held-out data: `fvu`, `fvu_of_few`, `l0` and `dead`."""
+    """On held-out data: `fvu` (fraction of variance unexplained), `fvu_of_few`, `l0`, `dead`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """Error against sparsity, of many trainings."""
+    """Error against sparsity for all trainings."""
 
     trainings: dict[str, list[Training]]
-    """Those of each objective."""
+    """Trainings by objective."""
     network: Curves
-    """Terms of the network whose activations they were trained on."""
+    """Terms of the network whose activations the autoencoders reconstruct."""
     measured: dict[str, float]
     sentence: str
-    """What was measured on held-out data, in words."""
+    """The result on held-out data, in words."""
 
     def table(self, name: str, seconds: float) -> "_report.Table":
         title = f"{name}: {_report.length(self.network)} steps each, {seconds:.1f} s"
-        few = f"with {_FEW}\nlatents alone"
-        columns = ("\nobjective", "\nsetting", "\nl0", "held-out\nFVU", few, "\ndead")
+        few = f"FVU with\n{_FEW} latents"
+        columns = ("\nobjective", "\nsetting", "\nl0", "held-out\nFVU", few, "dead\nlatents")
         table = _report.new_table(title, *columns, left=2)
         for objective, trainings in self.trainings.items():
             for one in trainings:
-                of = one.measured
-                numbers = (f"{of['l0']:.1f}", f"{of['fvu']:.4f}", f"{of['fvu_of_few']:.4f}")
-                table.add_row(objective, one.called, *numbers, f"{of['dead']:.0f}")
+                numbers = one.measured
+                cells = [f"{numbers['l0']:.1f}"]
+                cells += [f"{numbers[key]:.4f}" for key in ("fvu", "fvu_of_few")]
+                table.add_row(objective, one.label, *cells, f"{numbers['dead']:.0f}")
             table.add_section()
+        table.caption = (
+            "l0: mean number of active latents. FVU: fraction of variance unexplained (lower is "
+            "better)."
+        )
         return table
 
     def as_json(self) -> dict[str, object]:
@@ -72,7 +77,7 @@ class Frontier:
             "trainings": [
                 {
                     "objective": objective,
-                    "setting": one.called,
+                    "setting": one.label,
                     "terms": _report.json_curves(one.terms),
                     "measured": _report.json_numbers(one.measured),
                 }
@@ -83,7 +88,7 @@ class Frontier:
         }
 
     def figure(self) -> "_report.Figure":
-        """Draw the unexplained variance against l0, with all latents and with few, and curves."""
+        """Draw the unexplained variance against l0, with all and with few latents, and errors."""
         figure = _report.new_figure(11, 6.7)
         grid = figure.add_gridspec(2, 3)
         frontier = figure.add_subplot(grid[:, :2])
@@ -93,10 +98,10 @@ class Frontier:
         ):
             measured = [one.measured for one in trainings]
             for panel, measurement in ((frontier, "fvu"), (few, "fvu_of_few")):
-                points = sorted((of["l0"], of[measurement]) for of in measured)
+                points = sorted((one["l0"], one[measurement]) for one in measured)
                 panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=objective)
             middle = trainings[len(trainings) // 2]
-            _report.draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.called}", color)
+            _report.draw_curve(curves, middle.terms["mse"], f"{objective}, {middle.label}", color)
         for panel in (frontier, few, curves):
             panel.set_yscale("log")
             _report.plain_numbers(panel.yaxis)
@@ -104,18 +109,18 @@ class Frontier:
         for panel in (frontier, few):
             panel.set_xscale("log")
             _report.plain_numbers(panel.xaxis)
-        x = "l0: active latents of an activation"
-        title = "held-out variance left unexplained (down and left is better)"
+        x = "l0: mean number of active latents"
+        title = "fraction of held-out variance unexplained (down and left is better)"
         _report.label_panel(frontier, title, "FVU", x)
-        _report.label_panel(few, f"the same with {_FEW} latents alone", "FVU", x)
-        title = "squared error, middle settings\n(matryoshka: mean over prefixes)"
+        _report.label_panel(few, f"the same with only {_FEW} latents", "FVU", x)
+        title = "training error at each middle setting\n(matryoshka: mean over prefixes)"
         _report.label_panel(curves, title, "mse")
         _report.draw_legend(figure, frontier)
         return figure
 
 
 def run(setting: Setting) -> Frontier:
-    """Train a network, then each autoencoder at each setting on its activations."""
+    """Train a network, then each autoencoder with each setting on its activations."""
     images, digits = load_digits()
     order = torch.randperm(len(images), generator=setting.generator())
     held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
@@ -132,7 +137,7 @@ def run(setting: Setting) -> Frontier:
 
     trainings = {
         kind.name: [
-            _train(kind(number, setting), number, seen, unseen, setting) for number in kind.numbers
+            _train(kind(value, setting), value, seen, unseen, setting) for value in kind.values
         ]
         for kind in (_Vanilla, _TopK, _JumpReLU, _Matryoshka)
     }
@@ -152,21 +157,22 @@ def _sentence(trainings: dict[str, list[Training]], accuracy: float, rows: int) 
         for objective, group in trainings.items()
     ]
     return (
-        f"On {rows:,} held-out activations of a classifier (right on {accuracy:.1%}), the variance "
-        f"that {_LATENTS} latents leave unexplained, at each middle setting: {', '.join(parts)}. "
-        f"With {_FEW} of them alone, at best: {', '.join(few)}."
+        f"Unexplained variance of {rows:,} held-out activations of a classifier (accuracy "
+        f"{accuracy:.1%}), with {_LATENTS} latents at the middle setting of each objective: "
+        f"{', '.join(parts)}. With only {_FEW} of the latents, at the best setting: "
+        f"{', '.join(few)}."
     )
 
 
 RUN = Run(
-    about="four sparse autoencoders on a classifier's activations: error against sparsity",
+    about="four kinds of sparse autoencoders on a classifier's activations: error and sparsity",
     train=run,
     steps=150,
 )
 
 
 class _Network(nn.Module):
-    """A classifier, whose last hidden layer is what the autoencoders are to explain."""
+    """A classifier; the autoencoders reconstruct the activations of its last hidden layer."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -191,7 +197,7 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def activations(self, images: Tensor, generator: torch.Generator, setting: Setting) -> Tensor:
-        """Return the activations of the images and of views of them."""
+        """Return the activations of the images and of their views."""
         views = torch.cat([images, *(augment(images, generator) for _ in range(_VIEWS))])
         return cast("Tensor", self.hidden(views.to(setting.device)))
 
@@ -208,16 +214,17 @@ def _train_network(network: _Network, images: Tensor, digits: Tensor, setting: S
 
 
 class _Autoencoder(nn.Module):
-    """What the four have in common: their weights, the same at the start."""
+    """The weights of all four kinds, with the same initial values."""
 
     name: str
-    number: str
-    """Name of the hyperparameter that sets the sparsity."""
-    numbers: tuple[float, ...]
+    hyperparameter: str
+    """Name of the hyperparameter that controls the sparsity."""
+    values: tuple[float, ...]
+    """Its values, one for each training."""
 
-    def __init__(self, number: float, setting: Setting) -> None:
+    def __init__(self, value: float, setting: Setting) -> None:
         super().__init__()
-        self.sparsity = number
+        self.sparsity = value
         start = torch.randn(_LATENTS, _WIDTH, generator=setting.generator())
         start = F.normalize(start)
         self.W_dec = nn.Parameter(start)
@@ -241,19 +248,19 @@ class _Autoencoder(nn.Module):
         raise NotImplementedError
 
     def latents(self, x: Tensor) -> Tensor:
-        """Return the latents as they are used after training."""
+        """Return the latents as used after training."""
         raise NotImplementedError
 
     def by_size(self, x: Tensor) -> Tensor:
-        """Return the latents' indices, sorted by their share in reconstructions of x."""
-        put = self.latents(x).square().sum(0) * self.W_dec.square().sum(1)
-        return put.argsort(descending=True)
+        """Return the indices of the latents, the largest contributions to reconstructions first."""
+        contribution = self.latents(x).square().sum(0) * self.W_dec.square().sum(1)
+        return contribution.argsort(descending=True)
 
 
 class _Vanilla(_Autoencoder):
     name = "vanilla"
-    number = "sparsity_coeff"
-    numbers = (1e-2, 2e-2, 4e-2)
+    hyperparameter = "sparsity_coeff"
+    values = (1e-2, 2e-2, 4e-2)
 
     def terms(self, x: Tensor) -> sae.VanillaTerms:
         f = self.latents(x)
@@ -267,12 +274,12 @@ class _Vanilla(_Autoencoder):
 
 class _TopK(_Autoencoder):
     name = "topk"
-    number = "k"
-    numbers = (4, 8, 16)
+    hyperparameter = "k"
+    values = (4, 8, 16)
 
-    def __init__(self, number: float, setting: Setting) -> None:
-        super().__init__(number, setting)
-        self.k = int(number)
+    def __init__(self, value: float, setting: Setting) -> None:
+        super().__init__(value, setting)
+        self.k = int(value)
         self.state = sae.DeadLatents.start(_LATENTS, device=setting.device)
 
     def terms(self, x: Tensor) -> sae.TopKTerms:
@@ -290,11 +297,11 @@ class _TopK(_Autoencoder):
 
 class _JumpReLU(_Autoencoder):
     name = "jumprelu"
-    number = "sparsity_coeff"
-    numbers = (1e-3, 4e-3, 1.6e-2)
+    hyperparameter = "sparsity_coeff"
+    values = (1e-3, 4e-3, 1.6e-2)
 
-    def __init__(self, number: float, setting: Setting) -> None:
-        super().__init__(number, setting)
+    def __init__(self, value: float, setting: Setting) -> None:
+        super().__init__(value, setting)
         self.log_threshold = nn.Parameter(torch.zeros(_LATENTS, device=setting.device))
 
     def groups(self) -> list[tuple[Iterable[nn.Parameter], float]]:
@@ -318,12 +325,12 @@ class _JumpReLU(_Autoencoder):
 
 class _Matryoshka(_Autoencoder):
     name = "matryoshka"
-    number = "k"
-    numbers = (4, 8, 16)
+    hyperparameter = "k"
+    values = (4, 8, 16)
 
-    def __init__(self, number: float, setting: Setting) -> None:
-        super().__init__(number, setting)
-        self.k = int(number)
+    def __init__(self, value: float, setting: Setting) -> None:
+        super().__init__(value, setting)
+        self.k = int(value)
         self.state = sae.ActivationThreshold.start(device=setting.device)
 
     def terms(self, x: Tensor) -> sae.MatryoshkaTerms:
@@ -332,15 +339,15 @@ class _Matryoshka(_Autoencoder):
         return sae.matryoshka_loss(x, f, self.W_dec, self.b_dec, prefixes=_PREFIXES)
 
     def latents(self, x: Tensor) -> Tensor:
-        # A row's latents no longer depend on the other rows.
+        # With a fixed threshold, the latents of a row do not depend on the other rows.
         return sae.threshold_gate(self.pre(x), self.state.value)
 
     def by_size(self, x: Tensor) -> Tensor:
-        return torch.arange(_LATENTS, device=x.device)  # as the prefixes cut
+        return torch.arange(_LATENTS, device=x.device)  # the order of the prefixes
 
 
 def _train(
-    model: _Autoencoder, number: float, seen: Tensor, unseen: Tensor, setting: Setting
+    model: _Autoencoder, value: float, seen: Tensor, unseen: Tensor, setting: Setting
 ) -> Training:
     generator = setting.generator()
 
@@ -348,24 +355,25 @@ def _train(
         rows = torch.randint(len(seen), (_BATCH,), generator=generator)
         return model.terms(seen[rows.to(seen.device)])
 
-    called = f"{model.number} {number:g}"
-    curves = train(f"{model.name}, {called}", setting, model.groups(), step_terms)
+    label = f"{model.hyperparameter} {value:g}"
+    curves = train(f"{model.name}, {label}", setting, model.groups(), step_terms)
     with torch.no_grad():
         f = model.latents(unseen)
         few = torch.zeros_like(f)
-        kept = model.by_size(seen)[:_FEW]
-        few[:, kept] = f[:, kept]
+        largest = model.by_size(seen)[:_FEW]
+        few[:, largest] = f[:, largest]
         fvu, fvu_of_few = (
-            sae.fraction_of_variance_unexplained(unseen, model.decode(some)) for some in (f, few)
+            sae.fraction_of_variance_unexplained(unseen, model.decode(chosen))
+            for chosen in (f, few)
         )
-        fires = f != 0
+        active = f != 0
     return Training(
-        called=called,
+        label=label,
         terms=curves,
         measured={
             "fvu": float(fvu),
             "fvu_of_few": float(fvu_of_few),
-            "l0": float(fires.sum(1).double().mean()),
-            "dead": float((~fires.any(0)).sum()),
+            "l0": float(active.sum(1).double().mean()),
+            "dead": float((~active.any(0)).sum()),
         },
     )

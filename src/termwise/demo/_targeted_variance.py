@@ -1,4 +1,4 @@
-"""Targeted variance on the embedding of a next-character model of Python's own documentation."""
+"""Targeted variance for the embedding of a next-character model of Python's documentation."""
 
 import math
 
@@ -24,7 +24,7 @@ _CONTROL = "without the term"
 
 @terms
 class NextCharacterTerms(Terms):
-    """A loss of our own, made of a cross-entropy and a loss of the library."""
+    """A custom loss: a cross-entropy plus a loss of this library."""
 
     loss: Float[Tensor, ""]
     """cross_entropy + coefficient * squared_error."""
@@ -37,7 +37,7 @@ class NextCharacterTerms(Terms):
 
 
 def run(setting: Setting) -> Comparison:
-    """Train with the variance drawn to its target, and without, and measure both held out."""
+    """Train with and without the targeted variance, and evaluate both on held-out text."""
     text = _Text(setting)
     with_term = _Training("targeted-variance", text, _COEFFICIENT, setting)
     without = _Training(_CONTROL, text, 0.0, setting)
@@ -58,65 +58,66 @@ def run(setting: Setting) -> Comparison:
         control_name=_CONTROL,
         about={
             "loss": "cross_entropy + squared_error",
-            "cross_entropy": "nats for the next character",
-            "squared_error": "squared distance from the target",
-            "variance": "variance of an embedding's row, mean",
+            "cross_entropy": "nats per character",
+            "squared_error": "squared difference from the target",
+            "variance": "mean variance of the embedding's rows",
         },
         levels={"variance": ("target", _TARGET)},
         measured=measured,
         sentence=(
-            f"The embedding's mean row variance went from {with_term.variance_before:.4f} to "
-            f"{with_term.variance_after:.4f} (target {_TARGET:g}; {without.variance_after:.4f} "
-            f"{_CONTROL}). On {len(text.held_out):,} held-out characters the cross-entropy is "
-            f"{with_term.cross_entropy:.2f} nats; {_CONTROL} {without.cross_entropy:.2f}, "
-            f"character frequencies {unigram:.2f}, guessing {math.log(text.alphabet):.2f}."
+            f"The mean variance of the embedding's rows goes from {with_term.variance_before:.4f} "
+            f"to {with_term.variance_after:.4f} (target {_TARGET:g}), and to "
+            f"{without.variance_after:.4f} {_CONTROL}. The cross-entropy of "
+            f"{len(text.held_out):,} held-out characters is {with_term.cross_entropy:.2f} nats per "
+            f"character; {without.cross_entropy:.2f} {_CONTROL}, {unigram:.2f} for character "
+            f"frequencies and {math.log(text.alphabet):.2f} for a uniform guess."
         ),
         bars={
-            "guessing": math.log(text.alphabet),
-            "frequencies": unigram,
+            "uniform guess": math.log(text.alphabet),
+            "character frequencies": unigram,
             _CONTROL: without.cross_entropy,
             "trained": with_term.cross_entropy,
         },
-        bars_about="held-out cross-entropy, nats",
+        bars_about="held-out cross-entropy, nats per character (lower is better)",
         bars_format="{:.2f}",
     )
 
 
 RUN = Run(
-    about="a next-character model of Python's help, its embedding kept at a target variance",
+    about="a next-character model whose embedding is kept at a target variance",
     train=run,
     steps=200,
 )
 
 
 class _Text:
-    """The paragraphs of `help()`, each once, a tenth of them held out, as character numbers."""
+    """The text of Python's `help()` as character indices, a tenth of it held out."""
 
     def __init__(self, setting: Setting) -> None:
         kept, held_out = help_paragraphs(setting)
-        number = {character: i for i, character in enumerate(sorted({*"\n".join(kept + held_out)}))}
+        index = {character: i for i, character in enumerate(sorted({*"\n".join(kept + held_out)}))}
 
-        def numbers(chosen: list[str]) -> Tensor:
-            return torch.tensor([number[character] for character in "\n\n".join(chosen)])
+        def indices(chosen: list[str]) -> Tensor:
+            return torch.tensor([index[character] for character in "\n\n".join(chosen)])
 
-        self.alphabet = len(number)
-        self.held_out = numbers(held_out)
-        self.kept = numbers(kept)
+        self.alphabet = len(index)
+        self.held_out = indices(held_out)
+        self.kept = indices(kept)
 
     def unigram_cross_entropy(self) -> float:
-        """Return the held-out cross-entropy of the kept text's character frequencies."""
+        """Return the held-out cross-entropy of the character frequencies in the training text."""
         counts = torch.bincount(self.kept, minlength=self.alphabet).double() + 1
         return float(-(counts / counts.sum()).log()[self.held_out].mean())
 
 
 class _Model(nn.Module):
-    """Embeds the characters of a context and reads the next one off them."""
+    """A network that predicts the next character from the embeddings of a context."""
 
     def __init__(self, alphabet: int, setting: Setting) -> None:
         super().__init__()
         torch.manual_seed(setting.seed)  # the same weights in both trainings
         self.embedding = nn.Embedding(alphabet, _DIM)
-        nn.init.normal_(self.embedding.weight, std=0.02)  # as language models start
+        nn.init.normal_(self.embedding.weight, std=0.02)  # usual for language models
         self.body = nn.Sequential(
             nn.Flatten(),
             nn.Linear(_CONTEXT * _DIM, 256),
@@ -130,12 +131,12 @@ class _Model(nn.Module):
         self.to(setting.device)
 
     def cross_entropy(self, windows: Tensor) -> Tensor:
-        """Score the last character of each window."""
+        """Return the mean cross-entropy of the last character of each window."""
         return F.cross_entropy(self.body(self.embedding(windows[:, :-1])), windows[:, -1])
 
 
 class _Training:
-    """One training, and what it leaves behind."""
+    """One training and its measurements."""
 
     def __init__(self, label: str, text: _Text, coefficient: float, setting: Setting) -> None:
         model = _Model(text.alphabet, setting)
@@ -177,5 +178,5 @@ def _held_out_cross_entropy(model: _Model, text: _Text, setting: Setting) -> flo
 
 
 def _windows(characters: Tensor, starts: Tensor) -> Tensor:
-    """Cut a context and the character after it from each start."""
+    """Return a context and the character after it for each start."""
     return characters[starts[:, None] + torch.arange(_CONTEXT + 1)]

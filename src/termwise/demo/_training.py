@@ -1,4 +1,4 @@
-"""What the runs share: what a run is, where it trains, the one loop, and what it returns."""
+"""Parts that all runs share: their settings, the training loop, and the protocol of results."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from torch.distributed import ProcessGroup
 
 from .._terms import Terms
 
-if TYPE_CHECKING:  # they come with the extra, which `--list` does without
+if TYPE_CHECKING:  # these packages belong to the extra, which `--list` does not need
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
 Curves = dict[str, list[float]]
-"""Each term at each step, before that step's update."""
+"""Values of each term, one for each step, before its update."""
 Show = Callable[[dict[str, float]], None]
 
 _WARM_UP = 20  # steps
@@ -26,18 +26,18 @@ _WARM_UP = 20  # steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and how a run trains."""
+    """Settings of a run."""
 
     steps: int
     seed: int
     device: torch.device
     group: ProcessGroup | None
-    """Ranks that share each batch. None: this process alone."""
+    """Ranks that hold different rows of each batch. None: this process alone."""
     follow: Callable[[str, int], AbstractContextManager[Show]]
-    """Opens a progress bar (its label, its number of steps) that is shown each step's terms."""
+    """Opens a progress bar with a label and a number of steps; it is called with the terms."""
 
     def generator(self) -> torch.Generator:
-        """Return a new generator, on the CPU, so that no draw depends on the device or the rank."""
+        """Return a new generator on the CPU: draws do not depend on the device or the rank."""
         return torch.Generator().manual_seed(self.seed)
 
     def own_rows(self, batch: Tensor) -> Tensor:
@@ -47,11 +47,11 @@ class Setting:
         return batch.tensor_split(self.group.size())[self.group.rank()].to(self.device)
 
 
-class Shown(Protocol):
-    """What a run returns: a result that tells, tabulates, draws and writes itself.
+class Result(Protocol):
+    """The result of a run, which formats itself as a sentence, a table, a figure and JSON.
 
-    The sentence says what was measured on held-out data. The table is given the run's name and how
-    long it took; the figure gets its title later; JSON has every curve and measurement.
+    The sentence states the result on held-out data. The table takes the name of the run and its
+    duration. The title of the figure is added later. The JSON contains all curves and measurements.
     """
 
     @property
@@ -63,19 +63,20 @@ class Shown(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the command line knows of a run."""
+    """A run of the command line."""
 
     about: str
-    train: Callable[[Setting], Shown]
+    """Description in one line, for `--list`."""
+    train: Callable[[Setting], Result]
     steps: int
     shared: bool = False
-    """Whether ranks share each batch. If not, rank 0 trains alone."""
+    """Whether the ranks hold different rows of each batch. If not, only rank 0 trains."""
 
 
 def help_paragraphs(setting: Setting) -> tuple[list[str], list[str]]:
-    """Return the paragraphs of `help()`, without repeats and shuffled, and a tenth held out."""
+    """Return the paragraphs of Python's `help()`, shuffled: training ones, and a tenth held out."""
     topics = pydoc_data.topics.topics
-    # Topics repeat each other's paragraphs: no held-out text may be in the rest too.
+    # Topics share paragraphs; no held-out paragraph may be in the training text.
     found = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     paragraphs = list(dict.fromkeys(paragraph.strip("\n") for paragraph in found))
     order = torch.randperm(len(paragraphs), generator=setting.generator())
@@ -90,9 +91,9 @@ def train(
     groups: Iterable[tuple[Iterable[nn.Parameter], float]],
     step_terms: Callable[[], Terms],
 ) -> Curves:
-    """Train parameters, each group at its learning rate, on the `loss` of each step's terms."""
+    """Minimize the `loss` of each step's terms; each group of parameters has its learning rate."""
     parameters = [{"params": [*group], "lr": rate} for group, rate in groups]
-    # eps is well above rounding errors: gradients that are only rounding must not part the ranks.
+    # eps is above rounding errors: gradients that are only rounding must not separate the ranks.
     optimizer = torch.optim.AdamW(parameters, eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, setting.steps))
     curves: Curves = {}
@@ -111,5 +112,5 @@ def train(
 
 
 def _rate(step: int, steps: int) -> float:
-    """Warm up, then decay to 0 along a cosine."""
+    """Return the factor of the learning rate: a linear warm-up, and a cosine decay to 0."""
     return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2

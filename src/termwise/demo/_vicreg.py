@@ -1,4 +1,4 @@
-"""VICReg on scikit-learn's handwritten digits, and the collapse that its terms prevent."""
+"""VICReg on scikit-learn's handwritten digits, and its collapse without two terms."""
 
 import importlib
 import math
@@ -17,15 +17,15 @@ from ._training import Curves, Run, Setting, train
 
 _BATCH = 255  # odd, so that two ranks hold different numbers of rows
 _RATE = 4e-3
-_HELD_OUT = 500  # of 1797 images: neither the network nor the probe is trained on them
-LABELS = 10  # of each digit, for the probe
-DRAWS = 10  # of the labels, to be averaged over
-_NORMS = 20  # times along the training that the gradient of each term is measured
+_HELD_OUT = 500  # of 1797 images, used to train neither the network nor the probe
+LABELS = 10  # per digit, for the probe
+DRAWS = 10  # random choices of the labels, to average over
+_NORMS = 20  # measurements of the gradient norms during training
 _CONTROL = "without var, cov"
 
 
 def run(setting: Setting) -> Comparison:
-    """Train with all three terms, then without var and cov, and probe what each has learnt."""
+    """Train with all three terms and without var and cov, and train linear probes on both."""
     images, digits = load_digits()
     order = torch.randperm(len(images), generator=setting.generator())
     held_out, kept = order[:_HELD_OUT], order[_HELD_OUT:]
@@ -55,21 +55,22 @@ def run(setting: Setting) -> Comparison:
         control_name=_CONTROL,
         about={
             "loss": "25 sim + 25 var + cov",
-            "sim": "squared distance of the two views; it starts collapsed,\n"
-            "near 0, and rises while var pulls embeddings apart",
-            "var": "hinge on the deviation of a column",
-            "cov": "squared covariance of two columns",
-            "std": "deviation of a column (0: collapse)",
-            "rank": "effective rank: directions in use,\nhowever small (1: all on a line)",
+            "sim": "squared distance between two views: it starts near 0,\n"
+            "and rises while var pulls embeddings apart",
+            "var": "hinge on the standard deviation of columns",
+            "cov": "squared covariances between columns",
+            "std": "standard deviation of columns (0: collapse)",
+            "rank": "effective rank: number of directions,\nat any scale (1: all on a line)",
         },
         levels={"std": ("gamma", 1.0)},
         measured={f"probe_accuracy_{name}": value for name, value in accuracies.items()},
         sentence=(
-            f"On {_HELD_OUT} held-out digits, a linear probe on the encoder's output (before the "
-            f"expander) reaches {accuracies['trained']:.1%}; untrained network "
-            f"{accuracies['untrained']:.1%}, raw pixels {accuracies['raw_pixels']:.1%}, {_CONTROL} "
-            f"{accuracies['collapsed']:.1%} ({LABELS} labels of each digit, mean of {DRAWS} "
-            "draws of them)."
+            f"The accuracy of a linear probe on {_HELD_OUT} held-out digits is "
+            f"{accuracies['trained']:.1%} on the encoder's output (before the expander). It is "
+            f"{accuracies['collapsed']:.1%} after a training without var and cov, "
+            f"{accuracies['untrained']:.1%} with the untrained network, and "
+            f"{accuracies['raw_pixels']:.1%} on raw pixels. The probe uses {LABELS} labels per "
+            f"digit (mean of {DRAWS} random choices)."
         ),
         bars={
             _CONTROL: accuracies["collapsed"],
@@ -77,7 +78,8 @@ def run(setting: Setting) -> Comparison:
             "raw pixels": accuracies["raw_pixels"],
             "trained": accuracies["trained"],
         },
-        bars_about="held-out accuracy of a linear probe\n(bars start at chance, 10%)",
+        bars_about="held-out accuracy of a linear probe\n"
+        "(higher is better; bars start at chance, 10%)",
         bars_format="{:.1%}",
         bars_start=0.1,
         gradient_norms=norms,
@@ -85,7 +87,7 @@ def run(setting: Setting) -> Comparison:
 
 
 RUN = Run(
-    about="VICReg on scikit-learn's digits, and how it collapses without var and cov",
+    about="VICReg on scikit-learn's digits, and its collapse without var and cov",
     train=run,
     steps=150,
     shared=True,
@@ -93,10 +95,10 @@ RUN = Run(
 
 
 class Network(nn.Module):
-    """A convolutional encoder and, as in VICReg, an expander whose output only the loss uses.
+    """A convolutional encoder and an expander, whose output only the loss uses, as in VICReg.
 
-    It normalizes within a sample: with batch normalization an embedding would depend on which
-    samples are on the same rank.
+    It normalizes each sample alone: with batch normalization, an embedding would depend on the
+    other samples of its rank.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -114,7 +116,7 @@ class Network(nn.Module):
             nn.Linear(256, 128),
             nn.LayerNorm(128),
             nn.ReLU(),
-            nn.Linear(128, 128, bias=False),  # no term sees a shift that both views share
+            nn.Linear(128, 128, bias=False),  # no term depends on a shift of both views
         )
         self.to(setting.device)
 
@@ -123,33 +125,33 @@ class Network(nn.Module):
 
 
 def _convolution(channels: int, width: int) -> list[nn.Module]:
-    """Return layers that halve height and width."""
+    """Return layers that halve the height and the width."""
     return [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
 
 
 def _train(
     label: str, network: Network, loss_fn: VICRegLoss, images: Tensor, setting: Setting
 ) -> tuple[Curves, dict[str, dict[int, float]]]:
-    """Return the curves, and the norm of each weighted term's gradient at some of the steps."""
+    """Return the curves, and the norm of the gradient of each weighted term at some steps."""
     embed: nn.Module = network
-    if setting.group is not None:  # averages gradients, which is the losses' default
+    if setting.group is not None:  # DDP averages gradients, as grad_reduction="mean" expects
         embed = DistributedDataParallel(network, process_group=setting.group)
     generator = setting.generator()
     weights = {"sim": loss_fn.sim_weight, "var": loss_fn.var_weight, "cov": loss_fn.cov_weight}
     norms: dict[str, dict[int, float]] = {name: {} for name in weights}
-    often = max(1, setting.steps // _NORMS)
+    interval = max(1, setting.steps // _NORMS)
     step = 0
 
     def step_terms() -> VICRegTerms:
         nonlocal step
         step += 1
-        # Every rank draws the global batch and both views of it, then keeps its rows.
+        # Every rank draws the global batch and its two views, and keeps its own rows.
         batch = images[torch.randint(len(images), (_BATCH,), generator=generator)]
         first = setting.own_rows(augment(batch, generator))
         second = setting.own_rows(augment(batch, generator))
         z1, z2 = cast("Tensor", embed(torch.cat([first, second]))).tensor_split(2)
         terms = loss_fn(z1, z2, batch_group=setting.group)
-        if all(weights.values()) and step % often == 1 % often:
+        if all(weights.values()) and step % interval == 1 % interval:
             found = term_gradients(terms, weights, network.parameters(), batch_group=setting.group)
             for name, norm in zip(found.names, map(float, found.norms.cpu()), strict=True):
                 norms[name][step] = norm
@@ -159,11 +161,11 @@ def _train(
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a view of each 8 x 8 image: moved, turned, scaled, sheared, lit, noised and erased."""
-    moved = _warp(images, generator)
-    lit = moved * (1 + 0.3 * _uniform(generator, len(images), 1, 1))
-    noised = lit + 0.1 * torch.randn(images.shape, generator=generator)
-    return noised.masked_fill(_patches(images, generator), 0.0).clamp(0, 1)
+    """Augment each 8 x 8 image: shift, rotate, scale, shear, brighten, add noise, erase a patch."""
+    warped = _warp(images, generator)
+    brightened = warped * (1 + 0.3 * _uniform(generator, len(images), 1, 1))
+    noisy = brightened + 0.1 * torch.randn(images.shape, generator=generator)
+    return noisy.masked_fill(_patches(images, generator), 0.0).clamp(0, 1)
 
 
 def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -182,7 +184,7 @@ def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _patches(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mark a patch of 2 x 2 pixels in about half of the images."""
+    """Return a mask with a random patch of 2 x 2 pixels in about half of the images."""
     count, height, width = images.shape
     top = torch.randint(height - 1, (count, 1, 1), generator=generator)
     left = torch.randint(width - 1, (count, 1, 1), generator=generator)
@@ -193,7 +195,7 @@ def _patches(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
-    """Draw from -1 to 1."""
+    """Draw uniformly from -1 to 1."""
     return 2 * torch.rand(shape, generator=generator) - 1
 
 
@@ -205,13 +207,13 @@ def _represent(network: Network, images: Tensor, setting: Setting) -> Tensor:
 def probe(
     features: Tensor, digits: Tensor, kept: Tensor, held_out: Tensor, setting: Setting
 ) -> float:
-    """Return the held-out accuracy of logistic regression, mean over draws of a few labels."""
-    # One factor for all columns: the penalty then weighs all representations alike, and each
-    # keeps the relative scales of its columns. No labels are used.
+    """Return the held-out accuracy of logistic regression, averaged over choices of few labels."""
+    # One scale for all columns: the penalty then has the same effect for all representations, and
+    # the columns keep their relative scales. No labels are used.
     seen = features[kept]
     features = (features - seen.mean(0)) / (seen - seen.mean(0)).std()
     accuracies: list[float] = []
-    # One thread: for fits this small, starting more threads takes several times as long.
+    # One thread: for fits this small, more threads are several times slower.
     with importlib.import_module("threadpoolctl").threadpool_limits(1, user_api="blas"):
         for rows in labelled(digits, kept, setting):
             regression = _sklearn("linear_model").LogisticRegression(max_iter=2000)
@@ -222,7 +224,7 @@ def probe(
 
 
 def labelled(digits: Tensor, kept: Tensor, setting: Setting) -> Iterator[Tensor]:
-    """Draw the few images of each digit whose labels a probe may see, several times."""
+    """Yield several random choices of the few images of each digit whose labels a probe uses."""
     generator = setting.generator()
     for _ in range(DRAWS):
         shuffled = kept[torch.randperm(len(kept), generator=generator)]
@@ -230,11 +232,11 @@ def labelled(digits: Tensor, kept: Tensor, setting: Setting) -> Iterator[Tensor]
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Return 1797 images of 8 x 8, from 0 to 1, and the digits on them."""
+    """Return 1797 images of 8 x 8 pixels, with values from 0 to 1, and their digits."""
     data = _sklearn("datasets").load_digits()
     return torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)
 
 
 def _sklearn(module: str) -> Any:
-    """Import a module of scikit-learn: only a run needs it, and it comes without types."""
+    """Import a module of scikit-learn, which only a run needs and which has no type hints."""
     return importlib.import_module(f"sklearn.{module}")
