@@ -186,7 +186,7 @@ def calls(
     overrides: Mapping[Any, Any] | None = None,
     given: Given | None = None,
 ) -> st.SearchStrategy[Call]:
-    """Return a strategy that draws calls of a function which satisfy its annotations.
+    """Return a strategy that draws valid calls of a function, from its annotations.
 
     An axis name has the same size everywhere in a call. The supported annotations are fixed sizes,
     `*batch`, `...`, `_`, `#broadcast`, sizes computed from other axes (`"n-1"`) or from arguments

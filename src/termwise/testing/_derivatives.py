@@ -58,13 +58,13 @@ def assert_double_backward(
             ones, if None. Leave out tensors that the function detaches, such as a teacher: their
             finite differences are not 0.
         refused: whether the second derivative of the loss (or of every part, if none is named
-            "loss") must be refused. None: it may be refused or correct.
+            "loss") must be refused (True) or must not be refused (False). None: either is accepted.
         max_examples: number of calls to draw.
-        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls]; `dtypes` has no effect.
             Elements are normal variates unless `elements` is given.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument, or the result no gradient.
 
     Examples:
@@ -196,13 +196,14 @@ def assert_forward_mode(
         fn: the function.
         arguments: tensors (or fields, "f.values") to differentiate with respect to; all floating
             ones, if None.
-        refused: whether forward mode must be refused. None: it may be refused or correct.
+        refused: whether forward mode must be refused (True) or must not be refused (False). None:
+            either is accepted.
         max_examples: number of calls to draw.
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
             Elements are normal variates unless `elements` is given.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument, or there is nothing to differentiate.
 
     Examples:

@@ -42,7 +42,7 @@ def assert_deterministic(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the result contains no tensor and no number.
 
     Examples:

@@ -56,7 +56,7 @@ def assert_launches(
         at_most: largest number of kernels at any size.
         plain: the formula in plain PyTorch, called with the same keyword arguments. `fn` may launch
             at most `times` as many kernels.
-        times: largest ratio to the number of kernels of `plain`.
+        times: largest ratio of the number of kernels to that of `plain`.
         max_examples: number of calls to draw; each is made at all sizes.
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float32 by default. Set
             the other axes in `sizes` to their sizes in training. `elements` has no effect, and
@@ -64,7 +64,7 @@ def assert_launches(
             tensors that require one or, if there are none, all floating tensors.
 
     Raises:
-        AssertionError: if this fails. The message contains the numbers of kernels, the most
+        AssertionError: if the law fails; the message contains the numbers of kernels, the most
             frequent additional ones, and the call as code.
         ValueError: if the function has no such axis, if a given tensor sets its size, or if `at`
             is empty.
@@ -80,7 +80,7 @@ def assert_launches(
         ...     return torch.stack([row.square().sum() for row in x]).mean()
         >>> testing.assert_launches(one_by_one, "batch")
         Traceback (most recent call last):
-        AssertionError: assert_launches: one_by_one: ... kernels at batch 256, and ...
+        AssertionError: assert_launches: one_by_one: ... kernels at batch 256, but ...
     """
     signature = Signature(fn)
     if not at:

@@ -72,7 +72,7 @@ class MisuseError(ValueError):
 def assert_contract(
     fn: Function, *, compiled: bool = False, max_examples: int = 10, **inputs: Unpack[Inputs]
 ) -> None:
-    """Assert that a function accepts valid arguments, and rejects arguments that are not.
+    """Assert that a function accepts valid arguments and rejects invalid ones, by its annotations.
 
     - The result of a valid call has the annotated type, shapes and dtypes. Its floating parts have
       the dtype of the floating arguments, or float32 if these are in half precision.
@@ -91,7 +91,7 @@ def assert_contract(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if no argument can violate its annotation.
     """
     signature = Signature(fn)
@@ -274,7 +274,7 @@ def assert_pure(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls].
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the result contains no tensor and no number.
     """
     state = State(fn)
@@ -417,7 +417,7 @@ def assert_finite(
             `overrides` or `given` are tested as drawn, not as zeros, equal rows or large elements.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no argument that `ignores` or `scale` names, or returns no
             tensor and no number.
     """
@@ -541,7 +541,7 @@ def assert_terms_sum(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the result has no such term, or the function no such argument.
     """
     function = Signature(fn).name
@@ -606,7 +606,7 @@ def assert_permutation_invariant(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such axis, or its size is below 2 in every call.
     """
     signature = Signature(fn)
@@ -680,7 +680,7 @@ def assert_symmetric(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument.
     """
     refuse_unknown_arguments("assert_symmetric", fn, [first, second], whole=True)
@@ -733,7 +733,7 @@ def assert_shift_invariant(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such axis or argument, or no floating tensor to shift.
     """
     refuse_unknown_arguments("assert_shift_invariant", fn, arguments or ())
@@ -795,7 +795,7 @@ def assert_scale(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument or the result no such term, if `arguments`
             or `degree` is empty, or if `factor` is 1.
     """
@@ -848,7 +848,7 @@ def assert_formula(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the reference returns no tensor, or a term that the result does not have.
     """
 
@@ -924,10 +924,10 @@ def assert_gradients(
             ones, if None.
         second: whether to compare second derivatives too (`torch.autograd.gradgradcheck`).
         max_examples: number of calls to draw.
-        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls]; `dtypes` has no effect.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument, or the result no gradient.
     """
     refuse_unknown_arguments("assert_gradients", fn, arguments or ())
@@ -1009,7 +1009,7 @@ def assert_compiles(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the failing call, as code.
+        AssertionError: if the law fails; the message ends with the failing call, as code.
         ValueError: if the result contains no tensor and no number.
     """
 
@@ -1057,7 +1057,7 @@ def assert_vmaps(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument, or no floating tensor to map over.
     """
     refuse_unknown_arguments("assert_vmaps", fn, arguments or ())

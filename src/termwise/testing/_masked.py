@@ -68,7 +68,7 @@ def assert_masked(
             only if they draw it.
 
     Raises:
-        AssertionError: if this fails. The message ends with the smallest failing call, as code.
+        AssertionError: if the law fails; the message ends with the smallest failing call, as code.
         ValueError: if the function has no such argument, no floating tensor has the axes of the
             mask, or the mask keeps all or no elements in every call.
 

@@ -32,7 +32,7 @@ def assert_recompiles(
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
 ) -> None:
-    """Assert that changing sizes does not recompile a function again and again.
+    """Assert that `torch.compile` makes only a few graphs of a function when sizes change.
 
     The compiled function is called with ten sizes and the same options. `torch.compile` makes a
     graph for the first size and another for all sizes, so two graphs are normal. More graphs mean
@@ -51,7 +51,7 @@ def assert_recompiles(
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if this fails. The message contains the guard that failed and the call, as
+        AssertionError: if the law fails; the message contains the failing guard and the call, as
             code.
         ValueError: if the function has no such axis, if a given tensor sets its size, or if
             `at_most` is below 1.

@@ -22,18 +22,16 @@ LossFunction: TypeAlias = Callable[["GaussianEnergy", Tensor], Terms | Tensor]
 class GaussianEnergy(nn.Module):
     """The energy 0.5 (x - mean)^T precision (x - mean), with known true parameters.
 
-    Calling it returns the energy of each row. Only the symmetric part of `precision` has an effect.
-
-    Args:
-        mean (Float[Tensor, " d"]): true mean, the initial value of the parameter `mean`.
-        covariance (Float[Tensor, "d d"]): true covariance, positive definite. Its inverse is the
-            initial value of the parameter `precision`.
+    `GaussianEnergy(mean, covariance)` takes the true mean, " d", and the true covariance, "d d",
+    positive definite. The parameters start at their true values, `precision` at the inverse of the
+    covariance. Calling the module returns the energy of each row. Only the symmetric part of
+    `precision` has an effect.
     """
 
     mean: nn.Parameter
-    """m, " d"."""
+    """The mean, " d"."""
     precision: nn.Parameter
-    """P, "d d", positive definite."""
+    """The precision, "d d", positive definite: the inverse of the covariance."""
     log_z: nn.Parameter
     """log Z, for a loss that learns it; the energy does not use it. It starts at the true value."""
     true_mean: Tensor

@@ -64,13 +64,13 @@ def assert_sharding(
             rank, so that it is not combined.
         ranks: running ranks. None: start them, which takes seconds.
         max_examples: number of calls to draw for each split.
-        **inputs: keyword arguments of [`calls`][termwise.testing.calls], except for `dtypes`. In
-            `sizes`, the entry of the axis is the sizes of the shards: a tuple, or a list of tuples
-            to test one after another, of 2 or `ranks.count` numbers. Default:
-            `{"batch": [(3, 1), (2, 0, 3)]}`.
+        **inputs: keyword arguments of [`calls`][termwise.testing.calls]; `dtypes` has no effect.
+            In `sizes`, the entry of the axis contains the sizes of the shards: a tuple of 2 or
+            `ranks.count` numbers, or a list of tuples to test one after another. Default:
+            `[(3, 1), (2, 0, 3)]`.
 
     Raises:
-        AssertionError: if this fails. The message ends with the failing call, as code.
+        AssertionError: if the law fails; the message ends with the failing call, as code.
         ValueError: if the function cannot be imported, or has no such argument or axis.
     """
     signature = Signature(fn)
