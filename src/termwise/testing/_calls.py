@@ -478,8 +478,8 @@ def drawn_calls(
     given_values: dict[str, Any] = {}
     # First everything that has no shape, then sizes, then tensors.
     chosen: dict[str, Any] = {}
-    of_sizes = None if isinstance(given, st.SearchStrategy) else given
-    if of_sizes is None:
+    given_function = None if isinstance(given, st.SearchStrategy) else given
+    if given_function is None:
         given_values = dict(draw(cast("Any", given))) if given is not None else {}
         chosen = _choose_all(draw, signature, inputs.get("overrides") or {}, given_values)
     values = dict(signature.bound)
@@ -511,7 +511,7 @@ def drawn_calls(
         ) from None
     axis_sizes: dict[str, Any] = dict(inputs.get("sizes") or {})
     named = _named(arrays.values())
-    if of_sizes is not None:
+    if given_function is not None:
         hinted = [name for hint in signature.hints.values() for name in axis_names(hint)]
         named = dict.fromkeys((*hinted, *axis_sizes), False)
     free = [name for name, variadic in named.items() if not variadic and name not in sizes]
@@ -532,8 +532,8 @@ def drawn_calls(
         call_sizes = {**sizes, **other_sizes}
         shapes = {path: _draw_shape(draw, shape, call_sizes) for path, shape in arrays.items()}
         evaluated = {name: _evaluate(draw, choice, call_sizes) for name, choice in chosen.items()}
-        if of_sizes is not None:
-            given_values = dict(_evaluate(draw, _FromSizes(of_sizes), call_sizes))
+        if given_function is not None:
+            given_values = dict(_evaluate(draw, _FromSizes(given_function), call_sizes))
         for name in (name for name in signature.parameters if name in given_values):
             hint = signature.hint(name, {**values, **given_values})
             evaluated[name] = _of_dtype(given_values[name], hint, name, dtype)

@@ -14,11 +14,11 @@ from ._laws import (
     Function,
     MisuseError,
     Numbers,
+    check_law,
     close,
     derivatives,
     format_difference,
-    hold,
-    is_of,
+    is_among,
     outputs,
     refuse_unknown_arguments,
     replaced,
@@ -126,7 +126,7 @@ def assert_double_backward(
                     )
 
     inputs["dtypes"] = _DOUBLE
-    hold(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
+    check_law(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         _refuse_nothing(law, fn, arguments)
 
@@ -260,7 +260,7 @@ def assert_forward_mode(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
+    check_law(law, drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         _refuse_nothing(law, fn, arguments)
 
@@ -270,7 +270,7 @@ def _differentiable(call: Call, arguments: Collection[str] | None) -> Numbers:
     return {
         path: t.detach().clone()
         for path, t in call.tensors().items()
-        if is_inexact(t.dtype) and t.numel() and is_of(path, arguments)
+        if is_inexact(t.dtype) and t.numel() and is_among(path, arguments)
     }
 
 

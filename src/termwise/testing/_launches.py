@@ -16,7 +16,7 @@ from ._laws import (
     BrokenLawError,
     Function,
     MisuseError,
-    hold,
+    check_law,
     outputs,
     refuse_fixed_axis,
 )
@@ -118,7 +118,7 @@ def assert_launches(
 
     inputs.setdefault("dtypes", (torch.float32,))
     strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes, meta=True)
-    hold("assert_launches", strategy, check, max_examples, shrink=False)
+    check_law("assert_launches", strategy, check, max_examples, shrink=False)
 
 
 def _most_frequent(kernels: collections.Counter[str]) -> str:

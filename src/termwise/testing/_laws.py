@@ -118,12 +118,12 @@ def assert_contract(
         finally:
             torch.compiler.reset()
 
-    hold("assert_contract", drawn(fn, inputs), check, max_examples)
-    hold_extremes("assert_contract", fn, inputs, check)
+    check_law("assert_contract", drawn(fn, inputs), check, max_examples)
+    check_extremes("assert_contract", fn, inputs, check)
     if not found_violations:
         raise MisuseError(f"assert_contract: {signature.name} {NOTHING_TO_BREAK}")
     if compiled:
-        hold(
+        check_law(
             "assert_contract",
             drawn(fn, inputs),
             check_compiled,
@@ -286,7 +286,7 @@ def assert_pure(
         with _other_seeds():
             global_state = _global_state(fn)
             try:
-                result = called(used)
+                result = run_call(used)
                 first = _copied(result)
             except RuntimeError as error:
                 if "in-place" in str(error) or "inplace" in str(error):
@@ -306,14 +306,14 @@ def assert_pure(
             raise BrokenLawError(f"{changed} is changed", call)
         unaliased = {name: value for name, value in result.items() if name not in aliases}
         _check_memory(call, unaliased, used.tensors())
-        later = _copied(called(other.mapped(same_tensor)))
-        again = called(call.mapped(leaf))
+        later = _copied(run_call(other.mapped(same_tensor)))
+        again = run_call(call.mapped(leaf))
         for name, value in first.items():
             if not equal(value, again[name].detach()):
                 one, two = format_difference(value, again[name])
                 raise BrokenLawError(f"{name} is {one}, then {two} for the same call", call)
         with state.initial() as changed_state:
-            alone = _copied(called(other.mapped(same_tensor))) if changed_state else later
+            alone = _copied(run_call(other.mapped(same_tensor))) if changed_state else later
         for name, value in alone.items():
             if not equal(later[name], value):
                 one, two = format_difference(value, later[name])
@@ -323,7 +323,7 @@ def assert_pure(
                     other,
                 )
 
-    hold("assert_pure", drawn_calls(fn, inputs, count=2, large=True), check, max_examples)
+    check_law("assert_pure", drawn_calls(fn, inputs, count=2, large=True), check, max_examples)
 
 
 def _check_memory(call: Call, result: Numbers, arguments: Numbers) -> None:
@@ -461,7 +461,7 @@ def assert_finite(
                         with_nan,
                     )
 
-    hold("assert_finite", drawn(fn, inputs), check, max_examples)
+    check_law("assert_finite", drawn(fn, inputs), check, max_examples)
 
 
 def _equal_rows(tensor: Tensor, scale: float) -> Tensor:
@@ -486,13 +486,13 @@ def _call_with_hidden_nan(call: Call, path: str) -> Call | None:
     first[0] = True
     for mask in (first, torch.ones_like(first)):
         with_nan = _change_elements(call, path, mask, lambda t: torch.full_like(t, torch.nan))
-        found = called(with_nan)
+        found = run_call(with_nan)
         parts = [found["loss"]] if "loss" in found else list(found.values())
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             return None
-        values = called(call.mapped(same_tensor))
+        values = run_call(call.mapped(same_tensor))
         others = [
-            called(_change_elements(call, path, mask, change)) for change in (_larger, torch.neg)
+            run_call(_change_elements(call, path, mask, change)) for change in (_larger, torch.neg)
         ]
         used = any(not equal(other[name], values[name]) for other in others for name in values)
         if used or mask.all():
@@ -582,7 +582,7 @@ def assert_terms_sum(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_terms_sum", drawn(fn, inputs), check, max_examples)
+    check_law("assert_terms_sum", drawn(fn, inputs), check, max_examples)
 
 
 def _number(weight: Weight, call: Call) -> float | Tensor:
@@ -652,7 +652,7 @@ def assert_permutation_invariant(
 
     inputs.setdefault("dtypes", _DOUBLE)
     strategy = drawn(fn, inputs, at_least_two=axis)
-    hold("assert_permutation_invariant", strategy, check, max_examples)
+    check_law("assert_permutation_invariant", strategy, check, max_examples)
     if not compared:
         raise MisuseError(
             f"assert_permutation_invariant: the size of {axis} was below 2 in every call of "
@@ -707,7 +707,7 @@ def assert_symmetric(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_symmetric", drawn(fn, inputs), check, max_examples)
+    check_law("assert_symmetric", drawn(fn, inputs), check, max_examples)
 
 
 def assert_shift_invariant(
@@ -746,7 +746,7 @@ def assert_shift_invariant(
 
         def shift(path: str, tensor: Tensor) -> Tensor:
             nonlocal shifted
-            chosen = is_of(path, arguments)
+            chosen = is_among(path, arguments)
             names = axes.get(path, ())
             inexact = is_inexact(tensor.dtype)
             if not chosen or axis not in names or not inexact or not tensor.numel():
@@ -757,8 +757,8 @@ def assert_shift_invariant(
             ramp = torch.arange(one.numel(), dtype=torch.float64).reshape(one.shape)
             return tensor + (1.5 + ramp.sin()).unsqueeze(index).to(tensor.dtype)
 
-        values = called(call.mapped(same_tensor))
-        for name, ours in called(call.mapped(shift)).items():
+        values = run_call(call.mapped(same_tensor))
+        for name, ours in run_call(call.mapped(shift)).items():
             if not close(ours, values[name]):
                 one, two = format_difference(values[name], ours)
                 raise BrokenLawError(
@@ -766,7 +766,7 @@ def assert_shift_invariant(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_shift_invariant", drawn(fn, inputs), check, max_examples)
+    check_law("assert_shift_invariant", drawn(fn, inputs), check, max_examples)
     if not shifted:
         among = f" among {', '.join(arguments)}" if arguments else ""
         raise MisuseError(
@@ -807,9 +807,9 @@ def assert_scale(
         given = {name: call.get(name) for name in arguments}
         numbers = {name: x * factor for name, x in given.items() if isinstance(x, float | int)}
         larger = call.changed(**numbers).mapped(
-            lambda path, t: t * factor if is_of(path, arguments) else t.clone()
+            lambda path, t: t * factor if is_among(path, arguments) else t.clone()
         )
-        values, ours = (called(one) for one in (call.mapped(same_tensor), larger))
+        values, ours = (run_call(one) for one in (call.mapped(same_tensor), larger))
         loss = "loss" if "loss" in values else "result"
         degrees = degree if isinstance(degree, Mapping) else {loss: degree}
         for name, power in degrees.items():
@@ -823,7 +823,7 @@ def assert_scale(
                 )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_scale", drawn(fn, inputs), check, max_examples)
+    check_law("assert_scale", drawn(fn, inputs), check, max_examples)
 
 
 def assert_formula(
@@ -901,8 +901,8 @@ def assert_formula(
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_formula", drawn(fn, inputs), check, max_examples)
-    hold_extremes("assert_formula", fn, inputs, check, large=True)
+    check_law("assert_formula", drawn(fn, inputs), check, max_examples)
+    check_extremes("assert_formula", fn, inputs, check, large=True)
 
 
 def assert_gradients(
@@ -933,13 +933,13 @@ def assert_gradients(
     refuse_unknown_arguments("assert_gradients", fn, arguments or ())
     compared = False
 
-    def check(several: list[Call]) -> None:
+    def check(calls: list[Call]) -> None:
         nonlocal compared
-        (call,) = several
+        (call,) = calls
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and t.numel() and is_of(path, arguments)
+            if is_inexact(t.dtype) and t.numel() and is_among(path, arguments)
         ]
 
         def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -967,7 +967,7 @@ def assert_gradients(
             raise BrokenLawError(problem, call) from None
 
     inputs["dtypes"] = _DOUBLE
-    hold("assert_gradients", drawn_calls(fn, inputs, normal=True), check, max_examples)
+    check_law("assert_gradients", drawn_calls(fn, inputs, normal=True), check, max_examples)
     if not compared:
         raise MisuseError(
             f"assert_gradients: no part of the result of {Signature(fn).name} has a gradient with "
@@ -1024,7 +1024,9 @@ def assert_compiles(
 
     inputs.setdefault("dtypes", _DOUBLE)
     one = drawn_calls(fn, inputs).map(lambda drawn: drawn[0])
-    hold("assert_compiles", st.tuples(one, one), check, max_examples, shrink=False, simplest=False)
+    check_law(
+        "assert_compiles", st.tuples(one, one), check, max_examples, shrink=False, simplest=False
+    )
 
 
 def same_compiled(call: Call, run: Function) -> None:
@@ -1069,7 +1071,7 @@ def assert_vmaps(
         paths = [
             path
             for path, t in call.tensors().items()
-            if is_inexact(t.dtype) and is_of(path, arguments)
+            if is_inexact(t.dtype) and is_among(path, arguments)
         ]
         if not paths:
             return
@@ -1077,7 +1079,7 @@ def assert_vmaps(
 
         def of_tensors(*tensors: Tensor) -> Numbers:
             given = dict(zip(paths, tensors, strict=True))
-            return called(call.mapped(lambda path, t: given.get(path, t)))
+            return run_call(call.mapped(lambda path, t: given.get(path, t)))
 
         rows = [[one.tensors()[path] for path in paths] for one in three]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
@@ -1106,7 +1108,7 @@ def assert_vmaps(
                     )
 
     inputs.setdefault("dtypes", _DOUBLE)
-    hold("assert_vmaps", drawn_calls(fn, inputs, count=3, large=True), check, max_examples)
+    check_law("assert_vmaps", drawn_calls(fn, inputs, count=3, large=True), check, max_examples)
     if not compared:
         among = f" among {', '.join(arguments)}" if arguments else ""
         raise MisuseError(
@@ -1124,7 +1126,7 @@ def drawn(fn: Function, inputs: Inputs, *, at_least_two: str = "") -> st.SearchS
 _LARGE: Final = (257, 65)
 
 
-def hold_extremes(
+def check_extremes(
     law: str, fn: Function, inputs: Inputs, check: Callable[[Call], None], *, large: bool = False
 ) -> None:
     """Test a law with size 0 for each axis, in turn, that `sizes` does not name.
@@ -1143,10 +1145,10 @@ def hold_extremes(
             check(call)
 
     strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes)
-    hold(law, strategy, check_all, 1, shrink=False, simplest=False)
+    check_law(law, strategy, check_all, 1, shrink=False, simplest=False)
 
 
-def hold(
+def check_law(
     law: str,
     strategy: st.SearchStrategy[Any],
     check: Callable[[Any], None],
@@ -1260,7 +1262,7 @@ def _parts(result: Any) -> dict[str, Any]:
     return {}
 
 
-def called(call: Call, run: Function | None = None) -> Numbers:
+def run_call(call: Call, run: Function | None = None) -> Numbers:
     """Call the function, and return its results by name."""
     values = outputs(call() if run is None else run(**call))
     if not values:
@@ -1285,7 +1287,7 @@ def scalar(values: Numbers) -> Tensor:
 def values_and_gradients(call: Call, run: Function | None = None) -> tuple[Numbers, Numbers]:
     """Call on copies that require a gradient, and return the results and the gradients."""
     live = call.mapped(leaf)
-    values = called(live, run)
+    values = run_call(live, run)
     loss = scalar(values)
     leaves = {path: t for path, t in live.tensors().items() if t.requires_grad}
     gradients: Numbers = {}
@@ -1367,7 +1369,7 @@ def refuse_fixed_axis(
         )
 
 
-def is_of(path: str, arguments: Collection[str] | None) -> bool:
+def is_among(path: str, arguments: Collection[str] | None) -> bool:
     """Whether a tensor is one of the arguments or inside one; None stands for all arguments."""
     if arguments is None:
         return True

@@ -16,16 +16,16 @@ from ._laws import (
     MisuseError,
     Numbers,
     brief,
-    called,
+    check_law,
     close,
     derivatives,
     format_difference,
-    hold,
-    is_of,
+    is_among,
     leaf,
     refuse_unknown_arguments,
     replaced,
     result_axes,
+    run_call,
     scalar,
     term,
 )
@@ -152,7 +152,7 @@ def assert_masked(
 
     inputs["overrides"] = overrides
     inputs.setdefault("dtypes", (torch.float64,))
-    hold(law, calls(fn, **inputs), check, max_examples)
+    check_law(law, calls(fn, **inputs), check, max_examples)
     if not compared:
         raise MisuseError(
             f"{law}: {mask} kept all or no elements in every call of {Signature(fn).name}: pass "
@@ -176,7 +176,7 @@ def _kept_elements(
         )
     kept: Numbers = {}
     for path, tensor in call.tensors().items():
-        if path == mask or not is_inexact(tensor.dtype) or not is_of(path, paths):
+        if path == mask or not is_inexact(tensor.dtype) or not is_among(path, paths):
             continue
         function: MaskFunction | None = look_up(path, functions)
         where = function(given) if function is not None else given
@@ -223,7 +223,7 @@ def _values_and_gradients(call: Call, mask: str) -> Numbers:
     """Return the results, with 0 where they are masked, and the gradients."""
     signature, axes = Signature(call.fn), call.axes().get(mask, ())
     live = call.mapped(leaf)
-    values = called(live)
+    values = run_call(live)
     for name, value in values.items():
         names = result_axes(signature, name, value)
         kept = _expand(call.tensors()[mask] != 0, axes, value, names)

@@ -11,8 +11,8 @@ from ._laws import (
     BrokenLawError,
     Function,
     MisuseError,
+    check_law,
     failing,
-    hold,
     leaf,
     refuse_fixed_axis,
     same_compiled,
@@ -117,7 +117,7 @@ def assert_recompiles(
 
     inputs.setdefault("dtypes", (torch.float64,))
     strategy = drawn_calls(fn, inputs, choose_sizes=choose_sizes)
-    hold("assert_recompiles", strategy, check, max_examples, shrink=False, simplest=False)
+    check_law("assert_recompiles", strategy, check, max_examples, shrink=False, simplest=False)
 
 
 def _describe(count: int, call: Call, error: Exception) -> str:

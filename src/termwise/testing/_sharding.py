@@ -17,13 +17,13 @@ from ._laws import (
     MisuseError,
     Numbers,
     brief,
-    called,
+    check_law,
     close,
-    hold,
     leaf,
     refuse_unknown_arguments,
     refuse_unknown_axis,
     result_axes,
+    run_call,
     values_and_gradients,
 )
 from ._ranks import Ranks
@@ -156,7 +156,7 @@ def assert_sharding(
     with nullcontext(ranks) if ranks else Ranks(max(map(len, splits))) as running:
         for split in splits:
             inputs["sizes"] = {**sizes, **dict.fromkeys(axes, sum(split))}
-            hold(
+            check_law(
                 "assert_sharding",
                 drawn_calls(fn, inputs, normal=True),
                 functools.partial(check, split, running),
@@ -192,6 +192,6 @@ def _collectives(group: Any, call: Call, grad_enabled: bool) -> int:
     backend = group._get_backend(torch.device("cpu"))
     before: int = backend._get_sequence_number_for_group()
     with torch.set_grad_enabled(grad_enabled):
-        called(call.mapped(leaf))
+        run_call(call.mapped(leaf))
     after: int = backend._get_sequence_number_for_group()
     return after - before
