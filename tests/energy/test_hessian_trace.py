@@ -220,6 +220,13 @@ def test_in_place_on_shared_memory_is_not_guessed():
     )
 
 
+@pytest.mark.parametrize("trace", WAYS)
+def test_expanded_rows_are_differentiated_without_a_warning(trace):
+    row = torch.tensor([[[0.5, 1.0], [-1.0, 2.0]]]).mT.contiguous().mT
+    found = hessian_trace(lambda x: x.flatten(1).cos().sum(1), row.expand(3, 2, 2), trace=trace)
+    torch.testing.assert_close(found, -row.cos().sum().expand(3))
+
+
 def test_energies_that_check_types_are_carried_too(monkeypatch):
     from einops import rearrange
     from jaxtyping import Float

@@ -8,7 +8,7 @@ from losses._chunks import CHUNK_IDS, CHUNKS, counted_chunks, zeros
 from termwise import lm
 
 DIFFERENTIATED = ("assert_gradients", "assert_double_backward", "assert_forward_mode")
-NO_GRADIENT = dict.fromkeys(DIFFERENTIATED, "no part of what")
+NO_GRADIENT = dict.fromkeys(DIFFERENTIATED, "no part of the result")
 NO_NUMBERS = {**NO_GRADIENT, "assert_vmaps": "no floating tensor"}
 
 

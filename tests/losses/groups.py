@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from losses import Declaration
 from termwise import groups
 
-NO_GRADIENT = dict.fromkeys(("assert_gradients", "assert_double_backward"), "no part of what")
+NO_GRADIENT = dict.fromkeys(("assert_gradients", "assert_double_backward"), "no part of the result")
 SUM = Declaration(
     function=groups.sum_over_ranks,
     formula=lambda x, group, **_: x,
@@ -41,7 +41,7 @@ COUNT = Declaration(
     permuted=(),
     shards={"group": None},
     ignores=("rows",),
-    not_held={**NO_GRADIENT, "assert_forward_mode": "no part of what"},
+    not_held={**NO_GRADIENT, "assert_forward_mode": "no part of the result"},
 )
 MAX = Declaration(
     function=groups.max_over_ranks,

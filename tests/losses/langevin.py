@@ -20,6 +20,6 @@ LANGEVIN = of_energy(
     },
     shards={},
     # Only with respect to the energy's parameters.
-    not_held=dict.fromkeys(("assert_gradients", "assert_double_backward"), "no part of what"),
+    not_held=dict.fromkeys(("assert_gradients", "assert_double_backward"), "no part of the result"),
     ignores=("noise", "uniform"),  # of a step that is not taken
 )

@@ -24,7 +24,7 @@ from termwise.joint_embedding import (
 PATHS = ({}, {"termwise.joint_embedding._prototypes._SMALL": 0})
 POSITIVE = st.floats(0.1, 1.0)
 UNDIFFERENTIATED = dict.fromkeys(
-    ("assert_gradients", "assert_double_backward"), "no part of what .* returns has a gradient"
+    ("assert_gradients", "assert_double_backward"), "no part of the result of .* has a gradient"
 )
 
 
@@ -239,8 +239,8 @@ SWAPPED = Declaration(
     permuted=("batch", "prototypes"),
     shards=GROUPS,
     not_held={  # as targets they have none
-        "assert_gradients": "gradient with respect to logits",
-        "assert_double_backward": "second derivative with respect to logits",
+        "assert_gradients": "gradient of loss with respect to logits",
+        "assert_double_backward": "second derivative of loss with respect to logits",
     },
 )
 SINKHORN = Declaration(

@@ -91,7 +91,7 @@ VISREG = Declaration(
     by={"assert_gradients": ("z",)},
     # The standard deviation that rows are divided by has no gradient, though it depends on z.
     not_held={
-        "assert_gradients": "visreg_loss: loss's gradient with respect to z is",
-        "assert_double_backward": "second derivative with respect to z",
+        "assert_gradients": "visreg_loss: the gradient of loss with respect to z is",
+        "assert_double_backward": "second derivative of loss with respect to z",
     },
 )

@@ -381,6 +381,7 @@ def _forward_over_reverse(
     score_of = gradient_function(caller, energy)
     score, energies = score_of(x)
     trace = torch.zeros_like(energies)
+    x = x.contiguous()  # forward mode cannot write tangents with the strides of an expanded tensor
 
     def curvature(direction: Tensor) -> Tensor:
         along = direction.expand(x.shape)
