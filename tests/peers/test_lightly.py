@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lightly.loss import (
     BarlowTwinsLoss,
     DCLLoss,
@@ -31,7 +30,6 @@ from termwise.joint_embedding import (
     centered_softmax,
     decoupled_contrastive_loss,
     dino_loss,
-    gram_anchor_loss,
     ibot_loss,
     info_nce_loss,
     koleo_loss,
@@ -323,7 +321,7 @@ def test_their_memory_bank_is_a_queue_of_negatives():
     assert_close(gradients(ours, [queries]), gradients(expected, [queries]))
 
 
-# --- KoLeo and Gram anchoring ---------------------------------------------------------------
+# --- KoLeo -----------------------------------------------------------------------------------
 
 
 def rows(*shape, seed=0):
@@ -350,28 +348,3 @@ def test_their_gradient_of_duplicates_does_not_part_them():
     halves = torch.ones(2, 2, dtype=torch.float16)
     assert koleo_loss(halves).loss.isfinite()
     assert not KoLeoLoss()(halves).isfinite()
-
-
-def dinov3(student, teacher, negatives, level):
-    """`gram_loss.py` of DINOv3 at 6876159, written anew: clipping in this order."""
-    student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
-    if level == "batch":
-        student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    own, wanted = student @ student.mT, teacher @ teacher.mT
-    if negatives != "keep":
-        cleared = own < 0
-        if negatives == "teacher":
-            cleared = cleared & (wanted < 0)
-        own, wanted = own.masked_fill(cleared, 0), wanted.masked_fill(wanted < 0, 0)
-    return F.mse_loss(own, wanted)
-
-
-@pytest.mark.parametrize("level", ["image", "batch"])
-@pytest.mark.parametrize("negatives", ["both", "teacher", "keep"])
-@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 150, 5)])
-def test_gram_anchoring_is_dinov3s(shape, negatives, level):
-    student, teacher = rows(*shape), rows(*shape, seed=1).detach()
-    ours = gram_anchor_loss(student, teacher, negatives=negatives, level=level).loss
-    theirs = dinov3(student, teacher, negatives, level)
-    assert_close(ours, theirs)
-    assert_close(*(torch.autograd.grad(loss, student) for loss in (ours, theirs)))
