@@ -15,6 +15,7 @@ from lightly.loss import (
     NegativeCosineSimilarity,
     NTXentLoss,
     SwaVLoss,
+    TiCoLoss,
     VICRegLLoss,
     VICRegLoss,
 )
@@ -41,7 +42,9 @@ from termwise.joint_embedding import (
     sigreg_loss,
     sinkhorn,
     swapped_prediction_loss,
+    tico_loss,
     updated_center,
+    updated_covariance,
     vicreg_loss,
     visreg_loss,
 )
@@ -273,6 +276,20 @@ def test_two_steps_of_dino_and_its_center():
         assert_close(ours, expected)
         assert_close(gradients(ours, [student]), gradients(expected, [student]))
         assert_close(center, theirs.center.flatten())
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (12, 5)])
+def test_three_steps_of_tico_and_its_covariance(shape):
+    theirs = TiCoLoss(beta=0.75, rho=20.0)
+    covariance = torch.zeros(shape[1], shape[1], dtype=torch.float64)
+    for step in range(3):
+        z = views(*shape, seed=step)
+        covariance = updated_covariance(covariance, z[0], momentum=0.75)
+        ours = tico_loss(*z, covariance, contrast_weight=20.0, stop_gradient=False).loss
+        expected = theirs(*z)
+        assert_close(ours, expected)
+        assert_close(gradients(ours, z), gradients(expected, z))
+        assert_close(covariance, theirs.C)
 
 
 @pytest.mark.parametrize("unmasked", [False, True])
