@@ -47,8 +47,8 @@ def tico_loss(
 
     `loss = invariance + contrast_weight * contrast`. C is the running mean of z z^T over the
     batches until now, this one included: call
-    [`updated_covariance`][termwise.joint_embedding.updated_covariance] first. It is the memory bank
-    of MoCo, of any length, in dim x dim numbers, and it is constant here.
+    [`updated_covariance`][termwise.joint_embedding.updated_covariance] first. It takes the place of
+    MoCo's queue of keys, and it is constant here.
 
     The distance is computed from differences, without cancellation if the directions agree. Half
     precision is converted to float32 first, with or without autocast; the terms are float64 if one
@@ -83,8 +83,8 @@ def tico_loss(
 
     References:
         Zhu, Moraes, Karakulak, Sobol, Canziani, LeCun, TiCo (2022),
-        https://arxiv.org/abs/2206.10698, equation 4; the pseudocode omits its constant 1. In
-        lightly 1.6.0, as in the paper's figure and here, C is constant. In sayannag/TiCo-pytorch
+        https://arxiv.org/abs/2206.10698, as lightly 1.6.0 implements it: C is constant there, as
+        here. In sayannag/TiCo-pytorch
         (2259b83), and in lightly until January 2024, the gradient also passes the current batch's
         share of C, which counts twice in the gradient then. In stable-pretraining 0.1.8 the
         distance is not halved, and C is the unbiased covariance of both views, centered: pass
