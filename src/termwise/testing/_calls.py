@@ -43,8 +43,11 @@ _TWO_OR_MORE: Final = st.integers(2, 4)
 _NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
 _COUNTS: Final = (1, 2, 3)
 # Multiples of 1/32 between -3 and 3: exact in every dtype but float8, and short when printed.
-_FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
-_INTEGERS: Final = st.integers(0, 3)
+# The order is that in which failures shrink: 0, then integers, then the others.
+_FLOATS: Final = tuple(
+    sorted((n / 32 for n in range(-96, 97)), key=lambda x: (x % 1 != 0, abs(x), x < 0))
+)
+_INTEGERS: Final = (0, 1, 2, 3)
 # A tensor with more elements is generated from one drawn seed: hypothesis limits the number of
 # choices in an example.
 _MAX_DRAWN: Final = 64
@@ -939,10 +942,14 @@ def _draw_tensor(
         low, high = (-96, 97) if floating else (0, 2 if dtype == torch.bool else 4)
         integers = torch.randint(low, high, shape, generator=generator)
         return (integers / 32 if floating else integers).to(dtype)
-    if strategy is None:
-        strategy = st.booleans() if dtype == torch.bool else _FLOATS if floating else _INTEGERS
     few = min(number, _MAX_DRAWN)
-    drawn = torch.tensor(draw(st.lists(strategy, min_size=few, max_size=few)), dtype=dtype)
+    if strategy is None:  # hypothesis counts bytes as one choice, but each element of a list
+        choices = (False, True) if dtype == torch.bool else _FLOATS if floating else _INTEGERS
+        drawn_bytes = draw(st.binary(min_size=few, max_size=few))
+        values = [choices[byte % len(choices)] for byte in drawn_bytes]
+    else:
+        values = draw(st.lists(strategy, min_size=few, max_size=few))
+    drawn = torch.tensor(values, dtype=dtype)
     if few < number:
         generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
         drawn = drawn[torch.randint(few, (number,), generator=generator)]

@@ -1169,16 +1169,7 @@ def check_law(
     failures: list[BrokenLawError] = []
     phases = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
 
-    @settings(
-        deadline=None,
-        max_examples=examples if simplest else examples + 1,
-        suppress_health_check=_SUPPRESSED,
-        report_multiple_bugs=False,
-        print_blob=False,
-        phases=[phase for phase in settings().phases if phases.get(phase, False)],
-    )
-    @given(strategy)
-    def run(drawn: Any) -> None:
+    def attempt(drawn: Any) -> None:
         nonlocal checked
         if not simplest and not skipped:
             skipped.append(drawn)
@@ -1196,6 +1187,18 @@ def check_law(
         except BrokenLawError as broken:
             failures.append(broken)
             raise
+
+    @settings(
+        deadline=None,
+        max_examples=examples if simplest else examples + 1,
+        suppress_health_check=_SUPPRESSED,
+        report_multiple_bugs=False,
+        print_blob=False,
+        phases=[phase for phase in settings().phases if phases.get(phase, False)],
+    )
+    @given(strategy)
+    def run(drawn: Any) -> None:  # short, because hypothesis reads its source in every run
+        attempt(drawn)
 
     try:
         with warnings.catch_warnings():  # hypothesis warns about examples that print long

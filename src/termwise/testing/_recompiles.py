@@ -1,5 +1,6 @@
 """Count the graphs that `torch.compile` makes of a function as sizes change."""
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, Final, Unpack
 
@@ -28,6 +29,7 @@ def assert_recompiles(
     *,
     at_most: int = 2,
     dynamic: bool = False,
+    traced_at: int | None = None,
     backend: str | Callable[..., Any] = "eager",
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
@@ -46,13 +48,15 @@ def assert_recompiles(
         at_most: largest number of graphs.
         dynamic: whether to mark the sizes as dynamic before the first call
             (`torch._dynamo.mark_dynamic`), so that one graph is enough.
+        traced_at: another size, such as 2**18, at which the function is traced but its graph does
+            not run. This graph may not compute more tensors than the first one.
         backend: backend of `torch.compile`; "aot_eager" traces the backward pass too.
         max_examples: number of sets of ten calls to draw; each set is compiled again.
         **inputs: keyword arguments of [`calls`][termwise.testing.calls], in float64 by default.
 
     Raises:
-        AssertionError: if the law fails; the message contains the failing guard and the call, as
-            code.
+        AssertionError: if the law fails; the message contains the failing guard, or the numbers of
+            tensors, and the call as code.
         ValueError: if the function has no such axis, if a given tensor sets its size, or if
             `at_most` is below 1.
 
@@ -78,12 +82,14 @@ def assert_recompiles(
             refuse_fixed_axis("assert_recompiles", signature, name, free, inputs)
         if not axes:
             raise MisuseError(f"assert_recompiles: {signature.name} has no axis that can vary")
-        return [
+        sizes = [
             {name: _SIZES[(turn + offset) % len(_SIZES)] for offset, name in enumerate(axes)}
             for turn in range(len(_SIZES))
         ]
+        return sizes + ([] if traced_at is None else [dict.fromkeys(axes, traced_at)])
 
     def check(calls: list[Call]) -> None:
+        calls, large = calls[: len(_SIZES)], calls[len(_SIZES) :]
         # Imported only when needed, because it takes seconds.
         from torch._dynamo import config
         from torch._dynamo.exc import RecompileError
@@ -112,6 +118,14 @@ def assert_recompiles(
                             problem = _describe(graphs.count, call, error)
                             raise BrokenLawError(problem, call) from None
                         raise
+            for call in large:
+                tensors = graphs.trace(functools.partial(compiled, **call.mapped(leaf)))
+                if tensors > graphs.tensors:
+                    raise BrokenLawError(
+                        f"the graph computes {graphs.tensors} tensors at {_sizes(calls[0])}, but "
+                        f"{tensors} at {_sizes(call)}: it grows with the data",
+                        calls[0],
+                    )
         finally:
             torch.compiler.reset()
 
@@ -126,8 +140,11 @@ def _describe(count: int, call: Call, error: Exception) -> str:
     guard = next((line.partition(":")[2] for line in lines if line.startswith("- ")), "")
     guard = " #".join(guard.split(" #")[:2])  # the guard and its line of source
     ordinal = {1: "2nd", 2: "3rd"}.get(count, f"{count + 1}th")
-    sizes = ", ".join(f"{name} {size}" for name, size in call.sizes.items())
-    return f"a {ordinal} graph is compiled at {sizes}: {' '.join(guard.split())}"
+    return f"a {ordinal} graph is compiled at {_sizes(call)}: {' '.join(guard.split())}"
+
+
+def _sizes(call: Call) -> str:
+    return ", ".join(f"{name} {size}" for name, size in call.sizes.items())
 
 
 def _mark_dynamic(call: Call, other: Call) -> None:
@@ -141,6 +158,10 @@ def _mark_dynamic(call: Call, other: Call) -> None:
                 mark_dynamic(tensor, index)
 
 
+class _NotRunError(Exception):
+    """Raised by a graph that is only traced."""
+
+
 class Graphs:
     """A backend that counts graphs, but not those that another backend compiles inside one."""
 
@@ -149,13 +170,40 @@ class Graphs:
 
         self.backend: Any = lookup_backend(backend) if isinstance(backend, str) else backend
         self.count = 0
+        self.tensors = 0
+        """Number of tensors that the first graph computes."""
+        self.traced_tensors = 0
+        """Number of tensors that the last graph computes that was only traced."""
+        self.runs = True
         self.within = False
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         if self.within:
             return self.backend(graph, inputs)
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        tensors = sum(isinstance(value, Tensor) for value in values)
         self.count, self.within = self.count + 1, True
+        self.tensors = self.tensors or tensors
         try:
-            return self.backend(graph, inputs)
+            compiled = self.backend(graph, inputs) if self.runs else None
         finally:
             self.within = False
+
+        def run(*arguments: Any) -> Any:
+            if compiled is None or not self.runs:
+                self.traced_tensors = tensors
+                raise _NotRunError
+            return compiled(*arguments)
+
+        return run
+
+    def trace(self, call: Callable[[], Any]) -> int:
+        """Return the number of tensors that the graph of a call computes, without running it."""
+        self.runs = False
+        try:
+            call()
+        except _NotRunError:
+            return self.traced_tensors
+        finally:
+            self.runs = True
+        return 0
