@@ -166,5 +166,5 @@ ACTIVE = of_latents(
     shards={},
     second=("right",),
     more={"assert_gradients": {"bandwidth": 64.0}, "assert_double_backward": {}},
-    not_held={"assert_gradients": r"gradient with respect to (pre|threshold) is"},
+    not_held={"assert_gradients": r"gradient of result with respect to (pre|threshold) is"},
 )

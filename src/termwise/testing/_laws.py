@@ -44,7 +44,7 @@ Weight: TypeAlias = str | float | Callable[[Call], float | Tensor]
 
 _DOUBLE: Final = (torch.float64,)
 # A loss is slow, a call contains many numbers, and a law may run inside a test under @given.
-_SUPPRESSED: Final = (
+_PATIENT: Final = (
     HealthCheck.too_slow,
     HealthCheck.data_too_large,
     HealthCheck.large_base_example,
@@ -1167,7 +1167,7 @@ def check_law(
     skipped: list[Any] = []
     checked = 0
     failures: list[BrokenLawError] = []
-    phases = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
+    kept = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
 
     def attempt(drawn: Any) -> None:
         nonlocal checked
@@ -1191,13 +1191,13 @@ def check_law(
     @settings(
         deadline=None,
         max_examples=examples if simplest else examples + 1,
-        suppress_health_check=_SUPPRESSED,
+        suppress_health_check=_PATIENT,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=[phase for phase in settings().phases if phases.get(phase, False)],
+        phases=[phase for phase in settings().phases if kept.get(phase, False)],
     )
     @given(strategy)
-    def run(drawn: Any) -> None:  # short, because hypothesis reads its source in every run
+    def run(drawn: Any) -> None:  # short, because hypothesis reads its source at every run
         attempt(drawn)
 
     try:
