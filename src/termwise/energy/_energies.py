@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .._autograd import transformed
 from .._contract import ContractError, show
@@ -110,7 +111,7 @@ def energies_and_gradients(
         with safe, _higher_order.in_our_words(caller):
             gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
-    create_graph = torch.is_grad_enabled()
+    create_graph = creates_graph()
     if create_graph or higher_order_safe:  # functions inside compiled code cannot be replaced
         energy = uncompiled(energy)
     order: Literal[1, 2] = 2 if create_graph else 1
@@ -143,10 +144,23 @@ def recording() -> Generator[None, None, None]:
         yield
 
 
+def creates_graph() -> bool:
+    """Whether results are differentiated: by backpropagation, or by forward mode.
+
+    `torch.no_grad` does not disable forward mode, and `detach` would drop its tangents.
+    """
+    level: Any = forward_ad._current_level  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+    forward_mode = not torch.compiler.is_compiling() and bool(level >= 0)
+    return torch.is_grad_enabled() or forward_mode
+
+
 def point_of(x: Tensor) -> Tensor:
-    """Return a tensor to differentiate with respect to, connected to x's graph if it has one."""
+    """Return a tensor to differentiate with respect to, connected to x's graph if it has one.
+
+    A view, and not `detach`, which drops the tangent of forward mode.
+    """
     x = recordable(x)
-    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    return x.view_as(x).requires_grad_()
 
 
 def recordable(x: Tensor) -> Tensor:

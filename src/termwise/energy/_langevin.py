@@ -122,19 +122,21 @@ def langevin(
             return moved.detach().to(x.dtype)  # in forward mode no_grad does not detach
         tracked = torch.is_grad_enabled()
         for step in range(steps):
-            kept = step >= steps - differentiable_steps
-            with torch.set_grad_enabled(tracked and kept):
+            differentiable = step >= steps - differentiable_steps
+            with torch.set_grad_enabled(tracked and differentiable):
                 energies, slope = energies_and_gradients(
                     "langevin",
                     energy,
                     position.to(x.dtype),
-                    higher_order_safe=higher_order_safe and kept,
+                    higher_order_safe=higher_order_safe and differentiable,
                 )
                 position = position - step_size * slope
                 if scale > 0:
                     position = position + scale * _normal(x, noise, step, generator)
                 if step == steps - 1:
                     position = anchored(position.movedim(0, -1), energies).movedim(-1, 0)
+            if not differentiable:
+                position = position.detach()  # in forward mode no_grad does not detach
         return position.to(x.dtype)
 
 
