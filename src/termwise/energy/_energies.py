@@ -149,8 +149,8 @@ def creates_graph() -> bool:
 
     `torch.no_grad` does not disable forward mode, and `detach` would drop its tangents.
     """
-    level: Any = forward_ad._current_level  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-    forward_mode = not torch.compiler.is_compiling() and bool(level >= 0)
+    levels = cast("Any", forward_ad)
+    forward_mode: bool = not torch.compiler.is_compiling() and levels._current_level >= 0
     return torch.is_grad_enabled() or forward_mode
 
 
