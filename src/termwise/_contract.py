@@ -76,7 +76,8 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
             Not checked: the items of an iterator or a generator, the signature of a callable, and,
             while Dynamo traces, the dtype of a NumPy array and what only beartype can check
-            (protocols other than callables, `Annotated` with beartype's validators).
+            (protocols other than callables, `Annotated` with beartype's validators); the inner
+            values of a recursive type alias.
 
     Returns:
         The function with checks. Its name, signature, docstring and static type are unchanged.
@@ -152,9 +153,9 @@ def _refuse_misuse(fn: Any) -> None:
             f"contract takes a function, and {_inner_name(fn)} is a {kind}: put @{kind} above "
             f"@tw.contract"
         )
-    if isinstance(fn, functools.partial):
+    if isinstance(fn, (functools.partial, functools.partialmethod, types.MethodType)):
         raise TypeError(
-            f"contract takes a function, and this is a partial of {_inner_name(fn)}: put it on "
+            f"contract takes a function, and this is a {kind} of {_inner_name(fn)}: put it on "
             f"{_inner_name(fn)}"
         )
     if hasattr(fn, "cache_info"):
@@ -207,12 +208,11 @@ class _Check:
             except (TypeError, NameError) as error:
                 raise type(error)(f"{self.name}: {which}: {error}") from None
         self.returns = expected.pop("return", self.returns)
-        for option in self.returns.options:
-            if _is_forgotten(option):
-                raise TypeError(
-                    f"{self.name} returns {option.__qualname__}, a subclass of Terms that has no "
-                    f"@tw.terms above it"
-                )
+        for record in _forgotten(self.returns):
+            raise TypeError(
+                f"{self.name} returns {record.__qualname__}, a subclass of Terms that has no "
+                f"@tw.terms above it"
+            )
         self.expected = expected
         # Values that are not arrays first: "{k}+1" can only be computed if k is a number.
         self.order = sorted(
@@ -322,11 +322,18 @@ def _float_of(value: Any) -> Any:
     return float(value) if is_another_real(value) else value
 
 
-def _is_forgotten(option: Any) -> bool:
-    """Whether a class is a subclass of Terms without `@terms`."""
-    if not isinstance(option, type) or not issubclass(option, Terms):
-        return False
-    return "__dataclass_fields__" not in vars(option)
+def _forgotten(asked: Expected) -> Iterator[type]:
+    """Yield the subclasses of Terms without `@terms` in an annotation."""
+    for option in asked.options:
+        if (
+            isinstance(option, type)
+            and issubclass(option, Terms)
+            and "__dataclass_fields__" not in vars(option)
+        ):
+            yield option
+    for collection in asked.collections:
+        for kind in collection.kinds:
+            yield from _forgotten(kind)
 
 
 def _rank(asked: Expected) -> int:
