@@ -486,8 +486,8 @@ class Axis:
             names = _names_in(text)
             self.asks = tuple((part, *_compiled(part, _names_in(part))) for part in asked)
         except SyntaxError:
-            times = re.fullmatch(r"(\d+)([A-Za-z_]\w*)", word)
-            instead = f'"{times[1]}*{times[2]}"' if times else 'an expression, as "2*n" or "n+1"'
+            match = re.fullmatch(r"(\d+)([A-Za-z_]\w*)", word)
+            instead = f'"{match[1]}*{match[2]}"' if match else 'an expression, as "2*n" or "n+1"'
             raise TypeError(
                 f"{word!r} is neither the name of an axis nor its size: write {instead}"
             ) from None

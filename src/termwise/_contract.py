@@ -594,10 +594,10 @@ class _Writer:
             else:
                 if "{" in owner and not self.of_item:  # in a loop nothing is deferred
                     raise _NotWrittenError
-                kept = f"{self.new()}w"
-                self.head.append(f"    {kept} = None")
-                binds.append(f"{space}{kept} = {size}")
-                self.waiting.append((axis, kept))
+                deferred = f"{self.new()}w"
+                self.head.append(f"    {deferred} = None")
+                binds.append(f"{space}{deferred} = {size}")
+                self.waiting.append((axis, deferred))
         # The sizes may replace the axes from here on only if this line always runs.
         if named and sure and all(self.axes[key][2] for key in named):
             self.sizes[named] = sizes
@@ -638,14 +638,14 @@ class _Writer:
     def compared_late(self, space: str = "    ") -> list[str]:
         """Write the comparison of sizes with axes that were bound after them."""
         lines: list[str] = []
-        for axis, kept in self.waiting:
+        for axis, deferred in self.waiting:
             if any(name not in self.axes for name in axis.needs):
                 continue
             known = {name: self.axes[name][0] for name in axis.needs}
-            there = [f"{local} is not None" for local in (kept, *known.values())]
-            ones = [f"{kept} != 1"] if axis.stretches else []
+            bound = [f"{local} is not None" for local in (deferred, *known.values())]
+            ones = [f"{deferred} != 1"] if axis.stretches else []
             size = self.computed(axis, known)
-            test = " and ".join([*there, *ones, f"{kept} != {size}"])
+            test = " and ".join([*bound, *ones, f"{deferred} != {size}"])
             lines.append(f"{space}if {test}: {self.bad or _BAD}")
         self.waiting = []
         return lines
@@ -703,21 +703,21 @@ class _Writer:
         if not part.of_records:
             return test, [loop, *(lines or [f"{inner}pass"])]
         # Axes that one of several records binds are discarded after it.
-        kept_back = [size for _, size in self.waiting]
+        deferred = [size for _, size in self.waiting]
         lines += self.compared_late(inner)
         self.waiting, self.of_item = outer
         own = [local for name, (local, _, _) in self.axes.items() if name not in before]
-        start = [f"{inner}{size} = None" for size in kept_back]
+        start = [f"{inner}{size} = None" for size in deferred]
         start += [f"{inner}{local} = {local}o = None" for local in own]
-        kept: list[str] = []
+        saved: list[str] = []
         for local, by, bound in before.values():
             if not bound:
                 was = self.new()
-                kept.append(f"{space}{was} = {local}, {by}")
+                saved.append(f"{space}{was} = {local}, {by}")
                 start.append(f"{inner}{local}, {by} = {was}")
         after = [line.removeprefix("    ") for line in start]
         self.axes = before
-        return test, [*kept, loop, *start, *(lines or [f"{inner}pass"]), *after]
+        return test, [*saved, loop, *start, *(lines or [f"{inner}pass"]), *after]
 
 
 _BAD: Final = "<what is done with a result that does not fit>"

@@ -46,10 +46,10 @@ class TermGradients:
     def _table(self) -> list[list[str]]:
         several = range(len(self.names))
         if is_readable(self.norms):
-            numbers = host_numbers({"norm": self.norms, "cosine": self.cosines.flatten()})
+            values = host_numbers({"norm": self.norms, "cosine": self.cosines.flatten()})
             cells = [
-                [f"{numbers[f'norm[{i}]']:.6g}"]
-                + [f"{numbers[f'cosine[{i * len(self.names) + j}]']:.3f}" for j in several]
+                [f"{values[f'norm[{i}]']:.6g}"]
+                + [f"{values[f'cosine[{i * len(self.names) + j}]']:.3f}" for j in several]
                 for i in several
             ]
         else:

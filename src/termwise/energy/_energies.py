@@ -169,14 +169,14 @@ def recordable(x: Tensor) -> Tensor:
 
 
 def gradient_of(
-    caller: str, total: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
+    caller: str, energy_sum: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
 ) -> Tensor:
     """Differentiate a sum of energies with respect to their argument."""
     gradient = None
-    if total.requires_grad:
+    if energy_sum.requires_grad:
         with _higher_order.in_our_words(caller):
             (gradient,) = torch.autograd.grad(
-                total, point, create_graph=create_graph, allow_unused=True
+                energy_sum, point, create_graph=create_graph, allow_unused=True
             )
     if gradient is None:
         raise _independent(caller, argument)
@@ -188,14 +188,14 @@ def gradient_function(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function of x for torch.func: the gradient with respect to x, and the energies."""
 
-    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_sum(point: Tensor) -> tuple[Tensor, Tensor]:
         values = energies_of(caller, energy, point, argument)
         # torch.func would return the gradient 0. Dynamo does not know which tensors require one.
         if not (values.requires_grad or torch.compiler.is_compiling()):
             raise _independent(caller, argument)
         return values.sum(), values
 
-    return torch.func.grad(total, has_aux=True)
+    return torch.func.grad(energy_sum, has_aux=True)
 
 
 def _independent(caller: str, argument: str) -> ValueError:

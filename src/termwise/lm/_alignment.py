@@ -373,13 +373,13 @@ def _numbers(
     """Read a number for each token, if any were passed."""
     if given is None:
         return [[fill] * len(own) for own in spans]
-    numbers = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
-    if [len(own) for own in numbers] != [len(own) for own in spans]:
+    values = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
+    if [len(own) for own in values] != [len(own) for own in spans]:
         raise ValueError(
             f"align_spans needs {name} of {[len(own) for own in spans]} tokens, as many as there "
-            f"are offsets, got {[len(own) for own in numbers]}"
+            f"are offsets, got {[len(own) for own in values]}"
         )
-    return numbers
+    return values
 
 
 def _align(
