@@ -344,10 +344,10 @@ def _sides(
     """Read one model's arguments, sample by sample."""
     spans = cast("Spans", offsets.tolist()) if isinstance(offsets, Tensor) else offsets
     which = ("student", "teacher").index(name)
-    numbers = [
-        _numbers(f"{name}_tokens", tokens, spans, None),
-        _numbers(f"documents[{which}]", documents and documents[which], spans, 0),
-        _numbers(f"sequence_ids[{which}]", sequence_ids and sequence_ids[which], spans, 0),
+    per_token = [
+        _per_token(f"{name}_tokens", tokens, spans, None),
+        _per_token(f"documents[{which}]", documents and documents[which], spans, 0),
+        _per_token(f"sequence_ids[{which}]", sequence_ids and sequence_ids[which], spans, 0),
     ]
     if texts is not None and len(texts) != len(spans):
         raise ValueError(
@@ -355,7 +355,7 @@ def _sides(
         )
     found: list[_Side] = []
     for sample, own in enumerate(spans):
-        ids, of_document, of_sequence = (one[sample] for one in numbers)
+        ids, of_document, of_sequence = (one[sample] for one in per_token)
         known = [None if n is None or n < 0 else n for n in of_document]
         parts = [
             None if document is None or sequence is None or sequence < 0 else (document, sequence)
@@ -367,7 +367,7 @@ def _sides(
     return found
 
 
-def _numbers(
+def _per_token(
     name: str, given: Tensor | Numbers | None, spans: Spans, fill: int | None
 ) -> Sequence[Sequence[int | None]]:
     """Read a number for each token, if any were passed."""

@@ -408,9 +408,9 @@ def _check(
         )
 
 
-def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
+def _constants(like: Tensor, values: Sequence[float]) -> Tensor:
     """Return numbers as a vector, without a copy from the host, which would synchronize."""
-    return torch.stack([like.new_full((), number) for number in numbers])
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 class _Gated(Function):
