@@ -1,6 +1,5 @@
 """Count the graphs that `torch.compile` makes of a function as sizes change."""
 
-import functools
 from collections.abc import Callable, Collection
 from typing import Any, Final, Unpack
 
@@ -119,7 +118,7 @@ def assert_recompiles(
                             raise BrokenLawError(problem, call) from None
                         raise
             for call in large:
-                tensors = graphs.trace(functools.partial(compiled, **call.mapped(leaf)))
+                tensors = graphs.trace(compiled, call.mapped(leaf))
                 if tensors > graphs.tensors:
                     raise BrokenLawError(
                         f"the graph computes {graphs.tensors} tensors at {_sizes(calls[0])}, but "
@@ -197,11 +196,11 @@ class Graphs:
 
         return run
 
-    def trace(self, call: Callable[[], Any]) -> int:
+    def trace(self, compiled: Function, call: Call) -> int:
         """Return the number of tensors that the graph of a call computes, without running it."""
         self.runs = False
         try:
-            call()
+            compiled(**call)
         except _NotRunError:
             return self.traced_tensors
         finally:
