@@ -144,17 +144,19 @@ def _libraries() -> Iterator[str]:
 
 
 def _measurements() -> Iterator[str]:
-    """Write what tests/bench/run.py has put on the pages of losses as one table."""
-    head = ""
+    """Write what tests/bench/run.py has put on the pages of losses as one table, of few columns."""
+    yield "| loss, size | eager | of plain, of the peer | of the floor | compiled | peak |"
+    yield "|---|---|---|---|---|---|"
     for family, stem in NAVIGATION:
         text = (DOCS / "pages/api" / family / f"{stem}.md").read_text()
-        found = re.search(r"<!-- measured by .* -->\n\n(\|.*)\n(\|.*)\n((?:\|.*\n)+)", text)
-        if found and not head:
-            head = f"| loss {found[1]}\n|---{found[2]}"
-            yield head
+        found = re.search(r"<!-- measured by .* -->\n\n\|.*\n\|.*\n((?:\|.*\n)+)", text)
         name = f"{family}.{_loss(family, stem).__name__}"
-        for row in found[3].splitlines() if found else ():
-            yield f"| [`{name}`][termwise.{name}] {row}"
+        for row in found[1].splitlines() if found else ():
+            of, size, eager, plain, peer, *times, peak, share = map(str.strip, row[1:-1].split("|"))
+            first = ", ".join(filter(None, (f"[`{name}`][termwise.{name}]", of, size)))
+            ratios = ", ".join(filter(None, (plain, peer)))
+            memory = f"{peak} ({share} of plain)" if share else peak
+            yield f"| {first} | {eager} | {ratios} | {' | '.join(times)} | {memory} |"
 
 
 def _link(family: str, stem: str) -> str:
