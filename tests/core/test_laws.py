@@ -19,21 +19,38 @@ from termwise.testing import _laws
 EVERY = pytest.mark.parametrize("name", DECLARED)
 
 
-def test_each_function_is_declared():
-    assert DECLARED.keys() == PUBLIC.keys()
+LOSSES = {name: of for name, of in DECLARED.items() if of.is_a_loss()}
+MODULES = {
+    name: value
+    for name, value in EXPORTS.items()
+    if inspect.isclass(value) and issubclass(value, nn.Module)
+    if not name.startswith(("termwise.", "testing."))
+}
+DECLARED_MODULES = {type(held.module) for of in LOSSES.values() for held in of.variants.values()}
 
 
-def test_each_loss_has_a_formula_its_weights_and_its_module():
-    losses = [one for one in DECLARED.values() if one.is_a_loss()]
-    assert not [one.function for one in losses if one.formula is None or one.weights is None]
-    assert not [one.function for one in losses if not one.variants]
-    modules = {
-        value
-        for name, value in EXPORTS.items()
-        if inspect.isclass(value) and issubclass(value, nn.Module)
-        if not name.startswith(("termwise.", "testing."))
-    }
-    assert modules == {type(held.module) for one in losses for held in one.variants.values()}
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_function_is_declared(name):
+    assert name in DECLARED, (
+        f"write a Declaration with function={PUBLIC[name].__name__} in tests/losses"
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_has_a_formula_its_weights_and_its_module(name):
+    of = LOSSES[name]
+    given = {"formula": of.formula, "weights": of.weights, "variants": of.variants or None}
+    lacks = [field for field, value in given.items() if value is None]
+    assert not lacks, f"the declaration of {name} in tests/losses needs {', '.join(lacks)}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_is_declared(name):
+    assert MODULES[name] in DECLARED_MODULES, f"no variant in tests/losses has module={name}(...)"
+
+
+def test_no_other_module_is_declared():
+    assert not DECLARED_MODULES - set(MODULES.values())
 
 
 # A law that compares with finite differences as another one does.
