@@ -12,6 +12,7 @@ from declared import DECLARED, PUBLIC
 from exports import EXPORTS
 from losses import Declaration
 from torch import nn
+from torch.autograd import forward_ad
 
 from termwise import testing
 from termwise.testing import _laws
@@ -135,6 +136,23 @@ def test_forward_mode_is_right_or_refused(name, monkeypatch):
     for path in ends(of):
         with on_path(monkeypatch, path):
             hold(name, "assert_forward_mode", max_examples=1)
+
+
+def jvp_of_dual_tensors(fn, primals, tangents):
+    """Do what torch.func.jvp does, by tensors that are dual: no transform of torch.func is seen."""
+    with forward_ad.dual_level(), torch.no_grad():
+        found = fn(*map(forward_ad.make_dual, primals, tangents))
+        parts = {name: forward_ad.unpack_dual(value) for name, value in found.items()}
+    return (
+        {name: part.primal for name, part in parts.items()},
+        {name: torch.zeros_like(p) if t is None else t for name, (p, t) in parts.items()},
+    )
+
+
+@EVERY
+def test_forward_mode_of_dual_tensors_under_no_grad(name, monkeypatch):
+    monkeypatch.setattr(torch.func, "jvp", jvp_of_dual_tensors)
+    hold(name, "assert_forward_mode", max_examples=1)
 
 
 @EVERY

@@ -188,8 +188,8 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
             sums, gradient = _by_patches(student, teacher, each, inputs)
         difference, of_student, of_teacher = sums
         inner = (of_student + of_teacher - difference) / 2
-        largest = (of_student * of_teacher).sqrt().clamp(min=torch.finfo(sums.dtype).tiny)
-        loss, agreement = (x.to(student.dtype) for x in (difference / pairs, inner / largest))
+        bound = (of_student * of_teacher).sqrt().clamp(min=torch.finfo(sums.dtype).tiny)
+        loss, agreement = (x.to(student.dtype) for x in (difference / pairs, inner / bound))
         if not inputs.gradient:
             return loss, agreement, student.new_empty(0)
         gradient = gradient.mul_(4 * inputs.weight / pairs).view(inputs.student.shape)
