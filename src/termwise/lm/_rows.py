@@ -121,12 +121,14 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
     """Whether x [batch, time, columns] is small and all but the last positions count.
 
     On the CPU, without masks and groups (limits), a loss then copies the logits without the last
-    positions, which predict nothing, and needs no masks, which take several calls each.
+    positions, which predict nothing, and needs no masks, which take several calls each. A compiler
+    does not copy them, so that any number is few.
     """
-    if torch.compiler.is_compiling() or any(limit is not None for limit in limits):
+    if any(limit is not None for limit in limits) or not (x.shape[0] > 0 and x.shape[1] > 1):
         return False
-    few = x.numel() <= most and x.shape[0] > 0 and x.shape[1] > 1
-    return few and on_host(x) and not transformed()
+    if torch.compiler.is_compiling():
+        return True
+    return x.numel() <= most and on_host(x) and not transformed()
 
 
 def differentiated(formula: Callable[..., PerRow]) -> ByHand:
@@ -285,6 +287,8 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """Return the sum of `few_that_count`, divided by the normalizer, and their number."""
     count = per_row.new_full((), len(per_row))
+    if normalizer is None and torch.compiler.is_compiling():
+        return per_row.mean(dtype=accumulator(per_row)), count
     if normalizer is None:
         return per_row.mean(), count
     return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count
