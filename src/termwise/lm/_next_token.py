@@ -97,14 +97,11 @@ def next_token_loss(
     check_groups("next_token_loss", batch_group, vocab_group, sequence_group)
     check_normalizer("next_token_loss", normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
-    compiling = torch.compiler.is_compiling()
-    if not compiling and few_that_count(logits, _rows.FUSED, *limits):
+    if not torch.compiler.is_compiling() and few_that_count(logits, _rows.FUSED, *limits):
         found = terms_of_few(logits, tokens, normalizer)
         if found is not None:
             return found
     targets = targets_of(tokens, mask, sample_mask, sequence_group)
-    if compiling and sequence_group is None:  # a compiler does not copy what predicts something
-        logits, targets = logits[:, :-1], targets.view(tokens.shape)[:, :-1].flatten()
     unused = targets < 0
     sums = over_rows(
         cross_entropy,

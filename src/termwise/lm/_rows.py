@@ -69,7 +69,10 @@ def over_rows(
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
     dtype = accumulator(x) if wide_sums else lifted_dtype(x)
-    if vocab_group is None and (compiling or transformed()):
+    if vocab_group is None and compiling:  # which fuses the sums, and leaves out those not in use
+        parts = _that_count(formula(unused, *rows), unused)
+        return tuple(part.sum(dtype=accumulator(x)).to(dtype) for part in parts)
+    if vocab_group is None and transformed():
         return sums_of(formula(unused, *rows), unused, dtype).unbind()
     if vocab_group is None and few(x):
         seen = _or_none(unused)
@@ -85,10 +88,14 @@ def over_rows(
 
 def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Sum over the rows that count, in the wider type, and count them, as one vector."""
-    first = per_row[0]
-    used = torch.ones_like(first) if unused is None else unused.logical_not()
-    rows = [clear(x, unused) if x.is_floating_point() else x for x in per_row]
-    return torch.stack([*rows, used]).sum(1, dtype=accumulator(first)).to(dtype)
+    parts = _that_count(per_row, unused)
+    return torch.stack(parts).sum(1, dtype=accumulator(per_row[0])).to(dtype)
+
+
+def _that_count(per_row: PerRow, unused: Tensor | None) -> list[Tensor]:
+    """Return the numbers with 0 in rows that do not count, and a 1 for each that does."""
+    used = torch.ones_like(per_row[0]) if unused is None else unused.logical_not()
+    return [*(clear(x, unused) if x.is_floating_point() else x for x in per_row), used]
 
 
 def in_blocks(
