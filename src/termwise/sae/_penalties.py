@@ -122,6 +122,8 @@ def penalty(f: Latents, decoder_norm: Tensor | None, p: float) -> Tensor:
         # Not norm[indices], in which the index -1 is the last latent.
         picked = norm.index_select(0, f.indices.flatten().long()).view_as(powered)
         return (powered * picked).sum(1)
+    if torch.compiler.is_compiling():  # which fuses it, but no product of matrices
+        return (powered * norm).sum(1)
     return decode(powered, norm[:, None])[:, 0]
 
 
