@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import blocks, few, lifted, without_autocast
+from .._numbers import blocks, few, lifted, may_look_at, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, check_latents, counted
 from ._penalties import penalty
@@ -254,9 +255,12 @@ def _divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor
 def _block_divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
     ours = torch.log_softmax(_finite(logits, mask), 1)
     theirs = torch.log_softmax(_finite(original, mask), 1)
-    weights = theirs.exp()
+    weights, gap = theirs.exp(), theirs - ours
+    found = (weights * gap).sum(1)
+    if may_look_at(found) and not math.isnan(float(found.detach().sum())):
+        return found
     # A token of probability 0 adds 0; the difference of its logs may be -inf - -inf.
-    return (weights * (theirs - ours).masked_fill(weights == 0, 0)).sum(1)
+    return (weights * gap.masked_fill(weights == 0, 0)).sum(1)
 
 
 def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
