@@ -58,6 +58,9 @@ def _loss_page(markdown: str, family: str, stem: str) -> str:
     name = f"termwise.{family}.{loss.__name__}"
     parts = [part.rstrip("\n") for part in re.split(r"^(?=## )", markdown, flags=re.MULTILINE)]
     titles = [part.partition("\n")[0] for part in parts]
+    for title in ("## Gradient", "## Cost"):
+        if title not in titles:
+            raise ValueError(f"docs/pages/api/{family}/{stem}.md needs a section '{title}'")
     gradient, after = titles.index("## Gradient"), titles.index("## Cost") + 1
     written = [
         parts[0],

@@ -238,6 +238,25 @@ PICTURES: dict[str, Picture] = {
         "constant, so the gradient is largest at a right angle and vanishes at the opposite "
         "direction too.",
     ),
+    "api/joint_embedding/tico.md": Picture(
+        lambda loss, a: (
+            lambda terms: {
+                "loss": terms.loss,
+                "invariance": terms.invariance,
+                "8 contrast": 8 * terms.contrast,
+            }
+        )(
+            loss(
+                at_angle(a)[1], at_angle(a)[0],
+                torch.diag(torch.tensor([0.1, 0.0], dtype=torch.float64)),
+            )
+        ),
+        "angle between the embedding and its target (degrees)", (0, 90),
+        ("loss", "invariance", "8 contrast"), "each term with its weight",
+        "Earlier embeddings have all lain in the direction of the target: C is 0.1 there and 0 "
+        "elsewhere. invariance pulls the embedding to its target, contrast pushes it to a "
+        "direction that is not used yet. They balance at 51 degrees.",
+    ),
     "api/joint_embedding/koleo.md": Picture(
         lambda loss, a: loss(torch.cat(at_angle(a))),
         "angle between the two embeddings (degrees)", (2, 178), ("loss", "nearest_distance"),

@@ -241,7 +241,7 @@ class Collection:
         self.kinds = tuple(Expected(kind, within) for kind in kinds)
         # Records of one list may differ in axes that no other argument binds.
         records = (record for kind in self.kinds for record in kind.records)
-        self.of_records = self.alike and any(has_arrays(record.kind) for record in records)
+        self.of_records = self.alike and any(has_arrays(record.hint) for record in records)
 
     def takes(self, value: Any) -> bool:
         """Whether a value is such a collection, regardless of its items."""
@@ -283,10 +283,11 @@ class Collection:
 class Record:
     """A dataclass, NamedTuple or TypedDict: each field is checked with the axes of the call."""
 
-    def __init__(self, kind: Any) -> None:
-        self.kind = kind
-        self.by_key: bool = typing.is_typeddict(kind)
-        self.required: frozenset[str] = getattr(kind, "__required_keys__", frozenset())
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
+        self.kind: Any = typing.get_origin(hint) or hint
+        self.by_key: bool = typing.is_typeddict(self.kind)
+        self.required: frozenset[str] = getattr(self.kind, "__required_keys__", frozenset())
         self.fields: dict[str, Expected] = {}
         self._parsed = False
 
@@ -294,7 +295,7 @@ class Record:
         """Parse the fields' annotations; deferred, since records may contain their own class."""
         if not self._parsed:
             self._parsed = True
-            for field, hint in field_hints(self.kind).items():
+            for field, hint in field_hints(self.hint).items():
                 self.fields[field] = expected_of(hint)
         return self.fields
 
@@ -329,17 +330,16 @@ class Record:
 _RECORDS: Final[dict[Any, Record]] = {}
 
 
-def record_of(kind: Any) -> Record:
+def record_of(hint: Any) -> Record:
     """Return the one Record of a class, its fields parsed."""
-    kind = typing.get_origin(kind) or kind
-    if kind not in _RECORDS:
-        _RECORDS[kind] = Record(kind)
+    if hint not in _RECORDS:
+        _RECORDS[hint] = Record(hint)
         try:
-            _RECORDS[kind].parse()
+            _RECORDS[hint].parse()
         except BaseException:
-            del _RECORDS[kind]
+            del _RECORDS[hint]
             raise
-    return _RECORDS[kind]
+    return _RECORDS[hint]
 
 
 def field_of(owner: str, field: str, *, by_key: bool = False) -> str:
@@ -486,8 +486,8 @@ class Axis:
             names = _names_in(text)
             self.asks = tuple((part, *_compiled(part, _names_in(part))) for part in asked)
         except SyntaxError:
-            times = re.fullmatch(r"(\d+)([A-Za-z_]\w*)", word)
-            instead = f'"{times[1]}*{times[2]}"' if times else 'an expression, as "2*n" or "n+1"'
+            match = re.fullmatch(r"(\d+)([A-Za-z_]\w*)", word)
+            instead = f'"{match[1]}*{match[2]}"' if match else 'an expression, as "2*n" or "n+1"'
             raise TypeError(
                 f"{word!r} is neither the name of an axis nor its size: write {instead}"
             ) from None
@@ -603,7 +603,7 @@ def is_array(hint: Any) -> bool:
 def is_record(hint: Any) -> bool:
     """Whether an annotation is a class whose fields are checked."""
     kind = typing.get_origin(hint) or hint
-    return has_fields(kind) and (_is_typeddict(kind) or has_arrays(kind))
+    return has_fields(kind) and (_is_typeddict(kind) or has_arrays(hint))
 
 
 def is_named_tuple_type(kind: Any) -> bool:
@@ -627,15 +627,32 @@ def _is_typeddict(kind: Any) -> bool:
 @functools.cache
 def field_hints(kind: Any) -> dict[str, Any]:
     """List the fields of a dataclass, a NamedTuple or a TypedDict, each with its annotation."""
+    generic: Any = typing.get_origin(kind)
+    if generic is not None:
+        given = dict(zip(generic.__parameters__, typing.get_args(kind), strict=False))
+        return {name: _filled(hint, given) for name, hint in field_hints(generic).items()}
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
         raise NameError(f"{kind.__qualname__} has a field whose annotation {error}") from error
+    own = inspect.get_annotations(kind)
+    bases = cast("tuple[Any, ...]", vars(kind).get("__orig_bases__", kind.__bases__))
+    for base in reversed(bases):
+        if has_fields(typing.get_origin(base) or base):
+            hints |= {name: hint for name, hint in field_hints(base).items() if name not in own}
     if dataclasses.is_dataclass(kind):
         return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     if is_named_tuple_type(kind):
         return {name: hints.get(name, Any) for name in kind._fields}
     return hints
+
+
+def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
+    """Fill in the type parameters of a generic class."""
+    if isinstance(hint, TypeVar):
+        return given.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ())
+    return hint[tuple(given.get(one, one) for one in parameters)] if parameters else hint
 
 
 def has_arrays(hint: Any, within: tuple[Any, ...] = ()) -> bool:
@@ -845,8 +862,14 @@ def spell(hint: Any) -> str:
         return "None"
     if origin is Callable:
         return "Callable"
-    if isinstance(hint, type) and origin is None:
-        return hint.__name__
+    if (isinstance(hint, type) and origin is None) or isinstance(hint, (typing.NewType, TypeVar)):
+        return str(hint.__name__)
+    if origin is not None and has_arrays(hint):
+        # An alias by its name, since it may contain itself.
+        parts = (one.__name__ if _is_alias(one) else spell(one) for one in typing.get_args(hint))
+        return f"{_name_of(origin)}[{', '.join(parts)}]"
+    if hint is Ellipsis:
+        return "..."
     return str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 

@@ -65,7 +65,7 @@ def in_place(factor: Tensor) -> bool:
     )
 
 
-def times_factor(factor: Tensor, *gradients: Tensor) -> list[Tensor]:
+def scaled_by(factor: Tensor, *gradients: Tensor) -> list[Tensor]:
     """Multiply gradients that were computed with the value by the incoming one.
 
     If the incoming one is 0 the products are 0, even if the saved gradients are not finite.
@@ -100,9 +100,9 @@ def chain(factor: Tensor, link: Tensor, *gradients: Tensor) -> list[Tensor]:
     error instead of being omitted.
     """
     if in_place(factor):
-        return times_factor(factor, *gradients)
+        return scaled_by(factor, *gradients)
     why = "a loss whose gradient is made with its value has no second derivative"
-    return [refusing(x, why, link) for x in times_factor(factor, *gradients)]
+    return [refusing(x, why, link) for x in scaled_by(factor, *gradients)]
 
 
 def refusing(x: Tensor, why: str, link: Tensor | None = None) -> Tensor:

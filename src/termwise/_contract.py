@@ -76,7 +76,8 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
             Not checked: the items of an iterator or a generator, the signature of a callable, and,
             while Dynamo traces, the dtype of a NumPy array and what only beartype can check
-            (protocols other than callables, `Annotated` with beartype's validators).
+            (protocols other than callables, `Annotated` with beartype's validators); the inner
+            values of a recursive type alias.
 
     Returns:
         The function with checks. Its name, signature, docstring and static type are unchanged.
@@ -152,9 +153,9 @@ def _refuse_misuse(fn: Any) -> None:
             f"contract takes a function, and {_inner_name(fn)} is a {kind}: put @{kind} above "
             f"@tw.contract"
         )
-    if isinstance(fn, functools.partial):
+    if isinstance(fn, (functools.partial, functools.partialmethod, types.MethodType)):
         raise TypeError(
-            f"contract takes a function, and this is a partial of {_inner_name(fn)}: put it on "
+            f"contract takes a function, and this is a {kind} of {_inner_name(fn)}: put it on "
             f"{_inner_name(fn)}"
         )
     if hasattr(fn, "cache_info"):
@@ -207,12 +208,11 @@ class _Check:
             except (TypeError, NameError) as error:
                 raise type(error)(f"{self.name}: {which}: {error}") from None
         self.returns = expected.pop("return", self.returns)
-        for option in self.returns.options:
-            if _is_forgotten(option):
-                raise TypeError(
-                    f"{self.name} returns {option.__qualname__}, a subclass of Terms that has no "
-                    f"@tw.terms above it"
-                )
+        for record in _forgotten(self.returns):
+            raise TypeError(
+                f"{self.name} returns {record.__qualname__}, a subclass of Terms that has no "
+                f"@tw.terms above it"
+            )
         self.expected = expected
         # Values that are not arrays first: "{k}+1" can only be computed if k is a number.
         self.order = sorted(
@@ -322,11 +322,18 @@ def _float_of(value: Any) -> Any:
     return float(value) if is_another_real(value) else value
 
 
-def _is_forgotten(option: Any) -> bool:
-    """Whether a class is a subclass of Terms without `@terms`."""
-    if not isinstance(option, type) or not issubclass(option, Terms):
-        return False
-    return "__dataclass_fields__" not in vars(option)
+def _forgotten(asked: Expected) -> Iterator[type]:
+    """Yield the subclasses of Terms without `@terms` in an annotation."""
+    for option in asked.options:
+        if (
+            isinstance(option, type)
+            and issubclass(option, Terms)
+            and "__dataclass_fields__" not in vars(option)
+        ):
+            yield option
+    for collection in asked.collections:
+        for kind in collection.kinds:
+            yield from _forgotten(kind)
 
 
 def _rank(asked: Expected) -> int:
@@ -587,10 +594,10 @@ class _Writer:
             else:
                 if "{" in owner and not self.of_item:  # in a loop nothing is deferred
                     raise _NotWrittenError
-                kept = f"{self.new()}w"
-                self.head.append(f"    {kept} = None")
-                binds.append(f"{space}{kept} = {size}")
-                self.waiting.append((axis, kept))
+                deferred = f"{self.new()}w"
+                self.head.append(f"    {deferred} = None")
+                binds.append(f"{space}{deferred} = {size}")
+                self.waiting.append((axis, deferred))
         # The sizes may replace the axes from here on only if this line always runs.
         if named and sure and all(self.axes[key][2] for key in named):
             self.sizes[named] = sizes
@@ -631,14 +638,14 @@ class _Writer:
     def compared_late(self, space: str = "    ") -> list[str]:
         """Write the comparison of sizes with axes that were bound after them."""
         lines: list[str] = []
-        for axis, kept in self.waiting:
+        for axis, deferred in self.waiting:
             if any(name not in self.axes for name in axis.needs):
                 continue
             known = {name: self.axes[name][0] for name in axis.needs}
-            there = [f"{local} is not None" for local in (kept, *known.values())]
-            ones = [f"{kept} != 1"] if axis.stretches else []
+            bound = [f"{local} is not None" for local in (deferred, *known.values())]
+            ones = [f"{deferred} != 1"] if axis.stretches else []
             size = self.computed(axis, known)
-            test = " and ".join([*there, *ones, f"{kept} != {size}"])
+            test = " and ".join([*bound, *ones, f"{deferred} != {size}"])
             lines.append(f"{space}if {test}: {self.bad or _BAD}")
         self.waiting = []
         return lines
@@ -696,21 +703,21 @@ class _Writer:
         if not part.of_records:
             return test, [loop, *(lines or [f"{inner}pass"])]
         # Axes that one of several records binds are discarded after it.
-        kept_back = [size for _, size in self.waiting]
+        deferred = [size for _, size in self.waiting]
         lines += self.compared_late(inner)
         self.waiting, self.of_item = outer
         own = [local for name, (local, _, _) in self.axes.items() if name not in before]
-        start = [f"{inner}{size} = None" for size in kept_back]
+        start = [f"{inner}{size} = None" for size in deferred]
         start += [f"{inner}{local} = {local}o = None" for local in own]
-        kept: list[str] = []
+        saved: list[str] = []
         for local, by, bound in before.values():
             if not bound:
                 was = self.new()
-                kept.append(f"{space}{was} = {local}, {by}")
+                saved.append(f"{space}{was} = {local}, {by}")
                 start.append(f"{inner}{local}, {by} = {was}")
         after = [line.removeprefix("    ") for line in start]
         self.axes = before
-        return test, [*kept, loop, *start, *(lines or [f"{inner}pass"]), *after]
+        return test, [*saved, loop, *start, *(lines or [f"{inner}pass"]), *after]
 
 
 _BAD: Final = "<what is done with a result that does not fit>"

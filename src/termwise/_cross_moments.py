@@ -149,12 +149,12 @@ def _backward(
         back = None if back is None else back * -inputs.scale
         given = (own, other, mean, other_mean, off_by_own, push, across, back)
         if again or torch.compiler.is_compiling():
-            total = _gradient(*given)
+            gradient = _gradient(*given)
         else:
-            total = _gradient_by_blocks(*given)
+            gradient = _gradient_by_blocks(*given)
         if again:  # so that a second derivative raises an error instead of being omitted
-            (total,) = chain(mean.new_ones(()), link_to(own), total)
-        found[name] = total
+            (gradient,) = chain(mean.new_ones(()), link_to(own), gradient)
+        found[name] = gradient
     return found
 
 
@@ -193,12 +193,12 @@ def _gradient_by_blocks(
     back: Tensor | None,
 ) -> Tensor:
     """Compute `_gradient` without another tensor of its size."""
-    total = torch.empty_like(own, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(own, memory_format=torch.contiguous_format)
     for block in blocks(own):
-        total[block] = _gradient(
+        gradient[block] = _gradient(
             own[block], other[block], mean, other_mean, off_by_own[block], push, across, back
         )
-    return total
+    return gradient
 
 
 @_gradient_by_blocks.register_fake
@@ -348,7 +348,7 @@ def _from_covariance(
 
 def _column_products(x: Tensor, y: Tensor) -> Tensor:
     """Sum x * y over rows: each block in its own dtype, the blocks in the wider one."""
-    total = x.new_zeros(x.shape[1], dtype=accumulator(x))
+    sums = x.new_zeros(x.shape[1], dtype=accumulator(x))
     for block in blocks(x):
-        total += (x[block] * y[block]).sum(0)
-    return total
+        sums += (x[block] * y[block]).sum(0)
+    return sums

@@ -67,8 +67,8 @@ def second_moments(
         caller: the loss that an error names.
 
     Returns:
-        Variance "*views dim", and energy "*views" in the wider type, where it cannot overflow; both
-        differentiable: twice without a group, once with one.
+        Variance "*views dim", and energy "*views" in the wider dtype, where it cannot overflow;
+        both differentiable: twice without a group, once with one.
     """
     each, together = views, None
     if isinstance(views, Tensor):
@@ -109,10 +109,10 @@ def effective_rank(variance: Tensor, energy: Tensor) -> Tensor:
         variance: "*views dim", as `second_moments` returns it.
         energy: "*views".
     """
-    wide = variance.detach().to(energy.dtype)
-    squares = energy.detach() + wide.square().sum(-1)
+    diagonal = variance.detach().to(energy.dtype)
+    squares = energy.detach() + diagonal.square().sum(-1)
     # Where nothing varies 0, not NaN.
-    ratio = wide.sum(-1).square() / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+    ratio = diagonal.sum(-1).square() / squares.clamp_min(torch.finfo(squares.dtype).tiny)
     return ratio.to(variance.dtype)
 
 
@@ -131,9 +131,9 @@ def _as_written(z: Tensor, path: CovariancePath) -> tuple[Tensor, Tensor]:
         total = (gram * gram).sum((-2, -1)) * unit**2
         return variance, total - variance.to(total.dtype).square().sum(-1)
     products = plain_product(centred.mT, centred)
-    # Of one matrix in the wider type the diagonal cancels without a loss of digits.
-    wide = products.to(accumulator(z))
-    squares = wide * wide
+    # Of one matrix in the wider dtype the diagonal cancels without a loss of digits.
+    widened = products.to(accumulator(z))
+    squares = widened * widened
     energy = (squares.sum((-2, -1)) - squares.diagonal(0, -2, -1).sum(-1)) * unit**2
     return products.diagonal(0, -2, -1) * unit, energy
 
@@ -255,14 +255,14 @@ _second_moments = Operator("second_moments", _Inputs, _kernel, _fake)
 @torch.library.custom_op("termwise::second_moments_gradient", mutates_args=())
 def _combined(z: Tensor, mean: Tensor, factor: Tensor, gradient: Tensor, push: Tensor) -> Tensor:
     """Return (z - mean) * factor + gradient * push, without another tensor of this size."""
-    total = torch.empty_like(z, memory_format=torch.contiguous_format)
+    result = torch.empty_like(z, memory_format=torch.contiguous_format)
     for block in blocks(z):
         rows = lifted(z[block])
-        own = total[block] if rows.dtype == z.dtype else torch.empty_like(rows)
+        own = result[block] if rows.dtype == z.dtype else torch.empty_like(rows)
         torch.sub(rows, mean, out=own).mul_(factor).addcmul_(gradient[block], push)
         if rows.dtype != z.dtype:
-            total[block] = own
-    return total
+            result[block] = own
+    return result
 
 
 @_combined.register_fake

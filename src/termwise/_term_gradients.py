@@ -46,10 +46,10 @@ class TermGradients:
     def _table(self) -> list[list[str]]:
         several = range(len(self.names))
         if is_readable(self.norms):
-            numbers = host_numbers({"norm": self.norms, "cosine": self.cosines.flatten()})
+            values = host_numbers({"norm": self.norms, "cosine": self.cosines.flatten()})
             cells = [
-                [f"{numbers[f'norm[{i}]']:.6g}"]
-                + [f"{numbers[f'cosine[{i * len(self.names) + j}]']:.3f}" for j in several]
+                [f"{values[f'norm[{i}]']:.6g}"]
+                + [f"{values[f'cosine[{i * len(self.names) + j}]']:.3f}" for j in several]
                 for i in several
             ]
         else:
@@ -61,7 +61,7 @@ class TermGradients:
 def term_gradients(
     terms: Terms,
     weights_or_names: Mapping[str, float | Tensor] | Sequence[str],
-    inputs: Iterable[Tensor],
+    inputs: Tensor | Iterable[Tensor],
     *,
     batch_group: ProcessGroup | None = None,
     grad_reduction: GradReduction = "mean",
@@ -80,9 +80,9 @@ def term_gradients(
     Args:
         terms: what a loss returned, with its graph.
         weights_or_names: weights of the terms to compare by name, or names alone, for weights of 1.
-        inputs: tensors to differentiate with respect to: the model's parameters or, at lower cost,
-            the embeddings. The gradient is zero for those that a term does not depend on, or that
-            do not require a gradient.
+        inputs: tensor or tensors to differentiate with respect to: the model's parameters or, at
+            lower cost, the embeddings. The gradient is zero for those that a term does not depend
+            on, or that do not require a gradient.
         batch_group: process group whose ranks hold different samples, in any numbers, 0 included.
             None: no communication. Pass it if the terms were computed with it and the inputs are
             parameters: gradients are then first combined over the ranks, as the trainer does.
@@ -96,6 +96,7 @@ def term_gradients(
         Does not synchronize with the device.
 
     Raises:
+        TypeError: the names are one string.
         ValueError: there are no names or no inputs, or a term does not exist or is not in the
             graph.
 
@@ -107,29 +108,35 @@ def term_gradients(
         >>> tw.term_gradients(terms, {"sim": 25.0, "var": 25.0}, [z]).metrics()
         {'norm[sim]': 23.57..., 'norm[var]': 12.49..., 'cosine[sim, var]': -0.96...}
     """
+    if isinstance(weights_or_names, str):
+        raise TypeError(
+            f"term_gradients needs a dict of weights or a list of names, got the string "
+            f"{weights_or_names!r}: pass [{weights_or_names!r}]"
+        )
     if isinstance(weights_or_names, Mapping):
         weights = dict(weights_or_names)
     else:
         weights = cast("dict[str, float | Tensor]", dict.fromkeys(weights_or_names, 1.0))
     if not weights:
         raise ValueError("term_gradients needs the name of at least one term, got none")
-    reached = [x for x in inputs if x.requires_grad]
+    given = [inputs] if isinstance(inputs, Tensor) else inputs
+    reached = [x for x in given if x.requires_grad]
     if not reached:
         raise ValueError(
             "term_gradients needs an input that requires a gradient, got none: give it "
             "model.parameters(), or a tensor that the terms were computed from"
         )
-    here = dict(terms.items())
+    named = dict(terms.items())
     rows: list[list[Tensor]] = []
     for name, weight in weights.items():
-        if name not in here or not here[name].requires_grad or here[name].ndim:
-            usable = [n for n, value in here.items() if value.requires_grad and not value.ndim]
+        if name not in named or not named[name].requires_grad or named[name].ndim:
+            usable = [n for n, value in named.items() if value.requires_grad and not value.ndim]
             raise ValueError(
                 f"term_gradients needs a scalar term in the graph of {type(terms).__name__}, "
                 f"one of {', '.join(usable) or '(none)'}; got {name!r}"
             )
         found = torch.autograd.grad(
-            here[name], reached, retain_graph=True, allow_unused=True, materialize_grads=True
+            named[name], reached, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         rows.append([lifted(_combined(g, batch_group, grad_reduction)) * weight for g in found])
     several = range(len(rows))

@@ -82,7 +82,7 @@ class Terms:
 
     def _table(self) -> list[tuple[str, str, str]]:
         shown = {name: value for name, value in self.items() if is_readable(value)}
-        numbers = host_numbers({name: value.reshape(-1)[:_SHOWN] for name, value in shown.items()})
+        values = host_numbers({name: value.reshape(-1)[:_SHOWN] for name, value in shown.items()})
         rows: list[tuple[str, str, str]] = []
         for field in dataclasses.fields(self):
             value: object = getattr(self, field.name)
@@ -90,7 +90,7 @@ class Terms:
                 rows.append((field.name, repr(value), ""))
                 continue
             heads = range(min(value.numel(), _SHOWN)) if field.name in shown else ()
-            texts = [f"{numbers[f'{field.name}[{i}]']:.6g}" for i in heads]
+            texts = [f"{values[f'{field.name}[{i}]']:.6g}" for i in heads]
             if value.numel() > len(texts):
                 texts.append("...")
             text = texts[0] if value.ndim == 0 else f"[{', '.join(texts)}]"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, NotRequired, Self, TypedDict
+from typing import Annotated, Generic, Literal, NamedTuple, NotRequired, Self, TypedDict, TypeVar
 
 import einops
 import jaxtyping
@@ -858,6 +858,49 @@ def test_fields_of_records_are_looked_at_in_the_axes_of_the_call():
         of_batch(Batch(x, x[:, 0], 3))
 
 
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass
+class Tagged(Generic[Item]):
+    item: Item
+    others: list[Item] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class TaggedRow(Tagged[Float[Tensor, " n"]]):
+    tag: int = 0
+
+
+@tw.contract
+def of_tagged(
+    a: Tagged[Float[Tensor, " n"]], *, b: Tagged[tuple[Float[Tensor, " n"], int]] | None = None
+) -> Float[Tensor, ""]:
+    return x.sum()
+
+
+@tw.contract
+def of_tagged_row(a: TaggedRow) -> Float[Tensor, ""]:
+    return x.sum()
+
+
+def test_the_parameters_of_a_generic_record_are_filled_in():
+    row, one = x[:, 0], x[:1, 0]
+    needs = 'needs Float[Tensor, " n"], got float32'
+    refused(of_tagged, f"of_tagged: a.item {needs}[8, 4]: 2 axes, not 1", Tagged(x))
+    differs = "axis n is 1, but it is 8 in a.item"
+    refused(of_tagged, f"of_tagged: a.others[0] {needs}[1]: {differs}", Tagged(row, [one]))
+    refused(of_tagged_row, f"of_tagged_row: a.item {needs}[8, 4]: 2 axes, not 1", TaggedRow(x))
+    accepts_all(of_tagged, ((Tagged(row, [row]),), {"b": Tagged((row, 1))}))
+    accepts_all(of_tagged_row, ((TaggedRow(row),), {}))
+    refused(
+        of_tagged,
+        'of_tagged: b.item needs tuple[Float[Tensor, " n"], int], got str "s"',
+        Tagged(row),
+        b=Tagged("s"),
+    )
+
+
 def test_swapped_latents_are_refused():
     f = torch.zeros(8, 2)
     with pytest.raises(ValueError, match="SparseLatents needs values as a floating"):
@@ -956,6 +999,28 @@ def test_what_cannot_be_checked_is_refused_at_the_def():
             tw.contract(fn)
 
 
+class Vector:
+    def __init__(self, v: Tensor):
+        self.v = v
+
+    @tw.contract
+    def plus(self, other: Self, wrong: bool = False) -> Self:
+        return 3 if wrong else type(self)(self.v + other.v)
+
+    @tw.contract
+    def named(self, other: "Vector") -> "Vector":
+        return other
+
+    @classmethod
+    @tw.contract
+    def zeros(cls, n: int) -> Self:
+        return cls(torch.zeros(n))
+
+
+class SubVector(Vector):
+    pass
+
+
 class Holder(nn.Module):
     def forward(self, x: Float[Tensor, " n"]):
         return x
@@ -971,6 +1036,7 @@ class Holder(nn.Module):
         (staticmethod(accepts_all), "accepts_all is a staticmethod: put @staticmethod above @tw"),
         (property(accepts_all), "accepts_all is a property: put @property above @tw.contract"),
         (functools.partial(accepts_all, 1), "a partial of accepts_all: put it on accepts_all"),
+        (Vector(0).named, r"a method of Vector\.named: put it on Vector\.named"),
         (functools.lru_cache(accepts_all), "accepts_all is cached .*: put @lru_cache above @tw"),
         (len, "got builtin_function_or_method"),
     ],
@@ -992,28 +1058,6 @@ def test_coroutines_are_checked():
         asyncio.run(fn(x[0]))
     with pytest.raises(tw.ContractError, match="fn: the result needs .* n is 4, but it is 8 in x"):
         asyncio.run(fn(x, row=True))
-
-
-class Vector:
-    def __init__(self, v: Tensor):
-        self.v = v
-
-    @tw.contract
-    def plus(self, other: Self, wrong: bool = False) -> Self:
-        return 3 if wrong else type(self)(self.v + other.v)
-
-    @tw.contract
-    def named(self, other: "Vector") -> "Vector":
-        return other
-
-    @classmethod
-    @tw.contract
-    def zeros(cls, n: int) -> Self:
-        return cls(torch.zeros(n))
-
-
-class SubVector(Vector):
-    pass
 
 
 def test_self_and_the_name_of_a_class_in_its_own_body():
@@ -1046,10 +1090,13 @@ def test_a_forgotten_terms_is_told():
     def fn(x: Float[Tensor, " n"]) -> Forgotten:
         return Forgotten(loss=x.sum(), error=x.sum())
 
-    with pytest.raises(
-        TypeError, match=r"^fn returns .*Forgotten, .* that has no @tw\.terms above"
-    ):
-        tw.contract(fn)
+    def pair(x: Float[Tensor, " n"]) -> tuple[Forgotten | None, int]:
+        return fn(x), 1
+
+    for one in (fn, pair):
+        message = rf"^{one.__name__} returns .*Forgotten, .* that has no @tw\.terms above"
+        with pytest.raises(TypeError, match=message):
+            tw.contract(one)
 
 
 def test_annotations_may_be_strings(tmp_path, monkeypatch):

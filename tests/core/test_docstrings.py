@@ -70,21 +70,21 @@ ROOT = Path(__file__).parents[2]
 @functools.cache
 def parsed() -> list[tuple[str, ast.AST]]:
     """Return every node of the sources, with its file."""
+    files = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
+    return [(name, node) for name in files for node in ast.walk(ast.parse(files[name].read_text()))]
+
+
+@functools.cache
+def documented() -> list[tuple[str, str]]:
+    """Return every string that documents something in the sources, with where it is."""
     return [
-        (str(path.relative_to(SOURCE)), node)
-        for path in sorted(SOURCE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        (f"{path}:{getattr(node, 'name', '')}", inspect.cleandoc(part.value.value))
+        for path, node in parsed()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for part in node.body
+        if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+        if isinstance(part.value.value, str)
     ]
-
-
-def documented() -> Iterator[tuple[str, str]]:
-    """Yield every string that documents something in the sources, with where it is."""
-    for path, node in parsed():
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            for part in node.body:
-                match part:
-                    case ast.Expr(value=ast.Constant(value=str(text))):
-                        yield f"{path}:{getattr(node, 'name', '')}", inspect.cleandoc(text)
 
 
 def arguments(text: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from declared import DECLARED, PUBLIC
 from exports import EXPORTS
 from losses import Declaration
 from torch import nn
+from torch.autograd import forward_ad
 
 from termwise import testing
 from termwise.testing import _laws
@@ -19,21 +20,38 @@ from termwise.testing import _laws
 EVERY = pytest.mark.parametrize("name", DECLARED)
 
 
-def test_each_function_is_declared():
-    assert DECLARED.keys() == PUBLIC.keys()
+LOSSES = {name: of for name, of in DECLARED.items() if of.is_a_loss()}
+MODULES = {
+    name: value
+    for name, value in EXPORTS.items()
+    if inspect.isclass(value) and issubclass(value, nn.Module)
+    if not name.startswith(("termwise.", "testing."))
+}
+DECLARED_MODULES = {type(held.module) for of in LOSSES.values() for held in of.variants.values()}
 
 
-def test_each_loss_has_a_formula_its_weights_and_its_module():
-    losses = [one for one in DECLARED.values() if one.is_a_loss()]
-    assert not [one.function for one in losses if one.formula is None or one.weights is None]
-    assert not [one.function for one in losses if not one.variants]
-    modules = {
-        value
-        for name, value in EXPORTS.items()
-        if inspect.isclass(value) and issubclass(value, nn.Module)
-        if not name.startswith(("termwise.", "testing."))
-    }
-    assert modules == {type(held.module) for one in losses for held in one.variants.values()}
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_function_is_declared(name):
+    assert name in DECLARED, (
+        f"write a Declaration with function={PUBLIC[name].__name__} in tests/losses"
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_has_a_formula_its_weights_and_its_module(name):
+    of = LOSSES[name]
+    given = {"formula": of.formula, "weights": of.weights, "variants": of.variants or None}
+    lacks = [field for field, value in given.items() if value is None]
+    assert not lacks, f"the declaration of {name} in tests/losses needs {', '.join(lacks)}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_is_declared(name):
+    assert MODULES[name] in DECLARED_MODULES, f"no variant in tests/losses has module={name}(...)"
+
+
+def test_no_other_module_is_declared():
+    assert not DECLARED_MODULES - set(MODULES.values())
 
 
 # A law that compares with finite differences as another one does.
@@ -118,6 +136,23 @@ def test_forward_mode_is_right_or_refused(name, monkeypatch):
     for path in ends(of):
         with on_path(monkeypatch, path):
             hold(name, "assert_forward_mode", max_examples=1)
+
+
+def jvp_of_dual_tensors(fn, primals, tangents):
+    """Do what torch.func.jvp does, by tensors that are dual: no transform of torch.func is seen."""
+    with forward_ad.dual_level(), torch.no_grad():
+        found = fn(*map(forward_ad.make_dual, primals, tangents))
+        parts = {name: forward_ad.unpack_dual(value) for name, value in found.items()}
+    return (
+        {name: part.primal for name, part in parts.items()},
+        {name: torch.zeros_like(p) if t is None else t for name, (p, t) in parts.items()},
+    )
+
+
+@EVERY
+def test_forward_mode_of_dual_tensors_under_no_grad(name, monkeypatch):
+    monkeypatch.setattr(torch.func, "jvp", jvp_of_dual_tensors)
+    hold(name, "assert_forward_mode", max_examples=1)
 
 
 @EVERY

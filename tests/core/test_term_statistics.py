@@ -121,6 +121,14 @@ def test_term_gradients_refuses(names, inputs, message):
         tw.term_gradients(pair(x, w), names, [x, w] if inputs is None else inputs)
 
 
+def test_one_tensor_is_an_input_and_one_string_is_no_list_of_names():
+    x, w = leaves()
+    alone, listed = (tw.term_gradients(pair(x, w), ["near"], of) for of in (x, [x]))
+    assert alone.norms.item() == listed.norms.item() > 0
+    with pytest.raises(TypeError, match=r"term_gradients needs .*got the string 'near': pass \["):
+        tw.term_gradients(pair(x, w), "near", [x])
+
+
 def gradients_on_a_rank(group, z, how):
     weight = torch.eye(3, dtype=torch.float64).requires_grad_()
     terms = vicreg_loss(z @ weight, z.flip(1) @ weight, batch_group=group, grad_reduction=how)

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkouts
 import pytest
 import torch.distributed as dist
 
@@ -159,8 +160,13 @@ def test_a_command_is_one_that_a_test_runs_or_that_could_run(fence, command):
         # A step of .ci/run takes this line out of the README and runs it.
         assert "grep -F 'python -m pytest' README.md" in CI
         assert command in (ROOT / "README.md").read_text()
+    elif words[:-1] == ["python", "-m", "pytest", "-q", "-n0", "--tb=line", "-k"]:
+        assert (ROOT / f"tests/losses/{words[-1]}.py").is_file()
     elif words == ["python", "-m", "pytest", "tests/peers"]:  # run on request
         assert list((ROOT / "tests/peers").glob("test_*.py"))
+    elif words[0] == "export" or words == ["python", "tests/peers/checkouts.py", "|", "sh"]:
+        variable = words[1].partition("=")[0] if words[0] == "export" else "TERMWISE_CHECKOUTS"
+        assert all(f"${variable}/" in line for line in checkouts.commands())
     elif words[:3] == ["python", "-m", "termwise"]:
         check_demo(words[3:])
     elif words[0] == "torchrun" and words[1] == "--nproc-per-node":

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import checkouts
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,11 @@ PEERS = {
     "torchebm": ("torchebm", "torchebm"),
     "trl": ("trl", "trl"),
 }
+# What test_<name>.py calls of a checkout: its repositories, and the page.
+CHECKOUTS = {"lejepa": (["lejepa"], "lejepa"), "dino": (["dinov2", "dinov3"], "dinov2")}
 FILES = {path.stem.removeprefix("test_") for path in (ROOT / "tests/peers").glob("test_*.py")}
 # Several trainers at once, on a page of their own; and what open_clip's page leaves to the pairs.
-RUN = sorted(FILES - {"examples", "open_clip_sigmoid"})
+RUN = sorted(FILES - {"examples", "open_clip_sigmoid", *CHECKOUTS})
 
 
 def test_each_module_of_the_peers_is_of_a_package_that_the_extra_installs():
@@ -40,13 +43,27 @@ def test_each_module_of_the_peers_is_of_a_package_that_the_extra_installs():
     assert wanted <= set(PINS)
 
 
+def opening_of(page):
+    return (PAGES / f"{page}.md").read_text().split("\n|", 1)[0]
+
+
 @pytest.mark.parametrize("name", RUN)
 def test_a_page_opens_with_the_version_that_was_run(name):
     package, page = PEERS[name]
-    opening = (PAGES / f"{page}.md").read_text().split("\n|", 1)[0]
+    opening = opening_of(page)
     assert re.search(rf"(?<![\d.]){re.escape(PINS[package])}(?![.]?\d)", opening), (
         f"{page}.md does not say before its table that {package} {PINS[package]} was run"
     )
+
+
+@pytest.mark.parametrize("name", CHECKOUTS)
+def test_a_page_opens_with_the_commits_that_were_run(name):
+    repositories, page = CHECKOUTS[name]
+    for repository in repositories:
+        owner, commit = checkouts.COMMITS[repository]
+        assert f"{owner}/{repository}" in opening_of(page)
+        assert re.search(rf"\b{commit[:7]}\b", opening_of(page))
+    assert f"tests/peers/test_{name}.py" in opening_of(page)
 
 
 def test_the_pins_suit_the_ordinary_ones():

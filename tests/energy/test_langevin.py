@@ -264,6 +264,32 @@ def test_the_last_steps_stay_in_the_graph():
         assert not of(2).requires_grad
 
 
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_forward_mode_goes_through_the_same_steps(last):
+    """The derivative with respect to a parameter: no_grad alone does not stop forward mode."""
+    x, direction = torch.randn(2, 3), torch.randn(3, 3)
+    noise = torch.randn(3, 2, 3)
+
+    def moved(weight: Tensor) -> Tensor:
+        return langevin(
+            lambda x: (x @ weight).tanh().square().sum(1),
+            x,
+            steps=3,
+            step_size=0.1,
+            noise=noise,
+            differentiable_steps=last,
+        ).sum()
+
+    weight = torch.randn(3, 3, requires_grad=True)
+    result = moved(weight)
+    backward = torch.zeros(())
+    if last:
+        (gradient,) = torch.autograd.grad(result, weight)
+        backward = (gradient * direction).sum()
+    _, forward = torch.func.jvp(moved, (weight.detach(),), (direction,))
+    torch.testing.assert_close(forward, backward)
+
+
 def test_a_proposal_of_no_energy_is_never_taken():
     def energy(x):  # a box, outside of which there is nothing
         return torch.where((x < 1).all(1), x.sum(1), torch.nan)

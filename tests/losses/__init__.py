@@ -105,7 +105,8 @@ class Declaration:
     shifted: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Axes along which a constant can be added, and to which arguments."""
     scaled: Mapping[tuple[str, ...], Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    """Degrees of terms in arguments that are scaled together."""
+    """Degrees of terms in arguments that are scaled together; a tensor that is returned alone is
+    the term "result"."""
     optimum: Callable[[testing.Call], dict[str, Any]] | None = None
     """Arguments, by those of a call, at which the loss is 0 and has no gradient."""
     shards: Mapping[str, tuple[Any, dict[str, Any]] | None] = dataclasses.field(

@@ -8,9 +8,13 @@ is refused where a peer of another version is installed, so that what passed her
 *Coming from* pages name (`tests/docs/test_peers.py` compares those with `constraints.txt`). To move
 on to newer releases, change the pins, run it, and bring the pages to what it finds.
 
+lejepa, DINOv2 and DINOv3 are on no package index: `checkouts.py` says how their code is found, and
+at which commits. Without it, their tests are skipped.
+
 Nothing is downloaded: models are tiny and random, tokenizers are trained by the tests.
 """
 
+import checkouts
 import pytest
 from installed import PEERS, pins, version
 
@@ -23,6 +27,8 @@ def pytest_configure() -> None:
     other = [said for name, said in zip(PEERS, other, strict=True) if version(name) != pinned[name]]
     if other:
         pytest.exit(f"tests/peers needs other versions ({'; '.join(other)}): {INSTALL}", 4)
+    if wrong := checkouts.wrong():
+        pytest.exit("\n".join(["tests/peers needs:", *checkouts.commands(), *wrong]), 4)
 
 
 def pytest_report_header() -> str:

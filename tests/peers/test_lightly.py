@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lightly.loss import (
     BarlowTwinsLoss,
     DCLLoss,
@@ -16,6 +15,7 @@ from lightly.loss import (
     NegativeCosineSimilarity,
     NTXentLoss,
     SwaVLoss,
+    TiCoLoss,
     VICRegLLoss,
     VICRegLoss,
 )
@@ -31,7 +31,6 @@ from termwise.joint_embedding import (
     centered_softmax,
     decoupled_contrastive_loss,
     dino_loss,
-    gram_anchor_loss,
     ibot_loss,
     info_nce_loss,
     koleo_loss,
@@ -43,7 +42,9 @@ from termwise.joint_embedding import (
     sigreg_loss,
     sinkhorn,
     swapped_prediction_loss,
+    tico_loss,
     updated_center,
+    updated_covariance,
     vicreg_loss,
     visreg_loss,
 )
@@ -277,6 +278,20 @@ def test_two_steps_of_dino_and_its_center():
         assert_close(center, theirs.center.flatten())
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (12, 5)])
+def test_three_steps_of_tico_and_its_covariance(shape):
+    theirs = TiCoLoss(beta=0.75, rho=20.0)
+    covariance = torch.zeros(shape[1], shape[1], dtype=torch.float64)
+    for step in range(3):
+        z = views(*shape, seed=step)
+        covariance = updated_covariance(covariance, z[0], momentum=0.75)
+        ours = tico_loss(*z, covariance, contrast_weight=20.0, stop_gradient=False).loss
+        expected = theirs(*z)
+        assert_close(ours, expected)
+        assert_close(gradients(ours, z), gradients(expected, z))
+        assert_close(covariance, theirs.C)
+
+
 @pytest.mark.parametrize("unmasked", [False, True])
 def test_ibot_with_and_without_an_image_without_a_mask(unmasked):
     mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -323,7 +338,7 @@ def test_their_memory_bank_is_a_queue_of_negatives():
     assert_close(gradients(ours, [queries]), gradients(expected, [queries]))
 
 
-# --- KoLeo and Gram anchoring ---------------------------------------------------------------
+# --- KoLeo -----------------------------------------------------------------------------------
 
 
 def rows(*shape, seed=0):
@@ -350,28 +365,3 @@ def test_their_gradient_of_duplicates_does_not_part_them():
     halves = torch.ones(2, 2, dtype=torch.float16)
     assert koleo_loss(halves).loss.isfinite()
     assert not KoLeoLoss()(halves).isfinite()
-
-
-def dinov3(student, teacher, negatives, level):
-    """`gram_loss.py` of DINOv3 at 6876159, written anew: clipping in this order."""
-    student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
-    if level == "batch":
-        student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    own, wanted = student @ student.mT, teacher @ teacher.mT
-    if negatives != "keep":
-        cleared = own < 0
-        if negatives == "teacher":
-            cleared = cleared & (wanted < 0)
-        own, wanted = own.masked_fill(cleared, 0), wanted.masked_fill(wanted < 0, 0)
-    return F.mse_loss(own, wanted)
-
-
-@pytest.mark.parametrize("level", ["image", "batch"])
-@pytest.mark.parametrize("negatives", ["both", "teacher", "keep"])
-@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 150, 5)])
-def test_gram_anchoring_is_dinov3s(shape, negatives, level):
-    student, teacher = rows(*shape), rows(*shape, seed=1).detach()
-    ours = gram_anchor_loss(student, teacher, negatives=negatives, level=level).loss
-    theirs = dinov3(student, teacher, negatives, level)
-    assert_close(ours, theirs)
-    assert_close(*(torch.autograd.grad(loss, student) for loss in (ours, theirs)))

@@ -62,6 +62,19 @@ def test_a_graph_for_each_way_is_allowed_where_it_is_said():
     testing.assert_recompiles(of_two_ways, "dim", sizes={"batch": 3})
 
 
+def in_quarters(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    if len(x) > 1000:
+        return sum(block.square().sum() for block in x.split(len(x) // 4))
+    return x.square().sum()
+
+
+def test_a_graph_does_not_grow_with_the_data():
+    testing.assert_recompiles(distance, "batch", traced_at=2**18)
+    testing.assert_recompiles(in_quarters)
+    said = failure("assert_recompiles", in_quarters, traced_at=4096)
+    assert "the graph computes 3 tensors at n 7, and 17 at n 4096: it grows with the data" in said
+
+
 def test_the_graphs_compute_what_eager_mode_does():
     def other(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         return x.sum() * (2 if torch.compiler.is_compiling() else 1)

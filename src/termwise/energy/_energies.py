@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .._autograd import transformed
 from .._contract import ContractError, show
@@ -110,7 +111,7 @@ def energies_and_gradients(
         with safe, _higher_order.in_our_words(caller):
             gradient, values = gradient_function(caller, energy, argument)(x)
         return values, lifted(gradient)
-    create_graph = torch.is_grad_enabled()
+    create_graph = creates_graph()
     if create_graph or higher_order_safe:  # functions inside compiled code cannot be replaced
         energy = uncompiled(energy)
     order: Literal[1, 2] = 2 if create_graph else 1
@@ -143,10 +144,23 @@ def recording() -> Generator[None, None, None]:
         yield
 
 
+def creates_graph() -> bool:
+    """Whether results are differentiated: by backpropagation, or by forward mode.
+
+    `torch.no_grad` does not disable forward mode, and `detach` would drop its tangents.
+    """
+    levels = cast("Any", forward_ad)
+    forward_mode: bool = not torch.compiler.is_compiling() and levels._current_level >= 0
+    return torch.is_grad_enabled() or forward_mode
+
+
 def point_of(x: Tensor) -> Tensor:
-    """Return a tensor to differentiate with respect to, connected to x's graph if it has one."""
+    """Return a tensor to differentiate with respect to, connected to x's graph if it has one.
+
+    A view, and not `detach`, which drops the tangent of forward mode.
+    """
     x = recordable(x)
-    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    return x.view_as(x).requires_grad_()
 
 
 def recordable(x: Tensor) -> Tensor:
@@ -155,14 +169,14 @@ def recordable(x: Tensor) -> Tensor:
 
 
 def gradient_of(
-    caller: str, total: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
+    caller: str, energy_sum: Tensor, point: Tensor, create_graph: bool, argument: str = "x"
 ) -> Tensor:
     """Differentiate a sum of energies with respect to their argument."""
     gradient = None
-    if total.requires_grad:
+    if energy_sum.requires_grad:
         with _higher_order.in_our_words(caller):
             (gradient,) = torch.autograd.grad(
-                total, point, create_graph=create_graph, allow_unused=True
+                energy_sum, point, create_graph=create_graph, allow_unused=True
             )
     if gradient is None:
         raise _independent(caller, argument)
@@ -174,14 +188,14 @@ def gradient_function(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function of x for torch.func: the gradient with respect to x, and the energies."""
 
-    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_sum(point: Tensor) -> tuple[Tensor, Tensor]:
         values = energies_of(caller, energy, point, argument)
         # torch.func would return the gradient 0. Dynamo does not know which tensors require one.
         if not (values.requires_grad or torch.compiler.is_compiling()):
             raise _independent(caller, argument)
         return values.sum(), values
 
-    return torch.func.grad(total, has_aux=True)
+    return torch.func.grad(energy_sum, has_aux=True)
 
 
 def _independent(caller: str, argument: str) -> ValueError:

@@ -125,10 +125,10 @@ def energy_discrepancy_loss(
         name = "energy_discrepancy_loss"
         if noise is None:
             noise = normal_like(x, generator, copies + 1)
-        there, *back = math.sqrt(t) * lifted(noise)
+        forward, *back = math.sqrt(t) * lifted(noise)
         of_data = energies_of(name, energy, x)
         of_copies = torch.stack(
-            [energies_of(name, energy, displaced(x, there + step)[0], "copy") for step in back]
+            [energies_of(name, energy, displaced(x, forward + step)[0], "copy") for step in back]
         )
         gaps = of_data - of_copies
         summands = gaps

@@ -830,9 +830,9 @@ def _softmin(input: Any, dim: Any = None, *rest: Any, dtype: Any = None, **_: An
 
 
 def _logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
-    largest = input.detach().amax(dim, keepdim=True)
-    largest = largest.masked_fill(largest.isinf(), 0)
-    result = (input - largest).exp().sum(dim, keepdim=True).log() + largest
+    maximum = input.detach().amax(dim, keepdim=True)
+    maximum = maximum.masked_fill(maximum.isinf(), 0)
+    result = (input - maximum).exp().sum(dim, keepdim=True).log() + maximum
     if keepdim:
         return result
     axes = (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(input.ndim))

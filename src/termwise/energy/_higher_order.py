@@ -131,8 +131,8 @@ def _is_checkpointed() -> bool:
 
 
 def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-    wide = lifted(x)
-    centred = wide - wide.mean(axes, keepdim=True)
+    upcast = lifted(x)
+    centred = upcast - upcast.mean(axes, keepdim=True)
     return (centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()).to(x.dtype)
 
 
@@ -157,8 +157,8 @@ def _rms_norm(
 ) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     least = torch.finfo(input.dtype).eps if eps is None else eps
-    wide = lifted(input)
-    normal = (wide * (wide.square().mean(axes, keepdim=True) + least).rsqrt()).to(input.dtype)
+    upcast = lifted(input)
+    normal = (upcast * (upcast.square().mean(axes, keepdim=True) + least).rsqrt()).to(input.dtype)
     return normal if weight is None else normal * weight
 
 

@@ -122,19 +122,21 @@ def langevin(
             return moved.detach().to(x.dtype)  # in forward mode no_grad does not detach
         tracked = torch.is_grad_enabled()
         for step in range(steps):
-            kept = step >= steps - differentiable_steps
-            with torch.set_grad_enabled(tracked and kept):
+            differentiable = step >= steps - differentiable_steps
+            with torch.set_grad_enabled(tracked and differentiable):
                 energies, slope = energies_and_gradients(
                     "langevin",
                     energy,
                     position.to(x.dtype),
-                    higher_order_safe=higher_order_safe and kept,
+                    higher_order_safe=higher_order_safe and differentiable,
                 )
                 position = position - step_size * slope
                 if scale > 0:
                     position = position + scale * _normal(x, noise, step, generator)
                 if step == steps - 1:
                     position = anchored(position.movedim(0, -1), energies).movedim(-1, 0)
+            if not differentiable:
+                position = position.detach()  # in forward mode no_grad does not detach
         return position.to(x.dtype)
 
 
@@ -148,17 +150,17 @@ def _metropolis(
     uniform: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    here, slope = energies_and_gradients("langevin", energy, position.to(x.dtype))
+    energies, slope = energies_and_gradients("langevin", energy, position.to(x.dtype))
     for step in range(steps):
         normal = _normal(x, noise, step, generator)
         proposal = position - step_size * slope + math.sqrt(2 * step_size) * normal
-        there, slope_there = energies_and_gradients("langevin", energy, proposal.to(x.dtype))
-        log_ratio = log_acceptance(here - there, slope + slope_there, normal, step_size)
-        threshold = _uniform(here, generator) if uniform is None else lifted(uniform[step])
+        new_energies, new_slope = energies_and_gradients("langevin", energy, proposal.to(x.dtype))
+        log_ratio = log_acceptance(energies - new_energies, slope + new_slope, normal, step_size)
+        threshold = _uniform(energies, generator) if uniform is None else lifted(uniform[step])
         accepted = threshold.log() < log_ratio
-        here = there.where(accepted, here)
+        energies = new_energies.where(accepted, energies)
         of_event = accepted.view(-1, *[1] * (x.ndim - 1))
-        slope = slope_there.where(of_event, slope)
+        slope = new_slope.where(of_event, slope)
         position = proposal.where(of_event, position)
     return position
 

@@ -21,6 +21,7 @@ from ._energies import (
     Differentiation,
     Energy,
     anchored,
+    creates_graph,
     differentiation_of,
     energies_of,
     gradient_function,
@@ -231,7 +232,7 @@ def score_and_trace(
         raise ValueError(f"{caller} needs chunk_size of at least 1, got {chunk_size}")
     refuse_batch_statistics(caller, energy)
     energy = uncompiled(energy)
-    create_graph = torch.is_grad_enabled()
+    create_graph = creates_graph()
     with recording():
         x = recordable(x)
     if torch.compiler.is_compiling():  # which supports no carriers and no jvp of a dynamic batch

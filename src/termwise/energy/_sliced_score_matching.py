@@ -18,6 +18,7 @@ from ._energies import (
     Differentiation,
     Energy,
     anchored,
+    creates_graph,
     differentiation_of,
     energies_of,
     gradient_function,
@@ -132,7 +133,7 @@ def sliced_score_matching_loss(
     """
     refuse_batch_statistics("sliced_score_matching_loss", energy)
     energy = uncompiled(energy)
-    create_graph = torch.is_grad_enabled()
+    create_graph = creates_graph()
     # An autocast region that contains only this mode would be exported in a form that cannot be
     # loaded.
     with recording(), without_autocast(x):

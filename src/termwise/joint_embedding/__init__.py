@@ -51,6 +51,10 @@ from ._supervised_contrastive import supervised_contrastive_loss as supervised_c
 from ._swapped_prediction import SwappedPredictionLoss as SwappedPredictionLoss
 from ._swapped_prediction import SwappedPredictionTerms as SwappedPredictionTerms
 from ._swapped_prediction import swapped_prediction_loss as swapped_prediction_loss
+from ._tico import TiCoLoss as TiCoLoss
+from ._tico import TiCoTerms as TiCoTerms
+from ._tico import tico_loss as tico_loss
+from ._tico import updated_covariance as updated_covariance
 from ._variance_covariance import VarianceCovarianceLoss as VarianceCovarianceLoss
 from ._variance_covariance import VarianceCovarianceTerms as VarianceCovarianceTerms
 from ._variance_covariance import variance_covariance_loss as variance_covariance_loss

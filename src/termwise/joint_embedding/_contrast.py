@@ -398,18 +398,18 @@ class _LogSums:
 
     def __init__(self, like: Tensor, count: int) -> None:
         self.top = like.new_full((count,), torch.finfo(like.dtype).min)
-        self.total = like.new_zeros(count, dtype=accumulator(like))
+        self.sum_exp = like.new_zeros(count, dtype=accumulator(like))
 
     def add(self, where: slice, logits: Tensor, dim: int, room: Tensor) -> None:
         """Add logits along an axis; overwrites room, which may be the logits."""
-        top, total = self.top[where], self.total[where]
+        top, sum_exp = self.top[where], self.sum_exp[where]
         high = torch.maximum(top, logits.amax(dim))
         powers = torch.sub(logits, high.unsqueeze(dim), out=room).exp_()
-        total.mul_((top - high).exp()).add_(powers.sum(dim))
+        sum_exp.mul_((top - high).exp()).add_(powers.sum(dim))
         top.copy_(high)
 
     def value(self) -> Tensor:
-        return self.total.log() + self.top
+        return self.sum_exp.log() + self.top
 
 
 def _log_sums(matrix: _Matrix, inputs: _Inputs) -> tuple[list[_LogSums], list[_LogSums]]:
@@ -430,7 +430,7 @@ def _log_sums(matrix: _Matrix, inputs: _Inputs) -> tuple[list[_LogSums], list[_L
             if logits.numel():
                 by_row[part].add(strip.rows, logits, 1, logits)
     if inputs.labels is None:
-        one.total.fill_(1)
+        one.sum_exp.fill_(1)
     if len(inputs.given):
         one.top.copy_(inputs.given)
     if matrix.triangle and matrix.positive is not None and matrix.itself is not None:
@@ -486,13 +486,13 @@ def _rows(matrix: _Matrix, inputs: _Inputs, negatives: Tensor, positives: Tensor
 def _column_sums(matrix: _Matrix, sums: _LogSums, picked: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-sum of each column's negatives, and the logit of its positive."""
     if matrix.group_name is None:
-        return sums.value(), picked.to(sums.total.dtype)
+        return sums.value(), picked.to(sums.sum_exp.dtype)
     top = _groups.all_reduce(sums.top, matrix.group_name, "max")
-    placed = torch.zeros_like(sums.total)
+    placed = torch.zeros_like(sums.sum_exp)
     placed[matrix.own] = picked.to(placed.dtype)
-    parts = torch.stack([sums.total * (sums.top - top).exp(), placed])
-    total, positive = _groups.all_reduce(parts, matrix.group_name).unbind()
-    return total.log() + top, positive
+    parts = torch.stack([sums.sum_exp * (sums.top - top).exp(), placed])
+    sum_exp, positive = _groups.all_reduce(parts, matrix.group_name).unbind()
+    return sum_exp.log() + top, positive
 
 
 class _Share(NamedTuple):
@@ -539,8 +539,8 @@ def _gradients(
                 logits.add_(strip.spare)
         weights = strip.parts[0] if len(strip.parts) == 1 else strip.parts[0].add_(strip.parts[1])
         if strip.place is not None and matrix.positive is not None:
-            there = matrix.positive[strip.rows] >= strip.columns.start
-            weights.scatter_add_(1, strip.place, one[strip.rows].where(there, 0)[:, None])
+            has_positive = matrix.positive[strip.rows] >= strip.columns.start
+            weights.scatter_add_(1, strip.place, one[strip.rows].where(has_positive, 0)[:, None])
         into_rows[strip.rows].addmm_(weights, matrix.columns[strip.columns])
         if matrix.triangle or inputs.of_columns:
             beyond = slice(strip.columns.start + strip.beyond, None)

@@ -100,8 +100,10 @@ def gram_anchor_loss(
         Simeoni et al., DINOv3 (2025), https://arxiv.org/abs/2508.10104, equation 2, which sums over
         pairs of one image and does not mention clipping; the authors' code (`gram_loss.py`,
         6876159) takes the mean over images and pairs and clips negatives by default: we side with
-        the code. Its `remove_neg`, `remove_only_teacher_neg` and neither are "both", "teacher" and
-        "keep"; its `img_level=False` is "batch", of one rank's images.
+        the code. Its configurations do not clip. Its `remove_neg`, and neither, are "both" and
+        "keep". Its `remove_only_teacher_neg` is "teacher", except that the student's similarities
+        stay where both are negative: it compares after the teacher's are set to 0. Its
+        `img_level=False` is "batch", of one rank's images.
 
     Examples:
         >>> import torch
@@ -186,8 +188,8 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
             sums, gradient = _by_patches(student, teacher, each, inputs)
         difference, of_student, of_teacher = sums
         inner = (of_student + of_teacher - difference) / 2
-        largest = (of_student * of_teacher).sqrt().clamp(min=torch.finfo(sums.dtype).tiny)
-        loss, agreement = (x.to(student.dtype) for x in (difference / pairs, inner / largest))
+        bound = (of_student * of_teacher).sqrt().clamp(min=torch.finfo(sums.dtype).tiny)
+        loss, agreement = (x.to(student.dtype) for x in (difference / pairs, inner / bound))
         if not inputs.gradient:
             return loss, agreement, student.new_empty(0)
         gradient = gradient.mul_(4 * inputs.weight / pairs).view(inputs.student.shape)

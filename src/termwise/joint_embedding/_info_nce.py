@@ -58,9 +58,10 @@ def info_nce_loss(
     queries; for MoCo, the queue as `negatives`.
 
     Above 2^17 logits, and with a group, they are formed in strips, and no batch x candidates tensor
-    is stored. Near convergence the value and the gradient in float32 keep their relative precision:
-    see `tests/bench/bench_contrast.py`. Half precision is converted to float32 first, with or
-    without autocast. A non-finite input makes the loss non-finite.
+    is stored. Near convergence the value and the gradient in float32 keep their relative precision,
+    up to the rounding of the logits, which grows with scale: see `tests/bench/bench_contrast.py`.
+    Half precision is converted to float32 first, with or without autocast. A non-finite input makes
+    the loss non-finite.
 
     Args:
         queries (Float[Tensor, "batch dim"]): one embedding for each sample. For a feature map, or

@@ -163,9 +163,9 @@ class _SumOfRoots(Function):
     @staticmethod
     def forward(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(gram))
-        kept = values > _NEGLIGIBLE**2 * values[..., -1:]
-        roots = values.where(kept, 0).sqrt()
-        return roots.sum(-1), roots.reciprocal().where(kept, 0), vectors
+        is_significant = values > _NEGLIGIBLE**2 * values[..., -1:]
+        roots = values.where(is_significant, 0).sqrt()
+        return roots.sum(-1), roots.reciprocal().where(is_significant, 0), vectors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:

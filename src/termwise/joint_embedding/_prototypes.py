@@ -88,13 +88,13 @@ def cross_entropy_of_views(
 
 
 def over_ranks(
-    numbers: Sequence[int], like: Tensor, group: ProcessGroup | None
+    counts: Sequence[int], like: Tensor, group: ProcessGroup | None
 ) -> Sequence[int | Tensor]:
     """Sum counts over ranks, as integers on the device of `like`; unchanged without a group."""
     if group is None:
-        return numbers
-    counts = torch.stack([like.new_full((), n, dtype=torch.int64) for n in numbers])
-    return _groups.all_reduce(counts, group.group_name).unbind()
+        return counts
+    stacked = torch.stack([like.new_full((), n, dtype=torch.int64) for n in counts])
+    return _groups.all_reduce(stacked, group.group_name).unbind()
 
 
 class _Inputs(NamedTuple):

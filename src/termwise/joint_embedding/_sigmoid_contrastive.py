@@ -151,7 +151,7 @@ def _as_written(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tens
 class _Inputs(NamedTuple):
     a: Tensor
     b: Tensor
-    numbers: Tensor
+    scale_and_bias: Tensor
     """Scale and bias."""
     counts: Tensor | None
     gradient: bool
@@ -163,7 +163,7 @@ class _Inputs(NamedTuple):
 def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute `negative`, the accuracy, and the gradients of `negative` (or empty tensors)."""
     a, b, counts = inputs.a.detach(), inputs.b.detach(), inputs.counts
-    scale, bias = inputs.numbers.detach().unbind()
+    scale, bias = inputs.scale_and_bias.detach().unbind()
     each = [a.shape[0]] if counts is None else cast("list[int]", counts.tolist())
     n = sum(each)
     if n < 1:
@@ -185,9 +185,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                     first = max(rows.start, tile.start)
                     own[first : first + len(diagonal)] = diagonal
                     diagonal.fill_(-torch.inf)
-                largest = logits.amax(1)
-                torch.maximum(hardest[rows], largest, out=hardest[rows])
-                cost, push = _softplus_and_sigmoid(logits, largest)
+                row_max = logits.amax(1)
+                torch.maximum(hardest[rows], row_max, out=hardest[rows])
+                cost, push = _softplus_and_sigmoid(logits, row_max)
                 total += cost.sum(1).sum(dtype=total.dtype)
                 if ascending:
                     of_bias += push.sum(1).sum(dtype=total.dtype)
@@ -205,24 +205,26 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if not inputs.gradient:
             return negative, accuracy, a.new_empty(0), a.new_empty(0), a.new_empty(0)
         of_scale = (of_scaled * a).sum(1).sum(dtype=total.dtype)
-        of_numbers = torch.stack((of_scale, of_bias)).mul_(inputs.weight / n).to(a.dtype)
+        of_scale_and_bias = torch.stack((of_scale, of_bias)).mul_(inputs.weight / n).to(a.dtype)
         of_a = of_scaled.mul_(scale * (inputs.weight / n))
         of_b = of_columns.mul_(inputs.weight / n).contiguous()
-        return negative, accuracy, of_a, of_b, of_numbers
+        return negative, accuracy, of_a, of_b, of_scale_and_bias
 
 
-def _softplus_and_sigmoid(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+def _softplus_and_sigmoid(logits: Tensor, row_max: Tensor) -> tuple[Tensor, Tensor]:
     """Compute both; the sigmoid overwrites the logits, whose maxima are passed."""
-    if on_host(logits) and bool(largest.max() < _NO_OVERFLOW):  # one exponential serves both
+    if on_host(logits) and bool(row_max.max() < _NO_OVERFLOW):  # one exponential serves both
         exp = logits.exp_()
         return exp.log1p(), exp.div_(exp + 1)
     return softplus(logits), logits.sigmoid_()
 
 
 def _fake(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    a, numbers = inputs.a, inputs.numbers
-    of_a, of_numbers = (x.new_empty(x.shape if inputs.gradient else 0) for x in (a, numbers))
-    return a.new_empty(()), a.new_empty(()), of_a, torch.empty_like(of_a), of_numbers
+    a, scale_and_bias = inputs.a, inputs.scale_and_bias
+    of_a, of_scale_and_bias = (
+        x.new_empty(x.shape if inputs.gradient else 0) for x in (a, scale_and_bias)
+    )
+    return a.new_empty(()), a.new_empty(()), of_a, torch.empty_like(of_a), of_scale_and_bias
 
 
 _negatives = Operator("sigmoid_contrastive", _Inputs, _kernel, _fake)

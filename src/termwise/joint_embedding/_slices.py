@@ -117,7 +117,7 @@ def characteristic_sums(views: Tensor, slices: Tensor, t_max: float, knots: int)
         knots: number of knots, including 0.
 
     Returns:
-        "knots-1 views*slices 2", in the wider type.
+        "knots-1 views*slices 2", in the wider dtype.
     """
     rows = lifted(views).movedim(0, 1)
     x = product(rows.reshape(-1, rows.shape[2]), slices)
@@ -130,7 +130,7 @@ def epps_pulley(sums: Tensor, rows: Tensor | int, t_max: float, knots: int) -> T
 
     By the trapezoid rule on [0, t_max], doubled. At t = 0 the integrand is 0.
     """
-    t = _times(sums, t_max / (knots - 1), knots)
+    t = _frequencies(sums, t_max / (knots - 1), knots)
     target = (-0.5 * t.square()).exp()
     weights = (2 * t_max / (knots - 1)) * target
     weights[-1].div_(2)  # an end of the trapezoid rule
@@ -139,7 +139,7 @@ def epps_pulley(sums: Tensor, rows: Tensor | int, t_max: float, knots: int) -> T
     return (weights[:, None] * distances).sum(0)
 
 
-def _times(like: Tensor, step: float, knots: int) -> Tensor:
+def _frequencies(like: Tensor, step: float, knots: int) -> Tensor:
     return torch.arange(1, knots, dtype=like.dtype, device=like.device) * step
 
 
@@ -153,7 +153,7 @@ def _cosine_sums(x: Tensor, step: float, knots: int) -> Tensor:
 
 
 def _sums_as_written(x: Tensor, weights: Tensor | None, step: float, knots: int) -> Tensor:
-    angles = x * _times(x, step, knots)[:, None, None]
+    angles = x * _frequencies(x, step, knots)[:, None, None]
     waves = (angles.cos(), angles.sin())
     if weights is not None:
         waves = (waves[0] * weights, waves[1] * weights)
@@ -198,7 +198,7 @@ def _series(x: Tensor, coefficients: Tensor, step: float) -> Tensor:
     factors = torch.complex(own[..., 0], -own[..., 1])
     for block in blocks(x, (_HELD if host else 2 * knots) * x.shape[1]):
         if not host:
-            angles = x[block] * _times(x, step, knots)[:, None, None]
+            angles = x[block] * _frequencies(x, step, knots)[:, None, None]
             of_cos, of_sin = own[:, None].unbind(-1)
             result[block] = torch.addcmul(angles.cos() * of_cos, angles.sin(), of_sin).sum(0)
             continue
@@ -265,7 +265,7 @@ class _Series(Function):
 
 def _derivative(coefficients: Tensor, step: float) -> Tensor:
     """Return the coefficients of the derivative of a series."""
-    t = _times(coefficients, step, len(coefficients) + 1)[:, None]
+    t = _frequencies(coefficients, step, len(coefficients) + 1)[:, None]
     of_cos, of_sin = coefficients.unbind(-1)
     return torch.stack((t * of_sin, -t * of_cos), -1)
 

@@ -344,10 +344,10 @@ def _sides(
     """Read one model's arguments, sample by sample."""
     spans = cast("Spans", offsets.tolist()) if isinstance(offsets, Tensor) else offsets
     which = ("student", "teacher").index(name)
-    numbers = [
-        _numbers(f"{name}_tokens", tokens, spans, None),
-        _numbers(f"documents[{which}]", documents and documents[which], spans, 0),
-        _numbers(f"sequence_ids[{which}]", sequence_ids and sequence_ids[which], spans, 0),
+    per_token = [
+        _per_token(f"{name}_tokens", tokens, spans, None),
+        _per_token(f"documents[{which}]", documents and documents[which], spans, 0),
+        _per_token(f"sequence_ids[{which}]", sequence_ids and sequence_ids[which], spans, 0),
     ]
     if texts is not None and len(texts) != len(spans):
         raise ValueError(
@@ -355,7 +355,7 @@ def _sides(
         )
     found: list[_Side] = []
     for sample, own in enumerate(spans):
-        ids, of_document, of_sequence = (one[sample] for one in numbers)
+        ids, of_document, of_sequence = (one[sample] for one in per_token)
         known = [None if n is None or n < 0 else n for n in of_document]
         parts = [
             None if document is None or sequence is None or sequence < 0 else (document, sequence)
@@ -367,19 +367,19 @@ def _sides(
     return found
 
 
-def _numbers(
+def _per_token(
     name: str, given: Tensor | Numbers | None, spans: Spans, fill: int | None
 ) -> Sequence[Sequence[int | None]]:
     """Read a number for each token, if any were passed."""
     if given is None:
         return [[fill] * len(own) for own in spans]
-    numbers = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
-    if [len(own) for own in numbers] != [len(own) for own in spans]:
+    values = cast("Numbers", given.tolist()) if isinstance(given, Tensor) else given
+    if [len(own) for own in values] != [len(own) for own in spans]:
         raise ValueError(
             f"align_spans needs {name} of {[len(own) for own in spans]} tokens, as many as there "
-            f"are offsets, got {[len(own) for own in numbers]}"
+            f"are offsets, got {[len(own) for own in values]}"
         )
-    return numbers
+    return values
 
 
 def _align(

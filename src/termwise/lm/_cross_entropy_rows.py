@@ -10,7 +10,7 @@ from .._numbers import lifted
 from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
-from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, put, read
+from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, read, write_gradient
 
 
 @terms
@@ -114,19 +114,19 @@ def cross_entropy_by_hand(
         top.masked_fill_(local != place, torch.nan)
     powers = centred(rows, top, 1.0, out)
     at_target = powers.gather(1, place[:, None])[:, 0] if width else torch.zeros_like(top)
-    total, less = powers.exp_().sum(1), None
+    sum_exp, less = powers.exp_().sum(1), None
     if vocab_group is not None:
-        here = (local == place) & bool(width)
-        less = here.to(total.dtype).neg_()
-        total, at_target, found = over_columns(
-            torch.stack([total, at_target.where(here, 0), less]), vocab_group
+        is_local = (local == place) & bool(width)
+        less = is_local.to(sum_exp.dtype).neg_()
+        sum_exp, at_target, found = over_columns(
+            torch.stack([sum_exp, at_target.where(is_local, 0), less]), vocab_group
         )
-        total, at_target = (x.masked_fill(found == 0, torch.nan) for x in (total, at_target))
+        sum_exp, at_target = (x.masked_fill(found == 0, torch.nan) for x in (sum_exp, at_target))
     if out is not None and width:
-        powers.div_(total[:, None])
+        powers.div_(sum_exp[:, None])
         if less is None:
             powers.scatter_(1, place[:, None], -1.0, reduce="add")
         else:
             powers.scatter_add_(1, place[:, None], less[:, None])
-        put(out, powers if unused is None else powers.masked_fill_(unused[:, None], 0))
-    return total.log() - at_target, at_target >= 0
+        write_gradient(out, powers, unused)
+    return sum_exp.log() - at_target, at_target >= 0

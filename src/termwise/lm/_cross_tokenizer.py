@@ -20,6 +20,7 @@ from ._divergences import KLDivergence, TeacherMean
 from ._next_token import next_token_loss
 from ._rows import (
     PerRow,
+    adds_ranks,
     highest,
     log_softmax,
     over_columns,
@@ -271,14 +272,14 @@ def cross_tokenizer_loss(
             for one, weight in zip(divergences, weights.unbind(), strict=True)
         ]
         held = [teacher.weight != 0 for teacher in compared]
-        kd = _total(student_logits, weights.unbind(), parts, held)
+        kd = _weighted_sum(student_logits, weights.unbind(), parts, held)
 
     size, target = kd.detach().abs(), student.loss.detach().abs()
     kd_scale = torch.ones_like(size)
     if scale == "match":
         kd_scale = (target / size.where(size != 0, 1)).where(size != 0, 1)
     return CrossTokenizerTerms(
-        loss=_total(
+        loss=_weighted_sum(
             student_logits,
             (kd_weight * kd_scale, ce_weight),
             (kd, student.loss),
@@ -407,9 +408,9 @@ def _check(
         )
 
 
-def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
+def _constants(like: Tensor, values: Sequence[float]) -> Tensor:
     """Return numbers as a vector, without a copy from the host, which would synchronize."""
-    return torch.stack([like.new_full((), number) for number in numbers])
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 class _Gated(Function):
@@ -431,7 +432,7 @@ class _Gated(Function):
         return gradients[0].where(weight != 0, 0), None
 
 
-def _total(
+def _weighted_sum(
     student_logits: Tensor,
     weights: Sequence[Tensor | float],
     parts: Sequence[Tensor],
@@ -526,18 +527,18 @@ def _score(
         return -found.loss, found.num_tokens
     unused = unused_positions(logits, counted >= 0, None, groups["sequence_group"])
     sureness = functools.partial(_sureness, score=score, vocab_group=vocab_group)
-    wider = groups["batch_group"], groups["sequence_group"]
+    across = groups["batch_group"], groups["sequence_group"]
     sums = over_rows(
         functools.partial(sureness, None),
         sureness,
         vocab_group,
         unused,
         logits.flatten(0, 1),
-        wide_sums=wider != (None, None),
+        wide_sums=adds_ranks(*across),
     )
-    total, count = over_ranks(sums, *wider, "sum")
+    score_sum, count = over_ranks(sums, *across, "sum")
     kind = lifted_dtype(logits)
-    return (total / divisor(None, count)).to(kind), count.to(kind)
+    return (score_sum / divisor(None, count)).to(kind), count.to(kind)
 
 
 def _sureness(

@@ -24,6 +24,7 @@ from ._divergence_rows import (
 )
 from ._rows import (
     PerRow,
+    adds_ranks,
     few_that_count,
     log_softmax,
     mean_of_few,
@@ -177,10 +178,10 @@ def distillation_loss(
             vocab_group,
             unused,
             *[x.flatten(0, 1) for x in logits],
-            wide_sums=batch_group is not None or sequence_group is not None,
+            wide_sums=adds_ranks(batch_group, sequence_group),
         )
-        total, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
-        mean = total / divisor(normalizer, count)
+        loss_sum, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
+        mean = loss_sum / divisor(normalizer, count)
     kind = lifted_dtype(student_logits)
     mean = mean.to(kind)
     loss = mean if temperature == 1 else temperature**2 * mean
@@ -251,15 +252,15 @@ def _per_row(
 def _cut(q: Tensor, p: Tensor, k: int, tail: Tail) -> tuple[Tensor, Tensor]:
     """Keep the teacher's k most likely tokens, and treat the others as `tail` says."""
     chosen = p.topk(k, dim=1).indices
-    kept = q.gather(1, chosen), p.gather(1, chosen)
+    top_q, top_p = q.gather(1, chosen), p.gather(1, chosen)
     if tail == "renormalize":
-        return kept[0].log_softmax(1), kept[1].log_softmax(1)
+        return top_q.log_softmax(1), top_p.log_softmax(1)
     q_rest = _log_sum_of_others(q, chosen)
     if tail == "zero":
-        p_rest, kept_p = torch.full_like(q_rest, -torch.inf), kept[1].log_softmax(1)
+        p_rest, top_p = torch.full_like(q_rest, -torch.inf), top_p.log_softmax(1)
     else:
-        p_rest, kept_p = _log_sum_of_others(p, chosen), kept[1]
-    return torch.cat([kept[0], q_rest], 1), torch.cat([kept_p, p_rest], 1)
+        p_rest = _log_sum_of_others(p, chosen)
+    return torch.cat([top_q, q_rest], 1), torch.cat([top_p, p_rest], 1)
 
 
 def _log_sum_of_others(logs: Tensor, chosen: Tensor) -> Tensor:

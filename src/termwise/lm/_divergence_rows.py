@@ -15,9 +15,9 @@ from ._rows import (
     highest,
     log_softmax,
     over_columns,
-    put,
     weighted_log_sums,
     weighted_logs,
+    write_gradient,
 )
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -124,7 +124,7 @@ def _jensen_shannon_by_hand(
 def _write(out: Tensor, gradient: Tensor, unused: Tensor | None, temperature: float) -> None:
     if temperature != 1:
         gradient.div_(temperature)
-    put(out, gradient if unused is None else gradient.masked_fill_(unused[:, None], 0))
+    write_gradient(out, gradient, unused)
 
 
 def mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:

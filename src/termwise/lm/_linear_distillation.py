@@ -11,7 +11,7 @@ from ._checks import check_groups, check_normalizer, check_temperature, divisor
 from ._cross_entropy_rows import local_targets, targets_of
 from ._divergence_rows import Compared, Divergence, check_beta
 from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
-from ._rows import over_ranks, unused_positions
+from ._rows import adds_ranks, over_ranks, unused_positions
 
 
 @terms
@@ -166,13 +166,13 @@ def linear_distillation_loss(
             cross_entropy_weight=ce_weight,
         ),
         vocab_group,
-        wide_sums=batch_group is not None or sequence_group is not None,
+        wide_sums=adds_ranks(batch_group, sequence_group),
     )
-    loss, total, *others, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
+    loss, kd, *others, count = over_ranks(sums, batch_group, sequence_group, grad_reduction)
     by, kind = divisor(normalizer, count), student.weight.dtype
     return LinearDistillationTerms(
         loss=(loss / by).to(kind),
-        divergence=(total / by).to(kind),
+        divergence=(kd / by).to(kind),
         cross_entropy=(others[0] / by).to(kind) if others else None,
         num_tokens=count.to(kind),
         accuracy=(others[1] / divisor(None, count)).to(kind) if others else None,

@@ -9,6 +9,7 @@ from .._module import LossModule
 from ._checks import check_groups, check_normalizer
 from ._cross_entropy_rows import NextTokenTerms, local_targets, next_token_terms, targets_of
 from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
+from ._rows import adds_ranks
 
 
 @contract
@@ -103,7 +104,7 @@ def linear_next_token_loss(
         targets < 0,
         Weighted(cross_entropy_weight=1.0),
         vocab_group,
-        wide_sums=batch_group is not None or sequence_group is not None,
+        wide_sums=adds_ranks(batch_group, sequence_group),
     )
     return next_token_terms(
         (loss, hits, count),

@@ -21,7 +21,7 @@ from ._cross_entropy_rows import (
     targets_of,
     terms_of_few,
 )
-from ._rows import few_that_count, over_rows
+from ._rows import adds_ranks, few_that_count, over_rows
 
 
 @contract
@@ -110,7 +110,7 @@ def next_token_loss(
         unused,
         logits.flatten(0, 1),
         local_targets(targets, logits, vocab_group),
-        wide_sums=batch_group is not None or sequence_group is not None,
+        wide_sums=adds_ranks(batch_group, sequence_group),
     )
     kind = lifted_dtype(logits)
     return next_token_terms(sums, kind, normalizer, batch_group, sequence_group, grad_reduction)

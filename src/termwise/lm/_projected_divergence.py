@@ -58,7 +58,7 @@ class Divergence(NamedTuple):
 
         Returns:
             The sums over the block's chunks of divergence, agreement and uncovered mass, in the
-            wider type; and the gradient of the first in the probabilities, on this rank's tokens.
+            wider dtype; and the gradient of the first in the probabilities, on this rank's tokens.
         """
         projected = self.by_teacher.matmul(means.T.contiguous())
         if self.columns is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import Function, on_host, times_factor, transformed
+from .._autograd import Function, on_host, scaled_by, transformed
 from .._groups import NO_SECOND_DERIVATIVE, GradReduction, ProcessGroup
 from .._numbers import (
     accumulator,
@@ -87,7 +87,7 @@ def over_rows(
 
 
 def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Sum over the rows that count, in the wider type, and count them, as one vector."""
+    """Sum over the rows that count, in the wider dtype, and count them, as one vector."""
     parts = _that_count(per_row, unused)
     return torch.stack(parts).sum(1, dtype=accumulator(per_row[0])).to(dtype)
 
@@ -147,16 +147,18 @@ def differentiated(formula: Callable[..., PerRow]) -> ByHand:
         with torch.enable_grad():
             x = rows[0].detach().requires_grad_()
             per_row = formula(unused, x, *rows[1:])
-            total = clear(per_row[0], unused).sum()
-            (gradient,) = torch.autograd.grad(total, x, materialize_grads=True)
-        put(out, gradient)
+            loss_sum = clear(per_row[0], unused).sum()
+            (gradient,) = torch.autograd.grad(loss_sum, x, materialize_grads=True)
+        write_gradient(out, gradient)
         return tuple(x.detach() for x in per_row)
 
     return run
 
 
-def put(out: Tensor, gradient: Tensor) -> None:
-    """Write a gradient, unless it was computed in place."""
+def write_gradient(out: Tensor, gradient: Tensor, unused: Tensor | None = None) -> None:
+    """Write a gradient, unless it was computed in place; 0 in unused rows."""
+    if unused is not None:
+        gradient.masked_fill_(unused[:, None], 0)
     if gradient is not out:
         out.copy_(gradient * HALF_SCALE if out.dtype == torch.float16 else gradient)
 
@@ -202,7 +204,7 @@ class _Blocks(Function):
             return None, None, None, None, None, own[0], *unasked
         if gradient.dtype == torch.float16:
             factor = factor / HALF_SCALE
-        return None, None, None, None, None, *times_factor(factor, gradient), *unasked
+        return None, None, None, None, None, *scaled_by(factor, gradient), *unasked
 
 
 def read(rows: Tensor, unused: Tensor | None) -> Tensor:
@@ -301,6 +303,11 @@ def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Ten
     return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count
 
 
+def adds_ranks(batch_group: ProcessGroup | None, sequence_group: ProcessGroup | None) -> bool:
+    """Whether `over_ranks` adds the sums of several ranks."""
+    return batch_group is not None or sequence_group is not None
+
+
 def over_ranks(
     sums: Sums,
     batch_group: ProcessGroup | None,
@@ -308,7 +315,7 @@ def over_ranks(
     grad_reduction: GradReduction,
 ) -> Sums:
     """Add the sums of all ranks; the first has a gradient."""
-    if batch_group is not None or sequence_group is not None:
+    if adds_ranks(batch_group, sequence_group):
         whole = _groups.terminal_sum(torch.stack(sums), sequence_group, 1.0)
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         sums = _groups.terminal_sum(whole, batch_group, scale).unbind()

@@ -181,11 +181,11 @@ class SharedLogits:
         if self._owner != os.getpid():
             raise RuntimeError("SharedLogits.write needs the process that made the buffer")
         self._check()
-        batch, *wide = self.handle.shape
+        batch, *sample = self.handle.shape
         stop = start + logits.shape[0]
-        if [*logits.shape[1:]] != wide or logits.dtype != self.handle.dtype:
+        if [*logits.shape[1:]] != sample or logits.dtype != self.handle.dtype:
             raise ValueError(
-                f"SharedLogits.write needs logits of [rows, {wide[0]}, {wide[1]}] in "
+                f"SharedLogits.write needs logits of [rows, {sample[0]}, {sample[1]}] in "
                 f"{self.handle.dtype}, got {list(logits.shape)} in {logits.dtype}"
             )
         if not 0 <= start <= stop <= batch:

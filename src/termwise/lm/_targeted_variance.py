@@ -161,8 +161,8 @@ class _SumOfVariances(Function):
         if not torch.is_grad_enabled():
             return _centred_times(weight, means, valid_rows, factor), None
         # The same as a differentiable expression, for second derivatives.
-        wide = lifted(weight)
-        gradient = (wide - wide.mean(1, keepdim=True)) * factor.to(wide.dtype)
+        upcast = lifted(weight)
+        gradient = (upcast - upcast.mean(1, keepdim=True)) * factor.to(upcast.dtype)
         if valid_rows is not None:
             gradient = gradient.where(valid_rows[:, None], 0)
         return gradient.to(weight.dtype), None
@@ -177,11 +177,11 @@ def _row_variances(weight: Tensor) -> tuple[Tensor, Tensor]:
     variances = torch.zeros_like(means)
     if dim == 0:
         return variances, means
-    for here in blocks(weight):
-        block, mean = lifted(weight[here]), means[here]
+    for rows in blocks(weight):
+        block, mean = lifted(weight[rows]), means[rows]
         torch.mean(block, 1, out=mean)
         centred = block - mean[:, None]
-        torch.linalg.vecdot(centred, centred, out=variances[here])
+        torch.linalg.vecdot(centred, centred, out=variances[rows])
     return variances.div_(dim), means
 
 
@@ -200,14 +200,14 @@ def _centred_times(
 ) -> Tensor:
     """Return (weight - means) * factor, 0 in rows that do not count, allocating one tensor."""
     product = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    for here in blocks(weight):
-        block = lifted(weight[here])
+    for rows in blocks(weight):
+        block = lifted(weight[rows])
         if block.dtype == weight.dtype:
-            rows = torch.sub(block, means[here, None], out=product[here]).mul_(factor)
+            out = torch.sub(block, means[rows, None], out=product[rows]).mul_(factor)
         else:
-            rows = product[here].copy_((block - means[here, None]).mul_(factor))
+            out = product[rows].copy_((block - means[rows, None]).mul_(factor))
         if valid_rows is not None:
-            rows.masked_fill_(~valid_rows[here, None], 0)
+            out.masked_fill_(~valid_rows[rows, None], 0)
     return product
 
 

@@ -158,17 +158,17 @@ def _roles(tokenizer: object, special: Mapping[int, str]) -> dict[str, int]:
 
 
 def _padding(tokenizer: object, special: Mapping[int, str]) -> set[int]:
-    told = [getattr(tokenizer, f"{role}_token_id", None) for role in ("pad", "unk", "mask")]
+    declared = [getattr(tokenizer, f"{role}_token_id", None) for role in ("pad", "unk", "mask")]
     named = [token for token, text in special.items() if text in _PADDING]
-    return {token for token in (*told, *named) if isinstance(token, int)}
+    return {token for token in (*declared, *named) if isinstance(token, int)}
 
 
 def _reader(name: str, which: str, backend: Any) -> Callable[[str], bytes]:
     """Return a function that decodes a token to bytes, according to the tokenizer's decoder."""
-    told: dict[str, Any] = {"decoders": []}
+    config: dict[str, Any] = {"decoders": []}
     if backend.decoder is not None:
-        told = json.loads(backend.decoder.__getstate__())
-    steps = cast("list[dict[str, Any]]", told.get("decoders", [told]))
+        config = json.loads(backend.decoder.__getstate__())
+    steps = cast("list[dict[str, Any]]", config.get("decoders", [config]))
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _byte_level

@@ -93,25 +93,25 @@ def vocab_partition(
     """
     students, teachers = projection.student_vocab, projection.teacher_vocab
     counts = projection.student_pointers.diff()
-    numbers = torch.arange(students, device=counts.device)
-    rows, weights = numbers.repeat_interleave(counts), projection.student_weights
+    student_ids = torch.arange(students, device=counts.device)
+    rows, weights = student_ids.repeat_interleave(counts), projection.student_weights
     # The largest weight of each row, and the first entry that has it.
-    largest = weights.new_full((students,), -torch.inf).scatter_reduce(0, rows, weights, "amax")
+    top_weights = weights.new_full((students,), -torch.inf).scatter_reduce(0, rows, weights, "amax")
     entries = torch.arange(len(weights), device=weights.device)
-    is_top = weights == largest[rows]
+    is_top = weights == top_weights[rows]
     top = entries.new_full((students,), len(weights)).scatter_reduce(
         0, rows[is_top], entries[is_top], "amin"
     )
-    exact = (counts == 1) & (largest == 1) if rule == "strict" else largest >= 0.6
+    exact = (counts == 1) & (top_weights == 1) if rule == "strict" else top_weights >= 0.6
 
-    asking = numbers[exact]
+    asking = student_ids[exact]
     asked = projection.student_columns[top[exact]]
     if rule == "relaxed":
         best = weights.new_full((teachers,), -torch.inf)
-        best = best.scatter_reduce(0, asked, largest[asking], "amax")
-        kept = largest[asking] == best[asked]
-        asking, asked = asking[kept], asked[kept]
-    winner = numbers.new_full((teachers,), students).scatter_reduce(0, asked, asking, "amin")
+        best = best.scatter_reduce(0, asked, top_weights[asking], "amax")
+        is_best = top_weights[asking] == best[asked]
+        asking, asked = asking[is_best], asked[is_best]
+    winner = student_ids.new_full((teachers,), students).scatter_reduce(0, asked, asking, "amin")
     won = winner[asked] == asking
     common_student, common_teacher = asking[won], asked[won]
     return VocabPartition(

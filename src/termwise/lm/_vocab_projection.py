@@ -114,10 +114,10 @@ class VocabProjection:
                 f"{float(weights[(indices == -1) & (weights != 0)][0])}"
             )
         indices = indices.long()
-        kept = indices != -1
+        valid = indices != -1
         rows = torch.arange(indices.shape[0], device=indices.device)[:, None].expand_as(indices)
         fields = _from_entries(
-            "from_topk", rows[kept], indices[kept], weights[kept], student_vocab, teacher_vocab
+            "from_topk", rows[valid], indices[valid], weights[valid], student_vocab, teacher_vocab
         )
         return cls(**fields)
 
@@ -386,9 +386,9 @@ class VocabProjection:
         if int((place >= 0).sum()) != len(ids):
             raise ValueError("VocabProjection.columns needs every id once")
         columns = place[self.student_columns]
-        kept = columns >= 0
-        rows, columns = self._rows_of_entries()[kept], columns[kept]
-        weights = self.student_weights[kept]
+        valid = columns >= 0
+        rows, columns = self._rows_of_entries()[valid], columns[valid]
+        weights = self.student_weights[valid]
         return type(self)(**_in_both_orders(rows, columns, weights, self.student_vocab, len(ids)))
 
     def to_topk(
@@ -428,12 +428,12 @@ class VocabProjection:
         by_weight = self.student_weights.argsort(descending=True, stable=True)
         order = by_weight[rows[by_weight].argsort(stable=True)]
         place = torch.arange(len(rows), device=rows.device) - self.student_pointers[rows]
-        kept = place < width
-        where = rows[kept], place[kept]
+        valid = place < width
+        where = rows[valid], place[valid]
         indices = rows.new_full((self.student_vocab, width), -1)
         weights = self.student_weights.new_zeros(self.student_vocab, width)
-        indices[where] = self.student_columns[order][kept]
-        weights[where] = self.student_weights[order][kept]
+        indices[where] = self.student_columns[order][valid]
+        weights[where] = self.student_weights[order][valid]
         return indices, weights
 
     @contract
@@ -450,18 +450,18 @@ class VocabProjection:
                 f"VocabProjection.project needs probs over {self.student_vocab} student tokens, "
                 f"got {probs.shape[-1]}"
             )
-        wide = lifted(probs)
+        upcast = lifted(probs)
         orders = (
             *(self.teacher_pointers, self.teacher_rows, self.teacher_weights),
             *(self.student_pointers, self.student_columns, self.student_weights),
         )
-        rows = wide.reshape(probs.shape[:-1].numel(), self.student_vocab)
+        rows = upcast.reshape(probs.shape[:-1].numel(), self.student_vocab)
         projected = cast("Tensor", apply(_Product, rows, *orders))
         return projected.view(*probs.shape[:-1], self.teacher_vocab)
 
     def _rows_of_entries(self) -> Tensor:
-        numbers = torch.arange(self.student_vocab, device=self.student_pointers.device)
-        return numbers.repeat_interleave(self.student_pointers.diff())
+        student_ids = torch.arange(self.student_vocab, device=self.student_pointers.device)
+        return student_ids.repeat_interleave(self.student_pointers.diff())
 
 
 torch.export.register_dataclass(VocabProjection, serialized_type_name="termwise.lm.VocabProjection")

@@ -99,8 +99,8 @@ def read_nemo(path: str | os.PathLike[str]) -> Entries:
         if bool(((indices == -1) & (weights != 0)).any()):
             raise ValueError(f"{name} needs weight 0 where the index is -1, in {path}")
         rows = torch.arange(len(indices))[:, None].expand_as(indices)
-        kept = indices != -1
-        entries = rows[kept], indices[kept].long(), weights[kept]
+        valid = indices != -1
+        entries = rows[valid], indices[valid].long(), weights[valid]
     else:
         entries = entries_of(name, cast("Mapping[Any, Any]", data), f", in {path}")
     for ids in entries[:2]:

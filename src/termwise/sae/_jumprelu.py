@@ -454,8 +454,8 @@ class _JumpReLU(Function):
         pre: Tensor, threshold: Tensor, bandwidth: float, input_gradient: bool, lift: bool
     ) -> Tensor:
         # Not pre times the gate, since -inf times 0 is NaN; but NaN must remain NaN.
-        kept = torch.maximum(pre, threshold.clamp(max=torch.finfo(threshold.dtype).max))
-        return (kept * _above(pre, threshold)).to(lifted_dtype(pre) if lift else pre.dtype)
+        clamped = torch.maximum(pre, threshold.clamp(max=torch.finfo(threshold.dtype).max))
+        return (clamped * _above(pre, threshold)).to(lifted_dtype(pre) if lift else pre.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

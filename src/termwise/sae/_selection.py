@@ -137,24 +137,24 @@ def batch_topk(
     if mask is not None:
         places = places.masked_fill(~mask[:, None], torch.iinfo(places.dtype).min)
     places = places.flatten()
-    n_here = k * pre.shape[0] if isinstance(k, int) else math.floor(k * pre.shape[0])
-    if mask is None and batch_group is None and n_here:
-        largest = _candidates(places, n_here).topk(n_here).values
-        last = largest[-1]
-        ties_wanted = (largest == last).sum()
+    n_local = k * pre.shape[0] if isinstance(k, int) else math.floor(k * pre.shape[0])
+    if mask is None and batch_group is None and n_local:
+        top = _candidates(places, n_local).topk(n_local).values
+        last = top[-1]
+        ties_wanted = (top == last).sum()
     else:
         rows = places.new_full((), pre.shape[0]) if mask is None else mask.sum()
         rows = over_ranks(rows.to(torch.int64))
         exact = rows if isinstance(k, int) else rows.to(accumulator(pre))
         wanted = (exact * k).floor().to(torch.int64)
-        last, ties_wanted = _last_kept(places, wanted, over_ranks)
+        last, ties_wanted = _kth_largest(places, wanted, over_ranks)
     tied = places == last
     before: Tensor | int = 0
     if batch_group is not None:
         ties = _groups.each_rank(tied.sum(), batch_group)
         before = ties.cumsum(0)[batch_group.rank()] - ties[batch_group.rank()]
-    kept_ties = tied & (tied.cumsum(0) + before <= ties_wanted)
-    return latents.where(((places > last) | kept_ties).view(pre.shape), 0)
+    selected_ties = tied & (tied.cumsum(0) + before <= ties_wanted)
+    return latents.where(((places > last) | selected_ties).view(pre.shape), 0)
 
 
 @contract
@@ -214,33 +214,33 @@ def _in_order(score: Tensor, *, signed: bool) -> Tensor:
     return torch.where(score < 0, -sizes, sizes)
 
 
-def _candidates(numbers: Tensor, n: int) -> Tensor:
+def _candidates(keys: Tensor, n: int) -> Tensor:
     """Return a few of the numbers that include the n largest, by a bound from a sample."""
-    sample = numbers[::_STRIDE] if on_host(numbers) and not transformed() else numbers[:0]
+    sample = keys[::_STRIDE] if on_host(keys) and not transformed() else keys[:0]
     rank = int(1.3 * n / _STRIDE) + 32  # the bound is too high only beyond 5 standard deviations
     if torch.compiler.is_compiling() or 4 * rank > len(sample):
-        return numbers
-    found = numbers[numbers >= sample.topk(rank).values[-1]]
-    return found if len(found) >= n else numbers
+        return keys
+    found = keys[keys >= sample.topk(rank).values[-1]]
+    return found if len(found) >= n else keys
 
 
-def _last_kept(
-    numbers: Tensor, wanted: Tensor, over_ranks: Callable[[Tensor], Tensor]
+def _kth_largest(
+    keys: Tensor, wanted: Tensor, over_ranks: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Find the `wanted`-th largest integer of all ranks by a radix search on counts of digits.
 
     Return this integer, and how many of the integers equal to it are wanted.
     """
-    widths = (11, 11, 10) if numbers.dtype == torch.int32 else (11, 11, 11, 11, 10, 10)
-    found = numbers.new_zeros(())
+    widths = (11, 11, 10) if keys.dtype == torch.int32 else (11, 11, 11, 11, 10, 10)
+    found = keys.new_zeros(())
     shift = sum(widths)
     for place, width in enumerate(widths):
         shift -= width
         lowest = -(2 ** (width - 1)) if place == 0 else 0  # the first digit has the sign
-        counts = torch.zeros(2**width, dtype=torch.int64, device=numbers.device)
+        counts = torch.zeros(2**width, dtype=torch.int64, device=keys.device)
         # In parts, since the digits of all at once would take eight bytes each.
-        size = max(1, len(numbers)) if torch.compiler.is_compiling() else 2**20
-        for part in cast("tuple[Tensor, ...]", numbers.split(size)):
+        size = max(1, len(keys)) if torch.compiler.is_compiling() else 2**20
+        for part in cast("tuple[Tensor, ...]", keys.split(size)):
             if place == 0:
                 digits = (part >> shift) - lowest
                 alike = torch.ones_like(digits)
@@ -252,6 +252,6 @@ def _last_kept(
         whole = (at_least < wanted).sum().clamp(max=2**width - 1)  # digits kept whole, from the top
         above = at_least.gather(0, (whole - 1).clamp(min=0)[None])[0]
         wanted = wanted - above.where(whole > 0, 0)
-        digit = (2**width - 1 - whole).to(numbers.dtype)
+        digit = (2**width - 1 - whole).to(keys.dtype)
         found = digit + lowest if place == 0 else (found << width) | digit
     return found, wanted

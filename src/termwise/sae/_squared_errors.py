@@ -106,9 +106,9 @@ def exponents(rows: Tensor) -> Tensor:
     """Return the exponent of two next above each row's largest element, as integers, "*batch 1"."""
     sizes = rows.detach().abs()
     # Padded by 0, so that a row without elements has a largest one.
-    largest = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
-    exponent = torch.frexp(largest).exponent
-    return exponent.masked_fill(~largest.isfinite(), 0)
+    row_max = F.pad(sizes, (0, 1)).amax(-1, keepdim=True)
+    exponent = torch.frexp(row_max).exponent
+    return exponent.masked_fill(~row_max.isfinite(), 0)
 
 
 def scaled(rows: Tensor, exponent: Tensor) -> Tensor:

@@ -43,8 +43,11 @@ _SEVERAL: Final = st.integers(2, 4)
 _NUMBERS: Final = (0.5, 1.0, 2.0, 0.25, 1.5)
 _COUNTS: Final = (1, 2, 3)
 # Multiples of 1/32 between -3 and 3: exact in every dtype but the eighths, short when printed.
-_FLOATS: Final = st.integers(-96, 96).map(lambda n: n / 32)
-_INTEGERS: Final = st.integers(0, 3)
+# In the order in which failures shrink: 0, then whole numbers, then the others.
+_FLOATS: Final = tuple(
+    sorted((n / 32 for n in range(-96, 97)), key=lambda x: (x % 1 != 0, abs(x), x < 0))
+)
+_INTEGERS: Final = (0, 1, 2, 3)
 _MANY: Final = 64  # more elements are drawn as one seed: hypothesis holds some thousand choices
 # Of an axis in about one of eight calls of a law: above the blocks that code reads at once.
 _LARGE: Final = st.integers(65, 257)
@@ -907,10 +910,14 @@ def _draw_tensor(
         low, high = (-96, 97) if of_numbers else (0, 2 if dtype == torch.bool else 4)
         whole = torch.randint(low, high, shape, generator=generator)
         return (whole / 32 if of_numbers else whole).to(dtype)
-    if known is None:
-        known = st.booleans() if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
     few = min(number, _MANY)
-    drawn = torch.tensor(draw(st.lists(known, min_size=few, max_size=few)), dtype=dtype)
+    if known is None:  # bytes are one choice for hypothesis, a list is one or two for each element
+        usual = (False, True) if dtype == torch.bool else _FLOATS if of_numbers else _INTEGERS
+        drawn_bytes = draw(st.binary(min_size=few, max_size=few))
+        values = [usual[byte % len(usual)] for byte in drawn_bytes]
+    else:
+        values = draw(st.lists(known, min_size=few, max_size=few))
+    drawn = torch.tensor(values, dtype=dtype)
     if few < number:
         generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
         drawn = drawn[torch.randint(few, (number,), generator=generator)]

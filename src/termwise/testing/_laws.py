@@ -1120,16 +1120,7 @@ def hold(
     failures: list[BrokenLawError] = []
     kept = {Phase.reuse: simplest, Phase.generate: True, Phase.shrink: shrink}
 
-    @settings(
-        deadline=None,
-        max_examples=examples if simplest else examples + 1,
-        suppress_health_check=_PATIENT,
-        report_multiple_bugs=False,
-        print_blob=False,
-        phases=[phase for phase in settings().phases if kept.get(phase, False)],
-    )
-    @given(strategy)
-    def run(drawn: Any) -> None:
+    def attempt(drawn: Any) -> None:
         nonlocal tried
         if not simplest and not left_out:
             left_out.append(drawn)
@@ -1147,6 +1138,18 @@ def hold(
         except BrokenLawError as broken:
             failures.append(broken)
             raise
+
+    @settings(
+        deadline=None,
+        max_examples=examples if simplest else examples + 1,
+        suppress_health_check=_PATIENT,
+        report_multiple_bugs=False,
+        print_blob=False,
+        phases=[phase for phase in settings().phases if kept.get(phase, False)],
+    )
+    @given(strategy)
+    def run(drawn: Any) -> None:  # short, because hypothesis reads its source at every run
+        attempt(drawn)
 
     try:
         with warnings.catch_warnings():  # that a call to be printed is a large one

@@ -28,6 +28,7 @@ def assert_recompiles(
     *,
     at_most: int = 2,
     dynamic: bool = False,
+    traced_at: int | None = None,
     backend: str | Callable[..., Any] = "eager",
     max_examples: int = 1,
     **inputs: Unpack[Inputs],
@@ -46,13 +47,15 @@ def assert_recompiles(
         at_most: how many graphs.
         dynamic: whether the sizes are marked as dynamic before the first call, as by
             `torch._dynamo.mark_dynamic`, so that one graph is enough.
+        traced_at: one more size, such as 2**18, at which the function is traced and its graph not
+            run: it may not compute more tensors than the first graph.
         backend: of `torch.compile`; "aot_eager" traces the backward pass too.
         max_examples: sets of ten calls to draw, each compiled again.
         **inputs: as [`calls`][termwise.testing.calls] takes them; float64 unless `dtypes` says
             otherwise.
 
     Raises:
-        AssertionError: with the guard that failed, and the call, as code.
+        AssertionError: with the guard that failed or the numbers of tensors, and the call, as code.
         ValueError: there is no such axis, or a given tensor has its size.
 
     Examples:
@@ -77,12 +80,14 @@ def assert_recompiles(
             refuse_fixed_axis("assert_recompiles", signature, name, free, inputs)
         if not axes:
             raise MisuseError(f"assert_recompiles: {signature.name} has no axis that may change")
-        return [
+        usual = [
             {name: _SIZES[(turn + place) % len(_SIZES)] for place, name in enumerate(axes)}
             for turn in range(len(_SIZES))
         ]
+        return usual + ([] if traced_at is None else [dict.fromkeys(axes, traced_at)])
 
     def check(several: list[Call]) -> None:
+        several, large = several[: len(_SIZES)], several[len(_SIZES) :]
         # Imported where something is compiled, and not before, for it takes seconds.
         from torch._dynamo import config
         from torch._dynamo.exc import RecompileError
@@ -111,6 +116,14 @@ def assert_recompiles(
                             said = _said(graphs.count, call, error)
                             raise BrokenLawError(said, call) from None
                         raise
+            for call in large:
+                tensors = graphs.traced(compiled, call.mapped(leaf))
+                if tensors > graphs.tensors:
+                    raise BrokenLawError(
+                        f"the graph computes {graphs.tensors} tensors at {_sizes(several[0])}, and "
+                        f"{tensors} at {_sizes(call)}: it grows with the data",
+                        several[0],
+                    )
         finally:
             torch.compiler.reset()
 
@@ -125,8 +138,11 @@ def _said(count: int, call: Call, error: Exception) -> str:
     guard = next((line.partition(":")[2] for line in lines if line.startswith("- ")), "")
     guard = " #".join(guard.split(" #")[:2])  # with the line of source that it comes from
     ordinal = {1: "2nd", 2: "3rd"}.get(count, f"{count + 1}th")
-    sizes = ", ".join(f"{name} {size}" for name, size in call.sizes.items())
-    return f"a {ordinal} graph is compiled at {sizes}: {' '.join(guard.split())}"
+    return f"a {ordinal} graph is compiled at {_sizes(call)}: {' '.join(guard.split())}"
+
+
+def _sizes(call: Call) -> str:
+    return ", ".join(f"{name} {size}" for name, size in call.sizes.items())
 
 
 def _mark_dynamic(call: Call, other: Call) -> None:
@@ -140,6 +156,10 @@ def _mark_dynamic(call: Call, other: Call) -> None:
                 mark_dynamic(tensor, index)
 
 
+class _TracedError(Exception):
+    """Raised instead of running a graph."""
+
+
 class Graphs:
     """A backend that counts graphs, and not what it compiles within one of them."""
 
@@ -148,13 +168,40 @@ class Graphs:
 
         self.backend: Any = lookup_backend(backend) if isinstance(backend, str) else backend
         self.count = 0
+        self.tensors = 0
+        """How many tensors the first graph computes."""
+        self.last = 0
+        """How many the graph of the last call computes that was only traced."""
+        self.runs = True
         self.within = False
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         if self.within:
             return self.backend(graph, inputs)
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        tensors = sum(isinstance(value, Tensor) for value in values)
         self.count, self.within = self.count + 1, True
+        self.tensors = self.tensors or tensors
         try:
-            return self.backend(graph, inputs)
+            compiled = self.backend(graph, inputs) if self.runs else None
         finally:
             self.within = False
+
+        def run(*arguments: Any) -> Any:
+            if compiled is None or not self.runs:
+                self.last = tensors
+                raise _TracedError
+            return compiled(*arguments)
+
+        return run
+
+    def traced(self, compiled: Function, call: Call) -> int:
+        """Return how many tensors the graph of a call computes, without running it."""
+        self.runs = False
+        try:
+            compiled(**call)
+        except _TracedError:
+            return self.last
+        finally:
+            self.runs = True
+        return 0
