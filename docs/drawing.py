@@ -27,6 +27,8 @@ _AXES.locator_params(nbins=6)
 _AXES.tick_params(length=0, labelsize=9, labelcolor=_TEXT, pad=4)
 _AXES.spines[:].set_visible(False)
 _AXES.patch.set_visible(False)
+_AXES.xaxis.set_label_coords(0.5, -0.135)  # else it is placed anew, below the numbers, each time
+_AXES.yaxis.set_label_coords(-0.1, 0.5)
 _FIGURE.patch.set_visible(False)
 
 

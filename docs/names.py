@@ -7,6 +7,7 @@ rows stand in comments: when to choose a loss on its page, what differs on the p
 library.
 """
 
+import gc
 import inspect
 import json
 import re
@@ -32,6 +33,11 @@ SETTINGS = (DOCS / "mkdocs.yml").read_text()
 NAVIGATION = re.findall(r"api/(\w+)/(?!index)(\w+)\.md", SETTINGS)
 
 
+def on_startup(**_: Any) -> None:
+    """Collect garbage seldom: a build makes millions of objects and frees few of them."""
+    gc.set_threshold(50_000, 20, 100)
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Write what a page asks for, and around the text of a loss what its docstring says."""
     return written(markdown, page.file.src_uri)
@@ -42,9 +48,9 @@ def written(markdown: str, path: str) -> str:
     found = re.fullmatch(r"api/(\w+)/(\w+)\.md", path)
     if found and found.groups() in NAVIGATION:
         markdown = _loss_page(markdown, *found.groups())
-    markdown = markdown.replace("<!-- names -->", "\n".join(_lines()))
-    markdown = markdown.replace("<!-- table of libraries -->", "\n".join(_libraries()))
-    markdown = markdown.replace("<!-- table of measurements -->", "\n".join(_measurements()))
+    for comment, rows in _ROWS.items():
+        if comment in markdown:
+            markdown = markdown.replace(comment, "\n".join(rows()))
     markdown = re.sub(r"<!-- table of (\w+) -->", lambda x: "\n".join(_table(x[1])), markdown)
     markdown = re.sub(
         r"<!-- choices of (\w+): (.*) -->", lambda x: "\n".join(_choices(x[1], x[2])), markdown
@@ -147,17 +153,19 @@ def _libraries() -> Iterator[str]:
 
 
 def _measurements() -> Iterator[str]:
-    """Write what tests/bench/run.py has put on the pages of losses as one table."""
-    head = ""
+    """Write what tests/bench/run.py has put on the pages of losses as one table, of few columns."""
+    yield "| loss, size | eager | of plain, of the peer | of the floor | compiled | peak |"
+    yield "|---|---|---|---|---|---|"
     for family, stem in NAVIGATION:
         text = (DOCS / "pages/api" / family / f"{stem}.md").read_text()
-        found = re.search(r"<!-- measured by .* -->\n\n(\|.*)\n(\|.*)\n((?:\|.*\n)+)", text)
-        if found and not head:
-            head = f"| loss {found[1]}\n|---{found[2]}"
-            yield head
+        found = re.search(r"<!-- measured by .* -->\n\n\|.*\n\|.*\n((?:\|.*\n)+)", text)
         name = f"{family}.{_loss(family, stem).__name__}"
-        for row in found[3].splitlines() if found else ():
-            yield f"| [`{name}`][termwise.{name}] {row}"
+        for row in found[1].splitlines() if found else ():
+            of, size, eager, plain, peer, *times, peak, share = map(str.strip, row[1:-1].split("|"))
+            first = ", ".join(filter(None, (f"[`{name}`][termwise.{name}]", of, size)))
+            ratios = ", ".join(filter(None, (plain, peer)))
+            memory = f"{peak} ({share} of plain)" if share else peak
+            yield f"| {first} | {eager} | {ratios} | {' | '.join(times)} | {memory} |"
 
 
 def _link(family: str, stem: str) -> str:
@@ -214,3 +222,10 @@ def _first_line(of: Any) -> str:
     if typing.get_origin(of) is not typing.Literal:
         return "A type."
     return f"One of {', '.join(f'`{json.dumps(value)}`' for value in typing.get_args(of))}."
+
+
+_ROWS = {
+    "<!-- names -->": _lines,
+    "<!-- table of libraries -->": _libraries,
+    "<!-- table of measurements -->": _measurements,
+}

@@ -32,7 +32,7 @@ def _cards(table: re.Match[str]) -> str:
 
 
 def _breakable(cell: re.Match[str]) -> str:
-    return re.sub(r"_(?=[^<>]*</code>)", "_<wbr>", cell[0])
+    return re.sub(r"(_|\.(?=[a-z]))(?=[^<>]*</code>)", r"\1<wbr>", cell[0])
 
 
 def _parts(formula: re.Match[str]) -> str:

@@ -56,6 +56,19 @@ def test_a_page_opens_with_the_version_that_was_run(name):
     )
 
 
+@pytest.mark.parametrize("page", sorted(set(PAGES.glob("*.md")) - {PAGES / "index.md"}))
+def test_every_page_has_the_same_sections(page):
+    text = page.read_text()
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles == ["Calls", "Arguments", "What differs", "Examples"], page.name
+    calls, arguments, _, examples = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert " | here | differs |\n" in calls
+    assert "\n|---|---|" in arguments
+    assert text.count("```pycon") == examples.count("```pycon") > 0
+    for row in re.findall(r"^\| (.*) \|$", text, re.MULTILINE):
+        assert not re.search(r"(^|\| )(the same|as above|as for|see below)\b", row), row
+
+
 @pytest.mark.parametrize("name", CHECKOUTS)
 def test_a_page_opens_with_the_commits_that_were_run(name):
     repositories, page = CHECKOUTS[name]

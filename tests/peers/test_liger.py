@@ -5,6 +5,7 @@ import torch
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 from liger_kernel.transformers import (
     LigerCrossEntropyLoss,
+    LigerFusedLinearCrossEntropyLoss,
     LigerFusedLinearJSD,
     LigerJSD,
     LigerKLDIVLoss,
@@ -12,7 +13,7 @@ from liger_kernel.transformers import (
 from liger_kernel.transformers.vocab_parallel_cross_entropy import LigerVocabParallelCrossEntropy
 from torch.testing import assert_close
 
-from termwise.lm import distillation_loss, next_token_loss
+from termwise.lm import distillation_loss, linear_next_token_loss, next_token_loss
 
 BETAS = [0.0, 1.0, 0.5, 0.1]
 SINGLE = {"rtol": 2e-5, "atol": 2e-6, "check_dtype": False}  # kernels compute in float32
@@ -187,6 +188,18 @@ def test_cross_entropy(reduction):
             assert not given.equal(logits.flatten(0, 1))
         found.append((loss, torch.autograd.grad(loss, rows)[0]))
     assert_close(*found, **SINGLE)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fused_linear_cross_entropy(reduction):
+    (hidden, head), _, labels = batch(torch.float32)
+    loss_fn = LigerFusedLinearCrossEntropyLoss(reduction=reduction)
+    theirs = loss_fn(head, flat(hidden), shifted(labels))
+    normalizer = None if reduction == "mean" else 1.0
+    ours = linear_next_token_loss(hidden, head, labels, normalizer=normalizer).loss
+    assert_close(ours, theirs, **SINGLE)
+    mine, its = (torch.autograd.grad(loss, (hidden, head)) for loss in (ours, theirs))
+    assert_close(mine, its, **SINGLE)
 
 
 def test_vocab_parallel_cross_entropy_gives_each_token_time_first():

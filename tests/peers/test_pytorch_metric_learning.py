@@ -55,3 +55,11 @@ def test_with_several_positives_their_nt_xent_is_neither_of_ours():
     for positives in ("outside", "inside"):
         ours = supervised_contrastive_loss(z, LABELS, temperature=0.5, positives=positives).loss
         assert (ours - theirs).abs() > 0.01
+
+
+def test_with_one_class_theirs_is_0_and_ours_is_the_loss_among_positives():
+    z, one_class = embeddings(), torch.zeros(11, dtype=torch.int64)
+    assert SupConLoss()(z, one_class) == 0
+    assert supervised_contrastive_loss(z, one_class, temperature=0.1).loss > 0
+    alone = torch.arange(11)
+    assert SupConLoss()(z, alone) == supervised_contrastive_loss(z, alone).loss == 0

@@ -70,8 +70,9 @@ def contrastive_divergence_loss(
 ) -> ContrastiveDivergenceTerms:
     r"""Lower the energy of data and raise that of chains that start at the data.
 
-    $$\mathrm{loss} = \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j)
-    + \beta \Big( \sum_i w_i E(x_i)^2 + \frac{1}{m} \sum_j E(y_j)^2 \Big) + \lambda R$$
+    $$\begin{align*} \mathrm{loss} &= \sum_i w_i E(x_i) - \alpha \frac{1}{m} \sum_j E(y_j) \\
+    &+ \beta \Big( \sum_i w_i E(x_i)^2 + \frac{1}{m} \sum_j E(y_j)^2 \Big) + \lambda R
+    \end{align*}$$
 
     over the rows of data x, whose weights w sum to 1, and m negatives y, the sampler's chains. As
     in Hinton's paper, y is treated as independent of the parameters;

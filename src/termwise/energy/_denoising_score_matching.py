@@ -78,8 +78,9 @@ def denoising_score_matching_loss(
     With `antithetic` each row is perturbed by n and by -n, and the part that does not depend on the
     energy is omitted:
 
-    $$\frac{1}{2} \cdot \frac{\|\nabla E(x + \sigma n)\|^2 + \|\nabla E(x - \sigma n)\|^2}{2} -
-    \frac{(\nabla E(x + \sigma n) - \nabla E(x - \sigma n)) \cdot n}{2 \sigma}$$
+    $$\begin{align*} & \frac{1}{4} \big( \|\nabla E(x + \sigma n)\|^2
+    + \|\nabla E(x - \sigma n)\|^2 \big) \\
+    &- \frac{1}{2 \sigma} (\nabla E(x + \sigma n) - \nabla E(x - \sigma n)) \cdot n \end{align*}$$
 
     In expectation this is the plain loss of a level minus d / (2 sigma^2), so its gradient is the
     same. As sigma decreases, the variance of the plain loss grows as 1 / sigma^2, while that of

@@ -56,7 +56,7 @@ def energy_discrepancy_loss(
     r"""Compare the energy of data with that of copies that are perturbed twice.
 
     $$\mathrm{loss} = \sum_i w_i \log\Big( \frac{w}{M} + \frac{1}{M} \sum_{j=1}^{M}
-    \exp\big( E(x_i) - E(x_i + \sqrt{t}\, \xi_i + \sqrt{t}\, \xi'_{ij}) \big) \Big)$$
+    e^{E(x_i) - E(y_{ij})} \Big), \qquad y_{ij} = x_i + \sqrt{t}\, (\xi_i + \xi'_{ij})$$
 
     over the rows of data x, whose weights w_i sum to 1, and M copies of each. With many copies it
     is E(x) minus the contrastive potential, -log of exp(-E) convolved with a normal density of

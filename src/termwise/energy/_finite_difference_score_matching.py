@@ -49,9 +49,10 @@ def finite_difference_score_matching_loss(
 ) -> FiniteDifferenceScoreMatchingTerms:
     r"""Match scores along random directions, by central differences of the energy.
 
-    $$\mathrm{loss} = \sum_i w_i \frac{1}{K} \sum_k \frac{1}{2} \Big(
-    \frac{E(x_i + \epsilon v_{ik}) - E(x_i - \epsilon v_{ik})}{2 \epsilon} \Big)^2 -
-    \frac{E(x_i + \epsilon v_{ik}) + E(x_i - \epsilon v_{ik}) - 2 E(x_i)}{\epsilon^2}$$
+    $$\mathrm{loss} = \sum_i w_i \frac{1}{K} \sum_k \Big( \frac{1}{2} s_{ik}^2 - c_{ik} \Big)$$
+
+    $$s_{ik} = \frac{E(x_i + \epsilon v_{ik}) - E(x_i - \epsilon v_{ik})}{2 \epsilon}, \qquad
+    c_{ik} = \frac{E(x_i + \epsilon v_{ik}) + E(x_i - \epsilon v_{ik}) - 2 E(x_i)}{\epsilon^2}$$
 
     over the rows of data x, whose weights w sum to 1, and K directions of each, E[v v^T] = I. For a
     quadratic energy it is the sliced score matching loss without variance reduction exactly, for

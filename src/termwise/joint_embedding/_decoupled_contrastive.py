@@ -36,8 +36,9 @@ def decoupled_contrastive_loss(
 ) -> DecoupledContrastiveTerms:
     r"""Pull two views together and push other samples apart; the positive is not in the sum.
 
-    $$\mathrm{loss} = \frac{1}{2n} \sum_{i=1}^{2n} \log \sum_{k \ne i, p(i)}
-    e^{\cos(z_i, z_k) / T} - w_i \cos(z_i, z_{p(i)}) / T$$
+    $$\begin{align*} \mathrm{loss} = \frac{1}{2n} \sum_{i=1}^{2n} \Big( & \log
+    \sum_{k \ne i, p(i)} e^{\cos(z_i, z_k) / T} \\
+    &- w_i \cos(z_i, z_{p(i)}) / T \Big) \end{align*}$$
 
     over the n rows of z1 and the n rows of z2, with p(i) the other view of the sample: 2 (n - 1)
     negatives for each. The weights are 1 or, with `sigma`, lower for pairs that are already close:

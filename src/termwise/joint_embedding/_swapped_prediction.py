@@ -46,8 +46,8 @@ def swapped_prediction_loss(
     r"""Predict from each view how Sinkhorn assigns the other views to prototypes (SwAV).
 
     $$\mathrm{cross\_entropy} = \frac{1}{G (V - 1) n} \sum_{g=1}^G \sum_{v \ne g}
-    \sum_{b=1}^n H(p_{gb}, \mathrm{softmax}(\mathrm{logits}_{vb} / T)), \qquad
-    H(p, q) = -\sum_k p_k \log q_k$$
+    \sum_{b=1}^n H(p_{gb}, q_{vb}), \qquad H(p, q) = -\sum_k p_k \log q_k, \qquad
+    q_{vb} = \mathrm{softmax}(\mathrm{logits}_{vb} / T)$$
 
     over V views, of which the first G are global. The assignments p_g are those of
     [`sinkhorn`][termwise.joint_embedding.sinkhorn] of global view g's logits over all ranks, at the

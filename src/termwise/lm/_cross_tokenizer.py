@@ -102,7 +102,9 @@ def cross_tokenizer_loss(
 
     $$\mathrm{KD} = \begin{cases} \sum_i w_i v_i D_i & \text{sum} \\
     D\big(\sum_i w_i y_i / \sum_i w_i\big) & \text{average\_logits} \\
-    D_i \text{ of the teacher with the lowest CE} & \text{select} \end{cases}$$
+    D_k & \text{select} \end{cases}$$
+
+    where teacher k has the lowest cross-entropy, and
 
     $$v_i = \begin{cases} \log\, V_i / \log \min_j V_j & \text{log\_vocab} \\
     1 & \text{else} \end{cases}, \qquad

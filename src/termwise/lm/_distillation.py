@@ -70,11 +70,13 @@ def distillation_loss(
 
     With p and q the softmax of the teacher's and the student's logits over the temperature T:
 
-    $$\mathrm{loss} = \frac{T^2}{N} \sum_{b, t} D(p_{bt}, q_{bt}), \qquad D = \begin{cases}
-    \mathrm{KL}(p \| q) & \text{forward} \\
+    $$\mathrm{loss} = \frac{T^2}{N} \sum_{b, t} D(p_{bt}, q_{bt}), \qquad
+    m = \beta p + (1 - \beta) q$$
+
+    $$D = \begin{cases} \mathrm{KL}(p \| q) & \text{forward} \\
     \mathrm{KL}(q \| p) & \text{reverse} \\
-    \beta\, \mathrm{KL}(p \| m) + (1 - \beta)\, \mathrm{KL}(q \| m),
-    \quad m = \beta p + (1 - \beta) q & \text{jensen\_shannon} \end{cases}$$
+    \beta\, \mathrm{KL}(p \| m) + (1 - \beta)\, \mathrm{KL}(q \| m)
+    & \text{jensen\_shannon} \end{cases}$$
 
     over the positions whose next token counts: logit t predicts token t + 1, and the loss makes the
     shift, as in [`next_token_loss`][termwise.lm.next_token_loss]. The factor T^2 compensates for

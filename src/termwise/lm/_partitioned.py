@@ -78,15 +78,15 @@ def partitioned_loss(
 
     $$\mathrm{loss} = T^2 (w_1 \, \mathrm{kl\_common} + w_2 \, \mathrm{l1\_tail})$$
 
-    $$\mathrm{kl\_common} = \frac{1}{N} \sum_c \sum_{(s, t) \text{ paired}}
+    $$\mathrm{kl\_common} = \frac{1}{N} \sum_c \sum_{(s, t)}
     \begin{cases} e^{b_{ct}} (b_{ct} - a_{cs}) & \text{forward} \\
     e^{a_{cs}} (a_{cs} - b_{ct}) & \text{reverse} \end{cases}$$
 
     $$\mathrm{l1\_tail} = \frac{1}{N} \sum_c \sum_{i=1}^{k}
     \left| (\mathrm{sorted}\, e^{a_c})_i - (\mathrm{sorted}\, e^{b_c})_i \right|$$
 
-    The tails are the tokens that are not paired, sorted in descending order for each model; k is
-    the minimum of tail_top_k and the sizes of both tails.
+    (s, t) are the paired tokens. The tails are the other tokens, sorted in descending order for
+    each model; k is the minimum of tail_top_k and the sizes of both tails.
 
     The shift, the chunks that count and the positions that are never read are as in
     [`projected_kl_loss`][termwise.lm.projected_kl_loss]. Means of log-probabilities are not

@@ -60,11 +60,12 @@ def projected_kl_loss(
     Q_{cj} = \sum_s P_{cs} M_{sj}, \quad
     q_{cj} = \frac{Q_{cj}}{\epsilon + \sum_{i \in K} Q_{ci}} + \epsilon, \quad j \in K$$
 
-    $$\log\, p_{cj} = \begin{cases}
-    \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}_K(y_t / T)_j & \text{log} \\
-    \text{the same} - \log \sum_{i \in K} \exp(\text{the same}_i) & \text{log_normalized} \\
-    \log \frac{1}{m_c} \sum_{t \in c} \mathrm{softmax}_K(y_t / T)_j & \text{prob}
-    \end{cases}$$
+    $$\log\, p_{cj} = \begin{cases} a_{cj} & \text{log} \\
+    a_{cj} - \log \sum_{i \in K} e^{a_{ci}} & \text{log\_normalized} \\
+    \log\, b_{cj} & \text{prob} \end{cases}$$
+
+    $$a_{cj} = \frac{1}{m_c} \sum_{t \in c} \log\, \mathrm{softmax}_K(y_t / T)_j, \qquad
+    b_{cj} = \frac{1}{m_c} \sum_{t \in c} \mathrm{softmax}_K(y_t / T)_j$$
 
     $$\mathrm{loss} = T^2 \mathrm{kl}, \qquad \mathrm{kl} = \frac{1}{N} \sum_c
     \begin{cases} \sum_{j \in K} p_{cj} (\log\, p_{cj} - \log\, q_{cj}) & \text{forward} \\

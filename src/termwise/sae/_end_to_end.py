@@ -73,10 +73,10 @@ def end_to_end_loss(
 ) -> EndToEndTerms:
     r"""Match the output of the model that runs on a reconstruction to that of the original model.
 
-    $$\mathrm{loss} = \frac{1}{n} \sum_i \left(
-    \alpha \sum_v p_{iv} (\log\, p_{iv} - \log\, q_{iv})
-    + \beta \sum_k \frac{1}{d_k} \| x^k_i - \hat{x}^k_i \|^2
-    + \lambda \sum_j \left|f_{ij}\right| \right)$$
+    $$\begin{align*} \mathrm{loss} = \frac{1}{n} \sum_i \Big( &
+    \alpha \sum_v p_{iv} (\log\, p_{iv} - \log\, q_{iv}) \\
+    &+ \beta \sum_k \frac{1}{d_k} \| x^k_i - \hat{x}^k_i \|^2
+    + \lambda \sum_j \left|f_{ij}\right| \Big) \end{align*}$$
 
     over the n rows that count, where p is the original model's distribution of the next token and q
     that of the patched one. Half precision is converted to float32 before any exponential or

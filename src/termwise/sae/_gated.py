@@ -68,9 +68,9 @@ def gated_loss(
 ) -> GatedTerms:
     r"""Reconstruct activations from the latents and from the gate, with a penalty on the gate.
 
-    $$\mathrm{loss} = \frac{1}{n} \sum_i \left( \frac{1}{d} \| x_i - \hat{x}_i \|^2
-    + \lambda \sum_j \nu_j \max(0, \pi_{ij})
-    + \frac{1}{d} \| x_i - \max(0, \pi_i) W - b \|^2 \right)$$
+    $$\begin{align*} \mathrm{loss} = \frac{1}{n} \sum_i \Big( & \frac{1}{d}
+    \| x_i - \hat{x}_i \|^2 + \lambda \sum_j \nu_j \max(0, \pi_{ij}) \\
+    &+ \frac{1}{d} \| x_i - \max(0, \pi_i) W - b \|^2 \Big) \end{align*}$$
 
     over the n rows that count, with W and b detached in the last term, which trains the gate: its
     step function has no gradient. Since the penalty is on the gate, it does not shrink f. Half
