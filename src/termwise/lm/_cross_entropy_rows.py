@@ -74,7 +74,7 @@ def terms_of_few(
     rows, targets = lifted(logits)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()
     found = rows.detach()
     try:
-        right = found.gather(1, targets[:, None]).ge_(found.amax(1, keepdim=True))
+        right = found.gather(1, targets.unsqueeze(1)).ge_(found.amax(1, keepdim=True))
     except RuntimeError:
         return None
     count = found.new_full((), len(targets))
