@@ -48,7 +48,7 @@ def apply(function: type[Function], *inputs: Any) -> Any:
 
 def on_host(x: Tensor) -> bool:
     """Whether reading a tensor's values does not synchronize with a device."""
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
+    return x.is_cpu and not isinstance(x, FakeTensor)
 
 
 def in_place(factor: Tensor) -> bool:

@@ -43,7 +43,7 @@ def may_look_at(x: Tensor) -> bool:
     if torch.compiler.is_compiling():  # which must not see what follows
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)  # not a fake tensor
-    return plain and x.device.type == "cpu" and not transformed()
+    return plain and x.is_cpu and not transformed()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -116,25 +116,23 @@ def ibot_loss(
     rows, prototypes = student_logits.shape
     if prototypes == 0:
         raise ValueError("ibot_loss needs at least 1 prototype, got 0")
-    if rows and may_look_at(image_index):
-        least, most = (int(x) for x in image_index.aminmax())
-        if not 0 <= least <= most < images:
-            raise ValueError(
-                f"ibot_loss needs image_index in 0..{images - 1} for images={images}, "
-                f"got {least}..{most}"
-            )
     n_images, n_masked = over_ranks((images, rows), student_logits, batch_group)
     if over == "images":
         ones = torch.ones_like(image_index, dtype=lifted_dtype(student_logits))
-        sizes = ones.new_zeros(images).index_add_(0, image_index, ones)
+        try:
+            sizes = ones.new_zeros(images).index_add_(0, image_index, ones)
+        except IndexError:  # a call less than to look first
+            _check_index(image_index, images)
+            raise
         weights = sizes.index_select(0, image_index).reciprocal_()
         divisor = n_images
     else:
+        _check_index(image_index, images)
         weights = None
         divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
     means = cross_entropy_of_views(
-        student_logits.unsqueeze(0),
-        teacher_probs.unsqueeze(0),
+        student_logits,
+        teacher_probs,
         weights,
         divisor,
         temperature=temperature,
@@ -146,6 +144,17 @@ def ibot_loss(
     return IBOTTerms(
         loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype)
     )
+
+
+def _check_index(image_index: Tensor, images: int) -> None:
+    """Raise an error for an index out of range, if that can be read."""
+    if len(image_index) and may_look_at(image_index):
+        least, most = (int(x) for x in image_index.aminmax())
+        if not 0 <= least <= most < images:
+            raise ValueError(
+                f"ibot_loss needs image_index in 0..{images - 1} for images={images}, "
+                f"got {least}..{most}"
+            )
 
 
 class IBOTLoss(LossModule):

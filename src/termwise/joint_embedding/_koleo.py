@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import _groups
+from .._autograd import transformed
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import accumulator, lifted, tiles, without_autocast
+from .._numbers import accumulator, few, lifted, tiles, without_autocast
 from .._operators import Operator, with_gradients
 from .._terms import Terms, terms
 
@@ -112,7 +113,10 @@ def koleo_loss(
     unit = F.normalize(lifted(z), dim=1)
     counts = _groups.row_counts(z, batch_group)
     if batch_group is None or counts is None:
-        _, nearest = _search(_Search(unit.detach(), top_k, group_size or 0))
+        # For few samples an operator, which compilers and transforms need, takes as long as its
+        # kernel.
+        search = _search_kernel if few(unit) and not transformed() else _search
+        _, nearest = search(_Search(unit.detach(), top_k, group_size or 0))
         distance = _distances(unit, unit[nearest])
         loss = -(distance + eps).log().mean()
         nearest_distance, min_distance = distance.detach()[:, 0].mean(), distance.detach().amin()
@@ -267,7 +271,7 @@ def _nearest(
 
     The offsets are the indices of the first rows among the samples of all ranks.
     """
-    best = _none(unit, top_k)
+    best = None
     for rows, tile in tiles(unit, len(others)):
         start, last = first + rows.start, first + min(rows.stop, len(unit)) - 1
         others_start, others_last = others_first + tile.start, others_first + tile.stop - 1
@@ -285,9 +289,10 @@ def _nearest(
         found.places.add_(others_start)
         if cosines.shape == (len(unit), len(others)) and top_k <= len(others):
             return found  # all at once
+        best = best or _none(unit, top_k)
         before = _Nearest(best.cosines[rows], best.places[rows])
         (best.cosines[rows], best.places[rows]), _ = _best(before, found)
-    return best
+    return best or _none(unit, top_k)
 
 
 class KoLeoLoss(LossModule):

@@ -49,8 +49,10 @@ def cross_entropy_of_views(
     """Sum H(teacher, student) over pairs of views, samples and ranks; divide by the divisor.
 
     Args:
-        student: logits of this rank, "student_views batch prototypes".
-        teacher: probabilities, "teacher_views batch prototypes", without a gradient.
+        student: logits of this rank, "student_views batch prototypes"; "batch prototypes" is one
+            view.
+        teacher: probabilities, "teacher_views batch prototypes", without a gradient; one view as
+            of the student.
         weights: weights of the samples, " batch". None: all 1.
         divisor: divisor of the sums over all ranks.
         temperature: divisor of the logits.
@@ -62,6 +64,8 @@ def cross_entropy_of_views(
             Without a group it has no effect.
     """
     student, teacher = alike(student, teacher.detach())
+    if weights is not None:  # the sums are linear in them: a call less than to divide two sums
+        weights = weights / -divisor
     inputs = _Inputs(
         student, teacher, weights, temperature, skip_same_view, wants_gradient(student)
     )
@@ -69,10 +73,14 @@ def cross_entropy_of_views(
         # Ranks may take different paths, but must send the same dtype.
         sums = _as_written(inputs, None if group is None else accumulator(student))
     else:
+        if student.ndim == 2:
+            inputs = inputs._replace(student=student.unsqueeze(0), teacher=teacher.unsqueeze(0))
         sums = with_gradients(_cross_entropy, inputs)[:3]
     scale = _groups.gradient_scale(group, grad_reduction)
     value, entropy, marginal = _groups.terminal_sums(sums, group, scale)
-    value, entropy, marginal = value / -divisor, entropy.detach() / -divisor, marginal.detach()
+    entropy, marginal = entropy.detach(), marginal.detach()
+    if weights is None:
+        value, entropy = value / -divisor, entropy / -divisor
     surprise = cast("Tensor", torch.special.entr(marginal / marginal.sum()))
     found = value, entropy, value.detach() - entropy, surprise.sum()
     dtype = lifted_dtype(student)
@@ -101,15 +109,18 @@ class _Inputs(NamedTuple):
 def _as_written(inputs: _Inputs, dtype: torch.dtype | None) -> Sequence[Tensor]:
     """Compute the sums, in this dtype, by operations with derivatives of any order."""
     student, p, weights, temperature, skip, _ = inputs
-    logs, p = (lifted(student) * (1 / temperature)).log_softmax(2), lifted(p)
-    views, same = student.shape[0], min(student.shape[0], p.shape[0]) if skip else 0
+    logs, p = (lifted(student) * (1 / temperature)).log_softmax(-1), lifted(p)
+    views, of_teacher = (x.shape[0] if x.ndim == 3 else 1 for x in (student, p))
+    same = min(views, of_teacher) if skip else 0
     negatives = _finite_logs(p)
     if weights is not None:  # all that follows is linear in p
         p = p * weights.to(p.dtype).unsqueeze(1)
     negatives = negatives * p
     # Each teacher's view has as many pairs, less one where it is the student's too.
-    entropy = negatives.sum(dtype=dtype) * (views - (same == p.shape[0]))
-    if 0 < same < p.shape[0]:
+    entropy, pairs = negatives.sum(dtype=dtype), views - (same == of_teacher)
+    if pairs != 1:
+        entropy = entropy * pairs
+    if 0 < same < of_teacher:
         entropy = entropy - negatives[:same].sum(dtype=dtype)
     targets = target = _summed(p)
     if same:
@@ -162,6 +173,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _summed(views: Tensor) -> Tensor:
+    """Sum over views; "batch prototypes" is one."""
+    if views.ndim == 2:
+        return views
     return views.squeeze(0) if views.shape[0] == 1 else views.sum(0)
 
 

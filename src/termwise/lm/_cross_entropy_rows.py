@@ -1,7 +1,5 @@
 """Cross-entropy of rows of logits with a target each: by autograd, and with its own gradient."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,9 +11,6 @@ from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
 from ._rows import PerRow, Sums, centred, highest, over_columns, over_ranks, read, write_gradient
-
-# What F.cross_entropy leaves out.
-IGNORED = -100
 
 
 @terms
@@ -74,26 +69,19 @@ def terms_of_few(
 ) -> NextTokenTerms | None:
     """Return the terms of few logits, by a fused kernel, if it supports all tokens.
 
-    It does not support padding, targets beyond the vocabulary, or logits that are not finite: those
-    of the last position are passed to it too, without a target.
+    It does not support padding, or targets beyond the vocabulary, which `gather` refuses.
     """
-    x, following = lifted(logits), tokens[:, 1:].long()
-    found = x.detach()
-    top = found.amax(2, keepdim=True)
-    if not math.isfinite(float(top.sum())):
+    rows, targets = lifted(logits)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()
+    found = rows.detach()
+    try:
+        right = found.gather(1, targets.unsqueeze(1)).ge_(found.amax(1, keepdim=True))
+    except RuntimeError:
         return None
-    logs, mean = x.flatten(0, 1).log_softmax(1), normalizer is None
-    targets = F.pad(following, (0, 1), value=IGNORED).flatten()
-    try:  # the kernel refuses what F.cross_entropy does, and counts the others
-        loss, count = torch.ops.aten.nll_loss_forward(logs, targets, None, 2 - mean, IGNORED)
-    except IndexError:
-        return None
-    if int(count) != following.numel():
-        return None
-    right = found[:, :-1].gather(2, following[..., None]) >= top[:, :-1]
-    accuracy = right.mean(dtype=x.dtype)
-    loss = loss if mean else (loss / divisor(normalizer, count)).to(x.dtype)
-    return NextTokenTerms(loss=loss, num_tokens=count, accuracy=accuracy)
+    count = found.new_full((), len(targets))
+    loss = F.cross_entropy(rows, targets, reduction="mean" if normalizer is None else "sum")
+    if normalizer is not None:
+        loss = (loss / divisor(normalizer, count)).to(rows.dtype)
+    return NextTokenTerms(loss=loss, num_tokens=count, accuracy=right.mean())
 
 
 def cross_entropy(unused: Tensor | None, rows: Tensor, local: Tensor) -> PerRow:

@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def next_token_loss(
     check_groups("next_token_loss", batch_group, vocab_group, sequence_group)
     check_normalizer("next_token_loss", normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
-    if few_that_count(logits, _rows.FUSED, *limits):
+    if not torch.compiler.is_compiling() and few_that_count(logits, _rows.FUSED, *limits):
         found = terms_of_few(logits, tokens, normalizer)
         if found is not None:
             return found

@@ -69,7 +69,10 @@ def over_rows(
     """
     x, compiling = rows[0], torch.compiler.is_compiling()
     dtype = accumulator(x) if wide_sums else lifted_dtype(x)
-    if vocab_group is None and (compiling or transformed()):
+    if vocab_group is None and compiling:  # which fuses the sums, and leaves out those not in use
+        parts = _that_count(formula(unused, *rows), unused)
+        return tuple(part.sum(dtype=accumulator(x)).to(dtype) for part in parts)
+    if vocab_group is None and transformed():
         return sums_of(formula(unused, *rows), unused, dtype).unbind()
     if vocab_group is None and few(x):
         seen = _or_none(unused)
@@ -85,10 +88,14 @@ def over_rows(
 
 def sums_of(per_row: PerRow, unused: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Sum over the rows that count, in the wider dtype, and count them, as one vector."""
-    first = per_row[0]
-    used = torch.ones_like(first) if unused is None else unused.logical_not()
-    rows = [clear(x, unused) if x.is_floating_point() else x for x in per_row]
-    return torch.stack([*rows, used]).sum(1, dtype=accumulator(first)).to(dtype)
+    parts = _that_count(per_row, unused)
+    return torch.stack(parts).sum(1, dtype=accumulator(per_row[0])).to(dtype)
+
+
+def _that_count(per_row: PerRow, unused: Tensor | None) -> list[Tensor]:
+    """Return the numbers with 0 in rows that do not count, and a 1 for each that does."""
+    used = torch.ones_like(per_row[0]) if unused is None else unused.logical_not()
+    return [*(clear(x, unused) if x.is_floating_point() else x for x in per_row), used]
 
 
 def in_blocks(
@@ -121,12 +128,14 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
     """Whether x [batch, time, columns] is small and all but the last positions count.
 
     On the CPU, without masks and groups (limits), a loss then copies the logits without the last
-    positions, which predict nothing, and needs no masks, which take several calls each.
+    positions, which predict nothing, and needs no masks, which take several calls each. A compiler
+    does not copy them, so that any number is few.
     """
-    if torch.compiler.is_compiling() or any(limit is not None for limit in limits):
+    if any(limit is not None for limit in limits) or not (x.shape[0] > 0 and x.shape[1] > 1):
         return False
-    few = x.numel() <= most and x.shape[0] > 0 and x.shape[1] > 1
-    return few and on_host(x) and not transformed()
+    if torch.compiler.is_compiling():
+        return True
+    return x.numel() <= most and on_host(x) and not transformed()
 
 
 def differentiated(formula: Callable[..., PerRow]) -> ByHand:
@@ -287,6 +296,8 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """Return the sum of `few_that_count`, divided by the normalizer, and their number."""
     count = per_row.new_full((), len(per_row))
+    if normalizer is None and torch.compiler.is_compiling():
+        return per_row.mean(dtype=accumulator(per_row)), count
     if normalizer is None:
         return per_row.mean(), count
     return (per_row.sum() / divisor(normalizer, count)).to(per_row.dtype), count

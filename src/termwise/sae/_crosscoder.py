@@ -14,8 +14,8 @@ from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
 from .._numbers import lifted, without_autocast
 from .._terms import Terms, terms
-from ._latents import SparseLatents, active, check_latents, counted, decode
-from ._penalties import magnitudes, penalty
+from ._latents import SparseLatents, active, check_latents, counted
+from ._penalties import penalty
 from ._squared_errors import FeatureReduction, squared_errors
 
 LayerNorm = Literal["l1", "l2"]
@@ -156,10 +156,7 @@ def crosscoder_loss(
             norm = cast("Tensor", torch.linalg.vector_norm(decoder, dim=2)).sum(1)
         else:
             norm = cast("Tensor", torch.linalg.vector_norm(decoder.flatten(1), dim=1))
-        if isinstance(f, SparseLatents):
-            paid = penalty(f, norm, 1.0)
-        else:
-            paid = decode(magnitudes(f), norm[:, None])[:, 0]
+        paid = penalty(f, norm, 1.0)
         mse_per_layer, price, l0 = means_over_rows(
             [errors, paid, active(f, mask, batch_group)], mask, batch_group, grad_reduction
         )

@@ -1,6 +1,8 @@
 """The end-to-end objective: preserve the model's output when activations are reconstructed."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._means import means_over_rows
 from .._module import LossModule, keyword_fields
-from .._numbers import blocks, lifted, without_autocast
+from .._numbers import blocks, few, lifted, may_look_at, without_autocast
 from .._terms import Terms, terms
 from ._latents import SparseLatents, check_latents, counted
 from ._penalties import penalty
@@ -114,8 +116,8 @@ def end_to_end_loss(
         The terms of all rows, the same on every rank. If no row counts they are NaN. Gradients,
         combined over ranks as `grad_reduction` says, equal those of one process that holds all
         rows. Communication: one all-reduce of 4 float64 elements. Saved for the backward pass: the
-        logits as given, and no probabilities; compiled code may save other tensors. Does not
-        synchronize with the device.
+        logits as given, and no probabilities, except those of at most 32,768 logits; compiled code
+        may save other tensors. Does not synchronize with the device.
 
     Raises:
         ContractError: shapes or dtypes do not fit.
@@ -145,7 +147,8 @@ def end_to_end_loss(
         check_latents("end_to_end_loss", f, logits.shape[0], mask=mask)
     with without_autocast(logits):
         divergence = _divergence(logits, original_logits.detach(), mask)
-        nothing = torch.zeros_like(divergence).detach()
+        each = mask is not None or batch_group is not None or not len(divergence)
+        nothing = divergence.new_zeros(divergence.shape if each else ())
         errors = [
             squared_errors(true.detach(), guess, mask, feature_reduction, batch_group)
             for true, guess in pairs
@@ -163,10 +166,15 @@ def end_to_end_loss(
             grad_reduction,
         )
         sparsity = weighted(sparsity_coeff, price)
-        loss = weighted(kl_coeff, kl) + weighted(reconstruction_coeff, reconstruction) + sparsity
-        if all(map(is_zero, (kl_coeff, reconstruction_coeff, sparsity_coeff))):
-            # 0 with a gradient of 0, so that a trainer can call backward.
-            loss = loss + link_to(logits).to(loss.dtype)
+        parts = [
+            weighted(coeff, term)
+            for coeff, term in ((kl_coeff, kl), (reconstruction_coeff, reconstruction))
+            if not is_zero(coeff)
+        ]
+        if not is_zero(sparsity_coeff):
+            parts.append(sparsity)
+        # If nothing is added, 0 with a gradient of 0, so that a trainer can call backward.
+        loss = functools.reduce(torch.add, parts) if parts else link_to(logits).to(kl.dtype)
         return EndToEndTerms(
             loss=loss,
             kl=kl,
@@ -239,7 +247,7 @@ def _pairs(
 
 def _divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
     """Return KL(original || logits) of each row; 0 in rows that do not count."""
-    if torch.compiler.is_compiling():  # a compiler fuses it
+    if few(logits) or torch.compiler.is_compiling():  # a compiler fuses it
         return _block_divergence(logits, original, mask)
     return cast("Tensor", _RowsDivergence.apply(logits, original, mask))
 
@@ -247,9 +255,12 @@ def _divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor
 def _block_divergence(logits: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:
     ours = torch.log_softmax(_finite(logits, mask), 1)
     theirs = torch.log_softmax(_finite(original, mask), 1)
-    weights = theirs.exp()
+    weights, gap = theirs.exp(), theirs - ours
+    found = (weights * gap).sum(1)
+    if may_look_at(found) and not math.isnan(float(found.detach().sum())):
+        return found
     # A token of probability 0 adds 0; the difference of its logs may be -inf - -inf.
-    return (weights * (theirs - ours).masked_fill(weights == 0, 0)).sum(1)
+    return (weights * gap.masked_fill(weights == 0, 0)).sum(1)
 
 
 def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
