@@ -168,7 +168,7 @@ def test_masked(name, mask, monkeypatch):
     given = {argument: value for argument, value in of.overrides.items() if argument != mask}
     for path in ends(of)[: 1 if mask == "sample_mask" else 2]:  # it makes a mask of tokens
         with on_path(monkeypatch, path):
-            told = {"max_examples": 2, "overrides": given, **of.masked[mask]}
+            told = {"max_examples": 4, "overrides": given, **of.masked[mask]}
             hold(name, "assert_masked", mask, **told)
 
 
@@ -256,7 +256,7 @@ def test_vmaps(name):
 @EVERY
 def test_order_does_not_matter(name):
     for axis in DECLARED[name].permuted:
-        hold(name, "assert_permutation_invariant", axis, max_examples=3)
+        hold(name, "assert_permutation_invariant", axis, max_examples=4)
 
 
 @EVERY

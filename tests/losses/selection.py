@@ -16,7 +16,7 @@ BATCH_TOPK = of_latents(
 TOPK = of_latents(function=topk, overrides={"k": st.integers(1, 2)}, shards={}, ignores=("score",))
 GATE = of_latents(
     function=threshold_gate,
-    formula=lambda pre, threshold: pre.clamp(min=0) * (pre > threshold),
+    formula=lambda pre, threshold: pre.relu() * (pre > threshold),
     shards={},
     by={"assert_gradients": ("pre",)},
 )
