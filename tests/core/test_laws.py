@@ -10,6 +10,7 @@ import pytest
 import torch
 from declared import DECLARED, PUBLIC
 from exports import EXPORTS
+from hypothesis.strategies import SearchStrategy
 from losses import Declaration
 from torch import nn
 from torch.autograd import forward_ad
@@ -255,8 +256,12 @@ def test_vmaps(name):
 
 @EVERY
 def test_order_does_not_matter(name):
-    for axis in DECLARED[name].permuted:
-        hold(name, "assert_permutation_invariant", axis, max_examples=4)
+    of = DECLARED[name]
+    for axis in of.permuted:
+        sizes = dict(of.sizes)
+        if isinstance(sizes.get(axis), SearchStrategy):
+            sizes[axis] = sizes[axis].filter(lambda size: size > 1)
+        hold(name, "assert_permutation_invariant", axis, sizes=sizes, max_examples=3)
 
 
 @EVERY
