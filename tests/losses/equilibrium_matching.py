@@ -52,7 +52,8 @@ EQUILIBRIUM_MATCHING = of_energy(
     weights={"gradient_square": 1.0, "cross": 1.0, "target_square": 1.0},
     overrides={"cutoff": st.sampled_from((0.25, 0.5))},
     # Not at a time where it bends.
-    more=dict.fromkeys(
-        ("assert_formula", "assert_gradients"), {"cutoff": st.sampled_from((0.0, 0.3, 0.8))}
-    ),
+    more={
+        law: {"cutoff": st.sampled_from((0.0, 0.3, 0.8))}
+        for law in ("assert_formula", "assert_gradients")
+    },
 )
