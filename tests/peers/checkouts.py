@@ -1,6 +1,6 @@
-"""Peers from checkouts of their code: lejepa, DINOv2 and DINOv3, on no package index, and solo-learn.
+"""The peers that are called from checkouts of their code: lejepa, DINOv2, DINOv3 and solo-learn.
 
-The last release of solo-learn on PyPI is of 2021.
+The first three are on no package index; the solo-learn on PyPI is of 2021.
 
 In a folder of your choice, once (they need nothing that the peers' environment has not):
 

@@ -43,9 +43,8 @@ def lightly_over_ranks(group, z_a, z_b, weight, gather):
 
 def solo_learn_over_ranks(group, z1, z2, weight):
     """Train with VICReg, NT-Xent and Barlow Twins, of solo-learn first and then ours."""
-    import installed  # noqa: F401  so that solo-learn can be imported here
-
     import checkouts
+    import installed  # noqa: F401  so that solo-learn can be imported here
 
     solo = checkouts.load("solo.losses")
     indexes = torch.arange(len(z1)).repeat(2) + len(z1) * dist.get_rank(group)
