@@ -20,12 +20,15 @@ def itself(function: Callable[..., object]) -> Loss:
     return lambda *inputs: function(*inputs).loss
 
 
-CASES = {
-    ", ".join(filter(None, [f"{family}.{declaration.function.__name__}", label])): (
-        case if case.ours else dataclasses.replace(case, ours=itself(declaration.function))
-    )
+DECLARED = {
+    ", ".join(filter(None, [f"{family}.{one.function.__name__}", label])): (one, case)
     for family in ("lm", "sae", "joint_embedding", "energy")
-    for declaration in declared()
-    if declaration.function.__module__.split(".")[1] == family
-    for label, case in declaration.bench.items()
+    for one in declared()
+    if one.function.__module__.split(".")[1] == family
+    for label, case in one.bench.items()
 }
+CASES = {
+    name: case if case.ours else dataclasses.replace(case, ours=itself(one.function))
+    for name, (one, case) in DECLARED.items()
+}
+PATHS = {name: one.paths for name, (one, _) in DECLARED.items()}

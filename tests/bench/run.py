@@ -9,16 +9,18 @@ left out.
 
 import argparse
 import collections
+import contextlib
 import functools
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import measure
 import torch
-from formulas import CASES, Case, Loss
+from formulas import CASES, PATHS, Case, Loss
 from torch import Tensor, nn
 
 BEGIN = "<!-- measured by tests/bench/run.py -->"
@@ -72,9 +74,10 @@ def seconds(functions: dict[str, Callable[[], object]], budget: float) -> dict[s
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def peak(case: Case, which: str, size: tuple[int, ...], device: str) -> int:
+def peak(name: str, which: str, size: tuple[int, ...], device: str) -> int:
+    case = CASES[name]
     loss = getattr(case, which)
-    # An eighth of the rows warms up: the smallest size may take another path, and load less.
+    # An eighth of the rows warms up, on each path, for another one may load less.
     rows = max(range(2), key=lambda axis: size[axis] if len(size) == 3 else -axis)
     eighth = [-(-n // 8) if axis == rows else n for axis, n in enumerate(size)]
     little, tensors = made(case, tuple(eighth), device), made(case, size, device)
@@ -84,7 +87,15 @@ def peak(case: Case, which: str, size: tuple[int, ...], device: str) -> int:
         before = torch.cuda.memory_allocated()
         step(loss, tensors)
         return torch.cuda.max_memory_allocated() - before
-    return measure.peak_growth(lambda: step(loss, little), lambda: step(loss, tensors))
+
+    def warm_up() -> None:
+        for path in PATHS[name]:
+            with contextlib.ExitStack() as patched:
+                for where, value in path.items():
+                    patched.enter_context(mock.patch(where, value))
+                step(loss, little)
+
+    return measure.peak_growth(warm_up, lambda: step(loss, tensors))
 
 
 def compared(case: Case, tensors: list[Tensor], peer: Loss | None) -> dict[str, Loss]:
@@ -177,8 +188,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.peak:
         name, which, index, device = options.peak
-        case = CASES[name]
-        print(peak(case, which, case.sizes[int(index)], device))
+        print(peak(name, which, CASES[name].sizes[int(index)], device))
         return
     unknown = [name for name in options.names if name not in timed]
     if unknown:
