@@ -30,7 +30,11 @@ PEERS = {
     "trl": ("trl", "trl"),
 }
 # What test_<name>.py calls of a checkout: its repositories, and the page.
-CHECKOUTS = {"lejepa": (["lejepa"], "lejepa"), "dino": (["dinov2", "dinov3"], "dinov2")}
+CHECKOUTS = {
+    "lejepa": (["lejepa"], "lejepa"),
+    "dino": (["dinov2", "dinov3"], "dinov2"),
+    "solo_learn": (["solo-learn"], "solo_learn"),
+}
 FILES = {path.stem.removeprefix("test_") for path in (ROOT / "tests/peers").glob("test_*.py")}
 # Several trainers at once, on a page of their own; and what open_clip's page leaves to the pairs.
 RUN = sorted(FILES - {"examples", "open_clip_sigmoid", *CHECKOUTS})

@@ -1,4 +1,6 @@
-"""The peers that are on no package index: lejepa, DINOv2 and DINOv3, from checkouts of their code.
+"""The peers that are called from checkouts of their code: lejepa, DINOv2, DINOv3 and solo-learn.
+
+The first three are on no package index; the solo-learn on PyPI is of 2021.
 
 In a folder of your choice, once (they need nothing that the peers' environment has not):
 
@@ -22,6 +24,7 @@ COMMITS = {
     "lejepa": ("rbalestr-lab", "eddffdd857a19726342ef6526e01021fb3c32cae"),
     "dinov2": ("facebookresearch", "b8931f7bf91576930313be2c6d6af376033b35f0"),
     "dinov3": ("facebookresearch", "6876159a11b4df116f30f667f8c9888617df0751"),
+    "solo-learn": ("vturrisi", "9187ea39c2c3f43c455ab06664d2b019a9802954"),
 }
 FOLDER = os.environ.get("TERMWISE_CHECKOUTS")
 
@@ -56,12 +59,16 @@ def load(module: str) -> ModuleType:
         import pytest  # which the ranks do without
 
         pytest.skip(
-            f"{module} is on no package index: set TERMWISE_CHECKOUTS to a folder and run "
+            f"{module} is called from a checkout: set TERMWISE_CHECKOUTS to a folder and run "
             "`python tests/peers/checkouts.py | sh`",
             allow_module_level=True,
         )
-    path = str(Path(FOLDER) / module.partition(".")[0])
-    if path not in sys.path:
+    package = module.partition(".")[0]
+    if package == "solo":  # without its __init__.py, which overwrites models of timm
+        sys.modules.setdefault(package, ModuleType(package)).__path__ = [
+            f"{FOLDER}/solo-learn/solo"
+        ]
+    elif (path := str(Path(FOLDER) / package)) not in sys.path:
         sys.path.append(path)
     return importlib.import_module(module)
 

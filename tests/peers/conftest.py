@@ -8,8 +8,8 @@ is refused where a peer of another version is installed, so that what passed her
 *Coming from* pages name (`tests/docs/test_peers.py` compares those with `constraints.txt`). To move
 on to newer releases, change the pins, run it, and bring the pages to what it finds.
 
-lejepa, DINOv2 and DINOv3 are on no package index: `checkouts.py` says how their code is found, and
-at which commits. Without it, their tests are skipped.
+lejepa, DINOv2, DINOv3 and solo-learn are called from checkouts: `checkouts.py` says how their code
+is found, and at which commits. Without it, their tests are skipped.
 
 Nothing is downloaded: models are tiny and random, tokenizers are trained by the tests.
 """

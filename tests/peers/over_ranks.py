@@ -3,7 +3,15 @@
 import torch
 import torch.distributed as dist
 
-from termwise.joint_embedding import koleo_loss, sigreg_loss, sinkhorn, updated_center, vicreg_loss
+from termwise.joint_embedding import (
+    barlow_twins_loss,
+    koleo_loss,
+    nt_xent_loss,
+    sigreg_loss,
+    sinkhorn,
+    updated_center,
+    vicreg_loss,
+)
 
 
 def trained(group, losses, weight):
@@ -31,6 +39,32 @@ def lightly_over_ranks(group, z_a, z_b, weight, gather):
         return vicreg_loss(*z, variance_views="mean", batch_group=group).loss
 
     return trained(group, (theirs, ours), weight)
+
+
+def solo_learn_over_ranks(group, z1, z2, weight):
+    """Train with VICReg, NT-Xent and Barlow Twins, of solo-learn first and then ours."""
+    import checkouts
+    import installed  # noqa: F401  so that solo-learn can be imported here
+
+    solo = checkouts.load("solo.losses")
+    indexes = torch.arange(len(z1)).repeat(2) + len(z1) * dist.get_rank(group)
+    losses = (
+        solo.vicreg_loss_func,
+        lambda *z: solo.simclr_loss_func(torch.cat(z), indexes),
+        solo.barlow_loss_func,
+        lambda *z: vicreg_loss(*z, batch_group=group).loss,
+        lambda *z: nt_xent_loss(*z, temperature=0.1, batch_group=group).loss,
+        lambda *z: barlow_twins_loss(*z, loss_scale=0.025, batch_group=group).loss,
+    )
+
+    def of(loss_fn):
+        return lambda parameter: loss_fn(z1 @ parameter, z2 @ parameter)
+
+    torch.set_default_dtype(weight.dtype)  # of their batch normalization
+    try:
+        return trained(group, [of(loss_fn) for loss_fn in losses], weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def lejepa_over_ranks(group, z, weight, slices):
