@@ -242,7 +242,7 @@ SAMPLES = {
     "min": [call(spread(2, 4)), call(spread(2, 4), 1), call(spread(2, 4), dim=0, keepdim=True), call(A, B)],
     "median": SELECTED, "nanmedian": SELECTED, "mode": SELECTED, "cummax": SELECTED[:1], "cummin": SELECTED[:1],
     "sort": [*SORTED, call(spread(2, 4), dim=1, descending=True), call(spread(2, 4), stable=True)],
-    "topk": [call(spread(2, 5), 2), call(spread(2, 5), 1, 0), call(spread(2, 5), k=3, dim=1, largest=False)],
+    "topk": [call(spread(2, 5), 2), call(spread(2, 3, 4), 2), call(spread(2, 5), 1, 0), call(spread(2, 5), k=3, dim=1, largest=False)],
     "kthvalue": [call(spread(2, 5), 2), call(spread(2, 5), 1, 0, True)],
     # elementwise
     **dict.fromkeys(
