@@ -288,7 +288,7 @@ SAMPLES = {
     "norm": NORMS, "torch.linalg.norm": [*NORMS, call(A, "fro"), call(A, ord=2, dim=1), call(tensor(4), 2), call(A, 2)],
     "vector_norm": NORMS, "matrix_norm": [call(A), call(IMAGE, "fro", (1, 2)), call(A, "nuc")],
     "normalize": [call(A), call(A, dim=0), call(A, 1.0)], "cosine_similarity": [call(A, B), call(A, B, dim=0), call(A, tensor(4))],
-    "pairwise_distance": [call(A, B), call(A, B, p=1.0, keepdim=True)],
+    "pairwise_distance": [call(A, B), call(tensor(2, 3, 4), tensor(2, 3, 4, seed=1)), call(A, B, p=1.0, keepdim=True)],
     **dict.fromkeys("var std".split(), VARIANCES), **dict.fromkeys("var_mean std_mean".split(), VARIANCES),
     "prod": [call(A), *PRODUCTS, call(A, 1, keepdim=True)], "cumprod": [call(A, 1), call(ZEROS, dim=0), call(tensor(1, 7), 1)],
     "addmm": ADDED, "addmv": [call(tensor(2), A, tensor(4)), call(tensor(2), A, tensor(4), beta=0.5, alpha=2)],
