@@ -69,9 +69,11 @@ def cross_entropy_of_views(
     inputs = _Inputs(
         student, teacher, weights, temperature, skip_same_view, wants_gradient(student)
     )
-    if student.numel() <= _SMALL or torch.compiler.is_compiling():  # a compiler fuses it
-        # Ranks may take different paths, but must send the same dtype.
-        sums = _as_written(inputs, None if group is None else accumulator(student))
+    compiling = torch.compiler.is_compiling()
+    if student.numel() <= _SMALL or compiling:  # a compiler fuses it
+        # Ranks may take different paths, but must send the same dtype; compiled, sums may be long.
+        wide_sums = group is not None or compiling
+        sums = _as_written(inputs, accumulator(student) if wide_sums else None)
     else:
         if student.ndim == 2:
             inputs = inputs._replace(student=student.unsqueeze(0), teacher=teacher.unsqueeze(0))
