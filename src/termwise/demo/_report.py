@@ -199,16 +199,17 @@ def draw(path: Path, name: str, result: Result) -> None:
 
 def _save(figure: "Figure", path: Path, sentence: str) -> None:
     """Write a PNG with the sentence as its description, and a palette, to save 2/3 of the bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image  # a dependency of matplotlib
     from PIL.PngImagePlugin import PngInfo
 
-    drawn = io.BytesIO()
-    figure.savefig(drawn)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once; savefig draws twice if there is a layout
     about = PngInfo()
     about.add_text("Description", sentence)
-    with Image.open(drawn) as picture:
-        few = picture.convert("RGB").quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE)
-        few.save(path, "PNG", optimize=True, pnginfo=about)
+    picture = Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    few = picture.convert("RGB").quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE)
+    few.save(path, "PNG", optimize=True, pnginfo=about)
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> "Table":
