@@ -57,11 +57,11 @@ def cached_gradients(
         all micro-batches.
 
         Both passes draw the same random numbers: the state of the global generators (of the CPU and
-        of the current accelerator device) before a micro-batch's first pass is restored for its
-        second one, so dropout is the same. Afterwards the generators have the state after the first
-        pass and the loss. A `torch.Generator` that `embed` draws from is not restored, so draw
-        augmentations before the call. Batch normalization computes its statistics for each
-        micro-batch, and updates its running statistics twice.
+        of the current accelerator device; no GPU has run this yet) before a micro-batch's first
+        pass is restored for its second one, so dropout is the same. Afterwards the generators have
+        the state after the first pass and the loss. A `torch.Generator` that `embed` draws from is
+        not restored, so draw augmentations before the call. Batch normalization computes its
+        statistics for each micro-batch, and updates its running statistics twice.
 
         Cost: one more forward pass. Memory: all inputs, all embeddings with their gradients, and
         the graph of one micro-batch.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ._autograd import Function, on_host, transformed
 
-# Elements of a block: 1 MiB in float32 on the CPU; elsewhere enough to hide the kernel launches.
+# Elements of a block: 1 MiB in float32 on the CPU; elsewhere enough to hide the kernel launches,
+# by counting them: no GPU has run these blocks yet.
 IN_CACHE, ON_DEVICE = 2**18, 2**26
 # Columns of a tile on the CPU.
 TILE = 1024

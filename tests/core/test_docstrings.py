@@ -180,3 +180,14 @@ def test_grad_reduction_says_that_it_needs_a_group():
         said = arguments(text)
         if {"batch_group", "group"} & said.keys() and "grad_reduction" in said:
             assert "Without a group it has no effect." in said["grad_reduction"], where
+
+
+def test_a_docstring_says_that_no_gpu_has_run_what_it_says_of_one():
+    """Without a GPU such a path is tested on the CPU and on meta tensors."""
+    of_devices = re.compile(r"\bCUDA\b|[Oo]n an accelerator|accelerator device")
+    names = [name for name in [*FUNCTIONS, *CLASSES] if not name.startswith("testing.")]
+    found = {name: ast.get_docstring(definition(name)) for name in names}
+    found = {name: text for name, text in found.items() if of_devices.search(text)}
+    assert len(found) > 10
+    for name, text in found.items():
+        assert "no gpu has run" in " ".join(text.split()).lower(), name

@@ -6,7 +6,6 @@ file does not need them.
 
 import base64
 import html
-import io
 import json
 import math
 import platform

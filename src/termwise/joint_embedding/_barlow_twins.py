@@ -77,9 +77,9 @@ def barlow_twins_loss(
     - solo-learn's: the first one with `loss_scale=0.025`.
 
     On the CPU no dim x dim matrix is stored; on an accelerator, above a dim of 4096, a quarter of
-    it at a time. If 2 * batch <= dim (over all ranks), two batch x batch Gram matrices are formed
-    instead, in strips: ||A^T B||^2 = <A A^T, B B^T>. Half precision is converted to float32 first,
-    with or without autocast.
+    it at a time (no GPU has run this yet). If 2 * batch <= dim (over all ranks), two batch x batch
+    Gram matrices are formed instead, in strips: ||A^T B||^2 = <A A^T, B B^T>. Half precision is
+    converted to float32 first, with or without autocast.
 
     For feature maps, einops.rearrange(z, "b c h w -> (b h w) c") computes statistics of each
     channel over samples and positions, "b c h w -> b (c h w)" those of each channel at each

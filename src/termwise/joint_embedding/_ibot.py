@@ -94,7 +94,8 @@ def ibot_loss(
         ContractError: shapes or dtypes do not fit.
         ValueError: temperature is not positive, images is negative or, without a group, 0, there is
             no prototype, or, on a CPU in eager mode, an index is out of range. Compiled or on an
-            accelerator, PyTorch raises the error for an index out of range.
+            accelerator, PyTorch raises the error for an index out of range; no GPU has run this
+            yet.
 
     References:
         Zhou et al., iBOT (2022), https://arxiv.org/abs/2111.07832, equation 2 and its masks; the

@@ -100,7 +100,8 @@ def lejepa_loss(
         (numbers of rows, and fingerprints of the slices), one of 2 V S (K - 1) float64, and one of
         1 or 2 elements of z's dtype (float32 for half precision); no row is sent. Does not
         synchronize with the device. If the slices of ranks differ by a bit, an error is raised on
-        the CPU in eager mode; on an accelerator, or compiled, all terms are NaN.
+        the CPU in eager mode; on an accelerator, or compiled, all terms are NaN. No GPU has run
+        this yet.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.

@@ -78,7 +78,8 @@ def mmcr_loss(
         always. Without a sample on any rank `local_nuclear` is NaN.
 
         Communication of each rank: as many counts as ranks, and one sum of dim * dim + 1 elements
-        in float64, 8 * dim^2 bytes. On an accelerator torch.linalg.eigh synchronizes with the host.
+        in float64, 8 * dim^2 bytes. On an accelerator torch.linalg.eigh synchronizes with the host;
+        no GPU has run this yet.
 
     Raises:
         ContractError: z is not a floating "views batch dim" tensor.

@@ -95,7 +95,7 @@ def sigreg_loss(
         (numbers of rows, and fingerprints of the slices), and one of 2 V (S (K - 1) + dim) float64;
         no row is sent. Does not synchronize with the device. If the slices of ranks differ by a
         bit, an error is raised on the CPU in eager mode; on an accelerator, or compiled, all terms
-        are NaN.
+        are NaN. No GPU has run this yet.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.

@@ -72,9 +72,9 @@ def vicreg_loss(
 
     On the CPU no dim x dim matrix is stored: see `covariance_path`. On an accelerator it is up to a
     dim of 4096, and a quarter of it at a time beyond; on any device it is for up to 32,768 elements
-    of a dim of 256 or less. Inputs in half precision are converted to float32 before anything is
-    subtracted or squared, with or without autocast; the terms of float64 inputs are float64. A
-    non-finite input makes the terms non-finite.
+    of a dim of 256 or less. No GPU has run this yet. Inputs in half precision are converted to
+    float32 before anything is subtracted or squared, with or without autocast; the terms of float64
+    inputs are float64. A non-finite input makes the terms non-finite.
 
     Args:
         z1 (Float[Tensor, "batch dim"]): embeddings of the first view, a row for each sample. Do not

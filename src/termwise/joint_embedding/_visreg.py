@@ -112,7 +112,7 @@ def visreg_loss(
         also under `torch.no_grad()`. A rank holds the whole batch only for its share of the slices.
         The numbers of rows are read on the host, so with a group a call synchronizes with the
         device once. If the slices of ranks differ by a bit, an error is raised on the CPU in eager
-        mode; on an accelerator, or compiled, all terms are NaN.
+        mode; on an accelerator, or compiled, all terms are NaN. No GPU has run this yet.
 
     Raises:
         ContractError: z or slices are not floating tensors of these shapes.

@@ -160,8 +160,8 @@ def chunk_average_log_probs(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: max_chunks is negative.
-        IndexError: an id is max_chunks or more, or below -1 (on CPU; on CUDA an assertion of the
-            device).
+        IndexError: an id is max_chunks or more, or below -1 (on the CPU; on CUDA an assertion of
+            the device; no GPU has run this yet).
 
     References:
         NeMo-RL's function of this name (https://github.com/NVIDIA-NeMo/RL,

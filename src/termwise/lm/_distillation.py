@@ -126,7 +126,7 @@ def distillation_loss(
         float64 elements over the last two groups. Saved for the backward pass: both logits as
         given, and the student's gradient, which is computed with the value. Does not synchronize
         with the device. On an accelerator the logits are read in 8 blocks at most, of at least 2^26
-        logits.
+        logits; no GPU has run this yet.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -74,7 +74,7 @@ def next_token_loss(
         each position, over sequence_group one row of tokens, and a sum of 3 float64 elements over
         the last two groups. Saved for the backward pass: the logits as given and their gradient,
         which is computed with the value. Does not synchronize with the device. On an accelerator
-        the logits are read in 8 blocks at most, of at least 2^26 logits.
+        the logits are read in 8 blocks at most, of at least 2^26 logits; no GPU has run this yet.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

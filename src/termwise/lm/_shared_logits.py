@@ -47,7 +47,8 @@ class SharedLogits:
 
     On the CPU the memory is anonymous and is freed with the last process that maps it, even if that
     is killed; this needs Linux, and processes of one user in the same PID namespace. On CUDA it is
-    shared by IPC, between processes on one machine that see the same device.
+    shared by IPC, between processes on one machine that see the same device; no GPU has run this
+    yet.
 
     Once the producer has closed the buffer or ended, opening and slicing raise errors. On the CPU,
     existing views stay readable and have the last values; on CUDA delete them first.
