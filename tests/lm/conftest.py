@@ -15,10 +15,14 @@ def no_size_is_small():
         yield
 
 
-@pytest.fixture(params=["host", "device"], scope="module")
+@pytest.fixture(params=["few", "host", "device"], scope="module")
 def path_of_a_head(request):
-    """Take the path of the CPU, then that of other devices, in blocks of 3 rows."""
+    """Take the path of few logits, then that of the CPU and of other devices in blocks of 3."""
+    if request.param == "few":
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linear_rows, "FEW", 0)
         patch.setattr(_linear_rows, "HOST_ROWS", 3)
         patch.setattr(_linear_rows, "ON_HOST", 1)
         patch.setattr(_linear_rows, "ON_DEVICE", 16)

@@ -183,6 +183,8 @@ def test_it_compiles_whole_and_maps():
 
 
 def test_no_block_holds_more_than_its_rows(monkeypatch):
+    if _linear_rows.FEW:
+        pytest.skip("few logits are in one block")
     seen = []
     whole = _linear_rows.Head.logits
 

@@ -36,7 +36,7 @@ from losses._chunks import (
     relative_entropy,
     squared_temperature,
 )
-from losses._linear import HEAD_GROUPS, SOFTCAPS, head
+from losses._linear import HEAD_GROUPS, HEAD_PATHS, SOFTCAPS, head
 from losses.next_token import formula as cross_entropy
 from termwise import lm
 
@@ -218,7 +218,8 @@ LINEAR_DISTILLATION = Declaration(
     weights={"divergence": lambda call: squared_temperature(call) * call["kd_weight"]},
     detached=True,
     shards=HEAD_GROUPS,
-    second=("refused",),
+    paths=HEAD_PATHS,
+    second=("right", "refused"),
     masked=masks("hidden", "teacher_hidden"),
     by={"assert_gradients": ("hidden", "weight")},  # the teacher has none
 )

@@ -30,7 +30,7 @@ from losses._chunks import (
     tokens,
     zeros,
 )
-from losses._linear import HEAD_GROUPS, SOFTCAPS, head
+from losses._linear import HEAD_GROUPS, HEAD_PATHS, SOFTCAPS, head
 from termwise import lm
 
 
@@ -117,7 +117,8 @@ LINEAR_NEXT_TOKEN = Declaration(
     overrides={**NORMALIZER, "softcap": SOFTCAPS},
     weights={},
     shards=HEAD_GROUPS,
-    second=("refused",),
+    paths=HEAD_PATHS,
+    second=("right", "refused"),
     masked={**masks("hidden"), "tokens": of_tokens("hidden")},
     more={"assert_finite": {"tokens": zeros}},
 )

@@ -114,11 +114,13 @@ def linear_distillation_loss(
         group, is complete on every rank. Over sequence_group, that of hidden is for this rank's
         positions, and those of weight and bias are partial sums, which the trainer has to *sum*
         over the group. If no position counts, loss and gradient are 0. A token beyond the
-        vocabulary makes the loss NaN. Second derivatives raise NotImplementedError. Each rank sends
-        the same as in distillation_loss and, with tokens, in next_token_loss, and over vocab_group
-        the gradient of hidden. Saved for the backward pass: the gradients of hidden, weight and
-        bias, in float32. Does not synchronize with the device. The number of kernels grows with the
-        number of blocks of about 2^26 logits; compiled, the loss is one operator.
+        vocabulary makes the loss NaN. Second derivatives are correct up to 2^17 logits without a
+        group, and raise NotImplementedError beyond, compiled and with one. Each rank sends the same
+        as in distillation_loss and, with tokens, in next_token_loss, and over vocab_group the
+        gradient of hidden. Saved for the backward pass: the gradients of hidden, weight and bias,
+        in float32; up to 2^17 logits, the graph of the formula. Does not synchronize with the
+        device. The number of kernels grows with the number of blocks of about 2^26 logits;
+        compiled, the loss is one operator.
 
     Raises:
         ContractError: shapes or dtypes do not fit.

@@ -1,7 +1,8 @@
 """Sums over rows of the logits of a linear head, one block of rows at a time.
 
 The gradient of a block's logits, and from it those of hidden states, weight and bias, are computed
-before the next block: only one block is in memory.
+before the next block: only one block is in memory. Few logits are computed as the formula is
+written.
 """
 
 import functools
@@ -11,17 +12,35 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .._autograd import on_host, wants_gradient
+from .._autograd import link_to, on_host, wants_gradient
 from .._groups import ProcessGroup, name_of, replicated, resolved
-from .._numbers import ON_DEVICE, accumulator, block_rows, without_autocast
+from .._numbers import (
+    ON_DEVICE,
+    accumulator,
+    block_rows,
+    may_look_at,
+    plain_product,
+    without_autocast,
+)
 from .._operators import Operator, with_gradients
-from ._cross_entropy_rows import cross_entropy_by_hand
-from ._divergence_rows import Compared, divergence_by_hand
-from ._rows import SHARDED_ROWS, ByHand, PerRow, Sums, clear, in_blocks, sums_of
+from ._cross_entropy_rows import cross_entropy, cross_entropy_by_hand
+from ._divergence_rows import Compared, divergence_by_hand, divergence_of_logs
+from ._rows import (
+    SHARDED_ROWS,
+    ByHand,
+    PerRow,
+    Sums,
+    clear,
+    in_blocks,
+    log_softmax,
+    sums_of,
+)
 
 # Each block reads the weight and its gradient: on the CPU fewer rows than these, or than fill 16
 # MiB in float32, take more time, and more rows only take more memory.
 HOST_ROWS, ON_HOST = 128, 2**22
+# So few logits are computed as the formula is written, which takes fewer calls.
+FEW = 2**17
 
 
 class Head(NamedTuple):
@@ -48,6 +67,12 @@ class Head(NamedTuple):
             torch.mm(hidden, self.weight.T, out=x)
         cap = self.softcap
         return hidden, x if cap is None else x.div_(cap).tanh_().mul_(cap)
+
+    def all_logits(self, left_out: Tensor | None) -> Tensor:
+        """Return all logits, with 0 in the hidden states left out, for autograd."""
+        x, cap = plain_product(clear(self.hidden, left_out), self.weight.T), self.softcap
+        x = x + self.bias if len(self.bias) else x
+        return x if cap is None else cap * (x / cap).tanh()
 
 
 class Weighted(NamedTuple):
@@ -97,6 +122,9 @@ def over_linear_rows(
     those on top. Only the first has a gradient: with respect to the student's hidden states, weight
     and bias. `wide_sums` is as in `over_rows`.
     """
+    few = len(student.hidden) * len(student.weight) <= FEW
+    if not torch.compiler.is_compiling() and vocab_group is None and few:
+        return _of_few(student, teacher, local, unused, weighted, wide_sums)
     inputs = _Inputs(
         student._replace(hidden=replicated(student.hidden, vocab_group)),
         _constant(student if teacher is None else teacher),
@@ -110,6 +138,47 @@ def over_linear_rows(
     )
     loss, measured, *_ = with_gradients(_linear_rows, inputs, 3)
     return loss, *measured.unbind()
+
+
+def _of_few(
+    student: Head,
+    teacher: Head | None,
+    local: Tensor | None,
+    unused: Tensor,
+    weighted: Weighted,
+    wide_sums: bool,
+) -> Sums:
+    """Return the same sums of so few logits that calls take longer than their computation."""
+    seen, compared = unused, weighted.compared
+    if may_look_at(unused):  # only the rows that count
+        rows, seen = unused.logical_not().nonzero()[:, 0], None
+        student = student._replace(hidden=student.hidden.index_select(0, rows))
+        if teacher is not None:
+            teacher = teacher._replace(hidden=teacher.hidden.index_select(0, rows))
+        local = None if local is None else local[rows]
+    x = student.all_logits(seen)
+    per_row: list[Tensor] = []
+    if teacher is not None:
+        y = _constant(teacher).all_logits(seen)
+        q, p = (log_softmax(rows, seen, compared.temperature, None) for rows in (x, y))
+        per_row.append(divergence_of_logs(q, p, compared))
+    if local is not None:
+        per_row += cross_entropy(seen, x, local)
+    dtype = accumulator(x) if wide_sums else x.dtype
+    sums = sums_of(tuple(per_row), seen, dtype).unbind()
+    loss = _weighed(sums, teacher is not None, local is not None, weighted)
+    return (link_to(x).to(dtype) if loss is None else loss), *sums
+
+
+def _weighed(
+    sums: Sequence[Tensor], taught: bool, has_targets: bool, weighted: Weighted
+) -> Tensor | None:
+    """Add the sums of the parts that have a weight; one without may be infinite."""
+    divergence_weight, cross_entropy_weight = weighted[1:]
+    parts = [divergence_weight * sums[0]] if taught and divergence_weight else []
+    if has_targets and cross_entropy_weight:
+        parts.append(cross_entropy_weight * sums[-3])
+    return functools.reduce(torch.add, parts) if parts else None
 
 
 def _constant(head: Head) -> Head:
@@ -185,11 +254,9 @@ def _kernel(inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     unused = None if on_host(inputs.unused) else inputs.unused  # which is in no block
     sums = sums_of(tuple(per_row), unused, inputs.dtype)
     # Not a view of the sums, for no result of an operator may be one of another.
-    divergence_weight, cross_entropy_weight = inputs.weighted[1:]
-    weighed = [divergence_weight * sums[0]] if inputs.taught and divergence_weight else []
-    if inputs.local is not None and cross_entropy_weight:
-        weighed.append(cross_entropy_weight * sums[-3])
-    loss = functools.reduce(torch.add, weighed) if weighed else torch.zeros_like(sums[0])
+    loss = _weighed(sums.unbind(), inputs.taught, inputs.local is not None, inputs.weighted)
+    if loss is None:
+        loss = torch.zeros_like(sums[0])
     return loss, sums, of_hidden, of_weight, of_bias
 
 
