@@ -149,6 +149,12 @@ FUNCTIONS = {
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x.sin()), (1, 2, 3, 4)),
     "causal": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (1, 1, 3, 4)),
     "blind": (lambda x: F.scaled_dot_product_attention(x, x, x, blind((3, 3))), (1, 1, 3, 4)),
+    "blind in one head": (
+        lambda x: F.scaled_dot_product_attention(
+            x, x, x, torch.stack([blind((3, 3)), blind((3, 3)).mT])
+        ),
+        (1, 2, 3, 4),
+    ),
     "biased": (
         lambda x: F.scaled_dot_product_attention(x, x, x, MASK.to(x), scale=0.3),
         (1, 1, 3, 4),

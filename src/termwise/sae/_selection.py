@@ -234,9 +234,9 @@ def _kth_largest(
     widths = (11, 11, 10) if keys.dtype == torch.int32 else (11, 11, 11, 11, 10, 10)
     found = keys.new_zeros(())
     shift = sum(widths)
+    lowest = -(2 ** (widths[0] - 1))  # of the first digit, which has the sign
     for place, width in enumerate(widths):
         shift -= width
-        lowest = -(2 ** (width - 1)) if place == 0 else 0  # the first digit has the sign
         counts = torch.zeros(2**width, dtype=torch.int64, device=keys.device)
         # In parts, since the digits of all at once would take eight bytes each.
         size = max(1, len(keys)) if torch.compiler.is_compiling() else 2**20
