@@ -194,6 +194,7 @@ def test_rows_are_written_and_sliced_in_place():
     assert torch.equal(consumer[:], torch.cat([logits(1, torch.float32)[:2], consumer[2:3]]))
     assert torch.equal(consumer[2:], logits(2, torch.float32)[:1])
     assert not consumer[:].requires_grad
+    assert not producer[:].requires_grad
     assert consumer[1:1].shape == (0, 2, 4)
     assert consumer[0:2].data_ptr() == consumer[:].data_ptr()
     assert consumer[:].data_ptr() % 64 == 0

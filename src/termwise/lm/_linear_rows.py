@@ -149,7 +149,8 @@ def _of_few(
     wide_sums: bool,
 ) -> Sums:
     """Return the same sums of so few logits that calls take longer than their computation."""
-    seen, compared = unused, weighted.compared
+    seen: Tensor | None = unused
+    compared = weighted.compared
     if may_look_at(unused):  # only the rows that count
         rows, seen = unused.logical_not().nonzero()[:, 0], None
         student = student._replace(hidden=student.hidden.index_select(0, rows))
