@@ -603,7 +603,7 @@ def is_array(hint: Any) -> bool:
 def is_record(hint: Any) -> bool:
     """Whether an annotation is a class whose fields are checked."""
     kind = typing.get_origin(hint) or hint
-    return has_fields(kind) and (_is_typeddict(kind) or has_arrays(hint))
+    return has_fields(hint) and (_is_typeddict(kind) or has_arrays(hint))
 
 
 def is_named_tuple_type(kind: Any) -> bool:
@@ -613,10 +613,10 @@ def is_named_tuple_type(kind: Any) -> bool:
 
 
 def has_fields(kind: Any) -> bool:
-    """Whether a class is a dataclass, a NamedTuple or a TypedDict."""
-    if not isinstance(kind, type):
+    """Whether a class, generic or not, is a dataclass, a NamedTuple or a TypedDict."""
+    known: Any = typing.get_origin(kind) or kind
+    if not isinstance(known, type):
         return False
-    known = cast("Any", kind)
     return dataclasses.is_dataclass(known) or is_named_tuple_type(known) or _is_typeddict(known)
 
 
@@ -638,7 +638,7 @@ def field_hints(kind: Any) -> dict[str, Any]:
     own = inspect.get_annotations(kind)
     bases = cast("tuple[Any, ...]", vars(kind).get("__orig_bases__", kind.__bases__))
     for base in reversed(bases):
-        if has_fields(typing.get_origin(base) or base):
+        if has_fields(base):
             hints |= {name: hint for name, hint in field_hints(base).items() if name not in own}
     if dataclasses.is_dataclass(kind):
         return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -666,9 +666,8 @@ def has_arrays(hint: Any, within: tuple[Any, ...] = ()) -> bool:
     if len(options) != 1 or options[0] is not hint:
         return any(has_arrays(option, within) for option in options)
     parts = typing.get_args(hint)
-    kind = typing.get_origin(hint) or hint
-    if has_fields(kind):
-        parts = (*parts, *field_hints(kind).values())
+    if has_fields(hint):
+        parts = (*parts, *field_hints(typing.get_origin(hint) or hint).values())
     return any(has_arrays(part, within) for part in parts)
 
 

@@ -5,7 +5,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Complex, Float, Float64, Int, Shaped, UInt, jaxtyped
 from torch import Tensor, nn
 
 import termwise as tw
+from termwise import testing
 from termwise._groups import ProcessGroup
 from termwise.testing import BrokenCall, Call, broken_calls, calls
 from termwise.testing._calls import violations
@@ -684,6 +685,63 @@ def test_a_named_tuple_keeps_its_type():
         assert "p=Point(place=torch.tensor([1.0, 1.0]), weight=0.5),\n" in repr(call)
     call = Call(echo, {"p": Point(torch.ones(2), 0.5)}, {})
     assert same(pasted(call), call())
+
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass
+class Pair(Generic[Item]):
+    first: Item
+    second: Item
+
+
+class Weighted(NamedTuple, Generic[Item]):
+    item: Item
+    weight: float
+
+
+class Named(TypedDict, Generic[Item]):
+    item: Item
+    ids: Int[Tensor, " n"]
+
+
+def of_generics(
+    pairs: list[Pair[Float[Tensor, " n"]]],
+    weighted: Weighted[Float[Tensor, "n d"]],
+    named: Named[Float[Tensor, "d d"]],
+) -> Pair[Float[Tensor, " n"]]:
+    rows = sum(pair.first * pair.second for pair in pairs) + named["item"].sum()
+    return Pair(rows, weighted.item.sum(1) * weighted.weight)
+
+
+def test_generic_records_are_drawn_broken_and_held():
+    fn = tw.contract(of_generics)
+
+    def check(call):
+        found = call()
+        assert found.first.shape == call["named"]["ids"].shape
+        assert call["weighted"].item.shape[1] == len(call["named"]["item"])
+        assert call.axes()["weighted.item"] == ("n", "d")
+        broken = violations(call)
+        for one in broken:
+            with pytest.raises(tw.ContractError, match=one.argument):
+                one()
+        return {(one.argument, one.violation.rpartition(": ")[0], one.kind) for one in broken}
+
+    seen = set().union(*every(calls(fn), check, 5))
+    assert {(argument, part) for argument, part, _ in seen} == {
+        *(
+            ("pairs", part)
+            for part in ("", "every item", "every item: first", "every item: second")
+        ),
+        *(("weighted", part) for part in ("", "item", "weight")),
+        *(("named", part) for part in ("", "item", "ids")),
+    }
+    assert {kind for _, _, kind in seen} == {"rank", "axis", "dtype", "array", "none"}
+    testing.assert_pure(fn)
+    testing.assert_gradients(fn)
+    testing.assert_permutation_invariant(fn, "n")
 
 
 # What cannot be drawn.

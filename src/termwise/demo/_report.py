@@ -202,7 +202,7 @@ def _save(figure: "Figure", path: Path, sentence: str) -> None:
     from PIL import Image  # a dependency of matplotlib
     from PIL.PngImagePlugin import PngInfo
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # without types
     canvas.draw()  # once; savefig draws twice if there is a layout
     about = PngInfo()
     about.add_text("Description", sentence)

@@ -719,7 +719,7 @@ def _chosen_option(
             for field, hint in field_hints(option).items()
             if field not in defaults or defaults[field] is not _NOT_AN_ARGUMENT
         }
-        return _Record(option, fields)
+        return _Record(origin or option, fields)
     if origin in MAPPINGS:
         keys = "abc"[: draw(st.integers(1, 3))]
         entries = {
@@ -767,6 +767,7 @@ _NOT_AN_ARGUMENT: Final = object()
 
 def _defaults(kind: Any) -> dict[str, Any]:
     """Return the defaults of a record's fields, and a mark for a field with `init=False`."""
+    kind = typing.get_origin(kind) or kind
     if not dataclasses.is_dataclass(kind):
         return dict(getattr(kind, "_field_defaults", {}))
     found: dict[str, Any] = {}
@@ -814,7 +815,7 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Items):
         value = value.items
     if is_named_tuple(value):
-        hints = field_hints(value.__class__)
+        hints = field_hints(_as_annotated(hint, type(value)))
         return {name: (hints[name], getattr(value, name)) for name in hints}
     if isinstance(value, tuple | list):
         items = cast("Sequence[Any]", value)
@@ -825,7 +826,8 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(value, _Record) and value.kind is dict:
         value = value.fields
     if isinstance(value, dict):
-        kind = next((option for option in options_of(hint) if is_typeddict(option)), None)
+        records = (one for one in options_of(hint) if is_typeddict(typing.get_origin(one) or one))
+        kind = next(records, None)
         if kind is not None:
             hints, given = field_hints(kind), cast("Mapping[str, Any]", value)
             return {name: (hints.get(name), part) for name, part in given.items()}
@@ -840,8 +842,13 @@ def _parts(hint: Any, value: Any) -> dict[str, tuple[Any, Any]]:
         kind = type(value)
     else:
         return {}
-    hints = field_hints(kind)
+    hints = field_hints(_as_annotated(hint, kind))
     return {name: (hints[name], part) for name, part in fields.items()}
+
+
+def _as_annotated(hint: Any, kind: Any) -> Any:
+    """Return a generic class with its parameters filled in as the annotation does, or the class."""
+    return next((one for one in options_of(hint) if typing.get_origin(one) is kind), kind)
 
 
 def _named(shapes: typing.Iterable[Shape]) -> dict[str, bool]:
@@ -1174,4 +1181,12 @@ def _fits(signature: Signature, call: Call) -> bool:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value fits an annotation, given the axis sizes that are already bound."""
     # Each option alone: beartype accepts no union of shapes that were created after its import.
-    return any(is_bearable(value, option, conf=BEARTYPE) for option in options_of(hint))
+    return any(_is_of(value, option) for option in options_of(hint))
+
+
+def _is_of(value: Any, option: Any) -> bool:
+    kind = typing.get_origin(option)
+    if kind is None or not has_fields(option):
+        return is_bearable(value, option, conf=BEARTYPE)
+    # Of a generic record only the class is judged here, and beartype refuses a generic NamedTuple.
+    return isinstance(value, dict if is_typeddict(kind) else kind)

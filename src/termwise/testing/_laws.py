@@ -21,6 +21,7 @@ from jaxtyping import jaxtyped
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
+from .._annotations import field_hints, has_fields
 from .._contract import show, spell
 from .._terms import Terms
 from ._calls import (
@@ -1313,8 +1314,8 @@ def result_axes(signature: Signature, name: str, value: Tensor) -> tuple[str | N
 
 
 def _hint_of(hint: Any, part: str) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(cast("object", hint)):
-        return typing.get_type_hints(hint, include_extras=True).get(part)
+    if has_fields(hint):
+        return field_hints(hint).get(part)
     kinds: tuple[Any, ...] = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return kinds[0 if Ellipsis in kinds else int(part)]
