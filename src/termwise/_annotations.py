@@ -199,7 +199,8 @@ class Expected:
             return within
         of_kind = isinstance(value, Tensor) or reason[:4] != "not "
         only = reason if len(self.shapes) == 1 and of_kind else fitting
-        only = only or next((r for one in self.records if (r := one.missing(value))), "")
+        for one in self.records:
+            only = only or one.missing(value)
         return f"{owner} needs {self.spelled}, got {show(value)}{': ' if only else ''}{only}"
 
     def fits_others(self, value: Any) -> bool:

@@ -9,6 +9,7 @@ import builtins
 import dataclasses
 import functools
 import inspect
+import numbers
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -319,7 +320,11 @@ class _Check:
 
 
 def _float_of(value: Any) -> Any:
-    return float(value) if is_another_real(value) else value
+    if not is_another_real(value):
+        return value
+    if torch.compiler.is_compiling() and isinstance(value, numbers.Rational):
+        return value.numerator / value.denominator  # PyTorch 2.11 does not trace float(Fraction)
+    return float(value)
 
 
 def _forgotten(asked: Expected) -> Iterator[type]:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import _groups
-from .._autograd import on_host, transformed
+from .._autograd import Function, on_host, transformed
 from .._contract import contract
 from .._groups import ProcessGroup
 from .._numbers import accumulator, lifted
@@ -208,10 +208,28 @@ def _in_order(score: Tensor, *, signed: bool) -> Tensor:
     score = lifted(score)
     kind = torch.int64 if score.dtype == torch.float64 else torch.int32
     infinity = 0x7FF << 52 if kind == torch.int64 else 0xFF << 23
-    sizes = score.abs().view(kind).clamp(max=infinity + 1)  # all NaN become one number
+    sizes = score.abs()
+    bits: Tensor = _Bits.apply(sizes, kind) if transformed() else sizes.view(kind)
+    sizes = bits.clamp(max=infinity + 1)  # all NaN become one number
     if not signed:
         return sizes
     return torch.where(score < 0, -sizes, sizes)
+
+
+class _Bits(Function):
+    """The bits of floats as integers; vmap of PyTorch 2.11 has no rule for a view of that kind."""
+
+    @staticmethod
+    def forward(x: Tensor, kind: torch.dtype) -> Tensor:
+        return x.view(kind)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        return _Bits.apply(*args), in_dims[0]
 
 
 def _candidates(keys: Tensor, n: int) -> Tensor:
