@@ -33,7 +33,8 @@ HEAD = (
 def step(loss: Loss, tensors: list[Tensor]) -> tuple[Tensor, ...]:
     value = loss(*tensors)
     leaves = [x for x in tensors if x.requires_grad]
-    return value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True)
+    found = torch.autograd.grad(value, leaves, allow_unused=True) if leaves else ()
+    return value.detach(), *found
 
 
 def floor(case: Case, tensors: list[Tensor]) -> None:
@@ -118,7 +119,9 @@ def compared(case: Case, tensors: list[Tensor], peer: Loss | None) -> dict[str, 
     return losses
 
 
-def rows_of(name: str, case: Case, options: argparse.Namespace) -> Iterator[str]:
+def rows_of(
+    name: str, case: Case, options: argparse.Namespace, script: str = __file__
+) -> Iterator[str]:
     peer = None
     if case.peer is not None:
         try:
@@ -152,9 +155,7 @@ def rows_of(name: str, case: Case, options: argparse.Namespace) -> Iterator[str]
             cells += [""]
         if index and not options.no_memory:
             of_plain, of_ours = (
-                measure.peak_in_fresh_processes(
-                    __file__, name, which, index, options.device, times=3
-                )
+                measure.peak_in_fresh_processes(script, name, which, index, options.device, times=3)
                 for which in ("plain", "ours")
             )
             share = f"{of_ours / of_plain:.2f}" if of_plain > 2**20 else ""  # else it is noise

@@ -547,7 +547,7 @@ def _linear(call: _Call, value: Tensor, weight: Tensor | None, by_row: bool) -> 
     with torch.set_grad_enabled(carrier.create_graph):
         laplacian = None if carrier.laplacian is None else call(carrier.laplacian)
         if weight is not None and carrier.scale is not None:
-            base = _ScaledProduct.apply(carrier.base, carrier.scale, weight)
+            base = F.linear(carrier.base * carrier.scale, weight)
         elif weight is not None:
             if carrier.directions is not None and carrier.directions.of_layer:
                 weight = once(weight)
@@ -762,35 +762,6 @@ class _SquareSum(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         base: Tensor = ctx.saved_tensors[0]
         return base * (2 * gradients[0])
-
-
-class _ScaledProduct(Function):
-    """Multiply (base * scale) by weight^T, a few directions at a time; saves no product."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(base: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-        step = _steps(scale.expand(len(base), *scale.shape))
-        return torch.cat([F.linear(part * scale, weight) for part in torch.split(base, step)])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (gradient,) = gradients
-        base, scale, weight = ctx.saved_tensors
-        step = _steps(scale.expand(len(base), *scale.shape))
-        of_base: list[Tensor] = []
-        of_scale, of_weight = torch.zeros_like(scale), torch.zeros_like(weight)
-        for part, outer in zip(torch.split(base, step), torch.split(gradient, step), strict=True):
-            inner = outer @ weight
-            of_base.append(inner * scale)
-            of_scale = of_scale + (inner * part).sum(0)
-            of_weight = of_weight + outer.flatten(0, -2).mT @ (part * scale).flatten(0, -2)
-        return torch.cat(of_base), of_scale, of_weight
 
 
 def _take(input: Any, index: Tensor) -> Any:
