@@ -125,10 +125,16 @@ def of_chunks(
             "vocab_group": vocab,
             "sequence_group": (("student_time", "teacher_time"), {"grad_reduction": "sum"}),
         },
-        more={"assert_finite": {"alignment": all_aligned}},
+        more={
+            "assert_finite": {
+                "alignment": all_aligned,
+                "temperature": st.sampled_from((1.0, 2.0)),
+            }
+        },
         by={"assert_gradients": by},  # the teacher has no gradient
         ignores=("projection.student_weights",),  # of columns that are left out
-        # The reverse divergence from a probability that is 0 in float32 is infinite.
+        # The reverse divergence from a probability that is 0 in float32 is infinite, as it is of
+        # larger logits, or at a lower temperature.
         large=5,
         paths=BLOCKS,
         second=("refused",),
