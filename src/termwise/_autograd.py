@@ -37,9 +37,14 @@ def apply(function: type[Function], *inputs: Any) -> Any:
     """Apply a function whose forward takes `*others`.
 
     If no input requires a gradient, Dynamo traces forward directly, and mistakes one with `*others`
-    for one that takes a context first. In that case this calls forward itself.
+    for one that takes a context first. In that case this calls forward itself. Nor does Dynamo take
+    a tensor for two inputs, such as the chunks of models with one tokenizer: the second is a view.
     """
     if torch.compiler.is_compiling():
+        inputs = tuple(
+            x.view_as(x) if isinstance(x, Tensor) and any(x is y for y in inputs[:place]) else x
+            for place, x in enumerate(inputs)
+        )
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         if not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors):
             return function.forward(*inputs)

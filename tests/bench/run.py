@@ -107,14 +107,11 @@ def compared(case: Case, tensors: list[Tensor], peer: Loss | None) -> dict[str, 
         for one, other in zip(expected, step(loss, tensors), strict=True):
             if one is None or other is None:
                 continue
-            scale = float(one.abs().max()) + 1e-12
-            rough = case.dtype == torch.bfloat16
-            torch.testing.assert_close(
-                other.double() / scale,
-                one.double() / scale,
-                rtol=0,
-                atol=0.02 if rough else 1e-3,
-                msg=lambda text, name=name: f"{name}: {text}",
+            # Not each element: where values tie, the gradient of one order is that of another.
+            apart = torch.linalg.vector_norm((other - one).double())
+            limit = 0.02 if case.dtype == torch.bfloat16 else 1e-3
+            assert apart <= limit * torch.linalg.vector_norm(one.double()) + 1e-12, (
+                f"{name} differs"
             )
     return losses
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 import termwise as tw
-from termwise import energy, lm, sae
+from termwise import energy, joint_embedding, lm, sae
 from termwise.joint_embedding import vicreg_loss
 from termwise.lm import targeted_variance_loss
 
@@ -54,6 +54,43 @@ def test_twelve_losses_compile_one_by_one():
         inputs = (x, y) if function is vicreg_loss else (x,)
         compiled = torch.compile(function, fullgraph=True, backend="eager")
         assert_same(compiled(*inputs), function(*inputs))
+
+
+def of_one_tokenizer(loss, **options):
+    """Return a loss over chunks that are the same tensors for both models."""
+    ids, valid = torch.tensor([[-1, 0, 0, 1], [0, 1, 1, 1]]), torch.ones(2, 2, dtype=torch.bool)
+    alignment = lm.Alignment(ids, ids, valid, valid)
+    return lambda x: loss(x, x, alignment=alignment, **options)
+
+
+# Its own transpose.
+ENTRIES = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 2]), torch.ones(3)
+PROJECTION = lm.VocabProjection(3, 3, *ENTRIES, *ENTRIES)
+ONE_TENSOR = {
+    "vicreg": lambda x: vicreg_loss(x[0], x[0]),
+    "info_nce": lambda x: joint_embedding.info_nce_loss(x[0], x[0], scale=2.0),
+    "sigmoid": lambda x: joint_embedding.sigmoid_contrastive_loss(
+        x[0], x[0], scale=x[0, 0, 0], bias=x[0, 0, 0]
+    ),
+    "barlow": lambda x: joint_embedding.barlow_twins_loss(x[0], x[0]),
+    "linear": lambda x: lm.linear_distillation_loss(x, x[0, :3], x, x[0, :3]),
+    "projected": of_one_tokenizer(lm.projected_kl_loss, projection=PROJECTION),
+    "partitioned": of_one_tokenizer(
+        lm.partitioned_loss, partition=lm.vocab_partition(PROJECTION, rule="strict")
+    ),
+    "universal": of_one_tokenizer(lm.universal_logit_loss),
+}
+
+
+@pytest.mark.parametrize("name", ONE_TENSOR)
+def test_one_tensor_for_two_arguments_compiles(name):
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    loss = ONE_TENSOR[name]
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    ours, expected = compiled(x), loss(x)
+    assert_same(ours, expected)
+    gradients = [torch.autograd.grad(terms.loss, x)[0] for terms in (ours, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_compiled_backward_pass_has_no_hessian_in_it():

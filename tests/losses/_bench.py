@@ -245,9 +245,12 @@ LOGIT_SIZES = (2, 16, 100), (4, 64, 1000), (1, 65, 32_000)
 HEADS = (1, 17, 1000), (2, 64, 8000), (2, 256, 32_000)
 LATENTS = (64, 256, 64), (256, 2048, 512), (1024, 8192, 512)
 BATCHES = (32, 64), (256, 128), (128, 784)
+CHUNKED = (16, 1000), (64, 8000), (512, 32_768)
 over_head = functools.partial(Case, HEADS, size_of=over_vocab, rows=256, products=head_products)
 over_latents = functools.partial(Case, LATENTS, rows=1024)
-over_chunks = functools.partial(Case, (), chunked, rows=1024, size_of=lambda rows: (rows, 32_768))
+over_chunks = functools.partial(
+    Case, CHUNKED, chunked, rows=1024, size_of=lambda rows: (rows, 32_768)
+)
 # 2^26 logits of 4096 rows, of two views each.
 of_pairs = functools.partial(
     Case, ((64, 128), (256, 128), (2048, 256)), rows=4096, size_of=lambda rows: (rows, 256)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from losses import Variant
 from losses._bench import (
+    CHUNKED,
     Case,
     alignment_of,
     chunked,
@@ -142,7 +143,7 @@ LINEAR_PROJECTED_KL = of_chunks(
     formula=of_a_head,
     bench={
         "": Case(
-            (),
+            CHUNKED,
             chunked_head,
             plain_linear_projected_kl,
             our_linear_projected_kl,
