@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._groups import GradReduction, ProcessGroup, first_column
-from .._numbers import lifted
 from .._terms import Terms, terms
 from ._checks import divisor
 from ._chunks import logit_chunks
@@ -65,14 +64,14 @@ def next_token_terms(
 
 
 def terms_of_few(
-    logits: Tensor, tokens: Tensor, normalizer: Tensor | float | None
+    rows: Tensor, tokens: Tensor, normalizer: Tensor | float | None
 ) -> NextTokenTerms | None:
-    """Return the terms of few logits, by a fused kernel, if it supports all tokens.
+    """Return the terms of few rows of logits, by a fused kernel, if it supports all tokens.
 
-    It does not support padding, or targets beyond the vocabulary, which `gather` refuses.
+    It does not support padding, or targets beyond the vocabulary, which `gather` refuses. The first
+    tokens are not targets.
     """
-    rows, targets = lifted(logits)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()
-    found = rows.detach()
+    targets, found = tokens[:, 1:].flatten().long(), rows.detach()
     try:
         right = found.gather(1, targets.unsqueeze(1)).ge_(found.amax(1, keepdim=True))
     except RuntimeError:

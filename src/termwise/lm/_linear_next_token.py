@@ -1,15 +1,23 @@
 """Next-token cross-entropy from hidden states and the head's weight, without storing all logits."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
+from . import _linear_rows
 from ._checks import check_groups, check_normalizer
-from ._cross_entropy_rows import NextTokenTerms, local_targets, next_token_terms, targets_of
+from ._cross_entropy_rows import (
+    NextTokenTerms,
+    local_targets,
+    next_token_terms,
+    targets_of,
+    terms_of_few,
+)
 from ._linear_rows import Weighted, check_softcap, head_of, lifted_heads, over_linear_rows
-from ._rows import adds_ranks
+from ._rows import adds_ranks, few_that_count
 
 
 @contract
@@ -96,6 +104,13 @@ def linear_next_token_loss(
     check_groups(name, batch_group, vocab_group, sequence_group)
     check_softcap(name, softcap=softcap)
     check_normalizer(name, normalizer)
+    limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
+    few = few_that_count(hidden, _linear_rows.FEW, *limits, columns=len(weight))
+    if few and not torch.compiler.is_compiling():
+        (student,) = lifted_heads(head_of(hidden[:, :-1], weight, bias, softcap))
+        found = terms_of_few(student.all_logits(None), tokens, normalizer)
+        if found is not None:
+            return found
     targets = targets_of(tokens, mask, sample_mask, sequence_group)
     (student,) = lifted_heads(head_of(hidden, weight, bias, softcap))
     loss, _, hits, count = over_linear_rows(

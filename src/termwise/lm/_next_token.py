@@ -9,7 +9,7 @@ from torch import Tensor
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
 from .._module import LossModule
-from .._numbers import lifted_dtype
+from .._numbers import lifted, lifted_dtype
 from . import _rows
 from ._checks import check_groups, check_normalizer
 from ._cross_entropy_rows import (
@@ -98,7 +98,8 @@ def next_token_loss(
     check_normalizer("next_token_loss", normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
     if not torch.compiler.is_compiling() and few_that_count(logits, _rows.FUSED, *limits):
-        found = terms_of_few(logits, tokens, normalizer)
+        rows = lifted(logits)[:, :-1].flatten(0, 1)
+        found = terms_of_few(rows, tokens, normalizer)
         if found is not None:
             return found
     targets = targets_of(tokens, mask, sample_mask, sequence_group)

@@ -124,8 +124,10 @@ def _or_none(unused: Tensor) -> Tensor | None:
     return None if on_host(unused) and not bool(unused.any()) else unused
 
 
-def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
-    """Whether x [batch, time, columns] is small and all but the last positions count.
+def few_that_count(x: Tensor, most: int, *limits: object, columns: int | None = None) -> bool:
+    """Whether logits [batch, time, columns] are few and all but the last positions count.
+
+    They are x, or their columns are given and x has the positions.
 
     On the CPU, without masks and groups (limits), a loss then copies the logits without the last
     positions, which predict nothing, and needs no masks, which take several calls each. A compiler
@@ -135,7 +137,9 @@ def few_that_count(x: Tensor, most: int, *limits: object) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    return x.numel() <= most and on_host(x) and not transformed()
+    width = x.shape[2] if columns is None else columns
+    few = x.shape[0] * x.shape[1] * width <= most
+    return few and on_host(x) and not transformed()
 
 
 def differentiated(formula: Callable[..., PerRow]) -> ByHand:
