@@ -311,7 +311,8 @@ class Record:
         if not self.by_key or not isinstance(value, Mapping):
             return ""
         lacking = [field for field in self.fields if field in self.required and field not in value]
-        return f"it has no {lacking[0]!r}" if lacking else ""
+        # Not !r, which PyTorch 2.10 drops as it traces in Python 3.13.
+        return f"it has no '{lacking[0]}'" if lacking else ""
 
     def problem(self, value: Any, owner: str, known: Bindings) -> str:
         """Return which field does not fit, or "" and bind all axes."""
@@ -346,7 +347,7 @@ def record_of(hint: Any) -> Record:
 def field_of(owner: str, field: str, *, by_key: bool = False) -> str:
     """Name the field of an argument, or of the result."""
     if by_key:
-        return f"{owner}[{field!r}]"
+        return f"{owner}['{field}']"
     return f"{owner}'s {field}" if owner == RESULT else f"{owner}.{field}"
 
 
