@@ -55,7 +55,8 @@ ONLY_WAY = {
     "_Refusing, _Once, _HeldEnergies": "second derivatives that raise an error",
     "_WithGradients, _Differentiable": "the backward pass of each operator",
     "_JumpReLU, _ActiveCount, _TanhJump": "estimates of gradients that are 0 almost everywhere",
-    "_Magnitudes": "the derivative 1 of |f| at 0",
+    "_SumOfRoots, _HalfInverseRoot": "finite derivatives where eigenvalues coincide",
+    "_Magnitudes": "the derivative 1 of a latent's size at 0",
     "_Gated": "a gradient of 0 from a part of weight 0 that is infinite",
     "_Product": "products that autocast does not round in the backward pass",
     "_WeightedSum, _WeightedSumGradients": "`embedding_bag` with second derivatives, under `vmap`",
@@ -144,6 +145,10 @@ def split(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+def code(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", "))
+
+
 def of_a_loss(loss: str) -> Iterator[str]:
     (page,) = PAGES.glob(f"api/*/{loss}.md")
     table = page.read_text().partition(run.BEGIN)[2].partition("\n## ")[0]
@@ -159,12 +164,12 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     for operator, losses in LOSSES.items():
         for loss in losses:
             for line in of_a_loss(loss):
-                yield f"| {operator} {line}"
+                yield f"| {code(operator)} {line}"
     for operator, case in PARTS.items():
         rows = [split(row) for row in run.rows_of(operator, case, options, __file__)]
-        yield f"| {operator} {cells('itself', rows)}"
+        yield f"| {code(operator)} {cells('itself', rows)}"
     for operator, why in ONLY_WAY.items():
-        yield f"| {operator} | the only way: {why} | | | | |"
+        yield f"| {code(operator)} | the only way: {why} | | | | |"
 
 
 def main() -> None:

@@ -108,11 +108,8 @@ def compared(case: Case, tensors: list[Tensor], peer: Loss | None) -> dict[str, 
             if one is None or other is None:
                 continue
             # Not each element: where values tie, the gradient of one order is that of another.
-            apart = torch.linalg.vector_norm((other - one).double())
-            limit = 0.02 if case.dtype == torch.bfloat16 else 1e-3
-            assert apart <= limit * torch.linalg.vector_norm(one.double()) + 1e-12, (
-                f"{name} differs"
-            )
+            apart, size = (torch.linalg.vector_norm(x.double()) for x in (other - one, one))
+            assert apart <= 0.02 * size + 1e-12, f"{name} differs by {apart / size:.3f}"
     return losses
 
 
