@@ -38,7 +38,7 @@ def apply(function: type[Function], *inputs: Any) -> Any:
 
     If no input requires a gradient, Dynamo traces forward directly, and mistakes one with `*others`
     for one that takes a context first. In that case this calls forward itself. Nor does Dynamo take
-    a tensor for two inputs, such as the chunks of models with one tokenizer: the second is a view.
+    one tensor for two inputs, as of a projection that is its own transpose: the second is a view.
     """
     if torch.compiler.is_compiling():
         inputs = tuple(

@@ -113,7 +113,7 @@ def cached_gradients(
         for batch in batches:
             states.append(_random_states())
             embedded.append(_tensors(embed(batch)))
-    # PyTorch 2.9 would otherwise reuse the weights that autocast converted without a graph.
+    # PyTorch 2.10 would otherwise reuse the weights that autocast converted without a graph.
     torch.clear_autocast_cache()
     counts = [len(tensors) for tensors in embedded]
     if len(set(counts)) > 1:

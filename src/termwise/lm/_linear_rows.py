@@ -19,7 +19,7 @@ from .._numbers import (
     accumulator,
     block_rows,
     may_look_at,
-    plain_product,
+    product,
     without_autocast,
 )
 from .._operators import Operator, with_gradients
@@ -70,7 +70,7 @@ class Head(NamedTuple):
 
     def all_logits(self, left_out: Tensor | None) -> Tensor:
         """Return all logits, with 0 in the hidden states left out, for autograd."""
-        x, cap = plain_product(clear(self.hidden, left_out), self.weight.T), self.softcap
+        x, cap = product(clear(self.hidden, left_out), self.weight.T), self.softcap
         x = x + self.bias if len(self.bias) else x
         return x if cap is None else cap * (x / cap).tanh()
 
