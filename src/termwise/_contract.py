@@ -323,7 +323,8 @@ def _float_of(value: Any) -> Any:
     if not is_another_real(value):
         return value
     if torch.compiler.is_compiling() and isinstance(value, numbers.Rational):
-        return value.numerator / value.denominator  # PyTorch 2.11 does not trace float(Fraction)
+        rational: Any = value  # PyTorch 2.11 does not trace float(Fraction)
+        return rational.numerator / rational.denominator
     return float(value)
 
 
