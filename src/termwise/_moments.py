@@ -74,7 +74,9 @@ def second_moments(
     if isinstance(views, Tensor):
         each, together = (views,) if views.ndim == 2 else views.unbind(), views
     first = each[0]
-    if counts is None and path != "gram" and first.shape[0] > 1 and is_small(first):
+    wide = path == "auto" and 2 * first.shape[0] <= first.shape[1]  # then its Gram matrix is small
+    few = first.numel() <= 2 * FEW if wide else path != "gram" and is_small(first)
+    if counts is None and first.shape[0] > 1 and few:
         return _as_written(torch.stack(tuple(each)) if together is None else together, path)
     moments = [
         differentiable(
