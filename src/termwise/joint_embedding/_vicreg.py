@@ -103,7 +103,8 @@ def vicreg_loss(
         The terms of the whole batch, the same on every rank. Gradients, combined over ranks as
         `grad_reduction` says, equal those of one process that holds all rows. Second derivatives,
         in eager and in reverse mode, are correct without a group and raise NotImplementedError with
-        one; forward mode is for views of up to 2^15 elements and a dim of 256 alone.
+        one; forward mode is for views of up to 2^15 elements and a dim of 256, or of 2^16 elements
+        and a dim of twice the batch or more, alone.
 
         Communication of each rank, for d = dim, N = rows over all ranks, n = rows of this rank, W =
         ranks, in elements of that dtype (float32 for half precision): 4 sums of d and one of 1, and
