@@ -107,9 +107,13 @@ def compared(case: Case, tensors: list[Tensor], peer: Loss | None) -> dict[str, 
         for one, other in zip(expected, step(loss, tensors), strict=True):
             if one is None or other is None:
                 continue
-            # Not each element: where values tie, the gradient of one order is that of another.
-            apart, size = (torch.linalg.vector_norm(x.double()) for x in (other - one, one))
-            assert apart <= 0.02 * size + 1e-12, f"{name} differs by {apart / size:.3f}"
+            scale = float(one.abs().max()) + 1e-12
+            rough = case.dtype == torch.bfloat16
+            apart = (other.double() - one.double()).abs() / scale > (0.02 if rough else 1e-3)
+            # Where values tie, the gradient of one order is that of another.
+            few = apart.numel() // 1000 if case.ties else 0
+            assert bool(other.isfinite().all()), f"{name} is not finite"
+            assert int(apart.sum()) <= few, f"{name} differs"
     return losses
 
 

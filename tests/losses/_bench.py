@@ -37,6 +37,8 @@ class Case:
     products: Callable[..., object] | None = None
     dtype: torch.dtype = torch.float32
     compiled: bool = True
+    ties: bool = False
+    """Whether it sorts, so that at nearly equal values its gradient is that of either order."""
 
 
 def normal(*size: int, scale: float = 1.0) -> Tensor:

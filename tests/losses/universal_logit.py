@@ -40,7 +40,7 @@ def our_universal_logit(student: Tensor, teacher: Tensor, *others: Tensor) -> Te
 UNIVERSAL_LOGIT = of_chunks(
     function=lm.universal_logit_loss,
     formula=formula,
-    bench={"": over_chunks(plain_universal_logit, our_universal_logit)},
+    bench={"": over_chunks(plain_universal_logit, our_universal_logit, ties=True)},
     variants={
         "": Variant(
             module=lm.UniversalLogitLoss(), shapes=LOGITS, made=aligned, masks=("sample_mask",)
