@@ -1,13 +1,14 @@
-"""What every test shares: hypothesis profiles, one thread, fresh compiler caches, ranks."""
+"""What every test shares: hypothesis profiles, one thread, fresh compiler caches, ranks.
+
+torch is imported inside functions: xdist's controller, which loads this file before its workers
+start, runs no test.
+"""
 
 import gc
 import os
 
 import hypothesis
 import pytest
-import torch
-
-from termwise.testing import Ranks
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=300)
@@ -16,15 +17,37 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# A fifth of the time to compile goes to looking for garbage among torch's modules, which stay.
-# Dynamo is not imported for it: it imports triton, which tests/peers runs in its interpreter.
-gc.collect()
-gc.freeze()
-gc.set_threshold(1_000_000, 5, 5)
+# Dynamo looks for garbage after it compiles, and checks each operator's result that it may look up
+# again: a third of the time of a test that compiles once. It reads these as it is imported.
+os.environ.setdefault("TORCH_DYNAMO_RUN_GC_AFTER_COMPILE", "0")
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+
+# Garbage is little, 2 GB of memory at the end, and the search for it takes a tenth of the time.
+gc.set_threshold(10_000_000, 5, 5)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest searches five times as it ends
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unmeasured_guards():
+    """Dynamo empties the processor's cache, in 17 ms, to see how long a graph's guards take."""
+    from torch._dynamo import guards
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
+    import torch
+
     torch.set_num_threads(1)
     # torch.manual_seed writes a stack trace down on a machine without a GPU: 1 to 4 ms a test.
     torch.default_generator.manual_seed(0)
@@ -36,11 +59,15 @@ def _fresh_compiler():
 
 @pytest.fixture(scope="session")
 def ranks():
+    from termwise.testing import Ranks
+
     with Ranks(3) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def eight_ranks():
+    from termwise.testing import Ranks
+
     with Ranks(8) as running:
         yield running

@@ -16,6 +16,11 @@ import torch
 import torch.distributed as dist
 
 _SECONDS: Final = 40
+# The last ones are what an operator needs when it is first called, and what compiling needs.
+_IMPORTS: Final = (
+    *("termwise.testing", "torch.distributed.fsdp"),
+    *("torch._dynamo.backends.debugging", "torch._inductor.lowering"),
+)
 
 
 class Ranks:
@@ -52,7 +57,7 @@ class Ranks:
         store = (Path(self._folder.name) / "store").as_uri()
         # One process imports, and the ranks are forks of it: eight imports would take a minute.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["termwise.testing", "torch.distributed.fsdp"])
+        context.set_forkserver_preload(list(_IMPORTS))
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for rank in range(count):
