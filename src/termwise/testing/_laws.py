@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import pickle
 import random
 import re
 import sys
@@ -352,7 +353,7 @@ def _global_state(fn: Function) -> dict[str, Any]:
         **{f"the module's {name}": value.tolist() for name, value in buffers.items()},
         "the global generator's state": torch.get_rng_state().tolist(),
         "the state of random": random.getstate(),
-        "the state of numpy.random": repr(_numpy_state()),
+        "the state of numpy.random": pickle.dumps(_numpy_state()),
         "the precision of matrix products": torch.get_float32_matmul_precision(),
         "the use of deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "the default dtype": torch.get_default_dtype(),
