@@ -41,13 +41,14 @@ def apply(function: type[Function], *inputs: Any) -> Any:
     one tensor for two inputs, as of a projection that is its own transpose: the second is a view.
     """
     if torch.compiler.is_compiling():
-        inputs = tuple(
-            x.view_as(x) if isinstance(x, Tensor) and any(x is y for y in inputs[:place]) else x
-            for place, x in enumerate(inputs)
-        )
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         if not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors):
             return function.forward(*inputs)
+        if len(dict.fromkeys(tensors)) < len(tensors):
+            inputs = tuple(
+                x.view_as(x) if isinstance(x, Tensor) and any(x is y for y in inputs[:place]) else x
+                for place, x in enumerate(inputs)
+            )
     return function.apply(*inputs)
 
 
