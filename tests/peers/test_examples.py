@@ -40,10 +40,12 @@ def test_the_trainer_takes_the_steps_that_it_takes_with_its_own_loss():
     loss = hf_trainer.Loss()
     ours, reported = hf_trainer.main(loss)
     theirs, _ = hf_trainer.main(None)
-    start = hf_trainer.LlamaForCausalLM(ours.config)
+    torch.manual_seed(0)
+    start = hf_trainer.LlamaForCausalLM(ours.config)  # as in main
     for name, parameter in ours.named_parameters():
-        assert_close(parameter, theirs.get_parameter(name), rtol=1e-4, atol=1e-5)
-        assert not torch.equal(parameter, start.get_parameter(name)) or "norm" in name
+        # Not by element: Adam divides a gradient that is rounding by its own size.
+        moved = (parameter - start.get_parameter(name)).norm()
+        assert (parameter - theirs.get_parameter(name)).norm() < 1e-4 * moved, name
     assert set(loss.average.metrics()) == {"loss", "num_tokens", "accuracy"}
     # The mean over the steps, each of which is a mean over the tokens of both micro-batches.
     assert loss.average.metrics()["loss"] == pytest.approx(reported, rel=1e-2)
