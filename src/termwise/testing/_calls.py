@@ -390,11 +390,6 @@ class Signature:
         """Return the argument names, tensors last: "{k}+1" needs a k that has been checked."""
         return sorted(self.hints, key=lambda name: has_arrays(self.hints[name]))
 
-    @functools.cached_property
-    def in_shapes(self) -> set[str]:
-        """Return the names of the arguments that axes are computed from."""
-        return {name for hint in self.hints.values() for name in _shape_arguments(hint)}
-
     def hint(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Return an argument's annotation with values filled in ("{k}+1" becomes "2+1")."""
         known = {**self.defaults, **self.bound, **arguments}
@@ -450,7 +445,9 @@ class _FromSizes:
     function: Callable[[dict[str, Any]], Any]
 
 
+@st.composite
 def drawn_calls(
+    draw: st.DrawFn,
     fn: Callable[..., Any],
     inputs: Inputs,
     *,
@@ -460,10 +457,11 @@ def drawn_calls(
     at_least_two: str = "",
     choose_sizes: Callable[[list[str]], Sequence[Mapping[str, int]]] | None = None,
     meta: bool = False,
-) -> st.SearchStrategy[list[Call]]:
+) -> list[Call]:
     """Draw calls that differ only in their floating tensors, or in the sizes that are asked for.
 
     Args:
+        draw: draws from a strategy; hypothesis passes it.
         fn: the function.
         inputs: the keyword arguments of `calls`.
         count: number of calls.
@@ -475,30 +473,10 @@ def drawn_calls(
             tensor sets. The tensors of these calls are contiguous.
         meta: whether tensors are on the meta device.
     """
-    # Read once, when the first call is drawn: annotations may name what is defined later.
-    signature = functools.cache(lambda: Signature(fn))
-    return _drawn_calls(
-        fn, signature, inputs, count, normal, large, at_least_two, choose_sizes, meta
-    )
-
-
-@st.composite
-def _drawn_calls(
-    draw: st.DrawFn,
-    fn: Callable[..., Any],
-    read_signature: Callable[[], Signature],
-    inputs: Inputs,
-    count: int,
-    normal: bool,
-    large: bool,
-    at_least_two: str,
-    choose_sizes: Callable[[list[str]], Sequence[Mapping[str, int]]] | None,
-    meta: bool,
-) -> list[Call]:
     if unknown := inputs.keys() - Inputs.__annotations__.keys():
         known = ", ".join(Inputs.__annotations__)
         raise TypeError(f"calls take no {', '.join(sorted(unknown))}, only {known}")
-    signature = read_signature()
+    signature = Signature(fn)
     given: Any = inputs.get("given")
     given_values: dict[str, Any] = {}
     # First everything that has no shape, then sizes, then tensors.
@@ -585,13 +563,14 @@ def _choose_all(
 ) -> dict[str, Any]:
     """Choose a value for each argument, or what to build once sizes are known."""
     by_name = _split_overrides(draw, overrides)
+    in_shapes = {name for hint in signature.hints.values() for name in _shape_arguments(hint)}
     chosen: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if name in given_values:
             chosen[name] = given_values[name]
             continue
         hint = signature.hints.get(name)
-        if name in signature.in_shapes:  # a size cannot be computed from None
+        if name in in_shapes:  # a size cannot be computed from None
             options = [option for option in options_of(hint) if option is not type(None)]
             hint = typing.Union[tuple(options)] if options else hint  # noqa: UP007
         chosen[name] = _choose(draw, signature.name, name, hint, parameter.default, by_name)
