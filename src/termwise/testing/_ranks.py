@@ -16,11 +16,6 @@ import torch
 import torch.distributed as dist
 
 _SECONDS: Final = 40
-# The last ones are what an operator needs when it is first called, and what compiling needs.
-_IMPORTS: Final = (
-    *("termwise.testing", "torch.distributed.fsdp"),
-    *("torch._dynamo.backends.debugging", "torch._inductor.lowering"),
-)
 
 
 class Ranks:
@@ -57,7 +52,10 @@ class Ranks:
         store = (Path(self._folder.name) / "store").as_uri()
         # One process imports, and the ranks are forks of it: eight imports would take a minute.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_IMPORTS))
+        # A custom operator imports Dynamo when it is first called.
+        context.set_forkserver_preload(
+            ["termwise.testing", "torch.distributed.fsdp", "torch._dynamo"]
+        )
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for rank in range(count):
