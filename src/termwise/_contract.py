@@ -11,6 +11,7 @@ import functools
 import inspect
 import numbers
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -109,35 +110,30 @@ def contract(fn: Callable[P, R]) -> Callable[P, R]:
 
     # Because it is marked as constant, Dynamo runs it while tracing instead of tracing it.
     def ready() -> None:
-        if "made" not in scope:
-            scope["made"] = check.generated()
+        if check.made is None:
+            check.made = check.generated()
 
     ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    scope: dict[str, Any] = {"__builtins__": builtins, "ready": ready}
-    stub = _stub_of_coroutine if inspect.iscoroutinefunction(fn) else _stub
+
+    # Dynamo names what a function reads by where it lies. It makes a new name for globals without
+    # a module each time that it traces, and would trace again for each number among them.
+    def stub(*args: Any, **kwargs: Any) -> Any:
+        ready()
+        return check.made(*args, **kwargs)  # type: ignore[misc]
+
+    async def stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
+        ready()
+        return await check.made(*args, **kwargs)  # type: ignore[misc]
+
+    chosen = stub_of_coroutine if inspect.iscoroutinefunction(fn) else stub
     # Dynamo keeps its caches and its recompile limit by code object: without a copy for each
     # function, the ninth loss compiled in a process would fail.
-    code = stub.__code__.replace(co_name=function.__name__)
-    checked = types.FunctionType(code, scope, function.__name__)
+    code = chosen.__code__.replace(co_name=function.__name__)
+    checked = types.FunctionType(code, globals(), function.__name__, None, chosen.__closure__)
     return cast("Callable[P, R]", functools.wraps(fn)(checked))
 
 
 ContractError.__module__ = "termwise"  # the name under which users import it, shown in tracebacks
-
-
-# Globals of the generated functions below, which are made once for each decorated function.
-ready: Callable[[], None]
-made: Callable[..., Any]
-
-
-def _stub(*args: Any, **kwargs: Any) -> Any:
-    ready()
-    return made(*args, **kwargs)
-
-
-async def _stub_of_coroutine(*args: Any, **kwargs: Any) -> Any:
-    ready()
-    return await made(*args, **kwargs)
 
 
 def _refuse_misuse(fn: Any) -> None:
@@ -189,6 +185,7 @@ class _Check:
         self.groups = tuple(p.name for p in self.parameters if p.name.endswith("_group"))
         self.expected: dict[str, Expected] | None = None
         self.returns = Expected(Any)
+        self.made: Callable[..., Any] | None = None
         # Names that are defined later, such as a method's own class, are resolved at the first
         # call.
         try:
@@ -377,8 +374,7 @@ class _Writer:
         while any(name.startswith(self.prefix) for name in taken):
             self.prefix += "_"
         self.count = 0
-        self.scope: dict[str, Any] = {"__builtins__": builtins}
-        self.constants: list[str] = []
+        self.constants: dict[str, Any] = {}
         self.head: list[str] = []
         # For each axis: its local, the source of its owner's name, whether it is always bound.
         self.axes: dict[str, tuple[str, str, bool]] = {}
@@ -395,13 +391,11 @@ class _Writer:
 
     def constant(self, value: Any) -> str:
         """Return a name for a value in the source; Dynamo guards each name once."""
-        for name in self.constants:
-            one = self.scope[name]
+        for name, one in self.constants.items():
             if one is value or (isinstance(value, frozenset) and one == value):
                 return name
         name = f"{self.new()}c"
-        self.constants.append(name)
-        self.scope[name] = value
+        self.constants[name] = value
         return name
 
     def written(
@@ -437,11 +431,13 @@ class _Writer:
             lines = [f"    return {awaited}{self.constant(again)}({values})"]
         name = fn.__name__ if fn.__name__.isidentifier() else "checked"  # <lambda>
         head = f"{'async ' if self.of_coroutine else ''}def {name}({self.declared(parameters)}):"
-        source = "\n".join([head, first, *lines])
-        exec(compile(source, f"<contract of {fn.__qualname__}>", "exec"), self.scope)
-        made = cast("types.FunctionType", self.scope.pop(name))
+        within = textwrap.indent("\n".join([head, first, *lines]), "    ")
+        make = f"{self.new()}make"
+        source = f"def {make}({', '.join(self.constants)}):\n{within}\n    return {name}"
+        scope: dict[str, Any] = {"__builtins__": builtins}
+        exec(compile(source, f"<contract of {fn.__qualname__}>", "exec"), scope)
+        made = cast("types.FunctionType", scope[make](*self.constants.values()))
         made.__qualname__ = fn.__qualname__
-        made.source = source  # type: ignore[attr-defined]
         return made
 
     def declared(self, parameters: tuple[inspect.Parameter, ...]) -> str:

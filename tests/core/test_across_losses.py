@@ -56,6 +56,21 @@ def test_twelve_losses_compile_one_by_one():
         assert_same(compiled(*inputs), function(*inputs))
 
 
+def test_a_number_beside_a_loss_is_no_float():
+    """Where sizes are symbols Dynamo makes one of it, which may not go into a backward pass."""
+    root = Path(tw.__file__).parent
+    files = [path for path in root.rglob("*.py") if path.relative_to(root).parts[0] != "demo"]
+    values = [
+        (path.name, node.value)
+        for path in files
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+    ]
+    numbers = [(name, value.value) for name, value in values if isinstance(value, ast.Constant)]
+    assert any(isinstance(value, int) for _, value in numbers)
+    assert not [found for found in numbers if isinstance(found[1], float)]
+
+
 def of_one_tokenizer(loss, **options):
     """Return a loss over chunks that are the same tensors for both models."""
     ids, valid = torch.tensor([[-1, 0, 0, 1], [0, 1, 1, 1]]), torch.ones(2, 2, dtype=torch.bool)

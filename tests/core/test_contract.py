@@ -658,6 +658,29 @@ def test_functions_transform():
         torch.vmap(pair_loss)(torch.ones(3, 8, 4), torch.zeros(3, 1, 4))
 
 
+def test_a_float_as_a_symbol_is_traced_twice_at_most():
+    """Dynamo names each float that is a symbol by where it lies, to make it a number next time."""
+    traces = []
+
+    @torch.compiler.assume_constant_result
+    def traced():
+        traces.append(1)
+
+    @tw.contract
+    def shifted(x: Float[Tensor, " n"], *, by: float = 0.0) -> Float[Tensor, " n"]:
+        traced()
+        return x if by == 0 else x + by
+
+    x = torch.ones(3, requires_grad=True)
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def step(x):
+        return shifted(x).sum()
+
+    assert step(x) == 3
+    assert len(traces) == 2
+
+
 def test_twelve_functions_compile_in_one_process():
     for index in range(12):
 

@@ -122,6 +122,15 @@ def test_no_nan_is_repaired_and_none_raises(bad):
     assert terms.local_nuclear.isnan()
 
 
+def test_it_compiles_with_symbols_for_sizes():
+    z = views(2, 8, 5).requires_grad_()
+    compiled = torch.compile(mmcr_loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    ours, eager = (
+        torch.autograd.grad(loss(z, local_weight=0.1).loss, z)[0] for loss in (compiled, mmcr_loss)
+    )
+    torch.testing.assert_close(ours, eager)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves(dtype):
     z = views(2, 8, 5, dtype)

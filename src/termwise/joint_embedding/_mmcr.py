@@ -17,9 +17,6 @@ from .._numbers import accumulator, lifted_dtype, product
 from .._terms import Terms, terms
 from ._views import refuse_views
 
-# Singular values below this part of the largest are 0, with a gradient of 0.
-_NEGLIGIBLE = 1e-6
-
 
 @terms
 class MMCRTerms(Terms):
@@ -164,7 +161,9 @@ class _SumOfRoots(Function):
     @staticmethod
     def forward(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(gram))
-        is_significant = values > _NEGLIGIBLE**2 * values[..., -1:]
+        # Singular values below 1e-6 of the largest are 0, with a gradient of 0. Dynamo would make a
+        # symbol of a global number, which it cannot pass into this function.
+        is_significant = values > 1e-12 * values[..., -1:]
         roots = values.where(is_significant, 0).sqrt()
         return roots.sum(-1), roots.reciprocal().where(is_significant, 0), vectors
 

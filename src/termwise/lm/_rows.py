@@ -36,7 +36,7 @@ FUSED = 2**18
 SHARDED_ROWS = 512
 # A float16 gradient is scaled by this until the incoming one is known, so that it does not
 # underflow.
-HALF_SCALE = 256.0
+HALF_SCALE = 256
 
 
 # Numbers of each row, which may be anything where it does not count, and marks, False there.
