@@ -64,7 +64,7 @@ def weighted_means(
         counts.append(number if weights is None else weights.sum(dtype=dtype))
     if batch_group is not None:
         # Filled on the device, since copying torch.tensor(number) to it would synchronize.
-        known = [sums[0].new_full((), n) if isinstance(n, int) else n for n in counts]
+        known = [n if isinstance(n, Tensor) else sums[0].new_full((), n) for n in counts]
         scale = _groups.gradient_scale(batch_group, grad_reduction)
         totals = _groups.terminal_sums([*sums, *known], batch_group, scale)
         sums, counts = totals[: len(sums)], [*totals[len(sums) :]]

@@ -143,7 +143,7 @@ def unit_rows(x: Tensor) -> Tensor:
 def two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """Return the unit rows of both views, concatenated, and the index of each row's other view."""
     rows = unit_rows(torch.cat(alike(z1, z2)))
-    return rows, torch.arange(len(rows), device=z1.device).roll(len(z1))
+    return rows, torch.arange(rows.shape[0], device=z1.device).roll(z1.shape[0])
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _weights(rows: Tensor, sigma: float, group: ProcessGroup | None) -> Tensor:
     lowest = exponents.new_full((1,), torch.finfo(exponents.dtype).min)  # of a rank without pairs
     highest = _groups.all_reduce(torch.cat((exponents, lowest)).amax(), name, "max")
     powers = (exponents - highest).exp()
-    sums = torch.stack((powers.sum(), powers.new_full((), len(powers))))
+    sums = torch.stack((powers.sum(), powers.new_full((), powers.shape[0])))
     total, count = _groups.all_reduce(sums, name).unbind()
     weights: Tensor = 2 - powers * (count / total)
     return weights.to(rows.dtype).repeat(2)

@@ -130,7 +130,7 @@ def ibot_loss(
     else:
         _check_index(image_index, images)
         weights = None
-        divisor = max(n_masked, 1) if isinstance(n_masked, int) else n_masked.clamp_min(1)
+        divisor = n_masked.clamp_min(1) if isinstance(n_masked, Tensor) else max(n_masked, 1)
     means = cross_entropy_of_views(
         student_logits,
         teacher_probs,
@@ -141,7 +141,7 @@ def ibot_loss(
         group=batch_group,
         grad_reduction=grad_reduction,
     )
-    counted = torch.full_like(means.kl, n_masked) if isinstance(n_masked, int) else n_masked
+    counted = n_masked if isinstance(n_masked, Tensor) else torch.full_like(means.kl, n_masked)
     return IBOTTerms(
         loss=means.cross_entropy, **means._asdict(), n_masked=counted.to(means.kl.dtype)
     )

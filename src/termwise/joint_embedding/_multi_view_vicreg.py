@@ -139,7 +139,7 @@ def multi_view_vicreg_loss(
         grad_reduction=grad_reduction,
         caller="multi_view_vicreg_loss",
     )
-    invariance, var, cov = apart.between_views(), moments.var / len(z), moments.cov / len(z)
+    invariance, var, cov = apart.between_views(), moments.var / z.shape[0], moments.cov / z.shape[0]
     loss = weighted(invariance_weight, invariance)
     loss = loss + weighted(var_weight, var) + weighted(cov_weight, cov)
     if all(map(is_zero, (invariance_weight, var_weight, cov_weight))):

@@ -76,7 +76,7 @@ def terms_of_few(
         right = found.gather(1, targets.unsqueeze(1)).ge_(found.amax(1, keepdim=True))
     except RuntimeError:
         return None
-    count = found.new_full((), len(targets))
+    count = found.new_full((), targets.shape[0])
     loss = F.cross_entropy(rows, targets, reduction="mean" if normalizer is None else "sum")
     if normalizer is not None:
         loss = (loss / divisor(normalizer, count)).to(rows.dtype)

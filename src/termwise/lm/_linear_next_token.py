@@ -105,7 +105,7 @@ def linear_next_token_loss(
     check_softcap(name, softcap=softcap)
     check_normalizer(name, normalizer)
     limits = (mask, sample_mask, batch_group, vocab_group, sequence_group)
-    few = few_that_count(hidden, _linear_rows.FEW, *limits, columns=len(weight))
+    few = few_that_count(hidden, _linear_rows.FEW, *limits, columns=weight.shape[0])
     if few and not torch.compiler.is_compiling():
         (student,) = lifted_heads(head_of(hidden[:, :-1], weight, bias, softcap))
         found = terms_of_few(student.all_logits(None), tokens, normalizer)

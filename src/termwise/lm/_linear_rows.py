@@ -122,7 +122,7 @@ def over_linear_rows(
     those on top. Only the first has a gradient: with respect to the student's hidden states, weight
     and bias. `wide_sums` is as in `over_rows`.
     """
-    few = len(student.hidden) * len(student.weight) <= FEW
+    few = student.hidden.shape[0] * student.weight.shape[0] <= FEW
     if not torch.compiler.is_compiling() and vocab_group is None and few:
         return _of_few(student, teacher, local, unused, weighted, wide_sums)
     inputs = _Inputs(

@@ -299,7 +299,7 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 
 def mean_of_few(per_row: Tensor, normalizer: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """Return the sum of `few_that_count`, divided by the normalizer, and their number."""
-    count = per_row.new_full((), len(per_row))
+    count = per_row.new_full((), per_row.shape[0])
     if normalizer is None and torch.compiler.is_compiling():
         return per_row.mean(dtype=accumulator(per_row)), count
     if normalizer is None:

@@ -166,7 +166,7 @@ def active(f: Latents, mask: Tensor | None, batch_group: ProcessGroup | None) ->
     """
     values = (f.values if isinstance(f, SparseLatents) else f).detach()
     if mask is None and batch_group is None and few(values) and not transformed():
-        return _nonzero(values).sum(dtype=lifted_dtype(values)) / len(values)
+        return _nonzero(values).sum(dtype=lifted_dtype(values)) / values.shape[0]
     return row_norms(values, 0)
 
 
