@@ -52,6 +52,22 @@ def apply(function: type[Function], *inputs: Any) -> Any:
     return function.apply(*inputs)
 
 
+def apply_own(what: str, function: type[Function], *inputs: Any) -> Any:
+    """Apply a function whose backward pass is not the derivative of its forward pass.
+
+    Where a transform of `torch.func` is compiled, Dynamo traces forward alone, and the gradient
+    would be the derivative of that (https://github.com/pytorch/pytorch/issues/193279). Whether a
+    tensor is differentiated cannot be seen there.
+    """
+    if torch.compiler.is_dynamo_compiling() and transformed() and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{what} has a gradient of its own, which torch.compile leaves out within "
+            "torch.func.grad and torch.vmap: leave out torch.compile or the transform, or, for "
+            "values alone, call it under torch.no_grad()"
+        )
+    return apply(function, *inputs)
+
+
 def on_host(x: Tensor) -> bool:
     """Whether reading a tensor's values does not synchronize with a device."""
     return x.is_cpu and not isinstance(x, FakeTensor)

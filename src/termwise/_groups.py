@@ -13,13 +13,14 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed import ProcessGroup as ProcessGroup
 
-from ._autograd import Function, apply, refusing
+from ._autograd import Function, apply_own, refusing
 
 GradReduction = Literal["mean", "sum"]
 """How a trainer combines the ranks' gradients: "mean" (DDP, FSDP) or "sum"."""
 
 T = TypeVar("T")
 
+_SUM = "a sum over ranks"
 NO_SECOND_DERIVATIVE = (
     "a loss over a process group has no second derivative: "
     "it would need the gradients of the other ranks"
@@ -54,7 +55,7 @@ def terminal_sums(
     """
     if group is None:
         return list(parts)
-    return list(apply(_TerminalSums, group.group_name, scale, *parts))
+    return list(apply_own(_SUM, _TerminalSums, group.group_name, scale, *parts))
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -64,7 +65,7 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return x
-    return cast("Tensor", _SumOverRanks.apply(x, group.group_name))
+    return cast("Tensor", apply_own(_SUM, _SumOverRanks, x, group.group_name))
 
 
 def replicated(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -74,7 +75,7 @@ def replicated(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return x
-    return cast("Tensor", _Replicated.apply(x, group.group_name))
+    return cast("Tensor", apply_own(_SUM, _Replicated, x, group.group_name))
 
 
 def row_counts(x: Tensor, group: ProcessGroup | None) -> Tensor | None:

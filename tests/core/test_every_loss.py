@@ -99,6 +99,24 @@ def test_compiled_without_gradients(name):
 
 
 @EACH
+def test_a_gradient_that_is_compiled_is_right_or_refused(name):
+    """Within torch.func, Dynamo differentiates the forward pass of a function of ours."""
+    case = CASES[name]
+    if not is_written_by_hand(case):
+        return
+    inputs, extra = case.held.tensors(), case.held.extra()
+    gradient = torch.func.grad(lambda *xs: case.function(*xs, **extra).loss)
+    try:
+        ours = torch.compile(gradient, fullgraph=True, backend="eager")(*inputs)
+    except RuntimeError as refused:  # the second is PyTorch's, of its custom operators
+        refusals = ("has a gradient of its own", "autograd.Function with functorch transforms")
+        if not any(refusal in str(refused) for refusal in refusals):
+            raise
+    else:
+        torch.testing.assert_close(ours, gradient(*inputs))
+
+
+@EACH
 def test_a_wrong_argument_is_named_as_dynamo_traces_it(name, monkeypatch):
     """test_contract.py shows that Dynamo can trace it, and raises the error."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

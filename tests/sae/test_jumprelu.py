@@ -497,3 +497,17 @@ def test_given_latents_and_their_reconstruction_are_not_computed_again(penalty, 
         torch.testing.assert_close(ours, gradients)
     with pytest.raises(ValueError, match="^jumprelu_loss needs f where x_hat is given, got None"):
         jumprelu_loss(x, pre, W_dec, b_dec, x_hat=x, **options)
+
+
+def test_compiled_within_a_transform_it_is_refused_with_what_to_write():
+    gradient = torch.func.grad(lambda x: jumprelu(x, torch.ones(3), bandwidth=2.0).sum())
+    compiled = torch.compile(gradient, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="jumprelu has a gradient of its own"):
+        compiled(torch.ones(2, 3))
+    values = torch.compile(
+        torch.vmap(lambda x: jumprelu(x, torch.ones(3), bandwidth=2.0)),
+        fullgraph=True,
+        backend="eager",
+    )
+    with torch.no_grad():
+        assert torch.equal(values(torch.full((2, 4, 3), 2.0)), torch.full((2, 4, 3), 2.0))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._autograd import Function, refusing
+from .._autograd import Function, apply_own, refusing
 from .._coefficients import weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -138,7 +138,8 @@ def contrastive_divergence_kl_term(
             energies, slope = energies_and_gradients(
                 name, energy, samples.detach(), differentiation, "samples"
             )
-        held = cast("Tensor", _HeldEnergies.apply(points, energies.detach(), slope.detach()))
+        given = (points, energies.detach(), slope.detach())
+        held = cast("Tensor", apply_own(name, _HeldEnergies, *given))
         mean_energy, entropy = weighted_means(
             ([held, entropies.to(held.dtype)], None),
             batch_group=batch_group,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._autograd import Function
+from .._autograd import Function, apply_own
 from .._coefficients import is_zero, weighted
 from .._contract import contract
 from .._groups import GradReduction, ProcessGroup
@@ -125,7 +125,8 @@ def jumprelu(
         tensor([-0.5000, -0.5000, -0.0000])
     """
     _check_bandwidth("jumprelu", bandwidth)
-    return cast("Tensor", _JumpReLU.apply(pre, threshold, bandwidth, input_gradient, False))
+    f = apply_own("jumprelu", _JumpReLU, pre, threshold, bandwidth, input_gradient, False)
+    return cast("Tensor", f)
 
 
 @contract
@@ -169,7 +170,8 @@ def jumprelu_l0(
         tensor([2.])
     """
     _check_bandwidth("jumprelu_l0", bandwidth)
-    return cast("Tensor", _ActiveCount.apply(pre, threshold, bandwidth, input_gradient, True))
+    l0 = apply_own("jumprelu_l0", _ActiveCount, pre, threshold, bandwidth, input_gradient, True)
+    return cast("Tensor", l0)
 
 
 @contract
@@ -317,17 +319,18 @@ def jumprelu_loss(
             'pass a mask of the dead latents, or dead="all" for Anthropic\'s formula'
         )
 
+    name, kernel = "jumprelu_loss", (bandwidth, input_gradient)
     with without_autocast(x):
         pre = cast("Tensor", counted(pre, mask))
         if f is None:
-            f = cast("Tensor", _JumpReLU.apply(pre, theta, bandwidth, input_gradient, True))
+            f = cast("Tensor", apply_own(name, _JumpReLU, pre, theta, *kernel, True))
         else:
             f = lifted(cast("Tensor", counted(f, mask)))
         if x_hat is None:
             x_hat = decode(f, W_dec, b_dec)
         goal = x if target is None else target
         errors = squared_errors(goal, x_hat, mask, feature_reduction, batch_group)
-        active = cast("Tensor", _ActiveCount.apply(pre, theta, bandwidth, input_gradient, False))
+        active = cast("Tensor", apply_own(name, _ActiveCount, pre, theta, *kernel, False))
         if penalty == "tanh":
             active = active.detach()  # only an L0 penalty needs the gradient of L0
         per_row = [errors, active]
@@ -339,7 +342,7 @@ def jumprelu_loss(
                 slopes = norm * tanh_scale
                 above = lifted(pre).masked_fill(pre <= theta, 0)
                 paid = tanh_penalty(above, scale=tanh_scale, decoder_norm=norm)
-                jump = _TanhJump.apply(pre, theta, slopes, bandwidth, input_gradient)
+                jump = apply_own(name, _TanhJump, pre, theta, slopes, *kernel)
                 paid = paid + jump
             per_row.append(paid)
         if dead is not None:
