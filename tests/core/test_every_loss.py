@@ -58,8 +58,6 @@ def is_written_by_hand(case: Case) -> bool:
     return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in found)
 
 
-# Floats stay constants here: as symbols each of them costs a compilation of its own.
-@torch._dynamo.config.patch(specialize_float=True)
 def test_compiled(case):
     """One graph has the terms and the gradients of eager mode at ten sizes, and at no size more."""
     held = case.held
