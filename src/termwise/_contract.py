@@ -358,6 +358,10 @@ class _NotWrittenError(Exception):
     """The fast path has no code for an annotation: each call is examined by `judge`."""
 
 
+# What the generated source calls: there, a parameter of one of these names would be called instead.
+_CALLED = frozenset({"bool", "enumerate", "float", "int", "isinstance", "len", "str"})
+
+
 class _Writer:
     """Generate the check of a signature as the source of a function.
 
@@ -412,6 +416,8 @@ class _Writer:
         switch = self.constant(config)
         first = f"    if {switch}.jaxtyping_disable: return {awaited}{function}({passed})"
         try:
+            if not _CALLED.isdisjoint(names):
+                raise _NotWrittenError
             lines: list[str] = []
             for index in self.check.order:
                 lines += self.parameter(parameters[index], expected[names[index]])
@@ -429,7 +435,8 @@ class _Writer:
             lines = [*self.head, *lines, *after, f"    return {result}"]
         except _NotWrittenError:
             lines = [f"    return {awaited}{self.constant(again)}({values})"]
-        name = fn.__name__ if fn.__name__.isidentifier() else "checked"  # <lambda>
+        is_free = fn.__name__.isidentifier() and fn.__name__ not in _CALLED
+        name = fn.__name__ if is_free else "checked"  # not <lambda>
         head = f"{'async ' if self.of_coroutine else ''}def {name}({self.declared(parameters)}):"
         within = textwrap.indent("\n".join([head, first, *lines]), "    ")
         make = f"{self.new()}make"

@@ -1,4 +1,5 @@
 import asyncio
+import builtins
 import dataclasses
 import fractions
 import functools
@@ -679,6 +680,21 @@ def test_a_float_as_a_symbol_is_traced_twice_at_most():
 
     assert step(x) == 3
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in dir(builtins) if name.islower() and name[0] != "_"]
+)
+@pytest.mark.parametrize("of", ["function", "parameter"])
+def test_a_function_or_a_parameter_may_have_the_name_of_a_builtin(name, of):
+    function, parameter = (name, "w") if of == "function" else ("f", name)
+    written = {"A": Float[Tensor, " n"]}
+    source = f"def {function}(x: A, k: float, *zs: A, {parameter}: A | None, **more: A): return k"
+    exec(source, written)
+    call, x = tw.contract(written[function]), torch.ones(3)
+    assert call(x, 2.0, x, **{parameter: x}, other=x) == 2.0
+    with pytest.raises(tw.ContractError, match=r"axis n is 2, but it is 3 in x"):
+        call(x, 2.0, x, **{parameter: x[:2]})
 
 
 def test_twelve_functions_compile_in_one_process():
