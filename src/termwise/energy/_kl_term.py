@@ -92,6 +92,8 @@ def contrastive_divergence_kl_term(
         ValueError: fewer than 2 samples and no neighbours; neighbours of no row; a batch_group
             without neighbours, since the nearest sample may be on another rank; the energy does not
             depend on its input, or has batch normalization in training mode.
+        NotImplementedError: it is compiled within `torch.func.grad` or `torch.vmap`, where PyTorch
+            loses its gradient; not under `torch.no_grad()`.
 
     References:
         Du, Li, Tenenbaum, Mordatch, Improved Contrastive Divergence Training of Energy-Based Models

@@ -107,6 +107,8 @@ def jumprelu(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: bandwidth is not positive.
+        NotImplementedError: it is compiled within `torch.func.grad` or `torch.vmap`, where PyTorch
+            loses its gradient; not under `torch.no_grad()`.
 
     References:
         Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
@@ -159,6 +161,8 @@ def jumprelu_l0(
     Raises:
         ContractError: shapes or dtypes do not fit.
         ValueError: bandwidth is not positive.
+        NotImplementedError: it is compiled within `torch.func.grad` or `torch.vmap`, where PyTorch
+            loses its gradient; not under `torch.no_grad()`.
 
     References:
         Rajamanoharan et al. (2024), https://arxiv.org/abs/2407.14435.
@@ -278,6 +282,8 @@ def jumprelu_loss(
         ValueError: both or neither of threshold and log_threshold are given; x_hat is given and f
             is not; bandwidth or tanh_scale is not positive; l0_target is missing, not positive, or
             not used; pre_act_coeff is not 0 and dead is not given.
+        NotImplementedError: it is compiled within `torch.func.grad` or `torch.vmap`, where PyTorch
+            loses its gradient; not under `torch.no_grad()`.
 
     References:
         Rajamanoharan et al., Jumping Ahead (2024), https://arxiv.org/abs/2407.14435. We
