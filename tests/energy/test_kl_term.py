@@ -219,3 +219,15 @@ def test_refusals():
         contrastive_divergence_kl_term(lambda x: x.detach().sum(1), x)
     with pytest.raises(ValueError, match=r"needs energies of each row alone, got BatchNorm1d in"):
         contrastive_divergence_kl_term(nn.Sequential(nn.BatchNorm1d(4), nn.Flatten(0)), x)
+
+
+def test_exported_the_number_of_samples_may_differ():
+    class Entropy(torch.nn.Module):
+        def forward(self, x):
+            return contrastive_divergence_kl_term(lambda y: y.square().sum(1), x).loss
+
+    rows = {"x": {0: torch.export.Dim.DYNAMIC}}
+    with torch.no_grad():
+        exported = torch.export.export(Entropy(), (torch.randn(7, 3),), dynamic_shapes=rows)
+        x = torch.randn(11, 3)
+        torch.testing.assert_close(exported.module()(x), Entropy()(x))

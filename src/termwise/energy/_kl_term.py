@@ -163,14 +163,14 @@ def _entropies(points: Tensor, neighbours: Tensor | None) -> Tensor:
             points.detach(), others.detach(), compute_mode="donot_use_mm_for_euclid_dist"
         )
         if neighbours is None:
-            itself = torch.arange(len(points), device=points.device)
+            itself = torch.arange(points.shape[0], device=points.device)
             distances = distances.masked_fill(itself[:, None] == itself, math.inf)
         nearest = distances.argmin(1)
     # The gradient of the smallest distance is that of its pair.
     difference = points - others.index_select(0, nearest)
     log_distance = difference.square().sum(1).log() / 2
     d = points.shape[1]
-    count = len(others) + (neighbours is not None)
+    count = others.shape[0] + (neighbours is not None)
     log_ball = d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
     surplus = torch.digamma(points.new_full((), count)) - torch.digamma(points.new_ones(()))
     return d * log_distance + log_ball + surplus
